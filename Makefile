@@ -1,0 +1,57 @@
+# scenedistill: `make help` lists what there is.
+#
+# Everything runs in a virtual environment made here when absent. Variables:
+#   PYTHON=python3.12     the interpreter that makes the environment (3.11 or newer)
+#   VENV=path             where the environment lies (default .venv)
+#   PIP_ARGS="..."        further arguments for pip install, such as an index with CPU-only builds of torch
+#   PYTEST_ARGS="..."     further arguments for pytest, such as "-m 'not slow'"
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.scenedistill-installed
+DOCUMENTS := $(wildcard README.md docs/*.md)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint tables clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make the virtual environment and install the package with its tools
+
+# Once, and again only when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || { echo "==> making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "scenedistill needs Python 3.11 or newer: remove $(VENV), then make setup PYTHON=python3.12"; exit 1; }
+	@echo "==> installing scenedistill and its tools into $(VENV) (several minutes the first time: torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+quickstart: setup ## teacher, plain and distilled student on generated scenes, in under five minutes
+	@echo "==> scenedistill quickstart"
+	@$(BIN)/scenedistill quickstart
+
+lint: setup ## ruff and mypy
+	@echo "==> ruff"
+	@$(BIN)/python -m ruff check src tests
+	@$(BIN)/python -m ruff format --check --quiet src tests || \
+		{ echo "not formatted as ruff does it: $(BIN)/python -m ruff format src tests"; exit 1; }
+	@echo "==> mypy"
+	@$(BIN)/python -m mypy
+
+test: lint ## ruff, mypy, then every test with branch coverage
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov $(PYTEST_ARGS)
+
+tables: setup ## write the tables of README and docs anew from results/
+	@echo "==> tables"
+	@$(BIN)/python -m scenedistill.experiments.tables $(DOCUMENTS)
+
+clean: ## remove caches and build products; runs, data and the virtual environment stay
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.* coverage.xml
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,167 @@
+"""Every setting of a run, with its unit and range, as plain dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from scenedistill.data.views import ViewConfig
+
+
+@dataclass
+class DataConfig:
+    """Which images, how they are stored and how they are split.
+
+    Attributes:
+        train_ratio: share of each class that trains, in (0, 1); the field uses 0.2 and 0.5 on AID, 0.1 and 0.2 on NWPU-45.
+        val_fraction: share of the training part kept for validation, 0..1; 0 for the published protocol.
+        split_file: a split file or folder of lists to use instead of drawing one; the ratio and the seed then do not matter.
+        stored_size: side in pixels at which the decoded cache keeps the images; at least the view's size.
+        bands: number of bands read from each image: 1, 3 or more.
+        cache_dir: folder of the decoded cache; the user's cache folder when not given.
+        on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
+        workers: threads or processes that decode; all cores when not given.
+    """
+
+    train_ratio: float = 0.2
+    val_fraction: float = 0.0
+    split_file: Path | None = None
+    stored_size: int = 256
+    bands: int = 3
+    cache_dir: Path | None = None
+    on_bad: Literal["stop", "skip"] = "stop"
+    workers: int | None = None
+
+
+@dataclass
+class FitConfig:
+    """How one network is trained.
+
+    Attributes:
+        epochs: passes over the training part, >= 1.
+        batch_size: images in one step, over all devices together.
+        optimizer: `sgd` (Nesterov momentum) or `adamw`.
+        lr: peak learning rate; cosine schedule to zero after the warm-up.
+        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; for fine-tuning.
+        weight_decay: on weights of convolutions and linear layers; biases and norms are left out.
+        momentum: of SGD, 0..1.
+        warmup_epochs: over which the rate rises linearly from nearly zero.
+        label_smoothing: 0..1; of the cross-entropy of a teacher.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    fresh_lr_factor: float = 1.0
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    warmup_epochs: float = 2.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 5.0
+
+
+@dataclass
+class TeacherConfig:
+    """The teacher and its triplet Siamese training.
+
+    Attributes:
+        name: `resnet101` (the paper's) or any timm backbone.
+        weights: `none`, `timm`, `torchvision` or a local .safetensors/.pth file to start from.
+        checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
+        dual_attention: DA modules after the stages.
+        triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
+        margin: of the triplet loss, on unit vectors, 0..2.
+        mining: `hard` or `semihard` triplets.
+        images_per_class: K images of a class beside each other in a batch of P x K, >= 2.
+        min_oa: smallest OA on validation (or training) images with which it may teach, 0..1; when not given, half way
+            between chance and 50 %.
+        fit: its training.
+    """
+
+    name: str = "resnet101"
+    weights: str = "timm"
+    checkpoint: Path | None = None
+    dual_attention: bool = True
+    triplet_weight: float = 1.0
+    margin: float = 0.3
+    mining: Literal["hard", "semihard"] = "hard"
+    images_per_class: int = 4
+    min_oa: float | None = None
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(
+            epochs=25, optimizer="adamw", lr=5e-4, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
+        )
+    )
+
+
+@dataclass
+class StudentConfig:
+    """The student and how it is distilled.
+
+    Attributes:
+        name: `table1_resnet` or `table1_printed` (the two readings of Table 1), or any timm backbone.
+        dual_attention: DA modules after the stages.
+        method: named weighted set of losses; `dkd` is the double distillation.
+        losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
+        loss_options: settings of single losses, such as `{ss: {temperature: 0.05}}`.
+        knowledge_views: number of distinct views of each image that the epochs cycle through, whose teacher outputs are
+            kept; 0 asks the teacher anew for a fresh view in every epoch.
+        fit: its training.
+    """
+
+    name: str = "table1_resnet"
+    dual_attention: bool = True
+    method: str = "dkd"
+    losses: dict[str, float] = field(default_factory=dict)
+    loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
+    knowledge_views: int = 0
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
+class MachineConfig:
+    """What the run computes on.
+
+    Attributes:
+        accelerator: Lightning's `auto`, `cpu`, `gpu`, ...
+        devices: number of devices, or `auto`.
+        num_nodes: number of machines.
+        strategy: Lightning's strategy, such as `auto`, `ddp` or `ddp_spawn`.
+        precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
+        threads: CPU threads; all cores when not given.
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    threads: int | None = None
+
+
+@dataclass
+class RunConfig:
+    """One experiment: a teacher, the plain student and the distilled student for each seed.
+
+    Attributes:
+        image_size: side in pixels of what the networks see.
+        seeds: one full run for each; a seed fixes the split, the start and the views.
+        students: names of the students to compare; the `student` section's own name when empty.
+        data: images and split.
+        views: random views of training images, the same for teacher and student.
+        teacher: the large network.
+        student: the light network.
+        machine: devices and precision.
+    """
+
+    image_size: int = 224
+    seeds: list[int] = field(default_factory=lambda: [0])
+    students: list[str] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)

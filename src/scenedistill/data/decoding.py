@@ -1,0 +1,87 @@
+"""Read many scenes by a pool of threads, in order, with a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from scenedistill.data.images import UnreadableImage, read_scene
+
+Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
+
+
+def decode_all(
+    root: Path,
+    paths: Sequence[str],
+    size: int,
+    bands: int,
+    value_range: tuple[float, float] | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Generator[Scene, None, None]:
+    """`read_scene` for each path under `root`, in the given order; few images are in memory at any time.
+
+    Threads, because Pillow decodes and resizes outside the GIL: as fast as processes, and safe to call from a script
+    without a main guard. Unreadable images come as their reason. `workers` defaults to the cores this process may use.
+    """
+
+    def decode(path: str) -> Scene:
+        try:
+            return read_scene(root / path, size, bands, value_range=value_range)
+        except UnreadableImage as error:
+            return error.reason
+
+    workers = workers or usable_cores()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not (progress and paths))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[Future[Scene]] = deque()
+    upcoming = iter(paths)
+    try:
+        with _quiet(), bar:
+            task = bar.add_task("decoding images", total=len(paths))
+            for _ in paths:
+                while len(waiting) < 32 * workers and (path := next(upcoming, None)) is not None:
+                    waiting.append(pool.submit(decode, path))
+                scene = waiting.popleft().result()
+                bar.advance(task)
+                yield scene
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Silence what the decoders say about odd files: what matters is in the reason of a bad image."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

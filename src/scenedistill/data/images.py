@@ -1,0 +1,259 @@
+"""Read an image file of any common kind into a uint8 array `[H, W, bands]`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scenedistill.errors import UserError
+
+Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
+
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
+
+
+class UnreadableImage(UserError):
+    """An image that cannot be used; `path` says which, `reason` why, in a few words."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it survives pickling
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def read_image(
+    path: Path, bands: int = 3, *, at_least: int | None = None, value_range: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode a JPEG, PNG, TIFF or WebP file (told by its content, not its name) to uint8 `[H, W, bands]`.
+
+    Orientation: the EXIF/TIFF tag is applied. Colour: palette, CMYK, YCbCr and 1-bit become RGB or grey. Alpha is
+    dropped, the colour under it kept. Animations: first frame. The single-band pages of a TIFF are taken as its bands.
+
+    Bands: 1 from three or more is the ITU-R 601 luminance of the first three; 3 from one repeats it; otherwise the
+    first `bands` bands of the file.
+
+    Depth: 8-bit values are kept. Any deeper image (16-bit, float) is mapped linearly to 0..255 from its own 2nd to 98th
+    percentile, taken over the chosen bands together so that their ratios survive, and clipped. So a 12-bit or
+    small-valued reflectance image is never black, but absolute brightness is lost; `value_range=(low, high)` fixes the
+    two ends for every deep image instead, e.g. `(0, 4000)`. NaN, infinities and GDAL's no-data value become 0.
+
+    Args:
+        path: the file.
+        bands: number of bands wanted, 1 or more.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
+        value_range: see above; ignored for 8-bit images.
+
+    Raises:
+        UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or too
+            few bands.
+    """
+    if bands < 1:
+        raise ValueError(f"bands must be 1 or more, not {bands}")
+    path = Path(path)
+    try:
+        pixels, nodata = _decode(path, at_least)
+        return _to_bands(_to_uint8(_take(pixels, bands), nodata, value_range), bands)
+    except Exception as error:  # decoders answer broken files with nearly any exception
+        raise UnreadableImage(path, _reason(error)) from error
+
+
+def read_scene(
+    path: Path, size: int, bands: int = 3, *, value_range: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Read an image as the models see it: uint8 `[size, size, bands]`, the same pixels wherever it is called.
+
+    The image is squashed to a square by an antialiased bicubic resize. For speed a JPEG is first decoded at 1/2, 1/4 or
+    1/8 of its size as long as both sides keep 2 x `size` pixels, and any large image is box-averaged by a whole
+    factor to no less than 3 x `size`; the eye cannot tell. Arguments and errors: see `read_image`.
+    """
+    pixels = read_image(path, bands, at_least=2 * size, value_range=value_range)
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    if bands in (1, 3):
+        return _resize(pixels, size)
+    return np.concatenate([_resize(pixels[:, :, band : band + 1], size) for band in range(bands)], axis=2)
+
+
+def _resize(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    small = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(small).reshape(size, size, -1)
+
+
+def _decode(path: Path, at_least: int | None) -> tuple[Pixels, float | None]:
+    """Pixels and, where the file declares one, the no-data value."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head:
+        raise ValueError("the file is empty")
+    if head.startswith(_TIFF_HEADS):
+        with tifffile.TiffFile(path) as tif:
+            if not _is_plain_tiff(tif):
+                return _decode_tiff(tif)
+    with Image.open(path, formats=_FORMATS) as image:
+        _check_size(*image.size)
+        if image.format == "PNG" and image.tile[0].args in ("LA;16B", "RGB;16B", "RGBA;16B"):
+            return _decode_deep_png(path, image.tile[0].args), None
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        with contextlib.suppress(Exception):  # the pixels are sound; broken EXIF data only loses the orientation
+            ImageOps.exif_transpose(image, in_place=True)
+        return _from_pil(image), None
+
+
+def _from_pil(image: Image.Image) -> Pixels:
+    if image.mode in ("L", "I;16", "RGB", "RGBX"):
+        plain: Image.Image = image
+    elif image.mode in ("1", "LA"):
+        plain = image.convert("L")
+    elif image.mode in ("P", "PA", "RGBa"):
+        plain = image.convert("RGBA").convert("RGB")  # by way of RGBA: palette transparency is then understood
+    else:
+        plain = image.convert("RGB")
+    pixels = np.asarray(plain)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _is_plain_tiff(tif: tifffile.TiffFile) -> bool:
+    """Whether Pillow reads all of this TIFF: 8 bits or fewer, a usual colour space, one page."""
+    page = tif.pages.first
+    if page.bitspersample > 8 or page.sampleformat != 1:
+        return False
+    if page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE):
+        return page.samplesperpixel == 1 and len(_band_pages(tif)) == 1
+    if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4:
+        return page.extrasamples in ((1,), (2,))  # Pillow drops a fourth band even where it is not alpha
+    return page.samplesperpixel <= 4
+
+
+def _band_pages(tif: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The pages that are bands of one image: those like the first, without overviews and masks."""
+    first = tif.pages.first
+    if first.samplesperpixel > 1:
+        return [first]
+    kind = (first.shape, first.dtype, first.subfiletype)
+    pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+    return [page for page in pages if (page.shape, page.dtype, page.subfiletype) == kind]
+
+
+def _decode_tiff(tif: tifffile.TiffFile) -> tuple[Pixels, float | None]:
+    page = tif.pages.first
+    _check_size(page.imagewidth, page.imagelength)
+    pages = _band_pages(tif)
+    for band in pages:  # tifffile fills missing data with zeros; a hole must not pass for a black scene
+        ends = (start + count for start, count in zip(band.dataoffsets, band.databytecounts, strict=False))
+        if max(ends, default=0) > tif.filehandle.size:
+            raise ValueError("the file is truncated")
+    # every page as [H, W, samples]: one sample is [H, W], planar files are [samples, H, W]
+    arrays = [band.asarray(maxworkers=1) for band in pages]
+    if page.samplesperpixel == 1:
+        pixels = np.stack([array.reshape(page.imagelength, page.imagewidth) for array in arrays], axis=-1)
+    else:
+        pixels = np.moveaxis(arrays[0], 0, -1) if page.planarconfig == 2 else arrays[0]
+    if pixels.dtype.kind not in "uif":
+        raise ValueError(f"{pixels.dtype} values are not supported")
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind in "ui" else -pixels
+    colours = page.samplesperpixel - len(page.extrasamples)
+    alpha = [colours + i for i, kind in enumerate(page.extrasamples) if kind in (1, 2)]
+    pixels = _orient(np.delete(pixels, alpha, axis=-1), page.tags.valueof(274, default=1))
+    return pixels, None if page.tags.get("GDAL_NODATA") is None else float(page.nodata)
+
+
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply TIFF orientation 1..8 to `[H, W, C]`."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _decode_deep_png(path: Path, layout: str) -> Pixels:
+    """A 16-bit colour PNG, of which Pillow would keep only the upper bytes: the lower ones come by asking again, with
+    the samples said to be little-endian."""
+
+    def as_bytes(layout: str) -> npt.NDArray[np.uint16]:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.tile = [image.tile[0]._replace(args=layout)]
+            return np.asarray(image).astype(np.uint16)
+
+    if layout == "LA;16B":
+        four = as_bytes("RGBA")  # upper and lower byte of grey, then of alpha
+        return four[:, :, :1] << 8 | four[:, :, 1:2]
+    return (as_bytes(layout) << 8 | as_bytes(layout[:-1] + "L"))[:, :, :3]
+
+
+def _check_size(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, more than the limit of {limit:,}")
+
+
+def _take(pixels: Pixels, bands: int) -> Pixels:
+    """The bands of the file that `bands` output bands are made from."""
+    found = pixels.shape[2]
+    if bands == 1 and found >= 3:
+        return pixels[:, :, :3]
+    if bands == 3 and found == 1:
+        return pixels
+    if bands > found:
+        raise ValueError(f"has {found} band{'s' if found > 1 else ''} (without alpha), expected at least {bands}")
+    return pixels[:, :, :bands]
+
+
+def _to_uint8(pixels: Pixels, nodata: float | None, value_range: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    values = pixels.astype(np.float64)
+    valid = np.isfinite(values)
+    if nodata is not None:
+        valid &= values != nodata
+    if not valid.any():
+        return np.zeros(pixels.shape, np.uint8)
+    low, high = value_range or np.percentile(values[valid], (2, 98))
+    if low == high:
+        low, high = values[valid].min(), values[valid].max()
+    if low == high:
+        return np.where(valid, 128, 0).astype(np.uint8)  # one flat value: mid-grey
+    scaled = np.clip((np.where(valid, values, low) - low) / (high - low), 0, 1)
+    return np.where(valid, np.rint(scaled * 255), 0).astype(np.uint8)
+
+
+def _to_bands(pixels: npt.NDArray[np.uint8], bands: int) -> npt.NDArray[np.uint8]:
+    found = pixels.shape[2]
+    if bands == 1 and found == 3:
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    elif bands == 3 and found == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG, TIFF or WebP image"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if needs := re.match(r"<\w+\.(\w+).*imagecodecs", str(error)):  # <COMPRESSION.LZW: 5> requires ...
+        return f"{needs[1]} in a TIFF needs `pip install imagecodecs`"
+    if isinstance(error, (LookupError, TypeError, AttributeError)) or "decoder object" in str(error):
+        return "the file is damaged"  # a decoder tripped; its words say nothing
+    return (str(error).splitlines() or [""])[0].strip()[:150] or type(error).__name__

@@ -1,0 +1,141 @@
+"""Random views of a whole batch at once, on any device, each a pure function of (seed, epoch, image)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+@dataclass
+class ViewConfig:
+    """How a training view is made from a stored image.
+
+    Attributes:
+        scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
+        ratio: smallest and largest width : height of a crop; the largest is the inverse of the smallest as a rule.
+        turns: flip and turn by quarters at random (an aerial image has no up).
+        brightness: factor drawn from 1 +- this, 0..1.
+        contrast: factor drawn from 1 +- this, 0..1.
+        saturation: factor drawn from 1 +- this, 0..1 (three-band images only).
+        erasing: probability that a rectangle of 2 % to 25 % of the view is replaced by the image's mean, 0..1.
+    """
+
+    scale: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    turns: bool = True
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    erasing: float = 0.0
+
+
+def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: int, config: ViewConfig) -> Tensor:
+    """One random view of each image: crop, flip and quarter turn in a single resampling, then colour, then erasing.
+
+    The view depends on (seed, epoch, id) alone: not on the batch, its size, the process or the device.
+
+    Args:
+        images: uint8 `[B, H, W, bands]`.
+        ids: int64 `[B]`, a number that names the image.
+        seed: of the run.
+        epoch: whose view is wanted.
+        size: side of the view in pixels.
+        config: what varies, and how much.
+
+    Returns:
+        float32 `[B, bands, size, size]` in 0..1, channels-last in memory.
+    """
+    draw = uniform(seed, epoch, ids, 14)  # [B, 14] in [0, 1)
+    theta = _crop(draw[:, 0:4], config)
+    if config.turns:
+        theta = _turn(theta, draw[:, 4])
+    pixels = images.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(theta, [len(images), pixels.shape[1], size, size], align_corners=False)
+    view = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False) / 255
+    view = _colour(view, draw[:, 5:8], config)
+    if config.erasing > 0:
+        view = _erase(view, draw[:, 8:13], config.erasing)
+    return view.contiguous(memory_format=torch.channels_last)
+
+
+def evaluation_view(images: Tensor, *, size: int) -> Tensor:
+    """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1."""
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each image, float32 `[B, count]`, the same on every device.
+
+    A counter-based generator: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over (seed, epoch, id, column),
+    in 64-bit integers that wrap, of which the top 24 bits make the float exactly.
+    """
+    column = torch.arange(count, device=ids.device)
+    key = _mix(_mix(torch.tensor(seed, device=ids.device)) + epoch)
+    bits = _mix(_mix(key + ids)[:, None] + column)
+    return ((bits >> 40) & 0xFFFFFF).float() / 2**24
+
+
+def _mix(number: Tensor) -> Tensor:
+    number = number * -0x61C8864680B583EB - 0x61C8864680B583EB  # + and * the golden gamma, modulo 2**64
+    number = (number ^ _shift(number, 30)) * -0x40A7B892E31B1A47
+    number = (number ^ _shift(number, 27)) * -0x6B2FB644ECCEEE15
+    return number ^ _shift(number, 31)
+
+
+def _shift(number: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own on int64 copies the sign."""
+    return (number >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _crop(draw: Tensor, config: ViewConfig) -> Tensor:
+    """Affine maps `[B, 2, 3]` from the view to a random rectangle of the image, both in -1..1."""
+    area = config.scale[0] + (config.scale[1] - config.scale[0]) * draw[:, 0]
+    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
+    ratio = torch.exp(low + (high - low) * draw[:, 1])
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    left, top = (1 - width) * (2 * draw[:, 2] - 1), (1 - height) * (2 * draw[:, 3] - 1)
+    zero = torch.zeros_like(width)
+    return torch.stack((torch.stack((width, zero, left), 1), torch.stack((zero, height, top), 1)), 1)
+
+
+def _turn(theta: Tensor, draw: Tensor) -> Tensor:
+    """Put one of the eight symmetries of the square before each map."""
+    identity = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=theta.device)
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], device=theta.device)
+    flip = torch.tensor([[-1.0, 0.0], [0.0, 1.0]], device=theta.device)
+    turns = [identity, quarter, quarter @ quarter, quarter @ quarter @ quarter]
+    group = torch.stack(turns + [turn @ flip for turn in turns])  # [8, 2, 2]
+    chosen = group[(draw * 8).long()]
+    # a sum of products written out: a batched matrix product may round otherwise on another device or batch size
+    linear = (theta[:, :, :2, None] * chosen[:, None]).sum(2)
+    return torch.cat((linear, theta[:, :, 2:]), 2)
+
+
+def _colour(view: Tensor, draw: Tensor, config: ViewConfig) -> Tensor:
+    """Saturation, contrast and brightness as one affine map of each image's colours."""
+    amounts = torch.tensor([config.brightness, config.contrast, config.saturation], device=view.device)
+    brightness, contrast, saturation = (1 + amounts * (2 * draw - 1))[:, :, None, None, None].unbind(1)
+    if view.shape[1] == 3 and config.saturation > 0:
+        grey = (view * view.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        view = grey + saturation * (view - grey)
+    mean = view.mean((1, 2, 3), keepdim=True)
+    return (brightness * (mean + contrast * (view - mean))).clamp(0, 1)
+
+
+def _erase(view: Tensor, draw: Tensor, probability: float) -> Tensor:
+    size = view.shape[-1]
+    area, ratio = 0.02 + 0.23 * draw[:, 1], torch.exp(2.4 * draw[:, 2] - 1.2)
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    left, top = (1 - width) * draw[:, 3], (1 - height) * draw[:, 4]
+    position = (torch.arange(size, device=view.device) + 0.5) / size
+    across = (position >= left[:, None]) & (position < (left + width)[:, None])
+    down = (position >= top[:, None]) & (position < (top + height)[:, None])
+    hole = across[:, None, None, :] & down[:, None, :, None] & (draw[:, 0] < probability)[:, None, None, None]
+    return torch.where(hole, view.mean((2, 3), keepdim=True), view)

@@ -1,0 +1,107 @@
+"""What a model costs to keep and to run: parameters, bytes, operations and time for each image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The cost of one model at one input size on one device."""
+
+    parameters: int  # learnable values, frozen ones too
+    bytes: int  # its state stored with every floating-point value as float32, batch-norm statistics included
+    operations: int  # multiply-accumulates for one image: convolutions, matrix products, attention
+    milliseconds: float  # for one image: median over the repeats
+    milliseconds_low: float  # lower quartile
+    milliseconds_high: float  # upper quartile
+    batch_size: int  # images in each timed pass; the times are the pass's divided by it
+    threads: int  # of PyTorch on the CPU
+    device: str  # "cpu" or "cuda"; results.hardware() says which
+    repeats: int
+
+
+def model_cost(
+    model: nn.Module, size: int, bands: int = 3, batch_size: int = 1, *, repeats: int = 30, warm_up: int = 5
+) -> ModelCost:
+    """Measure a model where it is, on inputs of its own dtype [batch_size, bands, size, size].
+
+    The model runs in eval mode without gradients and is left as it was found: the mode of every sub-module, its
+    values, and the random state. On CUDA each pass is timed until the device has finished. Normalisations, activations
+    and pooling are not counted as operations.
+    """
+    if repeats < 1 or batch_size < 1 or warm_up < 0:
+        raise ValueError(f"repeats {repeats}, batch_size {batch_size}, warm_up {warm_up}: expected >= 1, >= 1, >= 0")
+    like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)  # its own, so that the run's random state stays
+    images = torch.randn(batch_size, bands, size, size, generator=generator).to(like.device, like.dtype)
+    with evaluating(model):
+        operations = count_operations(model, images[:1])
+        seconds = time_passes(model, images, repeats, warm_up)
+    low, median, high = np.percentile(seconds, [25, 50, 75]) * 1000 / batch_size
+    return ModelCost(
+        parameters=sum(value.numel() for value in model.parameters()),
+        bytes=stored_bytes(model),
+        operations=operations,
+        milliseconds=float(median),
+        milliseconds_low=float(low),
+        milliseconds_high=float(high),
+        batch_size=batch_size,
+        threads=torch.get_num_threads(),
+        device=images.device.type,
+        repeats=repeats,
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every sub-module is in the mode it was in, also where these differed."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def count_operations(model: nn.Module, image: torch.Tensor) -> int:
+    """Multiply-accumulates of one pass over image [1, bands, size, size]; the model is in eval mode."""
+    plain = getattr(model, "_orig_mod", model)  # operations inside a torch.compile'd graph cannot be seen
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(image)
+    return int(counter.get_total_flops()) // 2  # PyTorch counts a multiply-accumulate as two
+
+
+def time_passes(model: nn.Module, images: torch.Tensor, repeats: int, warm_up: int) -> list[float]:
+    """Seconds of each of `repeats` passes, after `warm_up` passes that are thrown away."""
+    seconds = []
+    with torch.inference_mode():
+        for turn in range(warm_up + repeats):
+            wait_for(images.device)
+            start = time.perf_counter()
+            model(images)
+            wait_for(images.device)
+            if turn >= warm_up:
+                seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the model's state with floating-point values as float32 and others as they are."""
+    state = model.state_dict().values()
+    return sum(value.numel() * (4 if value.is_floating_point() else value.element_size()) for value in state)

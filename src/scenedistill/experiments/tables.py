@@ -1,0 +1,178 @@
+"""The tables of README and docs, made out of result files.
+
+    python -m scenedistill.experiments.tables README.md docs/*.md [--check]
+
+replaces what stands between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scenedistill.errors import UserError
+from scenedistill.experiments.results import Result, Row, read_result
+
+START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
+END = "<!-- /table -->"
+NONE = "-"
+
+
+def result_table(result: Result) -> str:
+    """A Markdown table with a line of facts below it.
+
+    Teachers first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
+    sample standard deviation where there are two seeds or more. The gain is the OA in points over the plain student of
+    the same name, taken seed by seed over the seeds both have. Where a figure rests on fewer seeds than its row has,
+    their number follows it. Columns no row has a figure for are left out. A pure function: equal results, equal text.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(result.rows, key=lambda row: row.key):
+        groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
+    cells = [figures(rows, result.rows) for rows in groups.values()]
+    kept = [heading for heading in cells[0] if any(line[heading] != NONE for line in cells)]
+    head = ["network", "training", "seeds", *kept]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for (student, variant, teacher), rows, line in zip(groups, groups.values(), cells, strict=True):
+        lines.append([student or teacher, training(variant, teacher), str(len(rows)), *(line[name] for name in kept)])
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
+    return f"{table}\n\n{facts(result)}{meaning}"
+
+
+def figures(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
+    """Column heading -> text for the rows of one network trained one way, which differ by seed only."""
+
+    def known(name: str, factor: float = 1) -> list[float]:
+        return [factor * value for row in rows if (value := getattr(row, name)) is not None]
+
+    seeds = len(rows)
+    return {
+        "OA (%)": spread(known("oa", 100), seeds, "{:.2f}"),
+        "gain (points)": spread(gains(rows, everything), seeds, "{:+.2f}"),
+        "AA (%)": spread(known("aa", 100), seeds, "{:.2f}"),
+        "kappa": spread(known("kappa"), seeds, "{:.3f}"),
+        "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
+        "parameters (M)": middle(known("parameters", 1e-6)),
+        "ms per image": middle(known("milliseconds")),
+    }
+
+
+def training(variant: str, teacher: str) -> str:
+    """How the network was trained, in a word or two."""
+    return f"{variant}, from {teacher}" if teacher and variant != "teacher" else variant
+
+
+def spread(values: Sequence[float], seeds: int, form: str) -> str:
+    """Mean ± sample standard deviation; the mean alone for one value, and their number where it is not `seeds`."""
+    if not values:
+        return NONE
+    text = form.format(statistics.fmean(values))
+    if len(values) > 1:
+        text += f" ± {form.replace('+', '').format(statistics.stdev(values))}"
+    return text if len(values) == seeds else f"{text} (n={len(values)})"
+
+
+def middle(values: Sequence[float]) -> str:
+    """Median, for what does not depend on the seed but for noise."""
+    return f"{statistics.median(values):.2f}" if values else NONE
+
+
+def gains(rows: Sequence[Row], everything: Sequence[Row]) -> list[float]:
+    """OA in points over the plain student of the same name, for each seed both have; none for plain and teacher."""
+    if rows[0].variant in ("teacher", "plain"):
+        return []
+    plain = {row.seed: row.oa for row in everything if row.variant == "plain" and row.student == rows[0].student}
+    return [100 * (row.oa - plain[row.seed]) for row in rows if row.seed in plain]
+
+
+def facts(result: Result) -> str:
+    """One line: the data, the settings, the time, the machine and the notes."""
+    if isinstance(result.epochs, dict):
+        epochs = ", ".join(f"{count} epochs ({name})" for name, count in result.epochs.items())
+    else:
+        epochs = f"{result.epochs} epochs"
+    ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio is not None else ""
+    minutes = round(result.wall_seconds / 60)
+    time = (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
+    )
+    on = result.hardware
+    parts = [on.get("gpu"), on.get("cpu"), f"{on['cores']} cores" if on.get("cores") else None]
+    machine = ", ".join(str(part) for part in parts if part) or "an unnamed machine"
+    text = f"{result.data}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
+    return f"{text} {result.notes}".strip()
+
+
+def fill(text: str, results: Path, where: str) -> str:
+    """The document with every table made anew; `where` names it in messages.
+
+    Raises UserError when a marker has no end, an end no start, or a result file is missing or not valid.
+    """
+    lines: list[str] = []
+    opened: tuple[int, str] | None = None
+    for number, line in enumerate(text.split("\n"), start=1):
+        start = START.match(line.strip())
+        if line.strip() != END and not start:
+            if opened is None:
+                lines.append(line)
+            continue
+        if start and opened:
+            raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end before line {number}; add {END}")
+        if start:
+            opened = (number, start["name"])
+            lines.append(line)
+        elif opened:
+            lines += ["", result_table(read_result(results / f"{opened[1]}.json")), "", line]
+            opened = None
+        else:
+            raise UserError(f"{where}, line {number}: {END} without a <!-- table:NAME --> before it")
+    if opened:
+        raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end; add a line {END}")
+    return "\n".join(lines)
+
+
+def names_in(text: str) -> list[str]:
+    """The names of the tables a document asks for."""
+    return [start["name"] for line in text.split("\n") if (start := START.match(line.strip()))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill the documents, or with --check only compare; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scenedistill.experiments.tables", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("documents", nargs="+", type=Path, metavar="DOCUMENT", help="Markdown file with table markers")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the result files")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 when a table differs from its result"
+    )
+    given = parser.parse_args(arguments)
+    stale = []
+    try:
+        for document in given.documents:
+            if not document.is_file():
+                raise UserError(f"There is no file {document}; give Markdown files such as README.md.")
+            text = document.read_text(encoding="utf-8")
+            filled = fill(text, given.results, str(document)) if names_in(text) or END in text else text
+            if filled == text:
+                continue
+            if given.check:
+                stale.append(document)
+            else:
+                document.write_text(filled, encoding="utf-8", newline="\n")
+                print(f"{document}: tables written anew ({', '.join(names_in(text))})")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for document in stale:
+        print(f"{document}: a table differs from its result file; run this without --check", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

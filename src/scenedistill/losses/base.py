@@ -1,0 +1,83 @@
+"""What all distillation losses share: float32 arithmetic, one call form, and the places where a loss may learn."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scenedistill.models.output import FeatureDims, SceneOutput
+
+
+class TeacherStatistics(NamedTuple):
+    """Of a teacher's features over the evaluation views of the training set.
+
+    Attributes:
+        embedding_mean: `[D_t]`.
+        descriptor_mean: of each stage's channel descriptor, `[C_s]`.
+        descriptor_std: of each stage's channel descriptor, `[C_s]`.
+    """
+
+    embedding_mean: Tensor
+    descriptor_mean: tuple[Tensor, ...]
+    descriptor_std: tuple[Tensor, ...]
+
+
+class DistillationLoss(nn.Module):
+    """A scalar loss of a student's output against its teacher's.
+
+    A leaf writes `compute`. What a leaf registers as parameters (adapters from the student's width to the teacher's)
+    is trained with the student and thrown away after training.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+    """
+
+    #: True when the loss compares the images of a batch with each other: it is then given the whole batch of all
+    #: processes, not one process's share.
+    relational: ClassVar[bool] = False
+    #: False when the loss looks at the labels only and no teacher is needed.
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
+        super().__init__()
+        self.student_dims = student
+        self.teacher_dims = teacher
+
+    def forward(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """The loss as a float32 scalar, whatever the autocast.
+
+        Args:
+            student: of a batch of B images; gradients flow into it.
+            teacher: of the same B views; no gradient flows into it.
+            labels: class indices, int64 `[B]`.
+        """
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.compute(student.map(_exact), teacher.map(_constant), labels)
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """The mathematics, on float32 (or float64) tensors."""
+        raise NotImplementedError(f"{type(self).__name__} has no compute()")
+
+    def prepare(self, statistics: TeacherStatistics) -> None:  # noqa: B027 - most losses need nothing
+        """Take what is needed of the teacher's statistics, before the first step."""
+
+
+class CrossEntropy(DistillationLoss):
+    """Cross-entropy of the student's logits with the labels: the classification term of the paper's equation (15)."""
+
+    needs_teacher = False
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        return nn.functional.cross_entropy(student.logits, labels)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return _exact(tensor).detach()

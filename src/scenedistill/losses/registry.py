@@ -1,0 +1,71 @@
+"""The losses by name; a new loss is one class in its file and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from torch import nn
+
+from scenedistill.errors import UserError
+from scenedistill.losses.base import CrossEntropy, DistillationLoss
+from scenedistill.losses.dual_attention import DualAttentionLoss
+from scenedistill.losses.spatial_structure import SpatialStructureLoss
+from scenedistill.models.output import FeatureDims
+
+LOSSES: dict[str, type[DistillationLoss]] = {
+    "ce": CrossEntropy,
+    "da": DualAttentionLoss,
+    "ss": SpatialStructureLoss,
+}
+
+#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
+METHODS: dict[str, dict[str, float]] = {
+    "plain": {"ce": 1.0},
+    "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
+}
+
+
+def build_losses(
+    names: Mapping[str, float],
+    student: FeatureDims,
+    teacher: FeatureDims,
+    options: Mapping[str, Mapping[str, float]] | None = None,
+) -> nn.ModuleDict:
+    """A fresh module for each named loss.
+
+    Args:
+        names: the losses wanted.
+        student: widths of the student.
+        teacher: widths of the teacher.
+        options: keyword settings of single losses.
+
+    Raises:
+        UserError: nobody knows a name or an option.
+    """
+    unknown = [name for name in names if name not in LOSSES]
+    if unknown:
+        raise UserError(f"No loss is called {', '.join(unknown)}. There are: {', '.join(LOSSES)}.")
+    built = {}
+    for name in names:
+        try:
+            built[name] = LOSSES[name](student, teacher, **dict((options or {}).get(name, {})))
+        except TypeError as problem:
+            known = list(inspect.signature(LOSSES[name]).parameters)[2:]
+            raise UserError(f"Loss '{name}': {problem}. Its options: {', '.join(known) or 'none'}.") from problem
+    return nn.ModuleDict(built)
+
+
+def resolve_weights(method: str, changes: Mapping[str, float]) -> dict[str, float]:
+    """The weights of a method with a user's changes; losses of weight 0 are left out.
+
+    Raises:
+        UserError: nobody knows the method, or a weight is negative.
+    """
+    if method not in METHODS:
+        raise UserError(f"No method is called '{method}'. There are: {', '.join(METHODS)}.")
+    weights = {**METHODS[method], **changes}
+    negative = [name for name, weight in weights.items() if weight < 0]
+    if negative:
+        raise UserError(f"The weight of {', '.join(negative)} is negative; weights are 0 or more.")
+    return {name: weight for name, weight in weights.items() if weight > 0}

@@ -1,0 +1,128 @@
+"""L_SS, the spatial-structure distillation loss: the images of a batch lie to each other as the teacher sees them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics
+from scenedistill.models.output import FeatureDims, SceneOutput
+
+
+class SpatialStructureLoss(DistillationLoss):
+    """Anchored structure plus inner structure of a batch's embeddings.
+
+    Anchored: a head (the SS module, thrown away after training) carries the student's embedding into the teacher's
+    space, where each student point must stand to all the teacher's points as its own teacher point does:
+    `KL(softmax(t_i . t_j / tau) || softmax(p(u_i) . t_j / tau))` over j, and `1 - cos(p(u_i), t_i)`. Teacher
+    embeddings are centred with their mean over the training set and L2-normalised.
+
+    Inner: pairwise distances (each set divided by its mean distance) and the angles of all triples, Huber loss
+    (Park et al., CVPR 2019).
+
+    That the loss works on the sets Tb and Sb of a batch's features is stated by Li, Nan and Liu (2023); the formula
+    is ours.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        cosine: weight of `1 - cos`.
+        relation: weight of the KL divergence.
+        distance: weight of the pairwise distances.
+        angle: weight of the angles.
+        temperature: tau, > 0.
+    """
+
+    relational = True
+    centre: Tensor
+
+    def __init__(
+        self,
+        student: FeatureDims,
+        teacher: FeatureDims,
+        *,
+        cosine: float = 5.0,
+        relation: float = 2.0,
+        distance: float = 0.0,
+        angle: float = 0.0,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
+        self.temperature = temperature
+        width = teacher.embedding
+        self.head = nn.Sequential(
+            nn.Linear(student.embedding, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.register_buffer("centre", torch.zeros(width))
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Remember the mean of the teacher's embeddings over the training set."""
+        self.centre.copy_(statistics.embedding_mean)
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        total = student.logits.new_zeros(())
+        if self.cosine or self.relation:
+            target = F.normalize(teacher.embedding - self.centre, dim=1)
+            carried = F.normalize(self._carry(student.embedding), dim=1)
+            total = total + self.cosine * (1 - (carried * target).sum(1)).mean()
+            total = total + self.relation * relation_divergence(carried, target, self.temperature)
+        if self.distance:
+            total = total + self.distance * distance_structure(student.embedding, teacher.embedding)
+        if self.angle:
+            total = total + self.angle * angle_structure(student.embedding, teacher.embedding)
+        return total
+
+    def _carry(self, embedding: Tensor) -> Tensor:
+        if len(embedding) == 1 and self.training:  # a batch of one has no batch statistics: use the running ones
+            norm = self.head[1]
+            assert isinstance(norm, nn.BatchNorm1d)
+            hidden = F.batch_norm(
+                self.head[0](embedding), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+            carried: Tensor = self.head[3](self.head[2](hidden))
+            return carried
+        carried = self.head(embedding)
+        return carried
+
+
+def relation_divergence(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+    """Mean over i of KL(softmax_j(t_i . t_j / tau) || softmax_j(s_i . t_j / tau)) for unit vectors `[B, D]`."""
+    teacher = F.log_softmax(theirs @ theirs.T / temperature, dim=1)
+    student = F.log_softmax(ours @ theirs.T / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def distance_structure(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Huber loss of all pairwise distances of `[B, D_s]` and `[B, D_t]`, each set divided by its mean distance."""
+    if len(ours) < 2:
+        return ours.sum() * 0
+    return F.smooth_l1_loss(_distances(ours), _distances(theirs))
+
+
+def angle_structure(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Huber loss of the cosines of the angles at j between i and k, over all triples of `[B, D_s]` and `[B, D_t]`."""
+    if len(ours) < 3:
+        return ours.sum() * 0
+    return F.smooth_l1_loss(_angles(ours), _angles(theirs))
+
+
+def _distances(points: Tensor) -> Tensor:
+    """All `B * (B - 1) / 2` distances over their mean; duplicates give zero with a finite gradient."""
+    products = points @ points.T
+    squares = products.diagonal()
+    squared = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0)
+    upper = torch.triu_indices(len(points), len(points), 1, device=points.device)
+    distances = (squared[upper[0], upper[1]] + 1e-12).sqrt()
+    return distances / distances.mean().clamp(min=1e-6)
+
+
+def _angles(points: Tensor) -> Tensor:
+    """Cosines `[B, B, B]` at the first index between the other two, from the Gram matrix: no `[B, B, B, D]` tensor."""
+    gram = points @ points.T
+    at, i, k = gram.diagonal()[:, None, None], gram[:, :, None], gram[:, None, :]
+    inner = gram[None] - i - k + at  # (x_i - x_a) . (x_k - x_a)
+    lengths = (inner.diagonal(dim1=1, dim2=2).clamp(min=0) + 1e-12).sqrt()  # |x_i - x_a|, [a, i]
+    return inner / (lengths[:, :, None] * lengths[:, None, :]).clamp(min=1e-6)

@@ -1,0 +1,152 @@
+"""A scene classifier: any backbone with dual attention at its stages and a linear head."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from scenedistill.errors import UserError
+from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
+from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+
+STRIDES = (4, 8, 16, 32)
+
+
+class SceneNet(nn.Module):
+    """A backbone that maps images to a pooled embedding, with a DA module after each of its stages and a linear head.
+
+    Args:
+        backbone: maps `[B, bands, H, W]` to an embedding `[B, D]`; has timm's `feature_info` (a list of dicts with
+            `module`, `num_chs`, `reduction`) and `num_features`. Its stage modules are wrapped in place.
+        classes: number of scene classes K.
+        mean: mean of each band of the images the backbone expects, in 0..1.
+        std: standard deviation of each band, in 0..1.
+        dual_attention: put DA modules after the stages; without, the stages are only watched.
+        image_size: side in pixels at which the embedding's width is probed.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        dual_attention: bool = True,
+        image_size: int = 96,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._stage_names = []
+        widths = []
+        for name, width in _stages(backbone):
+            attention = DualAttention(width) if dual_attention else NoAttention()
+            parent_name, _, child = name.rpartition(".")
+            parent = backbone.get_submodule(parent_name)
+            stage = AttendedStage(parent._modules[child], attention, **_layout(backbone, image_size))  # type: ignore[arg-type]
+            parent._modules[child] = stage
+            self._stage_names.append(name)
+            widths.append(width)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        width = _embedding_width(backbone, len(mean), image_size)
+        self.head = nn.Linear(width, classes)
+        self.dims = FeatureDims(classes, width, tuple(widths))
+
+    @property
+    def stages(self) -> list[AttendedStage]:
+        """The wrapped stages, finest first."""
+        return [cast(AttendedStage, self.backbone.get_submodule(name)) for name in self._stage_names]
+
+    def forward(self, images: Tensor) -> SceneOutput:
+        """Classify a batch.
+
+        Args:
+            images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics.
+
+        Returns:
+            Logits `[B, K]`, embedding `[B, D]` and the attention of each stage.
+        """
+        embedding = self.backbone((images - self.mean) / self.std)
+        attention = []
+        for stage in self.stages:
+            assert stage.seen is not None
+            attention.append(stage.seen)
+            stage.seen = None  # no second owner keeps the graph alive after the step
+        return SceneOutput(self.head(embedding), embedding, tuple[StageAttention, ...](attention))
+
+
+def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
+    """Name and width of the four stages: the last feature at each of the strides 4, 8, 16 and 32, where the backbone has
+    them, else (a plain transformer) four features evenly spread over its depth."""
+    info = [dict(entry) for entry in backbone.feature_info]  # type: ignore[union-attr]
+    by_stride = {entry["reduction"]: entry for entry in info}
+    chosen = [by_stride[stride] for stride in STRIDES if stride in by_stride]
+    if len(chosen) < 2:
+        if len(info) < 4:
+            raise UserError(
+                f"{type(backbone).__name__} describes {len(info)} stages, and dual attention needs at least two strides "
+                f"of {STRIDES} or four blocks. Choose another backbone."
+            )
+        chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
+    return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]
+
+
+def _layout(backbone: nn.Module, image_size: int) -> dict[str, object]:
+    prefix = getattr(backbone, "num_prefix_tokens", None)
+    layout = getattr(backbone, "output_fmt", None) or ("NCHW" if prefix is None else "NLC")
+    layout = getattr(layout, "value", layout)  # timm's Format enumeration
+    return {"layout": layout if layout in ("NCHW", "NHWC") else "NLC", "prefix_tokens": prefix or 0}
+
+
+def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
+    """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones."""
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        embedding = backbone(torch.zeros(1, bands, size, size))
+    backbone.train(was_training)
+    if embedding.ndim != 2:
+        raise UserError(f"{type(backbone).__name__} gives {tuple(embedding.shape)}, not a pooled embedding [B, D].")
+    return int(embedding.shape[1])
+
+
+def timm_backbone(name: str, *, bands: int = 3, image_size: int = 96, pretrained: bool = False) -> nn.Module:
+    """A timm backbone without its classifier, at an image size in pixels; `pretrained` takes timm's hub weights."""
+    if not timm.is_model(name):
+        import difflib
+
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
+        raise UserError(f"'{name}' is neither a student of Table 1 nor a backbone that timm knows.{hint}")
+    settings = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
+    try:
+        return cast(nn.Module, timm.create_model(name, img_size=image_size, **settings))
+    except TypeError:  # most convolutional backbones take any size and have no such setting
+        return cast(nn.Module, timm.create_model(name, **settings))
+    except (OSError, RuntimeError) as problem:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"The pretrained weights of '{name}' could not be had from timm's hub ({type(problem).__name__}). "
+            "Give a local .safetensors or .pth file instead, or 'none' to start from scratch."
+        ) from problem
+
+
+def band_statistics(backbone: nn.Module, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (0..1) of each band as the backbone expects them; bands beyond the ones it states get
+    the average of those."""
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+    std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+    if bands != len(mean):
+        average_mean, average_std = sum(mean) / len(mean), sum(std) / len(std)
+        mean = tuple(mean[i] if bands > len(mean) and i < len(mean) else average_mean for i in range(bands))
+        std = tuple(std[i] if bands > len(std) and i < len(std) else average_std for i in range(bands))
+    return mean, std

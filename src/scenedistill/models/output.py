@@ -1,0 +1,58 @@
+"""What every network of the package returns for a batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class StageAttention(NamedTuple):
+    """Where one stage of a network looks.
+
+    Attributes:
+        channel: gate of every channel, `[B, C_s]`, in 0..1 (1/2 everywhere when the network has no DA modules).
+        spatial: gate of every position, `[B, 1, H_s, W_s]`, in 0..1.
+        energy: mean over the channels of the squared stage feature, `[B, H_s, W_s]`, >= 0.
+        descriptor: mean over the positions of the stage feature, `[B, C_s]`.
+    """
+
+    channel: Tensor
+    spatial: Tensor
+    energy: Tensor
+    descriptor: Tensor
+
+
+class SceneOutput(NamedTuple):
+    """A network's view of a batch of B scenes.
+
+    Attributes:
+        logits: class scores before the softmax, `[B, K]`.
+        embedding: pooled last feature, `[B, D]`.
+        attention: one entry a stage, from the finest (stride 4) to the coarsest (stride 32).
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    attention: tuple[StageAttention, ...]
+
+    def map(self, function: object) -> SceneOutput:
+        """The same output with `function(tensor) -> tensor` applied to every tensor in it."""
+        apply = torch.utils._pytree.tree_map
+        mapped: SceneOutput = apply(function, self)
+        return mapped
+
+
+class FeatureDims(NamedTuple):
+    """The widths a loss needs to know of a network.
+
+    Attributes:
+        classes: number of scene classes K.
+        embedding: width D of the embedding.
+        stages: number of channels C_s of each stage, finest first.
+    """
+
+    classes: int
+    embedding: int
+    stages: tuple[int, ...]

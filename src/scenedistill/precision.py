@@ -1,0 +1,26 @@
+"""Which number format a device computes in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+Precision = Literal["bf16", "fp16", "fp32"]
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> Precision:
+    """`auto` as bf16 where the device computes it natively, else fp32; anything else as it is."""
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if native else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Autocast to a precision on a device; fp32 switches it off."""
+    return torch.autocast(device.type, dtype=TYPES.get(precision), enabled=precision in TYPES)

@@ -1,0 +1,115 @@
+"""What training a teacher and training a student share: views, optimiser, schedule, validation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from scenedistill.config import FitConfig
+from scenedistill.data.module import SceneBatch
+from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.models.network import SceneNet
+from scenedistill.training.distributed import share_batch_norm
+
+
+class SceneTraining(L.LightningModule):
+    """Trains `net` on random views.
+
+    Args:
+        net: the network; it alone is what training leaves behind.
+        fit: optimiser, schedule, epochs.
+        views: how the random views vary.
+        image_size: side of the views in pixels.
+        seed: of the run.
+    """
+
+    def __init__(self, net: SceneNet, fit: FitConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:
+        super().__init__()
+        self.net = net
+        self.fit, self.views, self.image_size, self.seed = fit, views, image_size, seed
+        self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
+
+    def configure_model(self) -> None:
+        """With several processes, batch norm uses the statistics of the whole batch."""
+        if self.trainer.world_size > 1:
+            if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
+                nn.SyncBatchNorm.convert_sync_batchnorm(self)
+            else:
+                share_batch_norm(self)
+
+    def transfer_batch_to_device(self, batch: SceneBatch, device: torch.device, dataloader_idx: int) -> SceneBatch:
+        """A `SceneBatch` knows how to move itself."""
+        return batch.to(device, non_blocking=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Make what is random inside a network (dropout, stochastic depth) a function of (seed, epoch, process) too."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+
+    def view(self, batch: SceneBatch, epoch: int) -> Tensor:
+        """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
+        return training_view(
+            batch.images, batch.ids, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views
+        )
+
+    def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Log the parts of the loss and the OA on the training views."""
+        oa = (logits.detach().argmax(1) == labels).float().mean()
+        several = self.trainer.world_size > 1
+        values = {name: part.detach() for name, part in parts.items()}
+        self.log_dict(
+            {**values, "train_oa": oa},
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=several,
+        )
+
+    def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
+        """OA on the validation part, from the evaluation view."""
+        logits = self.net(evaluation_view(batch.images, size=self.image_size)).logits
+        self.validation_oa(logits, batch.labels)
+        self.log("val_oa", self.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
+
+    def configure_optimizers(self) -> Any:
+        """SGD or AdamW under a linear warm-up and a cosine fall to zero, stepped with every batch."""
+        groups = parameter_groups(self, self.fit)
+        optimizer: torch.optim.Optimizer
+        if self.fit.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.fit.lr, momentum=self.fit.momentum, nesterov=self.fit.momentum > 0)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.fit.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.fit.warmup_epochs * total / self.fit.epochs)
+        schedule = LambdaLR(optimizer, lambda step: rate(step, total, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step: linear up to 1, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def parameter_groups(module: nn.Module, fit: FitConfig) -> list[dict[str, Any]]:
+    """Parameters by learning rate (fresh parts learn faster when fine-tuning) and by weight decay (none on vectors)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            pretrained = name.startswith("net.backbone.") and ".attention." not in name
+            groups.setdefault((pretrained, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": fit.lr if pretrained else fit.lr * fit.fresh_lr_factor,
+            "weight_decay": fit.weight_decay if matrix else 0.0,
+        }
+        for (pretrained, matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

@@ -1,0 +1,89 @@
+"""What makes several processes compute what one process would: gathered batches and shared batch statistics."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+from scenedistill.models.output import SceneOutput
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors `[B, ...]` of all processes, in their order, as one `[world * B, ...]`; gradients flow to each.
+
+    Every process then computes the same loss on the whole batch. The backward pass sums the gradients over the
+    processes and DDP divides by their number, which leaves the gradient of the whole batch.
+    """
+    if world_size() == 1:
+        return tensor
+    if not tensor.requires_grad:
+        shares = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(shares, tensor.contiguous())
+        return torch.cat(shares)
+    return torch.cat(cast(tuple[Tensor, ...], dist_nn.all_gather(tensor.contiguous())))
+
+
+def gather_output(output: SceneOutput) -> SceneOutput:
+    """Logits and embedding of the whole batch; relational losses use no attention maps, so those stay behind."""
+    return SceneOutput(gather(output.logits), gather(output.embedding), ())
+
+
+def share_batch_norm(module: nn.Module) -> None:
+    """Make every batch norm in a module use the statistics of the whole batch over all processes, in place.
+
+    Torch's own SyncBatchNorm does this on CUDA only, so a CPU gets ours. Names and values of the tensors stay the same.
+    """
+    for name, child in module.named_children():
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) or isinstance(child, nn.BatchNorm2d):
+            shared = _SharedBatchNorm.from_plain(cast(nn.BatchNorm2d, child))
+            setattr(module, name, shared)
+        else:
+            share_batch_norm(child)
+
+
+class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over `[B, C, ...]` whose mean and variance are those of all processes together."""
+
+    @classmethod
+    def from_plain(cls, plain: nn.BatchNorm2d) -> _SharedBatchNorm:
+        shared = cls(plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats)
+        shared.weight, shared.bias = plain.weight, plain.bias
+        shared.running_mean, shared.running_var = plain.running_mean, plain.running_var
+        shared.num_batches_tracked = plain.num_batches_tracked
+        shared.train(plain.training)
+        return shared
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        if input.ndim < 2:
+            raise ValueError(f"batch norm needs [B, C, ...], found {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        over = [0, *range(2, input.ndim)]
+        with torch.autocast(input.device.type, enabled=False):
+            exact = input if input.dtype == torch.float64 else input.float()
+            count = exact.numel() / exact.shape[1] * world_size()
+            mean = dist_nn.all_reduce(exact.sum(over)) / count
+            shape = [1, -1] + [1] * (input.ndim - 2)
+            centred = exact - mean.view(shape)
+            variance = dist_nn.all_reduce(centred.square().sum(over)) / count
+            if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+                with torch.no_grad():
+                    cast(Tensor, self.num_batches_tracked).add_(1)
+                    unbiased = variance * (count / max(count - 1, 1))
+                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.1)
+                    self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum or 0.1)
+            normal = centred * (variance + self.eps).rsqrt().view(shape)
+            if self.affine:
+                normal = normal * self.weight.view(shape) + self.bias.view(shape)
+            return normal.to(input.dtype)

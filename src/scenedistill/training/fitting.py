@@ -1,0 +1,165 @@
+"""Running a training under Lightning's Trainer so that it can be killed at any moment and goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+
+from scenedistill.config import MachineConfig
+from scenedistill.data.module import SceneDataModule
+from scenedistill.precision import resolve_precision
+from scenedistill.training.base import SceneTraining
+
+LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+
+
+def fit(
+    module: SceneTraining, data: SceneDataModule, folder: Path, machine: MachineConfig, *, title: str, console: Console
+) -> dict[str, Any]:
+    """Train to the end, from the last finished epoch when there was an earlier try.
+
+    A checkpoint is written after every epoch, whole or not at all; an epoch is a pure function of the state before it
+    and the seed, so what a killed run lost is computed again, to the same bits on a CPU.
+
+    Args:
+        module: what trains.
+        data: its batches.
+        folder: for the checkpoint and the logs.
+        machine: devices, strategy and precision.
+        title: for the progress display.
+        console: to print to.
+
+    Returns:
+        Wall seconds of training, epochs, the last metrics and images per second.
+    """
+    _quiet()
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    clock = _Clock(title, console)
+    keeper = ModelCheckpoint(
+        dirpath=checkpoint.parent,
+        filename="last",
+        save_top_k=1,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [clock, keeper]
+    if sys.stdout.isatty():
+        callbacks.append(RichProgressBar(leave=False))
+    attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
+    accelerator, strategy = machine.accelerator, machine.strategy
+    if strategy == "auto" and machine.devices not in (1, "auto") and "WORLD_SIZE" not in os.environ:
+        strategy = "ddp_spawn"  # the other processes then run this training and nothing else of the program
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=strategy,
+        precision=LIGHTNING_PRECISION[resolve_precision(machine.precision, _device(machine))],
+        max_epochs=module.fit.epochs,
+        gradient_clip_val=module.fit.clip_norm or None,
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(folder, name="logs", version=f"attempt_{attempt}"),
+            TensorBoardLogger(folder, name="tensorboard", version=""),
+        ],
+        log_every_n_steps=1_000_000,  # epochs are logged, steps are not
+        plugins=[_AtomicCheckpoints()],
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        num_sanity_val_steps=0,
+        inference_mode=False,
+    )
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    images = len(data.training) * module.fit.epochs
+    metrics = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+    return {
+        "seconds": round(clock.seconds, 1),
+        "epochs": module.fit.epochs,
+        "images_per_second": round(images / max(clock.seconds, 1e-9), 1),
+        "last_epoch": metrics,
+        "precision": resolve_precision(machine.precision, _device(machine)),
+    }
+
+
+def _device(machine: MachineConfig) -> torch.device:
+    cuda = machine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+compute_device = _device
+
+
+class _Clock(Callback):
+    """Counts the seconds over all tries and prints a line an epoch."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.title, self.console = title, console
+        self.seconds = 0.0
+        self._start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        elapsed = time.monotonic() - self._start
+        self.seconds += elapsed
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, SceneTraining)
+            images = (trainer.num_training_batches or 0) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            self.console.print(self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed))
+
+    def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
+        """What an epoch did, in one line."""
+        parts = [f"{name} {float(value):.3f}" for name, value in metrics.items() if not name.endswith("_oa")]
+        rates = [f"{name.replace('_', ' ')} {100 * float(metrics[name]):.1f} %" for name in metrics if name.endswith("_oa")]
+        return f"  {self.title}  epoch {epoch + 1}/{module.fit.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the old checkpoint and swaps: a kill or a full disk leaves the old one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _quiet() -> None:
+    """Lightning's greetings and hints off: they speak to its developers, not to ours."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")

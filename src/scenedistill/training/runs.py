@@ -1,0 +1,97 @@
+"""A stage of a run as a folder: what was asked, whether it is done, and what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RECORD = "stage.json"
+
+
+class Stage:
+    """One training and its evaluation, done once for the same settings.
+
+    A stage is done when its `stage.json` says so and carries the fingerprint of the same settings. A folder left by
+    other settings is moved aside, never deleted.
+
+    Args:
+        folder: of the stage; made when it begins.
+        settings: everything its outcome depends on, as plain JSON values.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.fingerprint = fingerprint(settings)
+
+    @property
+    def done(self) -> bool:
+        """Finished before, with the same settings."""
+        record = self._read()
+        return bool(record.get("finished")) and record.get("fingerprint") == self.fingerprint
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `finish` was told."""
+        return dict(self._read()["record"])
+
+    def begin(self) -> Path | None:
+        """Make the folder, or go on in the one left by an interrupted try.
+
+        Returns:
+            Where a folder of other settings was moved to, if there was one.
+        """
+        moved = None
+        if self.folder.exists() and self._read().get("fingerprint") != self.fingerprint:
+            number = 1
+            while (moved := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
+                number += 1
+            self.folder.rename(moved)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / RECORD).exists():
+            self._write({"finished": False})
+        return moved
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Mark the stage as done, with what is to be known of it."""
+        self._write({"finished": True, "record": dict(record)})
+
+    def wait(self, seconds: float = 3600.0) -> None:
+        """Until another process has finished the stage.
+
+        Raises:
+            TimeoutError: it has not after `seconds`.
+        """
+        end = time.monotonic() + seconds
+        while not self.done:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.folder.name} was not finished by the first process within {seconds:.0f} s")
+            time.sleep(0.2)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            return content
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        write_json(self.folder / RECORD, {"fingerprint": self.fingerprint, "settings": self.settings, **content})
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """16 hex digits over plain JSON values, whatever the order of their keys."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,44 @@
+"""The teacher's training in the triplet Siamese frame."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from scenedistill.config import TeacherConfig
+from scenedistill.data.module import SceneBatch
+from scenedistill.data.views import ViewConfig
+from scenedistill.losses.triplet import triplet_loss
+from scenedistill.models.network import SceneNet
+from scenedistill.training.base import SceneTraining
+from scenedistill.training.distributed import gather
+
+
+class TeacherTraining(SceneTraining):
+    """Cross-entropy plus lambda times the triplet loss on the embedding.
+
+    Three branches with shared weights (stated by Li, Nan and Liu 2023) are one pass over a batch of P classes x K images,
+    from which the triplets are mined (ours).
+    """
+
+    def __init__(
+        self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int
+    ) -> None:
+        super().__init__(net, config.fit, views, image_size=image_size, seed=seed)
+        self.config = config
+
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
+        """One step; the triplets are mined from the whole batch of all processes."""
+        output = self.net(self.view(batch, self.current_epoch))
+        smoothing = self.config.fit.label_smoothing
+        entropy = F.cross_entropy(output.logits.float(), batch.labels, label_smoothing=smoothing)
+        parts = {"ce": entropy}
+        loss = entropy
+        if self.config.triplet_weight > 0:
+            triplet = triplet_loss(
+                gather(output.embedding), gather(batch.labels), margin=self.config.margin, mining=self.config.mining
+            )
+            parts["triplet"] = triplet
+            loss = loss + self.config.triplet_weight * triplet
+        self.report(parts, output.logits, batch.labels)
+        return loss

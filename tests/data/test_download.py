@@ -1,0 +1,560 @@
+"""Downloads from a real local server that misbehaves in every way, and archives made to do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import io
+import os
+import random
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scenedistill.data.catalog import CATALOG, DatasetFacts, Source, check
+from scenedistill.data.download import Limits, download, extract, fetch
+from scenedistill.data.scenes import scan
+from scenedistill.errors import UserError
+
+FAST = Limits(attempts=3, timeout=5, backoff=0.001)
+BODY = random.Random(0).randbytes(300_000)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `body` at any path; the attributes say how badly. `log` keeps (path, Range, If-Range) of each request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body = BODY
+        self.etag: str | None = '"v1"'
+        self.modified: str | None = None
+        self.ranges = True  # honour Range
+        self.honest = True  # heed If-Range
+        self.length = True  # send Content-Length
+        self.claim: int | None = None  # lie about Content-Length
+        self.drops: list[int] = []  # of each next answer, send only so many bytes
+        self.statuses: list[int] = []  # answer the next requests with these
+        self.redirect: str | None = None
+        self.slow = 0.0  # seconds for each 10 kB
+        self.log: list[tuple[str, str | None, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/set.zip"
+
+    def source(self, **checksums: str) -> Source:
+        return Source(self.url, folder="", **checksums)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server = self.server
+        asked, condition = self.headers["Range"], self.headers["If-Range"]
+        server.log.append((self.path, asked, condition))
+        if server.redirect and self.path == "/set.zip":
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            self.end_headers()
+            return
+        if server.statuses:
+            self.send_response(server.statuses.pop(0))
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = 0
+        current = condition in (None, server.etag, server.modified) or not server.honest
+        if asked and server.ranges and current:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(server.body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(server.body)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+        else:
+            self.send_response(200)
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        if server.modified:
+            self.send_header("Last-Modified", server.modified)
+        body = server.body[start:]
+        if server.length:
+            self.send_header("Content-Length", str(server.claim or len(body)))
+        self.end_headers()
+        body = body[: server.drops.pop(0)] if server.drops else body
+        with contextlib.suppress(ConnectionError):  # the other side may hang up
+            for i in range(0, len(body), 10_000):
+                self.wfile.write(body[i : i + 10_000])
+                time.sleep(server.slow)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def get(server: Server, folder: Path, limits: Limits = FAST, **checksums: str) -> bytes:
+    return fetch(server.source(**checksums), folder, progress=False, limits=limits).read_bytes()
+
+
+def ranges(server: Server) -> list[str | None]:
+    return [asked for _, asked, _ in server.log]
+
+
+# fetching
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_plain_download(server: Server, tmp_path: Path, kind: str) -> None:
+    assert get(server, tmp_path, **{kind: hashlib.new(kind, BODY).hexdigest()}) == BODY
+    assert ranges(server) == [None]
+    assert not (tmp_path / "archive.part").exists()
+
+
+def test_a_finished_file_is_not_fetched_again_unless_it_was_damaged(server: Server, tmp_path: Path) -> None:
+    get(server, tmp_path, sha256=sha256(BODY))
+    get(server, tmp_path, sha256=sha256(BODY))
+    assert len(server.log) == 1
+    (tmp_path / "archive").write_bytes(BODY[:-1] + b"?")
+    assert get(server, tmp_path, sha256=sha256(BODY)) == BODY
+    assert len(server.log) == 2
+
+
+def test_dropped_connections_are_resumed(server: Server, tmp_path: Path) -> None:
+    server.drops = [100_000, 0, 50_000]
+    assert get(server, tmp_path) == BODY
+    assert ranges(server) == [None, "bytes=100000-", "bytes=100000-", "bytes=150000-"]
+    assert all(condition == '"v1"' for _, _, condition in server.log[1:])
+
+
+def test_resume_by_date_where_the_etag_is_weak(server: Server, tmp_path: Path) -> None:
+    server.etag, server.modified, server.drops = 'W/"v1"', "Mon, 05 May 2025 10:00:00 GMT", [100_000]
+    assert get(server, tmp_path) == BODY
+    assert server.log[1][1:] == ("bytes=100000-", "Mon, 05 May 2025 10:00:00 GMT")
+
+
+def test_no_resume_where_nothing_would_tell_of_a_change(server: Server, tmp_path: Path) -> None:
+    server.etag, server.drops = None, [100_000]
+    assert get(server, tmp_path) == BODY
+    assert ranges(server) == [None, None]
+
+
+def test_a_checksum_is_enough_to_resume(server: Server, tmp_path: Path) -> None:
+    server.etag, server.drops = None, [100_000]
+    assert get(server, tmp_path, sha256=sha256(BODY)) == BODY
+    assert server.log[1][1:] == ("bytes=100000-", None)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_file_changed_in_between_starts_again(server: Server, tmp_path: Path, honest: bool) -> None:
+    server.drops = [100_000, 0, 0, 0, 0]
+    with pytest.raises(UserError, match=r"100,000 bytes are kept; run the same again to continue"):
+        get(server, tmp_path)
+    server.body, server.etag, server.honest, server.drops = BODY[::-1], '"v2"', honest, []
+    assert get(server, tmp_path) == BODY[::-1]
+
+
+def test_a_server_without_range(server: Server, tmp_path: Path) -> None:
+    server.ranges, server.drops = False, [100_000]
+    assert get(server, tmp_path) == BODY
+    assert ranges(server) == [None, "bytes=100000-"]
+
+
+def test_a_part_longer_than_the_file(server: Server, tmp_path: Path) -> None:
+    server.drops = [200_000, 0, 0, 0, 0]
+    with pytest.raises(UserError):
+        get(server, tmp_path)
+    server.body, server.honest, server.drops = BODY[:1000], False, []
+    assert get(server, tmp_path) == BODY[:1000]
+
+
+def test_a_complete_part_needs_no_request(server: Server, tmp_path: Path) -> None:
+    get(server, tmp_path)
+    (tmp_path / "archive").rename(tmp_path / "archive.part")
+    assert get(server, tmp_path) == BODY
+    assert len(server.log) == 1
+
+
+def test_another_address_does_not_continue_the_part(server: Server, tmp_path: Path) -> None:
+    server.drops = [100_000, 0, 0, 0, 0]
+    with pytest.raises(UserError):
+        get(server, tmp_path)
+    server.drops = []
+    other = Source(server.url.replace("set", "other"), folder="")
+    assert fetch(other, tmp_path, progress=False, limits=FAST).read_bytes() == BODY
+    assert server.log[-1][:2] == ("/other.zip", None)
+
+
+def test_damaged_notes_are_no_obstacle(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "archive.json").write_text('{"url": "ht')
+    (tmp_path / "archive.part").write_bytes(b"old")
+    assert get(server, tmp_path) == BODY
+
+
+def test_a_damaged_part_is_fetched_afresh(server: Server, tmp_path: Path) -> None:
+    server.drops = [100_000, 0, 0, 0, 0]
+    with pytest.raises(UserError):
+        get(server, tmp_path, sha256=sha256(BODY))
+    (tmp_path / "archive.part").write_bytes(bytes(100_000))
+    server.drops = []
+    assert get(server, tmp_path, sha256=sha256(BODY)) == BODY
+    assert ranges(server)[-2:] == ["bytes=100000-", None]
+
+
+def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"sha256 is {sha256(BODY)}, expected {'0' * 64}"):
+        get(server, tmp_path, sha256="0" * 64)
+    assert not list(tmp_path.glob("archive*[!n]"))  # nothing but the notes archive.json
+    assert len(server.log) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_refusals_are_final(server: Server, tmp_path: Path, status: int) -> None:
+    server.statuses = [status]
+    with pytest.raises(UserError, match=rf"the server answered {status} \w+"):
+        get(server, tmp_path)
+    assert len(server.log) == 1
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 429]
+    assert get(server, tmp_path) == BODY
+    server.statuses = [500] * 3
+    (tmp_path / "archive").unlink()
+    with pytest.raises(UserError, match=r"gave up after 3 attempts .*500 Internal Server Error"):
+        get(server, tmp_path)
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    with Server() as closed:
+        source = closed.source()
+    with pytest.raises(UserError, match=r"gave up after 3 attempts .*refused"):
+        fetch(source, tmp_path, progress=False, limits=FAST)
+
+
+def test_a_server_that_falls_silent(server: Server, tmp_path: Path) -> None:
+    server.slow = 1.0
+    with pytest.raises(UserError, match="timed out"):
+        get(server, tmp_path, dataclasses.replace(FAST, timeout=0.1, attempts=1))
+
+
+def test_unknown_length(server: Server, tmp_path: Path) -> None:
+    server.length = False
+    assert get(server, tmp_path) == BODY
+    (tmp_path / "archive").unlink()
+    with pytest.raises(UserError, match="sends more than the limit of 200,000 bytes"):
+        get(server, tmp_path, dataclasses.replace(FAST, download_bytes=200_000))
+
+
+def test_too_large(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="300,000 bytes, more than the limit of 299,999"):
+        get(server, tmp_path, dataclasses.replace(FAST, download_bytes=299_999))
+    server.claim = 1 << 60
+    with pytest.raises(UserError, match=r"bytes free; .* needs about"):
+        get(server, tmp_path, dataclasses.replace(FAST, download_bytes=1 << 62))
+
+
+def test_redirects(server: Server, tmp_path: Path) -> None:
+    server.redirect = "/mirror/set.zip"
+    server.drops = [100_000]
+    assert get(server, tmp_path) == BODY
+    assert server.log[-1][:2] == ("/mirror/set.zip", "bytes=100000-")
+    for elsewhere in ("ftp://example.org/set.zip", "file:///etc/passwd"):
+        (tmp_path / "archive").unlink(missing_ok=True)
+        server.redirect = elsewhere
+        with pytest.raises(UserError, match=r"not a web address|not allowed"):
+            get(server, tmp_path)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.zip", "a.zip", "http:///a.zip", "data:,x"])
+def test_only_web_addresses(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="not a web address"):
+        fetch(Source(url, folder=""), tmp_path, progress=False)
+
+
+# whole data sets
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tiny(server: Server | None) -> DatasetFacts:
+    """A made-up catalogue entry of 2 x 2 images, served by `server`."""
+    files = {f"Set/Images/{c}/{c}_{i}.jpg": random.Random(f"{c}{i}").randbytes(40_000) for c in "ab" for i in (1, 2)}
+    sources: tuple[Source, ...] = ()
+    if server:
+        server.body = zip_of(files | {"Set/readme.txt": b"hello", "__MACOSX/Set/._readme.txt": b"x"})
+        sources = (Source(server.url, "Set/Images", sha256=sha256(server.body)),)
+    return dataclasses.replace(CATALOG["aid"], key="tiny", name="Tiny", counts={"a": 2, "b": 2}, sources=sources)
+
+
+def test_download_a_set(server: Server, tmp_path: Path) -> None:
+    facts = tiny(server)
+    server.drops = [60_000]
+    root = download(facts, tmp_path / "new", progress=False, limits=FAST)
+    assert root == tmp_path / "new" / "Tiny" / "Set" / "Images"
+    assert check(scan(root), facts).complete
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["Tiny"]
+    assert sorted(p.name for p in (tmp_path / "new" / "Tiny").iterdir()) == ["Set"]
+    requests = len(server.log)
+    assert download(facts, tmp_path / "new", progress=False, limits=FAST) == root
+    assert len(server.log) == requests
+
+
+def test_the_next_source_is_tried(server: Server, tmp_path: Path) -> None:
+    facts = tiny(server)
+    gone = dataclasses.replace(facts.sources[0], url=server.url.replace("set", "gone"))
+    server.statuses = [404]
+    facts = dataclasses.replace(facts, sources=(gone, *facts.sources))
+    assert check(scan(download(facts, tmp_path, progress=False, limits=FAST)), facts).complete
+    assert [path for path, _, _ in server.log] == ["/gone.zip", "/set.zip"]
+
+
+def test_a_copy_elsewhere(server: Server, tmp_path: Path) -> None:
+    facts = dataclasses.replace(tiny(server), sources=())
+    root = download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
+    assert check(scan(root), facts).complete
+
+
+def test_a_copy_that_is_no_archive_is_not_kept(server: Server, tmp_path: Path) -> None:
+    facts = dataclasses.replace(tiny(server), sources=())
+    good, server.body = server.body, b"<html>Sign in first</html>"
+    (tmp_path / "Tiny").mkdir()  # an empty folder is no obstacle
+    with pytest.raises(UserError, match="neither a zip nor a tar"):
+        download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
+    server.body = good
+    assert check(scan(download(facts, tmp_path, url=server.url, progress=False, limits=FAST)), facts).complete
+
+
+def test_the_checksum_holds_for_a_known_address_given_by_hand(server: Server, tmp_path: Path) -> None:
+    facts = tiny(server)
+    server.body += b"more"
+    with pytest.raises(UserError, match="sha256 is"):
+        download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
+    assert not (tmp_path / "Tiny").exists()
+
+
+def test_no_stable_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"by hand at {CATALOG['aid'].home}")) as error:
+        download(CATALOG["aid"], tmp_path / "data", progress=False)
+    assert str(tmp_path / "data" / "AID") in str(error.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "AID" / "AID" / name).mkdir(parents=True)
+    assert download(CATALOG["aid"], tmp_path, progress=False) == tmp_path / "AID" / "AID"
+
+
+def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write to"):
+        download(tiny(server), tmp_path / "file", progress=False, limits=FAST)
+
+
+def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> None:
+    facts = tiny(server)
+    server.slow = 0.05  # 160 kB take 0.8 s
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom scenedistill.data.catalog import Source\n"
+        "from scenedistill.data.download import fetch\n"
+        "fetch(Source(sys.argv[1], '', sha256=sys.argv[2]), Path(sys.argv[3]), progress=False)\n"
+    )
+    work = tmp_path / ".download-tiny"
+    work.mkdir()
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    source = facts.sources[0]
+    child = subprocess.Popen([sys.executable, "-c", code, source.url, str(source.sha256), str(work)], env=env)
+    part = work / "archive.part"
+    deadline = time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = part.stat().st_size
+    assert 0 < kept < len(server.body)
+    (tmp_path / ".unpacking-Tiny").mkdir()  # and as if one had been killed while unpacking
+    (tmp_path / ".unpacking-Tiny" / "half.jpg").write_bytes(b"half")
+    server.slow = 0.0
+    root = download(facts, tmp_path, progress=False, limits=FAST)
+    assert ranges(server)[-1] == f"bytes={kept}-"
+    assert check(scan(root), facts).complete
+    assert [p.name for p in tmp_path.iterdir()] == ["Tiny"]
+    assert not list(root.rglob("half.jpg"))
+
+
+# archives
+
+
+def tar_of(*members: tarfile.TarInfo | str, mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for member in members:
+            if isinstance(member, str):
+                member = tarfile.TarInfo(member)
+                member.size = 5
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return buffer.getvalue()
+
+
+def special(kind: bytes, link: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo("a/evil.jpg")
+    member.type, member.linkname = kind, link
+    return member
+
+
+def symlink_in_zip() -> bytes:
+    info = zipfile.ZipInfo("a/evil.jpg")
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return _zip_with(info, b"/etc/passwd")
+
+
+def _zip_with(info: zipfile.ZipInfo, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/fine.jpg", b"fine")
+        archive.writestr(info, data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def encrypted_zip() -> bytes:
+    data = bytearray(zip_of({"a/1.jpg": b"x"}))
+    data[6] |= 1  # the flag in the local header
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
+    return bytes(data)
+
+
+def zip_named(name: bytes) -> bytes:
+    """A zip with a name that zipfile would not write as it is."""
+    return zip_of({"Q" * len(name): b"evil"}).replace(b"Q" * len(name), name)
+
+
+def lying_zip() -> bytes:
+    """Claims a member of 5 bytes that unpacks to more."""
+    data = bytearray(_zip_with(zipfile.ZipInfo("a/big.jpg"), b"0" * 100_000))
+    at = data.rindex(b"PK\x01\x02") + 24
+    data[at : at + 4] = (5).to_bytes(4, "little")
+    return bytes(data)
+
+
+SMALL = Limits(files=20, unpacked_bytes=1_000_000)
+HOSTILE = {
+    "zip slip": (zip_of({"../evil.jpg": b"x"}), "leads out"),
+    "zip slip inside": (zip_of({"a/../../evil.jpg": b"x"}), "leads out"),
+    "zip slip with backslashes": (zip_named(rb"a\..\..\evil.jpg"), "leads out"),
+    "zip absolute": (zip_of({"/tmp/evil.jpg": b"x"}), "leads out"),
+    "zip drive": (zip_of({"C:evil.jpg": b"x"}), "leads out"),
+    "zip share": (zip_named(rb"\\host\share\evil.jpg"), "leads out"),
+    "zip NUL": (zip_named(b"a/evil.jpg\x00.txt"), "leads out"),
+    "zip symlink": (symlink_in_zip(), "link or device"),
+    "zip encrypted": (encrypted_zip(), "encrypted"),
+    "zip clash": (zip_of({"a/1.jpg": b"x", "A/1.JPG": b"y"}), "twice"),
+    "zip clash by accents": (zip_of({"a/\u00e9.jpg": b"x", "a/e\u0301.jpg": b"y"}), "twice"),
+    "zip file as folder": (zip_of({"a": b"x", "a/1.jpg": b"y"}), "file and as a folder"),
+    "zip folder as file": (zip_of({"a/1.jpg": b"y", "a": b"x"}), "file and as a folder"),
+    "zip bomb by ratio": (_zip_with(zipfile.ZipInfo("a/bomb.jpg"), bytes(900_000)), "unpacks to more"),
+    "zip bomb by size": (zip_of({"a/1.jpg": bytes(1_000_001)}), "unpacks to more"),
+    "zip bomb by number": (zip_of({f"a/{i}.jpg": b"" for i in range(21)}), "unpacks to more"),
+    "zip that lies": (lying_zip(), "damaged|longer"),
+    "tar slip": (tar_of("../evil.jpg"), "leads out"),
+    "tar absolute": (tar_of("/tmp/evil.jpg"), "leads out"),
+    "tar symlink": (tar_of(special(tarfile.SYMTYPE, "/etc/passwd")), "link or device"),
+    "tar symlink to a folder": (tar_of(special(tarfile.SYMTYPE, "/tmp"), "a/evil.jpg/x"), "link or device"),
+    "tar hard link": (tar_of("a/1.jpg", special(tarfile.LNKTYPE, "a/1.jpg")), "link or device"),
+    "tar device": (tar_of(special(tarfile.CHRTYPE)), "link or device"),
+    "tar fifo": (tar_of(special(tarfile.FIFOTYPE)), "link or device"),
+    "tar clash": (tar_of("a/1.jpg", "a/1.jpg"), "twice"),
+    "truncated zip": (zip_of({"a/1.jpg": BODY})[:-40], "damaged"),
+    "zip with a flipped bit": (zip_of({"a/1.jpg": BODY}).replace(BODY[99:120], b"?" * 21), "damaged"),
+    "truncated tar": (tar_of("a/1.jpg", mode="w")[:514], "damaged"),
+    "truncated tar.gz": (tar_of("a/1.jpg")[:-12], "damaged|neither"),
+    "web page": (b"<!DOCTYPE html><title>Sign in</title>", "neither a zip nor a tar .*DOCTYPE"),
+    "nothing": (b"", "neither a zip nor a tar"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archives_leave_nothing_behind(tmp_path: Path, case: str) -> None:
+    data, message = HOSTILE[case]
+    inner = tmp_path / "x" / "y"
+    inner.mkdir(parents=True)
+    (inner / "archive").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        extract(inner / "archive", inner / "out", limits=SMALL, progress=False)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [inner / "archive"]
+    assert not (inner / "out").exists() and not Path("/tmp/evil.jpg").exists()
+
+
+def test_tar_bomb(tmp_path: Path) -> None:
+    bomb = tarfile.TarInfo("a/bomb.jpg")
+    bomb.size = 900_000
+    (tmp_path / "archive").write_bytes(tar_of(bomb))
+    with pytest.raises(UserError, match="unpacks to more"):
+        extract(tmp_path / "archive", tmp_path / "out", limits=SMALL, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_good_tars(tmp_path: Path, mode: str) -> None:
+    folder = tarfile.TarInfo("a")
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o000
+    setuid = tarfile.TarInfo("./a/2.jpg")
+    setuid.size, setuid.mode, setuid.uid = 3, 0o6777, 0
+    (tmp_path / "archive").write_bytes(tar_of(folder, "a/1.jpg", setuid, "a/.DS_Store", mode=mode))
+    extract(tmp_path / "archive", tmp_path / "out", progress=False)
+    assert sorted(p.name for p in (tmp_path / "out" / "a").iterdir()) == ["1.jpg", "2.jpg"]
+    assert (tmp_path / "out" / "a" / "2.jpg").read_bytes() == b"xxx"
+    assert not (tmp_path / "out" / "a" / "2.jpg").stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IXUSR)
+
+
+def test_good_zip_with_windows_names_and_folders(tmp_path: Path) -> None:
+    data = zip_named(b"Set\\sea ice\\1.jpg")
+    (tmp_path / "archive").write_bytes(data)
+    extract(tmp_path / "archive", tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "Set" / "sea ice" / "1.jpg").read_bytes() == b"evil"
+    (tmp_path / "archive").write_bytes(zip_of({"a/": b"", "a/\u00e9\u4e2d.jpg": b"1", "a/b/": b""}))
+    extract(tmp_path / "archive", tmp_path / "two", progress=False)
+    assert sorted(p.name for p in (tmp_path / "two" / "a").iterdir()) == ["b", "\u00e9\u4e2d.jpg"]
+
+
+def test_never_over_something(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(zip_of({"a/1.jpg": b"x"}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        extract(tmp_path / "archive", tmp_path / "out", progress=False)

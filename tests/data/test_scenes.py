@@ -1,0 +1,202 @@
+"""Folders as users have them: unpacked archives, litter, accents, mistakes."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scenedistill.data.scenes import scan
+from scenedistill.errors import UserError
+
+
+def fill(root: Path, **classes: int) -> Path:
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            (root / name / f"{name}_{number}.jpg").write_bytes(b"x")
+    return root
+
+
+def message(source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        scan(source)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_an_index_of_class_folders(tmp_path: Path) -> None:
+    index = scan(fill(tmp_path, River=2, Beach=3))
+    assert index.root == tmp_path and index.root.is_absolute()
+    assert index.classes == ("Beach", "River")
+    assert index.paths == ("Beach/Beach_0.jpg", "Beach/Beach_1.jpg", "Beach/Beach_2.jpg", "River/River_0.jpg",
+                           "River/River_1.jpg")
+    assert index.labels.dtype == np.int64 and index.labels.tolist() == [0, 0, 0, 1, 1]
+    assert len(index) == 5 and index.counts() == {"Beach": 3, "River": 2} and index.notes == ()
+
+
+def test_all_endings_in_any_case_and_odd_names(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.JPG", "c.jpeg", "d.PNG", "e.tif", "f.TIFF", "g.webp", "h with space.JpEg", "森.png"]
+    for folder in ("dense residential", "лес", "沙漠", "café's"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_bytes(b"x")
+    index = scan(tmp_path)
+    assert index.classes == ("café's", "dense residential", "лес", "沙漠")
+    assert index.paths[:9] == tuple(f"café's/{name}" for name in names)
+    assert all((index.root / path).is_file() for path in index.paths)
+
+
+def test_the_order_of_classes_does_not_depend_on_how_the_file_system_spells_accents(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        for name in ("Zoo", "École", "Etang", "Ezra"):
+            (tmp_path / form / unicodedata.normalize(form, name)).mkdir(parents=True)
+            (tmp_path / form / unicodedata.normalize(form, name) / "a.jpg").write_bytes(b"x")
+    composed, decomposed = scan(tmp_path / "NFC").classes, scan(tmp_path / "NFD").classes
+    assert composed != decomposed  # names stay as they are spelt
+    assert composed == tuple(unicodedata.normalize("NFC", name) for name in decomposed)
+
+
+def test_litter_is_ignored_and_other_files_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, a=1, b=1)
+    for litter in (".DS_Store", "Thumbs.db", "a/.DS_Store", "a/._a_0.jpg", "a/Thumbs.db", "b/desktop.ini"):
+        (tmp_path / litter).write_bytes(b"x")
+    fill(tmp_path / "__MACOSX", a=2)
+    fill(tmp_path / ".git", hooks=1)
+    index = scan(tmp_path)
+    assert index.classes == ("a", "b") and len(index) == 2 and index.notes == ()
+    for other in ("readme.txt", "a/labels.xml", "b/more.txt", "b/LICENSE"):
+        (tmp_path / other).write_bytes(b"x")
+    assert scan(tmp_path).notes == ("Ignored 4 files of other kinds (.txt: 2, .xml: 1, no ending: 1).",)
+
+
+def test_a_preview_beside_the_classes_and_folders_inside_them_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, a=1, b=1)
+    (tmp_path / "preview.png").write_bytes(b"x")
+    fill(tmp_path / "a", thumbnails=1)
+    index = scan(tmp_path)
+    assert len(index) == 2
+    assert index.notes == (
+        "Ignored 1 image beside the class folders.",
+        "Ignored the folders inside a: only images directly in a class folder count.",
+    )
+
+
+@pytest.mark.parametrize("nesting", ["Images", "UCMerced_LandUse/Images"])
+def test_the_nesting_of_an_unpacked_archive_is_descended(tmp_path: Path, nesting: str) -> None:
+    fill(tmp_path / nesting, a=2, b=1)
+    (tmp_path / "readme.txt").write_bytes(b"x")
+    (tmp_path / "__MACOSX").mkdir()
+    index = scan(tmp_path)
+    assert index.root == tmp_path / nesting and index.paths == ("a/a_0.jpg", "a/a_1.jpg", "b/b_0.jpg")
+    assert f"The class folders were found in {nesting}." in index.notes
+
+
+def test_a_link_to_the_data_set_leads_to_one_root(tmp_path: Path) -> None:
+    fill(tmp_path / "real", a=1, b=1)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert scan(tmp_path / "link").root == tmp_path / "real"
+
+
+def test_subset_by_mask_and_by_positions(tmp_path: Path) -> None:
+    index = scan(fill(tmp_path, a=2, b=2))
+    by_mask = index.subset(np.array([False, True, False, True]))
+    assert by_mask.paths == ("a/a_1.jpg", "b/b_1.jpg") and by_mask.labels.tolist() == [0, 1]
+    by_position = index.subset(np.array([3, 2]))
+    assert by_position.paths == ("b/b_1.jpg", "b/b_0.jpg") and by_position.classes == index.classes
+    assert by_position.counts() == {"a": 0, "b": 2}
+    assert len(index.subset(np.array([], dtype=np.int64))) == 0
+    with pytest.raises(IndexError):
+        index.subset(np.array([True]))
+
+
+def test_a_missing_folder_with_a_near_sibling(tmp_path: Path) -> None:
+    fill(tmp_path / "UCMerced_LandUse", a=1, b=1)
+    assert message(tmp_path / "UCmerced_Landuse") == (
+        f"{tmp_path}/UCmerced_Landuse does not exist. Did you mean {tmp_path}/UCMerced_LandUse?"
+    )
+    assert "Did you mean" not in message(tmp_path / "zzz")
+    assert message(tmp_path / "no" / "such" / "AID").endswith(f"The path exists only as far as {tmp_path}.")
+
+
+def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "AID.zip").write_bytes(b"x")
+    assert "AID.zip is a file; expected a folder" in message(tmp_path / "AID.zip")
+
+
+def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+    assert "has no class folders: it holds no folders and no images" in message(tmp_path)
+    (tmp_path / "one.jpg").write_bytes(b"x")
+    (tmp_path / "two.jpg").write_bytes(b"x")
+    assert "has no class folders: its 2 images lie loose" in message(tmp_path)
+    fill(tmp_path, forest=3)
+    assert message(tmp_path) == f"{tmp_path} has only one class (forest); a classifier needs at least two."
+
+
+def test_empty_class_folders_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, a=1, b=0, c=2, d=0)
+    (tmp_path / "d" / "notes.txt").write_bytes(b"x")
+    found = message(tmp_path)
+    assert found.startswith(f"2 class folders in {tmp_path} without any image")
+    assert found.endswith(": b, d. Fill or remove them.")
+    fill(tmp_path, **{f"e{n}": 0 for n in range(9)})
+    assert "b, d, e0, e1, e2 and 6 more" in message(tmp_path)
+
+
+def test_a_data_set_cut_into_train_and_test_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "train", a=1, b=1)
+    fill(tmp_path / "test", a=1, b=1)
+    assert "the class folders lie one level deeper" in message(tmp_path)
+
+
+def test_classes_that_differ_only_by_normalisation(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        (tmp_path / unicodedata.normalize(form, "Forêt")).mkdir()
+        (tmp_path / unicodedata.normalize(form, "Forêt") / "a.jpg").write_bytes(b"x")
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system does not tell the two names apart")
+    assert r"'Fore\u0302t', 'For\xeat'" in message(tmp_path)
+
+
+def manifest(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
+    fill(tmp_path / "data", a=2, b=2)
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_manifest(tmp_path: Path, encoding: str, newline: str) -> None:
+    rows = ["path, label,split", "data/b/b_0.jpg,wasser,x", "data/a/a_1.jpg,büro,y", "./data/a/a_0.jpg, wasser,z"]
+    index = scan(manifest(tmp_path, newline.join(rows), encoding))
+    assert index.root == tmp_path and index.classes == ("büro", "wasser")
+    assert index.paths == ("data/a/a_1.jpg", "data/a/a_0.jpg", "data/b/b_0.jpg")
+    assert index.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file,class\nx,y\n", "has the columns file, class; expected path,label"),
+        ("", "has the columns (none); expected path,label"),
+        ("path,label\n", "lists no image"),
+        ("path,label\ndata/a/a_0.jpg,a\ndata/b/b_0.jpg,\n", "line 3: the label is empty"),
+        ("path,label\n,a\n", "line 2: the path is empty"),
+        ("path,label\ndata/a/a_0.jpg\n", "line 2: the label is empty"),
+        ("path,label\ndata/a/a_0.jpg,a\n./data/a/a_0.jpg,b\n", "line 3: data/a/a_0.jpg is listed a second time"),
+        ("path,label\n/data/a/a_0.jpg,a\n", "line 2: /data/a/a_0.jpg is an absolute path"),
+        ("path,label\ndata/a/a_0.jpg,a\ndata/a/zz.jpg,b\n", "names 1 missing file: data/a/zz.jpg"),
+        ("path,label\ndata/a/a_0.jpg,a\ndata/a/a_1.jpg,a\n", "has only one class (a)"),
+    ],
+)
+def test_a_manifest_with_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in message(manifest(tmp_path, text))
+
+
+def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
+    assert "cannot be read as a UTF-8 CSV file" in message(tmp_path / "list.csv")
+
+

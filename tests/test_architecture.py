@@ -1,0 +1,129 @@
+"""The rules of the house that a machine can hold: who imports whom, file length, docstrings, no machine's own paths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src"
+MODULES = sorted((SRC / "scenedistill").rglob("*.py"))
+MAX_LINES = 350
+
+LOWER_ROOMS = ("data", "models", "losses")
+UPPER_ROOMS = ("training", "evaluation", "experiments", "deploy")
+
+# A folder of one person's or one machine's, at the start of a path; "../work" or "site.org/home" is none.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/:$}>-])(/(?:home|Users|root|work|mnt|media|scratch|var/folders)/\w|[A-Za-z]:\\Users\\)"
+)
+
+
+def imports(source: str, module: str, is_package: bool = False) -> set[str]:
+    """Every name a module imports, anywhere in it, made absolute; `from a import b` gives a and a.b."""
+    package = module if is_package else module.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            found.add(base)
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def forbidden(module: str, imported: set[str]) -> set[str]:
+    """The imports that break rule 1: lower rooms use no upper room, and nobody uses cli."""
+    room = module.split(".")[1] if "." in module else ""
+    barred = ["scenedistill.cli"]
+    if room in LOWER_ROOMS:
+        barred += [f"scenedistill.{upper}" for upper in UPPER_ROOMS]
+    return {name for name in imported if any(name == bar or name.startswith(f"{bar}.") for bar in barred)}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    if path.name == "__main__.py":
+        pytest.skip("__main__ is the one that starts the commands")
+    module = module_name(path)
+    broken = forbidden(module, imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))
+    assert not broken, f"{module} imports {sorted(broken)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    lines = source.count("\n")
+    assert lines <= MAX_LINES, f"{module_name(path)} has {lines} lines; split it (at most {MAX_LINES})"
+    if source.strip():  # an empty __init__.py has nothing to say
+        assert ast.get_docstring(ast.parse(source)), f"{module_name(path)} has no docstring"
+
+
+def test_no_file_holds_a_path_of_one_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout: there is no list of the repository's files")
+    names = [name for name in listed.stdout.decode().split("\0") if name]
+    assert "pyproject.toml" in names
+    found = []
+    for name in names:
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue  # a picture, or a file removed but not yet from the index
+        found += [f"{name}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("scenedistill.losses.logits", "import scenedistill.training.student"),
+        ("scenedistill.losses.logits", "from scenedistill import evaluation"),
+        ("scenedistill.data.module", "from ..experiments.results import Result"),
+        ("scenedistill.models.student", "from .. import deploy"),
+        ("scenedistill.models.student", "def late():\n    from scenedistill.training import runs"),
+        ("scenedistill.training.runs", "from scenedistill import cli"),
+        ("scenedistill.config", "from .cli import main"),
+    ],
+)
+def test_the_import_check_sees(module: str, source: str) -> None:
+    assert forbidden(module, imports(source, module))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("scenedistill.losses.logits", "from scenedistill.models.output import SceneOutput"),
+        ("scenedistill.models.freeze", "import torch.utils.data\nfrom . import output"),
+        ("scenedistill.training.student", "from scenedistill.evaluation.metrics import scene_metrics"),
+        ("scenedistill.training.runs", "import scenedistill.climate"),
+    ],
+)
+def test_the_import_check_lets_pass(module: str, source: str) -> None:
+    assert not forbidden(module, imports(source, module))
+
+
+def test_the_path_check_sees_and_lets_pass() -> None:
+    machine = ["/".join(["", "home", "anna", "AID"]), '"' + "/".join(["", "work", "x"]), "C:" + "\\Users\\anna"]
+    general = ["../work/x", "https://example.org/home/x", "src/data/home/x", "~/home/x", "$HOME/data", "/path/to/AID"]
+    assert all(MACHINE_PATH.search(text) for text in machine)
+    assert not any(MACHINE_PATH.search(text) for text in general)
