@@ -21,6 +21,12 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
     return "bf16" if native else "fp32"
 
 
+def compute_device(accelerator: str) -> torch.device:
+    """The device that Lightning's accelerator name stands for, for work outside its Trainer."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Autocast to a precision on a device; fp32 switches it off."""
     return torch.autocast(device.type, dtype=TYPES.get(precision), enabled=precision in TYPES)

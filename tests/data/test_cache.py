@@ -53,7 +53,8 @@ def check(cache: SceneCache, root: Path) -> None:
         np.testing.assert_array_equal(row, read_scene(root / path, cache.size, cache.bands), err_msg=path)
     assert len(list(cache.folder.glob("images-*.npy"))) == 1
     assert {entry.name for entry in cache.folder.iterdir() if not entry.name.startswith("images-")} <= {
-        "manifest.json", "build.lock",
+        "manifest.json",
+        "build.lock",
     }
 
 

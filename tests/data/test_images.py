@@ -67,8 +67,12 @@ def test_lossless_rgb_comes_back_exactly(tmp_path: Path, name: str, options: dic
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a.jpg", {"quality": 95, "subsampling": 0}), ("progressive.jpg", {"progressive": True, "quality": 95}),
-     ("a.webp", {"quality": 95}), ("jpeg.tif", {"compression": "jpeg", "quality": 95})],
+    [
+        ("a.jpg", {"quality": 95, "subsampling": 0}),
+        ("progressive.jpg", {"progressive": True, "quality": 95}),
+        ("a.webp", {"quality": 95}),
+        ("jpeg.tif", {"compression": "jpeg", "quality": 95}),
+    ],
 )
 def test_lossy_rgb_comes_back_closely(tmp_path: Path, name: str, options: dict[str, object]) -> None:
     Image.fromarray(COLOUR).save(tmp_path / name, **options)

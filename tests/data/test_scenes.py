@@ -31,8 +31,13 @@ def test_an_index_of_class_folders(tmp_path: Path) -> None:
     index = scan(fill(tmp_path, River=2, Beach=3))
     assert index.root == tmp_path and index.root.is_absolute()
     assert index.classes == ("Beach", "River")
-    assert index.paths == ("Beach/Beach_0.jpg", "Beach/Beach_1.jpg", "Beach/Beach_2.jpg", "River/River_0.jpg",
-                           "River/River_1.jpg")
+    assert index.paths == (
+        "Beach/Beach_0.jpg",
+        "Beach/Beach_1.jpg",
+        "Beach/Beach_2.jpg",
+        "River/River_0.jpg",
+        "River/River_1.jpg",
+    )
     assert index.labels.dtype == np.int64 and index.labels.tolist() == [0, 0, 0, 1, 1]
     assert len(index) == 5 and index.counts() == {"Beach": 3, "River": 2} and index.notes == ()
 
@@ -198,5 +203,3 @@ def test_a_manifest_with_a_mistake(tmp_path: Path, text: str, expected: str) -> 
 def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     assert "cannot be read as a UTF-8 CSV file" in message(tmp_path / "list.csv")
-
-

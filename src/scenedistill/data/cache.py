@@ -12,26 +12,31 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import filelock
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from scenedistill.data.cache_files import (
+    CacheSettings,
+    Entry,
+    Images,
+    Stamp,
+    StoredCache,
+    array_in_use,
+    commit,
+    open_stored,
+    remove_arrays,
+    write_header,
+)
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
 
-_KIND = "scenedistill image cache"
-_FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
 _NAMED = 5  # how many bad images an error names before it only counts
 _SPARE_BYTES = 64 * 2**20  # disk space left free
-_ARRAY_NAME = re.compile(r"images-[0-9a-f]{32}\.npy")
-
-Images = npt.NDArray[np.uint8]
-Stamp = tuple[int, int]  # bytes, mtime in ns: what tells a changed file; (-1, -1) for a file that is not there
-Entry = tuple[int, int, int]  # a stamp, and the row of the image in the array, -1 for an image that cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +98,17 @@ def build_cache(
     """
     if size < 1 or len(index) == 0:
         raise ValueError(f"a cache needs a size of 1 or more pixels and 1 or more images, not {size} and {len(index)}")
-    settings = _Settings(str(index.root), size, bands, value_range)
+    settings = CacheSettings(str(index.root), size, bands, value_range)
     folder = _default_folder(settings) if folder is None else Path(folder).expanduser().resolve()
     stamps = {path: _stamp(index.root / path) for path in index.paths}
     retry = on_bad == "stop"
 
-    stored, decoded = _open(folder, settings), 0
+    stored, decoded = open_stored(folder, settings), 0
     if stored is None or not _is_current(stored, index.root, stamps, retry):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _lock(folder, progress):
-                stored = _open(folder, settings)  # another process may have built it meanwhile
+                stored = open_stored(folder, settings)  # another process may have built it meanwhile
                 if stored is None or not _is_current(stored, index.root, stamps, retry):
                     stored, decoded = _rebuild(folder, settings, stored, stamps, retry, workers, progress)
         except OSError as error:
@@ -129,59 +134,7 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenedistill"
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What all rows of a cache were made with; where it differs no row can be reused."""
-
-    root: str
-    size: int
-    bands: int
-    value_range: tuple[float, float] | None
-    format: int = _FORMAT
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.size, self.size, self.bands
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A cache as it lies on the disk."""
-
-    images: Images  # memory-mapped
-    entries: dict[str, Entry]  # by path
-    reasons: dict[str, str]  # by path: why an image cannot be read
-
-
-def _open(folder: Path, settings: _Settings) -> _Stored | None:
-    """The cache in the folder; None if there is none, or a damaged one, or one made with other settings."""
-    for _ in range(5):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError:
-            manifest = None
-        if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-            raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
-        if manifest["settings"] != json.loads(json.dumps(asdict(settings))):
-            return None
-        paths, sizes, times, rows = (manifest[column] for column in ("path", "bytes", "mtime_ns", "row"))
-        count = sum(row >= 0 for row in rows)
-        try:
-            images = np.load(folder / manifest["array"], mmap_mode="r")
-        except FileNotFoundError:
-            continue  # replaced between our two looks
-        except (ValueError, OSError):
-            return None
-        if images.shape != (count, *settings.shape) or images.dtype != np.uint8:
-            return None
-        entries = dict(zip(paths, zip(sizes, times, rows, strict=True), strict=True))
-        return _Stored(images, entries, manifest["reasons"])
-    return None
-
-
-def _is_current(stored: _Stored, root: Path, stamps: dict[str, Stamp], retry: bool) -> bool:
+def _is_current(stored: StoredCache, root: Path, stamps: dict[str, Stamp], retry: bool) -> bool:
     """Whether the cache holds these sources as they are now (`retry`: and readable), in their order if there are no
     others, and nothing that is gone."""
     for path, stamp in stamps.items():
@@ -197,13 +150,13 @@ def _is_current(stored: _Stored, root: Path, stamps: dict[str, Stamp], retry: bo
 
 def _rebuild(
     folder: Path,
-    settings: _Settings,
-    stored: _Stored | None,
+    settings: CacheSettings,
+    stored: StoredCache | None,
     stamps: dict[str, Stamp],
     retry: bool,
     workers: int | None,
     progress: bool,
-) -> tuple[_Stored, int]:
+) -> tuple[StoredCache, int]:
     """Write the array and the manifest anew, copying what is still valid; also the number of images decoded."""
     root, old = Path(settings.root), stored.entries if stored else {}
     kept = {path: entry[:2] for path, entry in old.items() if path not in stamps and entry[2] >= 0}
@@ -211,7 +164,7 @@ def _rebuild(
     valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
     todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
     _check_space(folder, len(sources) * int(np.prod(settings.shape)))
-    _remove_arrays(folder, keep=_array_in_use(folder))  # left by builders that were killed; we hold the lock
+    remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
 
     size, bands, value_range = settings.size, settings.bands, settings.value_range
     scenes = decode_all(root, todo, size, bands, value_range, workers=workers, progress=progress)
@@ -221,7 +174,7 @@ def _rebuild(
     array = folder / f"images-{uuid.uuid4().hex}.npy"
     try:
         with array.open("wb") as file, contextlib.closing(scenes):
-            _write_header(file, len(sources), settings)
+            write_header(file, len(sources), settings)
             again = set(todo)
             for path, stamp in sources.items():
                 if path in again:
@@ -238,51 +191,17 @@ def _rebuild(
                     entries[path] = (*stamp, row)
                     row += 1
             file.seek(0)
-            _write_header(file, row, settings)
+            write_header(file, row, settings)
             file.flush()
             os.fsync(file.fileno())
-        _commit(folder, array.name, settings, entries, reasons)
+        commit(folder, array.name, settings, entries, reasons)
     except BaseException:
         array.unlink(missing_ok=True)
         raise
-    _remove_arrays(folder, keep=array.name)
-    renewed = _open(folder, settings)
+    remove_arrays(folder, keep=array.name)
+    renewed = open_stored(folder, settings)
     assert renewed is not None
     return renewed, decoded
-
-
-def _write_header(file: BinaryIO, count: int, settings: _Settings) -> None:
-    """The .npy header; numpy pads it so that its length does not depend on `count`."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *settings.shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _commit(
-    folder: Path, array: str, settings: _Settings, entries: dict[str, Entry], reasons: dict[str, str]
-) -> None:
-    """Put the new manifest in place of the old one: from here on the new array counts."""
-    sizes, times, rows = zip(*entries.values(), strict=True)
-    manifest = {"kind": _KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
-    manifest |= {"path": list(entries), "bytes": sizes, "mtime_ns": times, "row": rows}
-    part = folder / "manifest.json.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / "manifest.json")
-
-
-def _array_in_use(folder: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads((folder / "manifest.json").read_bytes()).get("array"))
-    return ""
-
-
-def _remove_arrays(folder: Path, keep: str) -> None:
-    for entry in folder.iterdir():
-        if _ARRAY_NAME.fullmatch(entry.name) and entry.name != keep:
-            with contextlib.suppress(OSError):  # Windows keeps what a reader has mapped; the next build removes it
-                entry.unlink()
 
 
 @contextlib.contextmanager
@@ -334,7 +253,7 @@ def _complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
     return f"{len(bad):,} of {total:,} images in {root} cannot be read: {named}{more}.\n{advice}"
 
 
-def _default_folder(settings: _Settings) -> Path:
+def _default_folder(settings: CacheSettings) -> Path:
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", Path(settings.root).name)[:40]
     return cache_home() / "scenes" / f"{name}-{settings.size}x{settings.bands}-{digest}"

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -101,20 +101,33 @@ class EpochBatches:
     """
 
     def __init__(
-        self, labels: np.ndarray, batch_size: int, seed: int, *, images_per_class: int = 0, rank: int = 0, world: int = 1
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int,
+        *,
+        images_per_class: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size % world:
             raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {world} devices.")
         self.labels, self.seed, self.rank, self.world = labels, seed, rank, world
         self.images_per_class = images_per_class
-        usable = len(labels) if not images_per_class else int(sum(c // images_per_class for c in np.bincount(labels))) * (
-            images_per_class
+        usable = (
+            len(labels)
+            if not images_per_class
+            else int(sum(c // images_per_class for c in np.bincount(labels))) * (images_per_class)
         )
         self.batch_size = min(batch_size, usable // world * world)
         if self.batch_size == 0:
             raise UserError(
                 f"{len(labels)} training images are too few: "
-                + (f"no class has {images_per_class} of them." if images_per_class else f"{world} devices share a batch.")
+                + (
+                    f"no class has {images_per_class} of them."
+                    if images_per_class
+                    else f"{world} devices share a batch."
+                )
             )
         self.usable = usable
         self.epoch = 0
@@ -140,7 +153,7 @@ class EpochBatches:
 
     def order(self, epoch: int) -> np.ndarray:
         """Rows of the training part in the order of an epoch, int64 `[usable]`."""
-        draw = np.random.default_rng((self.seed, epoch))
+        draw = np.random.default_rng((self.seed % 2**64, epoch))
         if not self.images_per_class:
             return draw.permutation(len(self.labels))
         groups = []

@@ -97,7 +97,7 @@ def _scan_folder(given: Path) -> SceneIndex:
         listings = {name: _list(root / name) for name in top.folders}
         if top.images or len(listings) != 1:
             break
-        (name, only), = listings.items()
+        ((name, only),) = listings.items()
         if only.images or not only.folders:
             break
         root, top = root / name, only

@@ -1,32 +1,18 @@
-"""Train, validation and test splits of a scene data set: made from a seed, written to and read from files."""
+"""Stratified splits of a scene data set, drawn from a seed."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import re
 import unicodedata
-import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 
-from scenedistill.data.catalog import normalise
-from scenedistill.data.scenes import IMAGE_SUFFIXES, SceneIndex
+from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
 
 PARTS = ("train", "val", "test")
-_PART_WORDS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validation": "val",
-}  # fmt: skip
-_RSP_LINE = re.compile(r"(?P<image>\S.*\.\w+(?:\s+\S.*)?)\s+(?P<label>\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,321 +77,29 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
         part[ranked[:n_train]] = 0
         part[ranked[n_train - n_val : n_train]] = 1
         part[ranked[n_train:]] = 2
-    return _assemble(index, part, train_ratio, seed)
+    return assemble(index, part, train_ratio, seed)
 
 
-def write_split(
-    split: Split,
-    index: SceneIndex,
-    path: Path,
-    layout: Literal["csv", "torchgeo", "rsp"] = "csv",
-    *,
-    name: str | None = None,
-    run: int = 0,
-) -> list[Path]:
-    """Write a split and return the files written.
-
-    Layouts:
-        csv: one file `path` (or `path/split.csv` if `path` is a folder) with columns path,label,split.
-        torchgeo: `path/{name}-train.txt`, `-val.txt` and `-test.txt`, one base name a line; no `-val.txt` if there is
-            no validation part. `name` defaults to the data folder's name in lower case.
-        rsp: `path/train_labels_{ratio}_{run}.txt` and `valid_labels_...`, lines "file class index" as in "An Empirical
-            Study of Remote Sensing Pretraining" (Wang et al., IEEE TGRS 2022); ratio 0.2 is written 28, 0.25 is 25-75.
-            Its "valid" is the test part.
-
-    Raises:
-        UserError: the layout cannot hold this split (base names that occur twice, spaces, a validation part).
-    """
-    path = Path(path)
-    if layout == "csv":
-        target = path / "split.csv" if path.is_dir() else path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        rows = sorted((index.paths[i], index.classes[index.labels[i]], part) for part, i in _members(split))
-        with target.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("path", "label", "split"), *rows])
-        return [target]
-    base = [p.rpartition("/")[2] for p in index.paths]
-    twice = next((name for name, count in Counter(base).items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f"Several images are called {twice!r}, which the {layout} layout cannot tell apart. Use csv.")
-    if layout == "torchgeo":
-        stem = name or index.root.name.lower()
-        lists = {f"{stem}-{part}.txt": [base[i] for i in where] for part, where in split.parts().items() if len(where)}
-    elif layout == "rsp":
-        if len(split.val):
-            raise UserError("The rsp layout has no place for a validation part. Use csv or torchgeo, or no validation.")
-        spaced = next((text for text in (*base, *index.classes) if len(text.split()) > 1), None)
-        if spaced is not None:
-            raise UserError(f"{spaced!r} has a space, at which readers of the rsp layout would cut it. Use csv.")
-        token = _ratio_token(split)
-        lists = {
-            f"{word}_labels_{token}_{run}.txt": [
-                f"{base[i]} {index.classes[index.labels[i]]} {index.labels[i]}" for i in where
-            ]
-            for word, where in (("train", split.train), ("valid", split.test))
-        }
-    else:
-        raise UserError(f"Unknown split layout {layout!r}; expected csv, torchgeo or rsp.")
-    path.mkdir(parents=True, exist_ok=True)
-    for file_name, lines in lists.items():
-        (path / file_name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    return [path / file_name for file_name in lists]
-
-
-def read_split(path: Path, index: SceneIndex) -> Split:
-    """Read a split for `index` from our CSV, or from torchgeo's or RSP's lists.
-
-    The layout is recognised by content: a CSV by its header path,label,split; RSP lists by lines that end in a label
-    index; otherwise one image a line. Which part a list is comes from the word train, val(id) or test in its name, as
-    nothing in the list says it. `path` is the CSV, one of the lists (the others are found beside it) or their folder.
-    In RSP's layout "valid" is the test part, unless there is a test list too. A label index need not be ours, as the
-    class comes from the folder, but one index must stand for one class.
-
-    Raises:
-        UserError: with file and line: unknown or ambiguous image, label that disagrees with the folder, image listed
-            twice or in two parts, empty or unreadable file, class without a training image, no test image.
-    Warns:
-        UserWarning: images of the index that are in no part, or classes without a test image.
-    """
-    part = np.full(len(index), -1, dtype=np.int8)
-    where: dict[int, str] = {}
-    for position, name, place in _entries(Path(path), index):
-        if position in where:
-            raise UserError(
-                f"{place}: image {index.paths[position]!r} is already listed at {where[position]}; "
-                "each image belongs to one part, once. Remove one of the lines."
-            )
-        where[position] = place
-        part[position] = PARTS.index(name)
-    _check_coverage(Path(path), index, part)
-    return _assemble(index, part, None, None)
-
-
-def _entries(path: Path, index: SceneIndex) -> Iterator[tuple[int, str, str]]:
-    """Yield (position in the index, part, "file:line") of each line of a split, whatever its layout."""
-    find = _Finder(index)
-    lists = _lists(path)
-    rows = {part: _read_lines(file) for part, file in lists.items()}
-    if "csv" in rows:
-        yield from _csv_entries(lists["csv"], find)
-        return
-    is_rsp = {part: _RSP_LINE.fullmatch(lines[0][1]) is not None for part, lines in rows.items()}
-    if len(set(is_rsp.values())) > 1:
-        raise UserError(f"{path}: lists of different layouts ({', '.join(f.name for f in lists.values())}).")
-    if is_rsp["train"] and "test" not in rows and "val" in rows:
-        lists["test"], rows["test"] = lists.pop("val"), rows.pop("val")  # what RSP calls valid is what it tests on
-    if "test" not in rows:
-        raise UserError(
-            f"{lists['train']}: found no list of test images beside it; expected the same name with 'test' for 'train'."
-        )
-    first_use: dict[int, tuple[int, str]] = {}  # label index -> (class, where), and the reverse
-    index_of: dict[int, tuple[int, str]] = {}
-    for part in PARTS:
-        for number, line in rows.get(part, ()):
-            place = f"{lists[part]}:{number}"
-            if not is_rsp["train"]:
-                yield find(line, place), part, place
-                continue
-            match = _RSP_LINE.fullmatch(line)
-            if match is None:
-                raise UserError(f"{place}: {line!r}; expected 'image class index' or 'image index' as on line 1.")
-            position, given = find.with_class(match["image"], place)
-            if given is not None:
-                find.check_label(position, given, place)
-            label, own = int(match["label"]), int(index.labels[position])
-            known, where = first_use.setdefault(label, (own, place))
-            other, there = index_of.setdefault(own, (label, place))
-            if known != own or other != label:
-                before = (index.classes[known], label, where) if known != own else (index.classes[own], other, there)
-                raise UserError(
-                    f"{place}: image {index.paths[position]!r} of class {index.classes[own]!r} has label {label}, but "
-                    f"{before[0]!r} had label {before[1]} at {before[2]}. Each label must stand for one class."
-                )
-            yield position, part, place
-
-
-def _csv_entries(path: Path, find: _Finder) -> Iterator[tuple[int, str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
-            image, label, part = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if part.lower() not in _PART_WORDS:
-                raise UserError(f"{place}: split is {part!r}; expected train, val or test.")
-            position = find(image, place)
-            find.check_label(position, label, place)
-            yield position, _PART_WORDS[part.lower()], place
-
-
-def _lists(path: Path) -> dict[str, Path]:
-    """The files of a split: {"csv": file}, or one list for each part with at least "train"."""
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix.lower() in (".txt", ".csv"))
-        tables = [f for f in files if f.stat().st_size and _is_csv(_read_lines(f))]
-        groups = _group(f for f in files if f not in tables)
-        found = [{"csv": f} for f in tables] + [group for group in groups.values() if "train" in group]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise UserError(
-                f"{path} holds no split; expected a CSV with path,label,split or lists like NAME-train.txt."
-            )
-        names = ", ".join((group.get("csv") or group["train"]).name for group in found)
-        raise UserError(f"{path} holds {len(found)} splits: {names}. Give the path of one of these files.")
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a split file or a folder of lists.")
-    if _is_csv(_read_lines(path)):
-        return {"csv": path}
-    beside = (f for f in sorted(path.parent.iterdir()) if f.is_file() and f.suffix == path.suffix)
-    for group in _group(beside).values():
-        if path in group.values():
-            if "train" not in group:
-                raise UserError(f"{path}: found no list of training images beside it; expected 'train' in its name.")
-            return group
-    raise UserError(
-        f"{path}: neither a CSV with the header path,label,split nor a list with train, val or test in its file name."
-    )
-
-
-def _group(files: Iterator[Path]) -> dict[str, dict[str, Path]]:
-    """Lists whose names differ only in the word for the part: {"aid-*": {"train": ..., "test": ...}}."""
-    groups: dict[str, dict[str, Path]] = defaultdict(dict)
-    for file in files:
-        words = re.split(r"([^a-z]+)", file.stem.lower())
-        at = next((i for i, word in enumerate(words) if word in _PART_WORDS), None)
-        if at is not None:
-            part = _PART_WORDS[words[at]]
-            groups["".join((*words[:at], "*", *words[at + 1 :], file.suffix))][part] = file
-    return groups
-
-
-def _is_csv(lines: list[tuple[int, str]]) -> bool:
-    return {"path", "label", "split"} <= {name.strip(' "').lower() for name in lines[0][1].split(",")}
-
-
-def _read_lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise UserError(f"{path}: the file is empty; expected one image a line.")
-    return lines
-
-
-class _Finder:
-    """Finds the position in the index of an image as a split file refers to it."""
-
-    def __init__(self, index: SceneIndex) -> None:
-        self.index = index
-        self.paths = {_nfc(p): i for i, p in enumerate(index.paths)}
-        self.names: dict[str, list[int]] = defaultdict(list)  # by base name, and by base name without suffix
-        for path, i in self.paths.items():
-            name = PurePosixPath(path)
-            self.names[name.name].append(i)
-            if name.stem != name.name:
-                self.names[name.stem].append(i)
-
-    def __call__(self, image: str, place: str) -> int:
-        found = self.candidates(image)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(repr(self.index.paths[i]) for i in found[:3])
-            raise UserError(f"{place}: {image!r} is ambiguous, it may be {some}. Write the path from the data folder.")
-        known = self.paths if "/" in image else {PurePosixPath(path).name: None for path in self.paths}
-        close = difflib.get_close_matches(image, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"{place}: no image {image!r} in {self.index.root}.{hint}")
-
-    def candidates(self, image: str) -> list[int]:
-        """Positions that `image` may mean: its path from the root, the end of one, or a base name with any suffix."""
-        reference = PurePosixPath(_nfc(image.replace("\\", "/")))
-        if str(reference) in self.paths:
-            return [self.paths[str(reference)]]
-        is_image = reference.suffix.lower() in IMAGE_SUFFIXES
-        # torchgeo lists EuroSAT's GeoTIFFs as .jpg, hence the base name without its suffix as the last resort
-        same = self.names.get(reference.name) or (self.names.get(reference.stem, []) if is_image else [])
-        if len(reference.parts) == 1:
-            return same
-        return [i for i in same if _same_folder(reference, PurePosixPath(_nfc(self.index.paths[i])))]
-
-    def with_class(self, text: str, place: str) -> tuple[int, str | None]:
-        """Position and class name of RSP's "image class" or "image", either of which may hold spaces."""
-        cuts = [(text, None), *((text[: m.start()], text[m.end() :]) for m in re.finditer(r"\s+", text))]
-        for image, given in cuts:
-            found = self.candidates(image)
-            if given is not None and len(found) > 1:  # the class tells equal base names apart
-                label = normalise(given)
-                found = [i for i in found if normalise(self.index.classes[self.index.labels[i]]) == label] or found
-            if len(found) == 1:
-                return found[0], given
-        return self(next((image for image, _ in cuts if self.candidates(image)), cuts[-1][0]), place), None
-
-    def check_label(self, position: int, given: str, place: str) -> None:
-        own = self.index.classes[self.index.labels[position]]
-        if normalise(given) != normalise(own):
-            raise UserError(
-                f"{place}: label {given!r} disagrees with the folder; {self.index.paths[position]!r} is of {own!r}."
-            )
-
-
-def _same_folder(a: PurePosixPath, b: PurePosixPath) -> bool:
-    """Whether the folders of two paths agree as far as the shorter one goes, counted from the file upwards."""
-    pairs = list(zip(reversed(a.parent.parts), reversed(b.parent.parts), strict=False))
-    return all(x == y for x, y in pairs)
-
-
-def _check_coverage(path: Path, index: SceneIndex, part: np.ndarray) -> None:
-    labels = np.asarray(index.labels)
-    has = {name: np.bincount(labels[part == i], minlength=len(index.classes)) for i, name in enumerate(PARTS)}
-    untrained = [name for name, count in zip(index.classes, has["train"], strict=True) if not count]
-    if untrained:
-        raise UserError(f"{path}: no training image of class {', '.join(map(repr, untrained))}; each class needs one.")
-    if not has["test"].any():
-        raise UserError(f"{path}: no test image at all; the test part is needed for evaluation.")
-    untested = [name for name, count in zip(index.classes, has["test"], strict=True) if not count]
-    if untested:
-        warnings.warn(f"{path}: no test image of class {', '.join(map(repr, untested))}", stacklevel=3)
-    unused = np.flatnonzero(part < 0)
-    if len(unused):
-        first = index.paths[unused[0]]
-        warnings.warn(f"{path}: {len(unused)} of {len(index)} images are in no part, first {first!r}", stacklevel=3)
-
-
-def _assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, seed: int | None) -> Split:
+def assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, seed: int | None) -> Split:
+    """The split in which image i of the index is in part `PARTS[part[i]]`, or in none where that is -1; int `[N]`."""
     train, val, test = (np.flatnonzero(part == i).astype(np.int64) for i in range(len(PARTS)))
     lines = sorted(
-        "\0".join((_nfc(index.paths[i]), _nfc(index.classes[index.labels[i]]), PARTS[part[i]]))
+        "\0".join((nfc(index.paths[i]), nfc(index.classes[index.labels[i]]), PARTS[part[i]]))
         for i in np.flatnonzero(part >= 0)
     )
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     return Split(train, val, test, train_ratio, seed, digest)
 
 
-def _members(split: Split) -> list[tuple[str, int]]:
-    return [(part, int(i)) for part, positions in split.parts().items() for i in positions]
+def nfc(text: str) -> str:
+    """Composed Unicode: macOS gives file names decomposed, Linux as they were written."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _rank(seed: int, name: str, path: str) -> str:
-    return hashlib.sha256("\0".join((str(seed), _nfc(name), _nfc(path))).encode()).hexdigest()
+    return hashlib.sha256("\0".join((str(seed), nfc(name), nfc(path))).encode()).hexdigest()
 
 
 def _share(count: int, ratio: float) -> int:
     # decimal, because 0.35 * 10 in binary is not the 3.5 a reader of the protocol expects to be rounded up
     return int((Decimal(str(float(ratio))) * count).quantize(Decimal(1), ROUND_HALF_UP))
-
-
-def _nfc(text: str) -> str:
-    # macOS gives file names decomposed, Linux as they were written
-    return unicodedata.normalize("NFC", text)
-
-
-def _ratio_token(split: Split) -> str:
-    ratio = split.train_ratio or len(split.train) / (len(split.train) + len(split.test))
-    percent = round(ratio * 100)
-    tenths, rest = divmod(percent, 10)
-    return f"{tenths}{10 - tenths}" if not rest and 0 < tenths < 10 else f"{percent}-{100 - percent}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 @dataclass
@@ -77,7 +77,8 @@ def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
     in 64-bit integers that wrap, of which the top 24 bits make the float exactly.
     """
     column = torch.arange(count, device=ids.device)
-    key = _mix(_mix(torch.tensor(seed, device=ids.device)) + epoch)
+    wrapped = (seed + 2**63) % 2**64 - 2**63  # any whole number is a seed
+    key = _mix(_mix(torch.tensor(wrapped, device=ids.device)) + epoch)
     bits = _mix(_mix(key + ids)[:, None] + column)
     return ((bits >> 40) & 0xFFFFFF).float() / 2**24
 

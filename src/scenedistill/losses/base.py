@@ -61,7 +61,7 @@ class DistillationLoss(nn.Module):
         """The mathematics, on float32 (or float64) tensors."""
         raise NotImplementedError(f"{type(self).__name__} has no compute()")
 
-    def prepare(self, statistics: TeacherStatistics) -> None:  # noqa: B027 - most losses need nothing
+    def prepare(self, statistics: TeacherStatistics) -> None:
         """Take what is needed of the teacher's statistics, before the first step."""
 
 

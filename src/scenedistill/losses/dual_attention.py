@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.models.output import FeatureDims, SceneOutput
@@ -31,7 +30,13 @@ class DualAttentionLoss(DistillationLoss):
     """
 
     def __init__(
-        self, student: FeatureDims, teacher: FeatureDims, *, energy: float = 1.0, channel: float = 1.0, gates: float = 0.0
+        self,
+        student: FeatureDims,
+        teacher: FeatureDims,
+        *,
+        energy: float = 1.0,
+        channel: float = 1.0,
+        gates: float = 0.0,
     ) -> None:
         super().__init__(student, teacher)
         self.energy, self.channel, self.gates = energy, channel, gates
@@ -90,5 +95,3 @@ def _same_size(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     if ours.shape[1:] == theirs.shape[1:]:
         return ours, theirs
     return tuple(F.adaptive_avg_pool2d(m.unsqueeze(1), (height, width)).squeeze(1) for m in (ours, theirs))  # type: ignore[return-value]
-
-

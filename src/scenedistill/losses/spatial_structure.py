@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.models.output import FeatureDims, SceneOutput
@@ -103,7 +103,10 @@ def distance_structure(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def angle_structure(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Huber loss of the cosines of the angles at j between i and k, over all triples of `[B, D_s]` and `[B, D_t]`."""
+    """Huber loss of the cosines of the angles at a between i and k, of `[B, D_s]` and `[B, D_t]`.
+
+    The mean is over all `B^3` triples, those that name an image twice counting zero, as in the authors' code.
+    """
     if len(ours) < 3:
         return ours.sum() * 0
     return F.smooth_l1_loss(_angles(ours), _angles(theirs))
@@ -120,9 +123,7 @@ def _distances(points: Tensor) -> Tensor:
 
 
 def _angles(points: Tensor) -> Tensor:
-    """Cosines `[B, B, B]` at the first index between the other two, from the Gram matrix: no `[B, B, B, D]` tensor."""
-    gram = points @ points.T
-    at, i, k = gram.diagonal()[:, None, None], gram[:, :, None], gram[:, None, :]
-    inner = gram[None] - i - k + at  # (x_i - x_a) . (x_k - x_a)
-    lengths = (inner.diagonal(dim1=1, dim2=2).clamp(min=0) + 1e-12).sqrt()  # |x_i - x_a|, [a, i]
-    return inner / (lengths[:, :, None] * lengths[:, None, :]).clamp(min=1e-6)
+    """Cosines `[B, B, B]` at the first index between the other two; zero where one of those is the first itself."""
+    # differences first: out of a Gram matrix, in float32, rounding alone gives "angles" to a point from itself
+    towards = F.normalize(points[None] - points[:, None], dim=2, eps=1e-6)  # [B, B, D], at a towards i
+    return towards @ towards.transpose(1, 2)

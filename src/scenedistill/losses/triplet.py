@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pytorch_metric_learning import miners
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Mining = Literal["hard", "semihard"]
 

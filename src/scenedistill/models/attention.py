@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,70 +34,83 @@ class DualAttention(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, StageAttention]:
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gate a feature map.
 
         Args:
             feature: `[B, C, H, W]`.
 
         Returns:
-            The gated feature `[B, C, H, W]` and what the gates were.
+            The gated feature `[B, C, H, W]`, the channel gates `[B, C]` and the spatial gates `[B, 1, H, W]`.
         """
         pooled = torch.stack((feature.mean((2, 3)), feature.amax((2, 3))))  # [2, B, C]
         channel = torch.sigmoid(self.expand(torch.relu(self.reduce(pooled))).sum(0))  # [B, C]
         weighted = feature * (2 * channel)[:, :, None, None]
         summary = torch.cat((weighted.mean(1, keepdim=True), weighted.amax(1, keepdim=True)), 1)  # [B, 2, H, W]
         spatial = torch.sigmoid(self.locate(summary))  # [B, 1, H, W]
-        gated = weighted * (2 * spatial)
-        return gated, StageAttention(channel, spatial, *_statistics(gated))
+        return weighted * (2 * spatial), channel, spatial
 
 
 class NoAttention(nn.Module):
     """Stands where a DA module would: leaves the feature as it is and reports open gates of 1/2."""
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, StageAttention]:
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `DualAttention.forward`."""
-        channel = torch.full_like(feature[:, :, 0, 0], 0.5)
-        spatial = torch.full_like(feature[:, :1], 0.5)
-        return feature, StageAttention(channel, spatial, *_statistics(feature))
-
-
-def _statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy `[B, H, W]` and descriptor `[B, C]` of a feature map, in float32: squares overflow half precision."""
-    with torch.autocast(feature.device.type, enabled=False):
-        exact = feature.float()
-        return exact.square().mean(1), exact.mean((2, 3))
+        return feature, torch.full_like(feature[:, :, 0, 0], 0.5), torch.full_like(feature[:, :1], 0.5)
 
 
 class AttendedStage(nn.Module):
     """A stage of any backbone with a DA module behind it.
 
     Accepts the three layouts found in timm, `[B, C, H, W]`, `[B, H, W, C]` and tokens `[B, P + H*W, C]` with P prefix
-    tokens on a square grid, and returns the same layout. What the gates did in the last call is in `seen`, from where
-    `SceneNet` collects it.
+    tokens on a square grid, and returns the same layout. What the gates did is kept for `SceneNet` to collect, while
+    `watched`.
+
+    Args:
+        stage: gives one of the layouts.
+        attention: a `DualAttention` or `NoAttention`.
+        channels_last: four dimensions are `[B, H, W, C]`.
+        prefix_tokens: P.
     """
 
-    def __init__(self, stage: nn.Module, attention: nn.Module, *, layout: str, prefix_tokens: int = 0) -> None:
+    def __init__(
+        self, stage: nn.Module, attention: nn.Module, *, channels_last: bool = False, prefix_tokens: int = 0
+    ) -> None:
         super().__init__()
         self.stage = stage
         self.attention = attention
-        self.layout = layout
+        self.channels_last = channels_last
         self.prefix_tokens = prefix_tokens
-        self.seen: StageAttention | None = None
+        self.watched = False
+        self._seen: StageAttention | None = None
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Run the stage, then the gates."""
-        output = self.stage(*args, **kwargs)
-        if self.layout == "NCHW":
-            gated, self.seen = self.attention(output)
-            return gated
-        if self.layout == "NHWC":
-            gated, self.seen = self.attention(output.permute(0, 3, 1, 2))
-            return gated.permute(0, 2, 3, 1)
-        prefix, tokens = output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
-        side = round(tokens.shape[1] ** 0.5)
-        gated, self.seen = self.attention(tokens.transpose(1, 2).unflatten(2, (side, side)))
-        return torch.cat((prefix, gated.flatten(2).transpose(1, 2)), 1)
+        output: Tensor = self.stage(*args, **kwargs)
+        if output.ndim == 4:
+            if self.channels_last:
+                return self._gate(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return self._gate(output)
+        side = math.isqrt(output.shape[1] - self.prefix_tokens)
+        # CaiT and XCiT put their prefix tokens in only after the stages: then all tokens make up the square
+        first = self.prefix_tokens if side**2 == output.shape[1] - self.prefix_tokens else 0
+        side = math.isqrt(output.shape[1] - first)
+        gated = self._gate(output[:, first:].transpose(1, 2).unflatten(2, (side, side)))
+        return torch.cat((output[:, :first], gated.flatten(2).transpose(1, 2)), 1)
+
+    def collect(self) -> StageAttention:
+        """What the gates did in the last call; handed out once, so that no second owner keeps the graph alive."""
+        seen, self._seen = self._seen, None
+        assert seen is not None, "nothing was watched since the last collection"
+        return seen
+
+    def _gate(self, feature: Tensor) -> Tensor:
+        gated, channel, spatial = self.attention(feature)
+        if self.watched:
+            with torch.autocast(gated.device.type, enabled=False):
+                exact = gated if gated.dtype == torch.float64 else gated.float()  # squares overflow half precision
+                self._seen = StageAttention(channel, spatial, exact.square().mean(1), exact.mean((2, 3)))
+        return gated  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> object:
         # some backbones read attributes of their stages (stride, channels): answer for the stage inside

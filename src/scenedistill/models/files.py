@@ -62,7 +62,9 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     except (SafetensorError, OSError) as problem:
         raise UserError(f"{path} cannot be read as a safetensors file: {problem}") from problem
     if text is None:
-        raise UserError(f"{path} does not say which network it holds. Give a weights.safetensors of a scenedistill run.")
+        raise UserError(
+            f"{path} does not say which network it holds. Give a weights.safetensors of a scenedistill run."
+        )
     fields = json.loads(text)
     card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
     net, _ = build_teacher(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import cast
 
 import timm
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from scenedistill.errors import UserError
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
-from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+from scenedistill.models.output import FeatureDims, SceneOutput
 
 STRIDES = (4, 8, 16, 32)
 
@@ -47,10 +49,7 @@ class SceneNet(nn.Module):
         widths = []
         for name, width in _stages(backbone):
             attention = DualAttention(width) if dual_attention else NoAttention()
-            parent_name, _, child = name.rpartition(".")
-            parent = backbone.get_submodule(parent_name)
-            stage = AttendedStage(parent._modules[child], attention, **_layout(backbone, image_size))  # type: ignore[arg-type]
-            parent._modules[child] = stage
+            backbone.set_submodule(name, _attended(backbone, name, attention))
             self._stage_names.append(name)
             widths.append(width)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
@@ -64,22 +63,22 @@ class SceneNet(nn.Module):
         """The wrapped stages, finest first."""
         return [cast(AttendedStage, self.backbone.get_submodule(name)) for name in self._stage_names]
 
-    def forward(self, images: Tensor) -> SceneOutput:
+    def forward(self, images: Tensor, attention: bool = True) -> SceneOutput:
         """Classify a batch.
 
         Args:
             images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics.
+            attention: report the attention of each stage; without, that part of the output is empty and cheaper.
 
         Returns:
             Logits `[B, K]`, embedding `[B, D]` and the attention of each stage.
         """
+        stages = self.stages
+        for stage in stages:
+            stage.watched = attention
         embedding = self.backbone((images - self.mean) / self.std)
-        attention = []
-        for stage in self.stages:
-            assert stage.seen is not None
-            attention.append(stage.seen)
-            stage.seen = None  # no second owner keeps the graph alive after the step
-        return SceneOutput(self.head(embedding), embedding, tuple[StageAttention, ...](attention))
+        seen = tuple(stage.collect() for stage in stages) if attention else ()
+        return SceneOutput(self.head(embedding), embedding, seen)
 
 
 def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
@@ -98,41 +97,59 @@ def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
     return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]
 
 
-def _layout(backbone: nn.Module, image_size: int) -> dict[str, object]:
-    prefix = getattr(backbone, "num_prefix_tokens", None)
-    layout = getattr(backbone, "output_fmt", None) or ("NCHW" if prefix is None else "NLC")
-    layout = getattr(layout, "value", layout)  # timm's Format enumeration
-    return {"layout": layout if layout in ("NCHW", "NHWC") else "NLC", "prefix_tokens": prefix or 0}
+def _attended(backbone: nn.Module, name: str, attention: nn.Module) -> AttendedStage:
+    try:
+        stage = backbone.get_submodule(name)
+    except AttributeError as problem:
+        raise UserError(
+            f"{type(backbone).__name__} has no single module for its stage '{name}' to put dual attention behind. "
+            "Choose another backbone."
+        ) from problem
+    layout = getattr(backbone, "output_fmt", "NCHW")
+    return AttendedStage(
+        stage,
+        attention,
+        channels_last=getattr(layout, "value", layout) == "NHWC",  # timm's Format enumeration
+        prefix_tokens=getattr(backbone, "num_prefix_tokens", 0),
+    )
 
 
 def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
     """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones."""
     was_training = backbone.training
     backbone.eval()
-    with torch.no_grad():
-        embedding = backbone(torch.zeros(1, bands, size, size))
+    try:
+        with torch.no_grad():
+            embedding = backbone(torch.zeros(1, bands, size, size))
+    except RuntimeError as problem:
+        raise UserError(
+            f"{type(backbone).__name__} does not take images of {size} x {size} pixels "
+            f"({str(problem).splitlines()[0]}). Choose another image_size or backbone."
+        ) from problem
     backbone.train(was_training)
     if embedding.ndim != 2:
         raise UserError(f"{type(backbone).__name__} gives {tuple(embedding.shape)}, not a pooled embedding [B, D].")
     return int(embedding.shape[1])
 
 
-def timm_backbone(name: str, *, bands: int = 3, image_size: int = 96, pretrained: bool = False) -> nn.Module:
-    """A timm backbone without its classifier, at an image size in pixels; `pretrained` takes timm's hub weights."""
+def timm_backbone(
+    name: str, *, bands: int = 3, image_size: int = 96, pretrained: bool = False, others: Iterable[str] = ()
+) -> nn.Module:
+    """A timm backbone without its classifier, at an image size in pixels; `pretrained` takes timm's hub weights, and
+    `others` are further names that a wrong one may have been meant for."""
     if not timm.is_model(name):
-        import difflib
-
-        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        near = difflib.get_close_matches(name, [*others, *timm.list_models()], 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
         raise UserError(f"'{name}' is neither a student of Table 1 nor a backbone that timm knows.{hint}")
     settings = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
     try:
-        return cast(nn.Module, timm.create_model(name, img_size=image_size, **settings))
-    except TypeError:  # most convolutional backbones take any size and have no such setting
-        return cast(nn.Module, timm.create_model(name, **settings))
+        try:
+            return cast(nn.Module, timm.create_model(name, img_size=image_size, **settings))
+        except TypeError:  # most convolutional backbones take any size and have no such setting
+            return cast(nn.Module, timm.create_model(name, **settings))
     except (OSError, RuntimeError) as problem:
         if not pretrained:
-            raise
+            raise UserError(f"timm cannot build '{name}' for {image_size} pixels: {problem}") from problem
         raise UserError(
             f"The pretrained weights of '{name}' could not be had from timm's hub ({type(problem).__name__}). "
             "Give a local .safetensors or .pth file instead, or 'none' to start from scratch."

@@ -40,7 +40,7 @@ def build_student(
     if name in STUDENTS:
         backbone = STUDENTS[name](bands)
     else:
-        backbone = timm_backbone(name, bands=bands, image_size=image_size)
+        backbone = timm_backbone(name, bands=bands, image_size=image_size, others=STUDENTS)
     mean, std = band_statistics(backbone, bands)
     return SceneNet(backbone, classes, mean=mean, std=std, dual_attention=dual_attention, image_size=image_size)
 

@@ -43,7 +43,9 @@ def build_teacher(
     if name in STUDENTS:
         backbone = STUDENTS[name](bands)
     else:
-        backbone = timm_backbone(name, bands=bands, image_size=image_size, pretrained=weights == "timm")
+        backbone = timm_backbone(
+            name, bands=bands, image_size=image_size, pretrained=weights == "timm", others=STUDENTS
+        )
     if weights not in ("none", "timm"):
         account = load_weights(backbone, weights, model=name)
     if stride_in_first_convolution or (account and account.stride_in_first_convolution):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
@@ -49,7 +51,7 @@ class WeightAccount:
 def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> WeightAccount:
     """Copy every tensor that fits, by name and shape, from a file or from torchvision into a backbone.
 
-    Names are timm's or torchvision's; the prefixes that wrappers leave (`module.`, `model.`, `backbone.`, `encoder.`) are
+    Names are timm's or torchvision's; the prefix that wrappers leave (`module.`, `model.backbone.`, ...) is
     looked through. Residual blocks that the file lacks stay the identity where their last batch norm starts at zero, as
     timm's ResNets do: a ResNet-101 started from a ResNet-50 computes what the ResNet-50 did.
 
@@ -99,7 +101,9 @@ def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> Weight
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file, and what it says of itself."""
     if not path.is_file():
-        raise UserError(f"No weights at {path}. Give a .safetensors, .pth or .pt file, 'timm', 'torchvision' or 'none'.")
+        raise UserError(
+            f"No weights at {path}. Give a .safetensors, .pth or .pt file, 'timm', 'torchvision' or 'none'."
+        )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -109,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"{path} cannot be read as weights: {str(problem).splitlines()[0][:120]}") from problem
     except Exception as problem:  # weights_only refuses with pickle's own error
         raise UserError(
-            f"{path} holds more than tensors, and loading it would run its code. Save the state_dict alone."
+            f"{path} is not a file of tensors alone: damaged, or loading would run its code. Give a state_dict."
         ) from problem
     for key in ("state_dict", "model", "model_state_dict", "net", "ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -133,25 +137,28 @@ def _torchvision(model: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _best_prefix(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the wrapper's prefix off that makes the most names fit."""
-    candidates = [tensors]
-    for prefix in ("module.", "model.", "backbone.", "encoder.", "module.encoder_q.", "backbone.stage.", "net."):
-        stripped = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if stripped:
-            candidates.append(stripped)
-    return max(candidates, key=lambda candidate: len(candidate.keys() & wanted.keys()))
+    """The tensors without the prefix that, taken off, makes the most names fit."""
+    found = Counter(
+        name[:cut]
+        for name in tensors
+        for cut in (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+        if name[cut:] in wanted
+    )
+    prefix = found.most_common(1)[0][0] if found else ""
+    fitting = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)} | fitting
 
 
 def _adapt_bands(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """First convolutions for another number of bands: repeat the file's bands in turn, keeping the response's size."""
+    """First convolutions for another number of bands, as timm does it: for one band the sum of the file's three, else
+    the file's bands in turn, scaled so that the response keeps its size."""
     adapted = dict(tensors)
     for name, tensor in tensors.items():
         goal = wanted.get(name)
         if goal is None or tensor.ndim != 4 or tensor.shape == goal.shape or tensor.shape[1] != 3:
             continue
         if tensor.shape[0] == goal.shape[0] and tensor.shape[2:] == goal.shape[2:]:
-            bands = goal.shape[1]
-            adapted[name] = tensor.float()[:, [i % 3 for i in range(bands)]] * (3 / bands)
+            adapted[name] = adapt_input_conv(goal.shape[1], tensor.float())
     return adapted
 
 

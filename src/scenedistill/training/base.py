@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
@@ -39,7 +40,8 @@ class SceneTraining(L.LightningModule):
         """With several processes, batch norm uses the statistics of the whole batch."""
         if self.trainer.world_size > 1:
             if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(self)
+                # timm's own: torch's drops the activations that timm's norms hold
+                convert_sync_batchnorm(self)  # type: ignore[no-untyped-call]
             else:
                 share_batch_norm(self)
 
@@ -49,7 +51,7 @@ class SceneTraining(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Make what is random inside a network (dropout, stochastic depth) a function of (seed, epoch, process) too."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank) % 2**64)
 
     def view(self, batch: SceneBatch, epoch: int) -> Tensor:
         """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
@@ -73,7 +75,7 @@ class SceneTraining(L.LightningModule):
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
         """OA on the validation part, from the evaluation view."""
-        logits = self.net(evaluation_view(batch.images, size=self.image_size)).logits
+        logits = self.net(evaluation_view(batch.images, size=self.image_size), attention=False).logits
         self.validation_oa(logits, batch.labels)
         self.log("val_oa", self.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
 
@@ -82,7 +84,9 @@ class SceneTraining(L.LightningModule):
         groups = parameter_groups(self, self.fit)
         optimizer: torch.optim.Optimizer
         if self.fit.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.fit.lr, momentum=self.fit.momentum, nesterov=self.fit.momentum > 0)
+            optimizer = torch.optim.SGD(
+                groups, lr=self.fit.lr, momentum=self.fit.momentum, nesterov=self.fit.momentum > 0
+            )
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.fit.lr)
         total = int(self.trainer.estimated_stepping_batches)

@@ -43,9 +43,8 @@ def share_batch_norm(module: nn.Module) -> None:
     Torch's own SyncBatchNorm does this on CUDA only, so a CPU gets ours. Names and values of the tensors stay the same.
     """
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) or isinstance(child, nn.BatchNorm2d):
-            shared = _SharedBatchNorm.from_plain(cast(nn.BatchNorm2d, child))
-            setattr(module, name, shared)
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, _SharedBatchNorm.from_plain(child))
         else:
             share_batch_norm(child)
 
@@ -53,22 +52,29 @@ def share_batch_norm(module: nn.Module) -> None:
 class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over `[B, C, ...]` whose mean and variance are those of all processes together."""
 
+    drop: nn.Module
+    act: nn.Module
+
     @classmethod
-    def from_plain(cls, plain: nn.BatchNorm2d) -> _SharedBatchNorm:
+    def from_plain(cls, plain: nn.BatchNorm1d | nn.BatchNorm2d) -> _SharedBatchNorm:
         shared = cls(plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats)
         shared.weight, shared.bias = plain.weight, plain.bias
         shared.running_mean, shared.running_var = plain.running_mean, plain.running_var
         shared.num_batches_tracked = plain.num_batches_tracked
+        for part in ("drop", "act"):  # timm's batch norms hold their activation
+            setattr(shared, part, getattr(plain, part, nn.Identity()))
         shared.train(plain.training)
         return shared
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+    def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"batch norm needs [B, C, ...], found {tuple(input.shape)}")
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if not self.training or world_size() == 1:
-            return super().forward(input)
+    def forward(self, input: Tensor) -> Tensor:
+        normal = self._normalised(input) if self.training and world_size() > 1 else super().forward(input)
+        return cast(Tensor, self.act(self.drop(normal)))
+
+    def _normalised(self, input: Tensor) -> Tensor:
         over = [0, *range(2, input.ndim)]
         with torch.autocast(input.device.type, enabled=False):
             exact = input if input.dtype == torch.float64 else input.float()

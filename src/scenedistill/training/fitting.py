@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
-from scenedistill.precision import resolve_precision
+from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.base import SceneTraining
 
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -60,15 +60,16 @@ def fit(
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar(leave=False))
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
-    accelerator, strategy = machine.accelerator, machine.strategy
+    strategy = machine.strategy
     if strategy == "auto" and machine.devices not in (1, "auto") and "WORLD_SIZE" not in os.environ:
         strategy = "ddp_spawn"  # the other processes then run this training and nothing else of the program
+    precision = resolve_precision(machine.precision, compute_device(machine.accelerator))
     trainer = L.Trainer(
-        accelerator=accelerator,
+        accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=strategy,
-        precision=LIGHTNING_PRECISION[resolve_precision(machine.precision, _device(machine))],
+        precision=LIGHTNING_PRECISION[precision],
         max_epochs=module.fit.epochs,
         gradient_clip_val=module.fit.clip_norm or None,
         callbacks=callbacks,
@@ -95,16 +96,8 @@ def fit(
         "epochs": module.fit.epochs,
         "images_per_second": round(images / max(clock.seconds, 1e-9), 1),
         "last_epoch": metrics,
-        "precision": resolve_precision(machine.precision, _device(machine)),
+        "precision": precision,
     }
-
-
-def _device(machine: MachineConfig) -> torch.device:
-    cuda = machine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
-
-
-compute_device = _device
 
 
 class _Clock(Callback):
@@ -129,8 +122,12 @@ class _Clock(Callback):
     def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
         """What an epoch did, in one line."""
         parts = [f"{name} {float(value):.3f}" for name, value in metrics.items() if not name.endswith("_oa")]
-        rates = [f"{name.replace('_', ' ')} {100 * float(metrics[name]):.1f} %" for name in metrics if name.endswith("_oa")]
-        return f"  {self.title}  epoch {epoch + 1}/{module.fit.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
+        rates = [
+            f"{name.replace('_', ' ')} {100 * float(metrics[name]):.1f} %" for name in metrics if name.endswith("_oa")
+        ]
+        return (
+            f"  {self.title}  epoch {epoch + 1}/{module.fit.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

@@ -66,7 +66,7 @@ class StudentTraining(SceneTraining):
         """One step of Algorithm 1."""
         epoch = self.current_epoch if self.knowledge is None else self.knowledge.view_number(self.current_epoch)
         view = self.view(batch, epoch)
-        output = self.net(view)
+        output = self.net(view, attention=self.knowledge is not None)
         target = output if self.knowledge is None else self.knowledge.of(batch, view)
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from scenedistill.config import TeacherConfig
 from scenedistill.data.module import SceneBatch
@@ -21,15 +21,13 @@ class TeacherTraining(SceneTraining):
     from which the triplets are mined (ours).
     """
 
-    def __init__(
-        self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int
-    ) -> None:
+    def __init__(self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:
         super().__init__(net, config.fit, views, image_size=image_size, seed=seed)
         self.config = config
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step; the triplets are mined from the whole batch of all processes."""
-        output = self.net(self.view(batch, self.current_epoch))
+        output = self.net(self.view(batch, self.current_epoch), attention=False)
         smoothing = self.config.fit.label_smoothing
         entropy = F.cross_entropy(output.logits.float(), batch.labels, label_smoothing=smoothing)
         parts = {"ce": entropy}

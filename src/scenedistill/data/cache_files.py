@@ -1,0 +1,112 @@
+"""An image cache as it lies on the disk: one array, one manifest that names it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from scenedistill.errors import UserError
+
+_KIND = "scenedistill image cache"
+_FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
+_ARRAY_NAME = re.compile(r"images-[0-9a-f]{32}\.npy")
+
+Images = npt.NDArray[np.uint8]
+Stamp = tuple[int, int]  # bytes, mtime in ns: what tells a changed file; (-1, -1) for a file that is not there
+Entry = tuple[int, int, int]  # a stamp, and the row of the image in the array, -1 for an image that cannot be read
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What all rows of a cache were made with; where it differs no row can be reused."""
+
+    root: str
+    size: int
+    bands: int
+    value_range: tuple[float, float] | None
+    format: int = _FORMAT
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, self.bands
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCache:
+    """A cache as it lies on the disk."""
+
+    images: Images  # memory-mapped
+    entries: dict[str, Entry]  # by path
+    reasons: dict[str, str]  # by path: why an image cannot be read
+
+
+def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
+    """The cache in the folder; None if there is none, or a damaged one, or one made with other settings."""
+    for _ in range(5):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
+            raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
+        if manifest["settings"] != json.loads(json.dumps(asdict(settings))):
+            return None
+        paths, sizes, times, rows = (manifest[column] for column in ("path", "bytes", "mtime_ns", "row"))
+        count = sum(row >= 0 for row in rows)
+        try:
+            images = np.load(folder / manifest["array"], mmap_mode="r")
+        except FileNotFoundError:
+            continue  # replaced between our two looks
+        except (ValueError, OSError):
+            return None
+        if images.shape != (count, *settings.shape) or images.dtype != np.uint8:
+            return None
+        entries = dict(zip(paths, zip(sizes, times, rows, strict=True), strict=True))
+        return StoredCache(images, entries, manifest["reasons"])
+    return None
+
+
+def write_header(file: BinaryIO, count: int, settings: CacheSettings) -> None:
+    """The .npy header; numpy pads it so that its length does not depend on `count`."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *settings.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def commit(
+    folder: Path, array: str, settings: CacheSettings, entries: dict[str, Entry], reasons: dict[str, str]
+) -> None:
+    """Put the new manifest in place of the old one: from here on the new array counts."""
+    sizes, times, rows = zip(*entries.values(), strict=True)
+    manifest = {"kind": _KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
+    manifest |= {"path": list(entries), "bytes": sizes, "mtime_ns": times, "row": rows}
+    part = folder / "manifest.json.part"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / "manifest.json")
+
+
+def array_in_use(folder: Path) -> str:
+    """Name of the array that counts; "" if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads((folder / "manifest.json").read_bytes()).get("array"))
+    return ""
+
+
+def remove_arrays(folder: Path, keep: str) -> None:
+    """Delete all arrays but the one named `keep`; only for the holder of the lock."""
+    for entry in folder.iterdir():
+        if _ARRAY_NAME.fullmatch(entry.name) and entry.name != keep:
+            with contextlib.suppress(OSError):  # Windows keeps what a reader has mapped; the next build removes it
+                entry.unlink()

@@ -1,0 +1,76 @@
+"""Which image of a data set a line of a split file means."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from scenedistill.data.catalog import normalise
+from scenedistill.data.scenes import IMAGE_SUFFIXES, SceneIndex
+from scenedistill.data.splits import nfc
+from scenedistill.errors import UserError
+
+
+class ImageFinder:
+    """Finds the position in the index of an image as a split file refers to it."""
+
+    def __init__(self, index: SceneIndex) -> None:
+        self.index = index
+        self.paths = {nfc(p): i for i, p in enumerate(index.paths)}
+        self.names: dict[str, list[int]] = defaultdict(list)  # by base name, and by base name without suffix
+        for path, i in self.paths.items():
+            name = PurePosixPath(path)
+            self.names[name.name].append(i)
+            if name.stem != name.name:
+                self.names[name.stem].append(i)
+
+    def __call__(self, image: str, place: str) -> int:
+        found = self.candidates(image)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(repr(self.index.paths[i]) for i in found[:3])
+            raise UserError(f"{place}: {image!r} is ambiguous, it may be {some}. Write the path from the data folder.")
+        known = self.paths if "/" in image else {PurePosixPath(path).name: None for path in self.paths}
+        close = difflib.get_close_matches(image, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"{place}: no image {image!r} in {self.index.root}.{hint}")
+
+    def candidates(self, image: str) -> list[int]:
+        """Positions that `image` may mean: its path from the root, the end of one, or a base name with any suffix."""
+        reference = PurePosixPath(nfc(image.replace("\\", "/")))
+        if str(reference) in self.paths:
+            return [self.paths[str(reference)]]
+        is_image = reference.suffix.lower() in IMAGE_SUFFIXES
+        # torchgeo lists EuroSAT's GeoTIFFs as .jpg, hence the base name without its suffix as the last resort
+        same = self.names.get(reference.name) or (self.names.get(reference.stem, []) if is_image else [])
+        if len(reference.parts) == 1:
+            return same
+        return [i for i in same if _same_folder(reference, PurePosixPath(nfc(self.index.paths[i])))]
+
+    def with_class(self, text: str, place: str) -> tuple[int, str | None]:
+        """Position and class name of RSP's "image class" or "image", either of which may hold spaces."""
+        cuts = [(text, None), *((text[: m.start()], text[m.end() :]) for m in re.finditer(r"\s+", text))]
+        for image, given in cuts:
+            found = self.candidates(image)
+            if given is not None and len(found) > 1:  # the class tells equal base names apart
+                label = normalise(given)
+                found = [i for i in found if normalise(self.index.classes[self.index.labels[i]]) == label] or found
+            if len(found) == 1:
+                return found[0], given
+        return self(next((image for image, _ in cuts if self.candidates(image)), cuts[-1][0]), place), None
+
+    def check_label(self, position: int, given: str, place: str) -> None:
+        own = self.index.classes[self.index.labels[position]]
+        if normalise(given) != normalise(own):
+            raise UserError(
+                f"{place}: label {given!r} disagrees with the folder; {self.index.paths[position]!r} is of {own!r}."
+            )
+
+
+def _same_folder(a: PurePosixPath, b: PurePosixPath) -> bool:
+    """Whether the folders of two paths agree as far as the shorter one goes, counted from the file upwards."""
+    pairs = list(zip(reversed(a.parent.parts), reversed(b.parent.parts), strict=False))
+    return all(x == y for x, y in pairs)

@@ -1,0 +1,160 @@
+"""What all stages of an experiment share: the images, the device, the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.utilities.rank_zero import _get_rank
+from rich.console import Console
+
+from scenedistill.config import RunConfig
+from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.catalog import check, recognise
+from scenedistill.data.scenes import scan
+from scenedistill.data.split_files import read_split, write_split
+from scenedistill.data.splits import Split, make_split
+from scenedistill.errors import UserError
+from scenedistill.memory import keep_memory
+from scenedistill.models.files import NetCard, save_net, weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.training.runs import Stage
+
+
+class Lab:
+    """Opens the images and knows where everything of a run lies.
+
+    Args:
+        data: folder with one sub-folder for each class, or a CSV manifest.
+        out: the run's folder.
+        config: every setting.
+        console: to print to; silent in all processes of a run but the first.
+    """
+
+    def __init__(self, data: Path, out: Path, config: RunConfig, console: Console) -> None:
+        self.out, self.config = out, config
+        self.lead = not _get_rank()
+        self.console = console if self.lead else Console(quiet=True)
+        self.device = compute_device(config.machine.accelerator)
+        self.precision = resolve_precision(config.machine.precision, self.device)
+        keep_memory()
+        if config.machine.threads:
+            torch.set_num_threads(config.machine.threads)
+        if config.data.stored_size < config.image_size:
+            raise UserError(
+                f"Images are stored at {config.data.stored_size} pixels and wanted at {config.image_size}. "
+                f"Give --data.stored_size {config.image_size} or more."
+            )
+        self.cache = self._decode(data)
+        facts = recognise(self.cache.index)
+        self.data_name = facts.name if facts else data.resolve().name
+        out.mkdir(parents=True, exist_ok=True)
+        if self.lead:
+            (out / "settings.yaml").write_text(settings_text(config), encoding="utf-8")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the scene classes."""
+        return self.cache.index.classes
+
+    def _decode(self, data: Path) -> SceneCache:
+        index = scan(data)
+        for note in index.notes:
+            self.console.print(note)
+        self.console.print(str(check(index)) if recognise(index) else f"{data.name}: {len(index)} images")
+        settings = self.config.data
+        cache = build_cache(
+            index,
+            settings.stored_size,
+            bands=settings.bands,
+            folder=settings.cache_dir,
+            workers=settings.workers,
+            on_bad=settings.on_bad,
+            progress=self.lead,
+        )
+        self.console.print(f"Decoded: {cache.report}")
+        for path, reason in cache.bad:
+            self.console.print(f"  left out {path}: {reason}", markup=False)
+        return cache
+
+    def split(self, seed: int) -> Split:
+        """The seed's split, drawn or read, and kept in the run's folder."""
+        settings = self.config.data
+        if settings.split_file:
+            split = read_split(settings.split_file, self.cache.index)
+        else:
+            split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
+        if self.lead:
+            folder = self.out / f"seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_split(split, self.cache.index, folder / "split.csv")
+        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
+        return split
+
+    def stage(self, folder: Path, seed: int, split: Split, settings: Mapping[str, Any]) -> Stage:
+        """A stage whose fingerprint covers all that its outcome depends on."""
+        shared = {
+            "seed": seed,
+            "image_size": self.config.image_size,
+            "views": plain(self.config.views),
+            "precision": self.precision,
+            "data": {
+                "classes": list(self.classes),
+                "stored_size": self.config.data.stored_size,
+                "bands": self.config.data.bands,
+                "split": split.hash,
+            },
+        }
+        return Stage(folder, {**shared, **settings})
+
+    def done(self, stage: Stage) -> bool:
+        """Whether the stage can be skipped; if not, its folder is made ready."""
+        name = stage.folder.relative_to(self.out)
+        if stage.done:
+            self.console.print(f"  {name}: done before with the same settings")
+            return True
+        if self.lead:
+            moved = stage.begin()
+            if moved:
+                self.console.print(f"  {name}: other settings than before; the old one is now {moved.name}")
+        return False
+
+    def finish(self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any]) -> Stage:
+        """Keep the network and mark the stage as done; every process returns when it is."""
+        if not self.lead:
+            stage.wait()
+            return stage
+        save_net(net, card, stage.folder / "weights.safetensors")
+        stage.finish({**record, "name": card.name, "weights_hash": weights_hash(net)})
+        (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # the optimiser's state has served
+        return stage
+
+    def card(self, name: str, dual_attention: bool, *, stride_in_first_convolution: bool = False) -> NetCard:
+        """The card of a network trained here."""
+        bands, size = self.config.data.bands, self.config.image_size
+        return NetCard(name, self.classes, bands, size, dual_attention, stride_in_first_convolution)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values; of paths only the file name, so that moving a file changes no fingerprint."""
+    values: dict[str, Any] = _values(asdict(config), lambda path: Path(path).name)
+    return values
+
+
+def settings_text(config: RunConfig) -> str:
+    """The settings as YAML, to be given back with --config."""
+    return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
+
+
+def _values(value: Any, path: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _values(entry, path) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_values(entry, path) for entry in value]
+    return path(value) if isinstance(value, Path) or (isinstance(value, str) and "/" in value) else value

@@ -1,0 +1,90 @@
+"""The whole experiment: for each seed a teacher, the plain student and the distilled student, each tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from scenedistill.config import RunConfig
+from scenedistill.errors import UserError
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.stages import plain_student, test, train_student, train_teacher
+from scenedistill.experiments.summary import summarise
+from scenedistill.losses.registry import resolve_weights
+
+PARTS = ("teacher", "plain", "distilled")
+
+
+def run(
+    data: Path | str,
+    out: Path | str,
+    config: RunConfig | None = None,
+    *,
+    parts: Sequence[str] = PARTS,
+    name: str | None = None,
+    command: str = "",
+    console: Console | None = None,
+) -> Result:
+    """Train and test teacher, plain student and distilled student for each seed; every stage is done once.
+
+    Args:
+        data: folder with one sub-folder for each class, or a CSV manifest.
+        out: the run's folder. An interrupted run goes on with the same call, and what is done with the same settings is
+            not done again.
+        config: every setting.
+        parts: which of `teacher`, `plain` and `distilled` to do; a distilled student needs its teacher.
+        name: of the experiment; the run folder's name when not given.
+        command: what repeats it, for the record.
+        console: to print to.
+
+    Returns:
+        The result, which also lies in the folder as `summary.json` and `summary.md`.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    config = config or RunConfig()
+    check_settings(config)
+    lab = Lab(Path(data), Path(out), config, console or Console())
+    rows: list[Row] = []
+    splits: dict[str, str] = {}
+    for seed in config.seeds:
+        split = lab.split(seed)
+        splits[str(seed)] = split.hash
+        folder = lab.out / f"seed{seed}"
+        teacher = None
+        if "teacher" in parts or "distilled" in parts:
+            teacher = train_teacher(lab, seed, split, folder / "teacher")
+            rows.append(test(lab, teacher, split, seed, "teacher"))
+        for student in config.students or [config.student.name]:
+            settings = replace(config.student, name=student)
+            if "plain" in parts:
+                stage = train_student(lab, seed, split, folder / student / "plain", plain_student(settings), None)
+                rows.append(test(lab, stage, split, seed, "plain"))
+            if "distilled" in parts:
+                stage = train_student(lab, seed, split, folder / student / settings.method, settings, teacher)
+                rows.append(test(lab, stage, split, seed, settings.method))
+    return summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Say what is wrong with the settings before hours of work.
+
+    Raises:
+        UserError: no seed, an unknown method or loss, or a range that makes no sense.
+    """
+    if not config.seeds:
+        raise UserError("No seed is given. Give at least one, such as --seeds '[0]'.")
+    resolve_weights(config.student.method, config.student.losses)
+    if config.student.method == "plain":
+        raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
+    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
+        if fit.epochs < 1 or fit.batch_size < 1 or fit.lr <= 0:
+            raise UserError(f"--{name}.fit needs epochs and batch_size of 1 or more and lr above 0; found {fit}.")
+    low, high = config.views.scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"--views.scale is a share of the image, 0 < smallest <= largest <= 1; found [{low}, {high}].")

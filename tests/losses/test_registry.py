@@ -1,0 +1,41 @@
+"""Losses and methods by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from scenedistill.errors import UserError
+from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+from scenedistill.models.output import FeatureDims
+
+
+def test_every_method_is_made_of_known_losses() -> None:
+    assert {name for weights in METHODS.values() for name in weights} <= set(LOSSES)
+    assert METHODS["dkd"].keys() == {"ce", "da", "ss"}  # the three terms of equation (15)
+
+
+def test_build_gives_each_loss_its_options(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    built = build_losses({"ce": 1.0, "ss": 2.0}, student_dims, teacher_dims, {"ss": {"temperature": 0.05}})
+    assert list(built) == ["ce", "ss"]
+    assert all(isinstance(loss, DistillationLoss) for loss in built.values())
+    assert built["ss"].temperature == 0.05
+
+
+def test_wrong_names_and_options_are_named(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    with pytest.raises(UserError, match=r"No loss is called sss.*ce, da, ss"):
+        build_losses({"sss": 1.0}, student_dims, teacher_dims)
+    with pytest.raises(UserError, match=r"'ss'.*heat.*temperature"):
+        build_losses({"ss": 1.0}, student_dims, teacher_dims, {"ss": {"heat": 1.0}})
+    with pytest.raises(UserError, match=r"'ce'.*none"):
+        build_losses({"ce": 1.0}, student_dims, teacher_dims, {"ce": {"heat": 1.0}})
+
+
+def test_weights_of_a_method_with_changes() -> None:
+    assert resolve_weights("plain", {}) == {"ce": 1.0}
+    assert resolve_weights("dkd", {"da": 0.0, "ss": 2.5}) == {"ce": 1.0, "ss": 2.5}
+    assert METHODS["dkd"]["da"] == 1.0  # the method itself stays
+    with pytest.raises(UserError, match=r"dkdd.*dkd"):
+        resolve_weights("dkdd", {})
+    with pytest.raises(UserError, match="da is negative"):
+        resolve_weights("dkd", {"da": -1.0})
