@@ -14,9 +14,11 @@ class DataConfig:
     """Which images, how they are stored and how they are split.
 
     Attributes:
-        train_ratio: share of each class that trains, in (0, 1); the field uses 0.2 and 0.5 on AID, 0.1 and 0.2 on NWPU-45.
+        train_ratio: share of each class that trains, in (0, 1); the field uses 0.2 and 0.5 on AID, 0.1 and 0.2 on
+            NWPU-45.
         val_fraction: share of the training part kept for validation, 0..1; 0 for the published protocol.
-        split_file: a split file or folder of lists to use instead of drawing one; the ratio and the seed then do not matter.
+        split_file: a split file or folder of lists to use instead of drawing one; the ratio and the seed then do not
+            matter.
         stored_size: side in pixels at which the decoded cache keeps the images; at least the view's size.
         bands: number of bands read from each image: 1, 3 or more.
         cache_dir: folder of the decoded cache; the user's cache folder when not given.
@@ -43,7 +45,8 @@ class FitConfig:
         batch_size: images in one step, over all devices together.
         optimizer: `sgd` (Nesterov momentum) or `adamw`.
         lr: peak learning rate; cosine schedule to zero after the warm-up.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; for fine-tuning.
+        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; for
+            fine-tuning.
         weight_decay: on weights of convolutions and linear layers; biases and norms are left out.
         momentum: of SGD, 0..1.
         warmup_epochs: over which the rate rises linearly from nearly zero.
@@ -150,6 +153,7 @@ class RunConfig:
         image_size: side in pixels of what the networks see.
         seeds: one full run for each; a seed fixes the split, the start and the views.
         students: names of the students to compare; the `student` section's own name when empty.
+        also_students: further students, compared for the first seed alone.
         data: images and split.
         views: random views of training images, the same for teacher and student.
         teacher: the large network.
@@ -160,6 +164,7 @@ class RunConfig:
     image_size: int = 224
     seeds: list[int] = field(default_factory=lambda: [0])
     students: list[str] = field(default_factory=list)
+    also_students: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -83,7 +83,7 @@ def test_the_sum_of_its_parts_by_loops(
             statistics.descriptor_std[stage].double(),
         )
         expected += 0.2 * loop_gate_distance(ours.spatial, theirs.spatial)
-    assert float(loss(student, teacher, LABELS)) == pytest.approx(expected, rel=1e-12)
+    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("part", ["energy", "channel", "gates"])
@@ -98,6 +98,7 @@ def test_a_weight_switches_its_part(
     loss = DualAttentionLoss(student_dims, teacher_dims, **{**weights, part: 1.0}).double()
     loss(student, teacher, LABELS).backward()
     touched = {name for name in StageAttention._fields if getattr(student.attention[0], name).grad is not None}
+    assert all(parameter.grad is not None for parameter in loss.parameters())  # nothing idle: DDP would stop
     assert touched == {{"energy": "energy", "channel": "descriptor", "gates": "spatial"}[part]}
 
 
@@ -141,7 +142,7 @@ def test_channel_distance_by_hand() -> None:
         return SceneOutput(torch.zeros(1, 2), torch.zeros(1, 2), (stage,))
 
     # the teacher's (3, 0) is standardised to (1, 0): ((1 - 1)^2 + (2 - 0)^2) / 2
-    assert float(loss(output([1.0, 2.0]), output([3.0, 0.0]), LABELS[:1])) == pytest.approx(2)
+    assert loss(output([1.0, 2.0]), output([3.0, 0.0]), LABELS[:1]).item() == pytest.approx(2)
 
 
 def test_the_coarsest_stages_are_compared(output: MakeOutput) -> None:

@@ -109,6 +109,9 @@ def test_a_weight_switches_its_part(
             SpatialStructureLoss(student_dims, teacher_dims, **{**off, **weights}).double()(student, teacher, LABELS)
         )
 
+    alone = SpatialStructureLoss(student_dims, teacher_dims, **{**off, part: 1.0}).double()
+    alone(student.map(lambda t: t.clone().requires_grad_()), teacher, LABELS).backward()
+    assert all(parameter.grad is not None for parameter in alone.parameters())  # nothing idle: DDP would stop
     assert value() == 0
     assert value(**{part: 1.0}) > 0
     assert value(**{part: 3.0}) == pytest.approx(3 * value(**{part: 1.0}))

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from scenedistill.data.catalog_entries import ENTRIES
 from scenedistill.data.facts import DatasetFacts, Source
 from scenedistill.errors import UserError
@@ -16,7 +18,7 @@ from scenedistill.errors import UserError
 if TYPE_CHECKING:
     from scenedistill.data.scenes import SceneIndex
 
-__all__ = ["CATALOG", "CheckReport", "DatasetFacts", "Source", "check", "lookup", "normalise", "recognise"]
+__all__ = ["CATALOG", "CheckReport", "DatasetFacts", "Source", "check", "lookup", "normalise", "overview", "recognise"]
 
 CATALOG: dict[str, DatasetFacts] = {facts.key: facts for facts in ENTRIES}
 
@@ -109,6 +111,25 @@ def lookup(name: str) -> DatasetFacts:
     close = difflib.get_close_matches(wanted, names, n=1)
     hint = f" Did you mean {names[close[0]].key!r}?" if close else ""
     raise UserError(f"{name!r} is not in the catalogue.{hint} Known: {', '.join(CATALOG)}.")
+
+
+def overview() -> Table:
+    """The known data sets as a table for the terminal."""
+    table = Table("name", "data set", "classes", "images", "pixels", "usual ratios", "download", "licence")
+    for facts in CATALOG.values():
+        ratios = ", ".join(f"{ratio:.0%}" for ratio in facts.train_ratios)
+        how = "yes" if facts.sources else "by hand"
+        table.add_row(
+            facts.key,
+            facts.name,
+            str(len(facts.counts)),
+            f"{facts.total:,}",
+            str(facts.pixels),
+            ratios,
+            how,
+            facts.licence,
+        )
+    return table
 
 
 def normalise(name: str) -> str:

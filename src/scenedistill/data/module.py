@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -87,7 +88,7 @@ def image_id(path: str) -> int:
 
 
 class EpochBatches:
-    """The order of the training images as a pure function of (seed, epoch), each process taking its share of each batch.
+    """The order of the training images as a pure function of (seed, epoch), each process taking its share of a batch.
 
     The last, smaller batch of an epoch is left out; with shuffled rows that is another rest every epoch.
 
@@ -112,22 +113,17 @@ class EpochBatches:
     ) -> None:
         if batch_size % world:
             raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {world} devices.")
+        group = images_per_class or 1
+        if batch_size % group:
+            raise UserError(f"A batch of {batch_size} images cannot be made of {group} images a class: give a multiple.")
         self.labels, self.seed, self.rank, self.world = labels, seed, rank, world
         self.images_per_class = images_per_class
-        usable = (
-            len(labels)
-            if not images_per_class
-            else int(sum(c // images_per_class for c in np.bincount(labels))) * (images_per_class)
-        )
-        self.batch_size = min(batch_size, usable // world * world)
+        usable = int(sum(count // group * group for count in np.bincount(labels)))
+        whole = group * world // math.gcd(group, world)  # a batch of whole groups in equal shares
+        self.batch_size = min(batch_size, usable // whole * whole)
         if self.batch_size == 0:
             raise UserError(
-                f"{len(labels)} training images are too few: "
-                + (
-                    f"no class has {images_per_class} of them."
-                    if images_per_class
-                    else f"{world} devices share a batch."
-                )
+                f"{len(labels)} training images are too few for {world} device(s) and {group} image(s) a class in a batch."
             )
         self.usable = usable
         self.epoch = 0

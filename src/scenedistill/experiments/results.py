@@ -85,6 +85,11 @@ def write_result(result: Result, path: Path) -> Path:
     return path
 
 
+def named(result: Result, experiment: str) -> Result:
+    """The same result under another experiment's name."""
+    return dataclasses.replace(result, experiment=experiment)
+
+
 def read_result(path: Path) -> Result:
     """Read and check a result file.
 

@@ -60,7 +60,8 @@ def run(
         if "teacher" in parts or "distilled" in parts:
             teacher = train_teacher(lab, seed, split, folder / "teacher")
             rows.append(test(lab, teacher, split, seed, "teacher"))
-        for student in config.students or [config.student.name]:
+        students = config.students or [config.student.name]
+        for student in students + (config.also_students if seed == config.seeds[0] else []):
             settings = replace(config.student, name=student)
             if "plain" in parts:
                 stage = train_student(lab, seed, split, folder / student / "plain", plain_student(settings), None)

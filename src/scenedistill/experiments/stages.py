@@ -72,8 +72,8 @@ def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
     if card.classes != lab.classes:
         differing = sorted(set(card.classes) ^ set(lab.classes))[:5]
         raise UserError(
-            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must be "
-            f"the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
+            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
+            f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
         )
     return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
 
@@ -122,7 +122,7 @@ def _knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher
     net, _ = load_net(teacher.folder / WEIGHTS)
     check_teacher(lab, net, split, lab.config.teacher)
     return Knowledge(
-        net.requires_grad_(False).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last),
         ScenePart(lab.cache, split.train),
         views=config.knowledge_views,
         config=lab.config.views,

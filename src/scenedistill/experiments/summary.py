@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import statistics
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row, hardware, to_json, versions
-from scenedistill.experiments.tables import result_table
+from scenedistill.experiments.tables import cells, result_table
 from scenedistill.training.runs import write_json
 
 
@@ -51,35 +50,14 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
 
 
 def terminal_table(result: Result) -> Table:
-    """Mean over the seeds of each network's figures."""
-    seeds = len({row.seed for row in result.rows})
-    table = Table(title=f"{result.data}, {result.pixels} px, {seeds} seed{'s' * (seeds != 1)}")
-    for heading in ("network", "trained", "OA %", "AA %", "kappa", "gain", "parameters", "ms / image"):
-        table.add_column(heading, justify="left" if heading in ("network", "trained") else "right")
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in result.rows:
-        groups.setdefault((row.student or row.teacher or "", row.variant), []).append(row)
-    plain = {(row.student, row.seed): row.oa for row in result.rows if row.variant == "plain"}
-    for (network, variant), members in groups.items():
-        gains = [row.oa - plain[row.student, row.seed] for row in members if variant not in ("teacher", "plain")]
-        table.add_row(
-            network,
-            variant,
-            _mean([100 * row.oa for row in members], 2),
-            _mean([100 * row.aa for row in members if row.aa is not None], 2),
-            _mean([row.kappa for row in members if row.kappa is not None], 4),
-            f"{100 * statistics.mean(gains):+.2f}" if gains else "",
-            f"{(members[0].parameters or 0) / 1e6:.2f} M",
-            _mean([row.milliseconds for row in members if row.milliseconds is not None], 1),
-        )
+    """The result's table for the terminal."""
+    head, lines = cells(result)
+    table = Table(title=f"{result.data}, {result.pixels} pixels")
+    for number, heading in enumerate(head):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for line in lines:
+        table.add_row(*line)
     return table
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def _seconds(row: Row) -> float:

@@ -30,18 +30,25 @@ def result_table(result: Result) -> str:
     the same name, taken seed by seed over the seeds both have. Where a figure rests on fewer seeds than its row has,
     their number follows it. Columns no row has a figure for are left out. A pure function: equal results, equal text.
     """
+    head, lines = cells(result)
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    rows = [head, rule, *lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in rows)
+    meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
+    return f"{table}\n\n{facts(result)}{meaning}"
+
+
+def cells(result: Result) -> tuple[list[str], list[list[str]]]:
+    """The headings of a result's table and its lines, as text; the first two columns are words, the rest figures."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(result.rows, key=lambda row: row.key):
         groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
-    cells = [figures(rows, result.rows) for rows in groups.values()]
-    kept = [heading for heading in cells[0] if any(line[heading] != NONE for line in cells)]
-    head = ["network", "training", "seeds", *kept]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
-    for (student, variant, teacher), rows, line in zip(groups, groups.values(), cells, strict=True):
+    found = [figures(rows, result.rows) for rows in groups.values()]
+    kept = [heading for heading in found[0] if any(line[heading] != NONE for line in found)]
+    lines = []
+    for (student, variant, teacher), rows, line in zip(groups, groups.values(), found, strict=True):
         lines.append([student or teacher, training(variant, teacher), str(len(rows)), *(line[name] for name in kept)])
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
-    return f"{table}\n\n{facts(result)}{meaning}"
+    return ["network", "training", "seeds", *kept], lines
 
 
 def figures(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:

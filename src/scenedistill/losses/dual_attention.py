@@ -43,7 +43,8 @@ class DualAttentionLoss(DistillationLoss):
         # a student and a teacher with a different number of stages are compared at the coarsest ones they share
         self.shared = min(len(student.stages), len(teacher.stages))
         pairs = zip(student.stages[-self.shared :], teacher.stages[-self.shared :], strict=True)
-        self.carry = nn.ModuleList(nn.Linear(narrow, wide) for narrow, wide in pairs)
+        # none without the part that trains it: DDP wants a gradient for every parameter
+        self.carry = nn.ModuleList(nn.Linear(narrow, wide) for narrow, wide in pairs if channel)
         for i, wide in enumerate(teacher.stages[-self.shared :]):
             self.register_buffer(f"mean_{i}", torch.zeros(wide))
             self.register_buffer(f"std_{i}", torch.ones(wide))

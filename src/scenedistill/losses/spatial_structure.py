@@ -52,9 +52,16 @@ class SpatialStructureLoss(DistillationLoss):
         self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
         self.temperature = temperature
         width = teacher.embedding
-        self.head = nn.Sequential(
-            nn.Linear(student.embedding, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)
-        )
+        self.head = nn.Sequential()
+        if cosine or relation:  # else nothing would train it, and DDP wants a gradient for every parameter
+            self.head.extend(
+                (
+                    nn.Linear(student.embedding, width, bias=False),
+                    nn.BatchNorm1d(width),
+                    nn.ReLU(),
+                    nn.Linear(width, width),
+                )
+            )
         self.register_buffer("centre", torch.zeros(width))
 
     def prepare(self, statistics: TeacherStatistics) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class DualAttention(nn.Module):
         self.locate = nn.Conv2d(2, 1, kernel_size=7, padding=3)
         for last in (self.expand, self.locate):
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            nn.init.zeros_(cast(Tensor, last.bias))
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gate a feature map.
@@ -95,7 +96,7 @@ class AttendedStage(nn.Module):
         # CaiT and XCiT put their prefix tokens in only after the stages: then all tokens make up the square
         first = self.prefix_tokens if side**2 == output.shape[1] - self.prefix_tokens else 0
         side = math.isqrt(output.shape[1] - first)
-        gated = self._gate(output[:, first:].transpose(1, 2).unflatten(2, (side, side)))
+        gated = self._gate(output[:, first:].transpose(1, 2).unflatten(2, (side, side)))  # type: ignore[no-untyped-call]
         return torch.cat((output[:, :first], gated.flatten(2).transpose(1, 2)), 1)
 
     def collect(self) -> StageAttention:
@@ -112,7 +113,7 @@ class AttendedStage(nn.Module):
                 self._seen = StageAttention(channel, spatial, exact.square().mean(1), exact.mean((2, 3)))
         return gated  # type: ignore[no-any-return]
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         # some backbones read attributes of their stages (stride, channels): answer for the stage inside
         try:
             return super().__getattr__(name)

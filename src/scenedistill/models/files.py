@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)})
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_net(path: Path) -> tuple[SceneNet, NetCard]:
@@ -65,17 +64,21 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
         raise UserError(
             f"{path} does not say which network it holds. Give a weights.safetensors of a scenedistill run."
         )
-    fields = json.loads(text)
-    card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
-    net, _ = build_teacher(
-        card.name,
-        len(card.classes),
-        bands=card.bands,
-        image_size=card.image_size,
-        dual_attention=card.dual_attention,
-        stride_in_first_convolution=card.stride_in_first_convolution,
-    )
-    net.load_state_dict(tensors)
+    try:
+        fields = json.loads(text)
+        card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
+        net, _ = build_teacher(
+            card.name,
+            len(card.classes),
+            bands=card.bands,
+            image_size=card.image_size,
+            dual_attention=card.dual_attention,
+            stride_in_first_convolution=card.stride_in_first_convolution,
+        )
+        net.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+        reason = str(problem).splitlines()[0][:120]
+        raise UserError(f"{path} was written by another version of scenedistill, or damaged: {reason}") from problem
     return net.eval(), card
 
 

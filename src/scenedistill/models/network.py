@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -82,16 +82,16 @@ class SceneNet(nn.Module):
 
 
 def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
-    """Name and width of the four stages: the last feature at each of the strides 4, 8, 16 and 32, where the backbone has
-    them, else (a plain transformer) four features evenly spread over its depth."""
+    """Name and width of the four stages: the last feature at each of the strides 4, 8, 16 and 32, where the backbone
+    has them, else (a plain transformer) four features evenly spread over its depth."""
     info = [dict(entry) for entry in backbone.feature_info]  # type: ignore[union-attr]
     by_stride = {entry["reduction"]: entry for entry in info}
     chosen = [by_stride[stride] for stride in STRIDES if stride in by_stride]
     if len(chosen) < 2:
         if len(info) < 4:
             raise UserError(
-                f"{type(backbone).__name__} describes {len(info)} stages, and dual attention needs at least two strides "
-                f"of {STRIDES} or four blocks. Choose another backbone."
+                f"{type(backbone).__name__} describes {len(info)} stages, and dual attention needs at least two "
+                f"strides of {STRIDES} or four blocks. Choose another backbone."
             )
         chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
     return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]
@@ -141,12 +141,12 @@ def timm_backbone(
         near = difflib.get_close_matches(name, [*others, *timm.list_models()], 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
         raise UserError(f"'{name}' is neither a student of Table 1 nor a backbone that timm knows.{hint}")
-    settings = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
+    settings: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
     try:
         try:
-            return cast(nn.Module, timm.create_model(name, img_size=image_size, **settings))
+            return timm.create_model(name, img_size=image_size, **settings)
         except TypeError:  # most convolutional backbones take any size and have no such setting
-            return cast(nn.Module, timm.create_model(name, **settings))
+            return timm.create_model(name, **settings)
     except (OSError, RuntimeError) as problem:
         if not pretrained:
             raise UserError(f"timm cannot build '{name}' for {image_size} pixels: {problem}") from problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class SceneOutput(NamedTuple):
     embedding: Tensor
     attention: tuple[StageAttention, ...]
 
-    def map(self, function: object) -> SceneOutput:
+    def map(self, function: Callable[[Tensor], Tensor]) -> SceneOutput:
         """The same output with `function(tensor) -> tensor` applied to every tensor in it."""
         apply = torch.utils._pytree.tree_map
         mapped: SceneOutput = apply(function, self)

@@ -10,8 +10,8 @@ from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 
 Widths = tuple[tuple[int, int], ...]
 
-#: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage; that is either
-#: meant, or a slip for the widths of a ResNet with one basic block a stage. Both are offered.
+#: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage; that is
+#: either meant, or a slip for the widths of a ResNet with one basic block a stage. Both are offered.
 TABLE1_PRINTED: Widths = ((64, 64), (128, 64), (256, 64), (512, 64))
 TABLE1_RESNET: Widths = ((64, 64), (128, 128), (256, 256), (512, 512))
 

@@ -28,8 +28,8 @@ def build_teacher(
         classes: number of scene classes.
         bands: number of input bands.
         image_size: side of the images in pixels (only transformers depend on it).
-        weights: `none`; `timm` for timm's hub; `torchvision` for torchvision's weights of the same name; or the path of a
-            local .safetensors, .pth or .pt file with tensors named as timm or torchvision name them.
+        weights: `none`; `timm` for timm's hub; `torchvision` for torchvision's weights of the same name; or the path of
+            a local .safetensors, .pth or .pt file with tensors named as timm or torchvision name them.
         dual_attention: put DA modules after the stages.
         stride_in_first_convolution: ResNet "v1" blocks; also chosen when the weights say so.
 
@@ -56,8 +56,8 @@ def build_teacher(
 
 
 def _move_stride(resnet: nn.Module) -> None:
-    """Put the stride of a bottleneck into its first 1x1 convolution: the original "v1" ResNet, where `account` says that
-    the weights were trained so. With the stride in the 3x3 they would compute something else."""
+    """Put the stride of a bottleneck into its first 1x1 convolution: the original "v1" ResNet, where `account` says
+    that the weights were trained so. With the stride in the 3x3 they would compute something else."""
     for layer in ("layer2", "layer3", "layer4"):
         first = cast(nn.ModuleList, getattr(resnet, layer))[0]
         cast(nn.Conv2d, first.conv1).stride = (2, 2)

@@ -107,10 +107,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, str(file.metadata() or "")  # noqa: SIM118
+                notes = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if "scenedistill" in notes:  # a network of ours: the stages are wrapped
+                tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
+            return tensors, str(notes)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
-        raise UserError(f"{path} cannot be read as weights: {str(problem).splitlines()[0][:120]}") from problem
+        reason = (str(problem) or "it is empty").splitlines()[0][:120]
+        raise UserError(f"{path} cannot be read as weights: {reason}") from problem
     except Exception as problem:  # weights_only refuses with pickle's own error
         raise UserError(
             f"{path} is not a file of tensors alone: damaged, or loading would run its code. Give a state_dict."
@@ -128,8 +133,8 @@ def _torchvision(model: str) -> tuple[dict[str, Tensor], str]:
     import torchvision
 
     try:
-        weights = torchvision.models.get_model_weights(model).DEFAULT  # type: ignore[attr-defined]
-        return weights.get_state_dict(progress=True, check_hash=True), ""
+        # through the model, which renames the tensors of older files
+        return torchvision.models.get_model(model, weights="DEFAULT").state_dict(), ""
     except ValueError as problem:
         raise UserError(f"torchvision has no weights for '{model}'.") from problem
     except OSError as problem:

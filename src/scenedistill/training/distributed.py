@@ -29,7 +29,7 @@ def gather(tensor: Tensor) -> Tensor:
         shares = [torch.empty_like(tensor) for _ in range(world_size())]
         dist.all_gather(shares, tensor.contiguous())
         return torch.cat(shares)
-    return torch.cat(cast(tuple[Tensor, ...], dist_nn.all_gather(tensor.contiguous())))
+    return torch.cat(cast(tuple[Tensor, ...], dist_nn.all_gather(tensor.contiguous())))  # type: ignore[no-untyped-call]
 
 
 def gather_output(output: SceneOutput) -> SceneOutput:
@@ -79,10 +79,10 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         with torch.autocast(input.device.type, enabled=False):
             exact = input if input.dtype == torch.float64 else input.float()
             count = exact.numel() / exact.shape[1] * world_size()
-            mean = dist_nn.all_reduce(exact.sum(over)) / count
+            mean = _sum_of_all(exact.sum(over)) / count
             shape = [1, -1] + [1] * (input.ndim - 2)
             centred = exact - mean.view(shape)
-            variance = dist_nn.all_reduce(centred.square().sum(over)) / count
+            variance = _sum_of_all(centred.square().sum(over)) / count
             if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
                 with torch.no_grad():
                     cast(Tensor, self.num_batches_tracked).add_(1)
@@ -93,3 +93,8 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.affine:
                 normal = normal * self.weight.view(shape) + self.bias.view(shape)
             return normal.to(input.dtype)
+
+
+def _sum_of_all(tensor: Tensor) -> Tensor:
+    """Sum over the processes; gradients flow to each."""
+    return cast(Tensor, dist_nn.all_reduce(tensor))  # type: ignore[no-untyped-call]

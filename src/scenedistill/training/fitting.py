@@ -85,7 +85,7 @@ def fit(
         num_sanity_val_steps=0,
         inference_mode=False,
     )
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
     trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -148,7 +148,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, target)
+            part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
             raise

@@ -19,12 +19,12 @@ BATCH = 100
 class Knowledge:
     """The teacher's outputs for the training views.
 
-    With `views` = 0 the teacher is asked for every view of every epoch. With K > 0, epoch e uses view e mod K of each image,
-    and the teacher's outputs for a view number are computed once, in the order of the training part (so that a resumed
-    run reads the very same numbers), and kept in memory in 16 bits.
+    With `views` = 0 the teacher is asked for every view of every epoch. With K > 0, epoch e uses view e mod K of each
+    image, and the teacher's outputs for a view number are computed once, in the order of the training part (so that a
+    resumed run reads the very same numbers), and kept in memory in 16 bits.
 
     Args:
-        teacher: frozen.
+        teacher: put into eval mode and frozen.
         part: the training images.
         views: K, number of distinct views that the epochs cycle through; 0 for a fresh one in every epoch.
         config: how views vary.
@@ -44,7 +44,7 @@ class Knowledge:
         seed: int,
         precision: str,
     ) -> None:
-        self.teacher, self.part, self.views = teacher, part, views
+        self.teacher, self.part, self.views = teacher.eval().requires_grad_(False), part, views
         self.config, self.image_size, self.seed, self.precision = config, image_size, seed, precision
         self._kept: dict[int, SceneOutput] = {}
         self._number = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -46,11 +47,10 @@ class Stage:
         Returns:
             Where a folder of other settings was moved to, if there was one.
         """
-        moved = None
+        moved: Path | None = None
         if self.folder.exists() and self._read().get("fingerprint") != self.fingerprint:
-            number = 1
-            while (moved := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
-                number += 1
+            numbered = (self.folder.with_name(f"{self.folder.name}.previous-{number}") for number in itertools.count(1))
+            moved = next(folder for folder in numbered if not folder.exists())
             self.folder.rename(moved)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / RECORD).exists():
@@ -94,4 +94,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)

@@ -17,8 +17,8 @@ from scenedistill.training.distributed import gather
 class TeacherTraining(SceneTraining):
     """Cross-entropy plus lambda times the triplet loss on the embedding.
 
-    Three branches with shared weights (stated by Li, Nan and Liu 2023) are one pass over a batch of P classes x K images,
-    from which the triplets are mined (ours).
+    Three branches with shared weights (stated by Li, Nan and Liu 2023) are one pass over a batch of P classes x K
+    images, from which the triplets are mined (ours).
     """
 
     def __init__(self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:

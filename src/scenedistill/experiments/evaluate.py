@@ -1,0 +1,75 @@
+"""Testing a finished network on a folder of images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from scenedistill.data.cache import build_cache
+from scenedistill.data.module import ScenePart
+from scenedistill.data.scenes import SceneIndex, scan
+from scenedistill.data.split_files import read_split
+from scenedistill.errors import UserError
+from scenedistill.evaluation.cost import model_cost
+from scenedistill.evaluation.metrics import SceneMetrics, scene_metrics
+from scenedistill.evaluation.plots import write_confusion
+from scenedistill.evaluation.predict import predict
+from scenedistill.models.files import NetCard, load_net
+from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.training.runs import write_json
+
+
+def evaluate(
+    weights: Path, data: Path, out: Path, *, split: Path | None = None, part: str = "test", console: Console
+) -> SceneMetrics:
+    """Test a network and write `metrics.json` and its confusion matrix.
+
+    Args:
+        weights: `weights.safetensors` of a finished training.
+        data: folder with the network's classes as sub-folders (it may lack some), or a CSV manifest.
+        out: folder for the figures.
+        split: split file; every image counts when not given.
+        part: of the split.
+        console: to print to.
+
+    Raises:
+        UserError: no such network, or a class the network does not know.
+    """
+    net, card = load_net(weights)
+    index = scan(data)
+    labels = _labels(index, card)
+    cache = build_cache(index, card.image_size, bands=card.bands)
+    positions = read_split(split, index).parts()[part] if split else np.arange(len(index))
+    device = compute_device("auto")
+    found = predict(
+        net,
+        ScenePart(cache, positions),
+        image_size=card.image_size,
+        device=device,
+        precision=resolve_precision("auto", device),
+    )
+    metrics = scene_metrics(found, labels[positions], card.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    write_confusion(metrics, out, part)
+    figures = {"oa": metrics.oa, "aa": metrics.aa, "kappa": metrics.kappa, "macro_f1": metrics.macro_f1}
+    cost = asdict(model_cost(net.cpu(), card.image_size, card.bands))
+    write_json(
+        out / "metrics.json", {**figures, "per_class": metrics.per_class, "images": len(positions), "cost": cost}
+    )
+    text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    console.print(f"{card.name} on {len(positions)} images: {text}. Figures and confusion matrix are in {out}")
+    return metrics
+
+
+def _labels(index: SceneIndex, card: NetCard) -> np.ndarray:
+    """The folder's labels in the network's own order."""
+    unknown = [name for name in index.classes if name not in card.classes]
+    if unknown:
+        raise UserError(
+            f"The network does not know {', '.join(unknown[:5])}; it knows {', '.join(card.classes[:40])}. "
+            "Give images of its classes, in folders of the same names."
+        )
+    return np.array([card.classes.index(name) for name in index.classes], dtype=np.int64)[index.labels]

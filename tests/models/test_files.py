@@ -1,0 +1,86 @@
+"""A network's file holds all that is needed to build it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from scenedistill.errors import UserError
+from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.models.student import build_student
+from scenedistill.models.teacher import build_teacher
+
+CLASSES = ("Flughafen", "forêt", "港口 2")
+
+
+def stirred(net: SceneNet) -> SceneNet:
+    """With running statistics and gates that are not those of a fresh network."""
+    for attention in (module for module in net.modules() if hasattr(module, "locate")):
+        nn.init.normal_(attention.locate.weight, std=0.3)
+        nn.init.normal_(attention.expand.weight, std=0.3)
+    net.train()(torch.rand(4, len(net.mean), 64, 64))
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        NetCard("table1_resnet", CLASSES, bands=3, image_size=64),
+        NetCard("table1_printed", CLASSES, bands=4, image_size=64, dual_attention=False),
+        NetCard("vit_tiny_patch16_224", CLASSES, bands=1, image_size=64),
+        NetCard("resnet26", CLASSES, bands=3, image_size=64, stride_in_first_convolution=True),
+    ],
+    ids=lambda card: card.name,
+)
+def test_what_is_read_is_what_was_written(card: NetCard, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, _ = build_teacher(
+        card.name,
+        3,
+        bands=card.bands,
+        image_size=card.image_size,
+        dual_attention=card.dual_attention,
+        stride_in_first_convolution=card.stride_in_first_convolution,
+    )
+    stirred(net).to(memory_format=torch.channels_last)
+    path = tmp_path / "weights.safetensors"
+    save_net(net, card, path)
+    again, read = load_net(path)
+    assert read == card and not again.training
+    assert weights_hash(again) == weights_hash(net)
+    images = torch.rand(2, card.bands, 64, 64)
+    torch.testing.assert_close(again(images).logits, net(images).logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_hash_sees_every_tensor(tmp_path: Path) -> None:
+    net = build_student("table1_printed", 3, image_size=32)
+    seen = {weights_hash(net)}
+    assert weights_hash(net.to(memory_format=torch.channels_last)) in seen  # order in memory is no part of it
+    with torch.no_grad():
+        for name in ("head.bias", "backbone.stem.1.running_var", "backbone.stem.1.num_batches_tracked"):
+            net.state_dict()[name].view(-1)[0] += 1
+            seen.add(weights_hash(net))
+    assert len(seen) == 4 and all(len(digest) == 16 for digest in seen)
+    assert weights_hash(nn.Linear(2, 3)) != weights_hash(nn.Linear(3, 2))
+
+
+def test_a_file_that_will_not_do(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(UserError, match="No network at"):
+        load_net(path)
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="does not say which network"):
+        load_net(path)
+    save_net(build_student("table1_printed", 3, image_size=32), NetCard("table1_printed", CLASSES, 3, 32), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read as a safetensors file"):
+        load_net(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as a safetensors file"):
+        load_net(path)

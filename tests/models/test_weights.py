@@ -1,0 +1,188 @@
+"""Tensors of a file into a backbone, with an honest account, and every bad file with its message."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scenedistill.errors import UserError
+from scenedistill.models.student import build_student
+from scenedistill.models.weights import load_weights
+
+Tensors = dict[str, Tensor]
+
+
+def backbone(**settings: Any) -> nn.Module:
+    return timm.create_model("resnet18", pretrained=False, num_classes=0, **settings)
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Tensors:
+    torch.manual_seed(1)
+    return {name: torch.rand_like(t) if t.is_floating_point() else t + 3 for name, t in backbone().state_dict().items()}
+
+
+def same(module: nn.Module, tensors: Tensors) -> bool:
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in module.state_dict().items())
+
+
+def write(path: Path, content: Any) -> str:
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_a_whole_file(tensors: Tensors, tmp_path: Path, suffix: str) -> None:
+    net = backbone()
+    account = load_weights(net, write(tmp_path / f"whole{suffix}", tensors))
+    assert same(net, tensors)
+    assert set(account.taken) == set(tensors) and account.share == 1
+    assert account.fresh == account.unused == account.mismatched == ()
+    assert str(account) == f"whole{suffix}: {len(tensors)} tensors taken, 100% of the backbone's parameters"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"state_dict": t, "epoch": 3},
+        lambda t: {"model": t},
+        lambda t: {"model_state_dict": {f"module.{k}": v for k, v in t.items()}},
+        lambda t: {f"model.{k}": v for k, v in t.items()},
+        lambda t: {"state_dict": {f"module.model.backbone.{k}": v for k, v in t.items()}},
+        lambda t: {f"module.encoder_q.{k}": v for k, v in t.items()},
+        lambda t: {f"encoder.{k}": v for k, v in t.items()},
+        lambda t: {f"anything.at.all.{k}": v for k, v in t.items()},
+    ],
+)
+def test_wrappers_are_looked_through(
+    tensors: Tensors, tmp_path: Path, wrap: Callable[[Tensors], dict[str, Any]]
+) -> None:
+    net = backbone()
+    account = load_weights(net, write(tmp_path / "wrapped.pth", wrap(tensors)))
+    assert same(net, tensors) and account.share == 1
+
+
+def test_what_lies_beside_the_prefix_is_accounted_for(tensors: Tensors, tmp_path: Path) -> None:
+    # a contrastive pair of encoders: one is wanted, and the other must not be mixed in
+    both = {f"encoder_q.{k}": v for k, v in tensors.items()} | {"encoder_k.conv1.weight": tensors["conv1.weight"] + 1}
+    net = backbone()
+    account = load_weights(net, write(tmp_path / "pair.pth", both | {"queue": torch.zeros(3)}))
+    assert same(net, tensors)
+    assert set(account.unused) == {"encoder_k.conv1.weight", "queue"}
+
+
+def test_the_account_names_what_is_fresh_unused_and_of_another_shape(tensors: Tensors, tmp_path: Path) -> None:
+    given = {k: v for k, v in tensors.items() if not k.startswith("layer4")}
+    given |= {"fc.weight": torch.zeros(10, 512), "layer3.0.conv1.weight": torch.zeros(256, 128, 1, 1)}
+    net = backbone()
+    start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    account = load_weights(net, write(tmp_path / "part.pth", given))
+    assert account.unused == ("fc.weight",)
+    assert account.mismatched == ("layer3.0.conv1.weight [256, 128, 1, 1] for [256, 128, 3, 3]",)
+    assert all(name.startswith("layer4") or name == "layer3.0.conv1.weight" for name in account.fresh)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, tensors[name] if name in account.taken else start[name]), name
+    parameters = dict(net.named_parameters())
+    taken = sum(parameters[name].numel() for name in account.taken if name in parameters)
+    assert account.share == pytest.approx(taken / sum(p.numel() for p in parameters.values()))
+    text = str(account)
+    assert f"{len(account.taken)} tensors taken, {account.share:.0%} of the backbone's parameters" in text
+    assert "fresh: layer3.0, layer4.0, layer4.1" in text
+    assert "1 not used: fc.weight" in text and "1 other shape: layer3.0" in text
+
+
+def test_half_precision_is_taken_in_the_backbones_own(tensors: Tensors, tmp_path: Path) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    net = backbone()
+    load_weights(net, write(tmp_path / "half.safetensors", half))
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    assert torch.equal(net.get_parameter("conv1.weight"), half["conv1.weight"].float())
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 6])
+def test_bands_are_adapted(tensors: Tensors, tmp_path: Path, bands: int) -> None:
+    net = backbone(in_chans=bands)
+    account = load_weights(net, write(tmp_path / "rgb.safetensors", tensors))
+    assert account.share == 1 and not account.mismatched
+    stored, adapted = tensors["conv1.weight"], net.get_parameter("conv1.weight")
+    if bands == 1:
+        torch.testing.assert_close(adapted[:, 0], stored.sum(1))
+    else:
+        for band in range(bands):
+            torch.testing.assert_close(adapted[:, band], stored[:, band % 3] * 3 / bands)
+
+
+def test_next_to_nothing_fits(tensors: Tensors, tmp_path: Path) -> None:
+    path = write(tmp_path / "other.safetensors", build_student("table1_printed", 5).state_dict())
+    net = backbone()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"other.safetensors: \d+ of its \d+ tensors fit ResNet .*the same architecture"
+    ):
+        load_weights(net, path)
+    assert same(net, before)
+    # a single tensor that happens to fit is an accident
+    with pytest.raises(UserError, match="1 of its 1 tensors"):
+        load_weights(net, write(tmp_path / "stem.safetensors", {"conv1.weight": tensors["conv1.weight"]}))
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("plain_pickle", [True, False])
+def test_code_in_a_file_is_refused_without_running_it(tmp_path: Path, plain_pickle: bool) -> None:
+    sprung, path = tmp_path / "sprung", tmp_path / "trap.pth"
+    content = {"conv1.weight": torch.zeros(1), "trap": Trap(str(sprung))}
+    if plain_pickle:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"trap.pth.*(its|would run its?) code|trap.pth.*code"):
+        load_weights(backbone(), str(path))
+    assert not sprung.exists()
+    with path.open("rb") as file:  # the trap is a real one
+        torch.load(file, weights_only=False) if not plain_pickle else pickle.load(file)
+    assert sprung.exists()
+
+
+def test_bad_files_are_named(tensors: Tensors, tmp_path: Path) -> None:
+    def message(path: Path | str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_weights(backbone(), str(path))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "No weights at" in message(tmp_path / "absent.pth")
+    assert "No weights at" in message(tmp_path)
+    for suffix in (".safetensors", ".pth"):
+        whole = Path(write(tmp_path / f"whole{suffix}", tensors)).read_bytes()
+        for name, content in {
+            "cut": whole[: len(whole) // 2],
+            "empty": b"",
+            "noise": random.Random(0).randbytes(3000),
+        }.items():
+            path = tmp_path / f"{name}{suffix}"
+            path.write_bytes(content)
+            assert str(path) in message(path)
+    assert "no named tensors" in message(write(tmp_path / "list.pth", [torch.zeros(2)]))
+    assert "no named tensors" in message(write(tmp_path / "numbers.pth", {"lr": 0.1}))

@@ -1,0 +1,121 @@
+"""One of several processes of a training step, each with its share of the batch; run by test_distributed.py.
+
+    python distributed_worker.py RANK WORLD FOLDER
+
+joins WORLD processes through a file in FOLDER and leaves `RANK.pt` there: loss, gradients and buffers of every case.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scenedistill.losses.registry import LOSSES, build_losses
+from scenedistill.losses.triplet import triplet_loss
+from scenedistill.models.network import SceneNet
+from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+from scenedistill.models.student import build_student
+from scenedistill.training.distributed import gather, gather_output, share_batch_norm
+
+BATCH, SIZE, CLASSES = 8, 32, 4
+TEACHER = FeatureDims(CLASSES, 12, (6, 8, 10, 12))
+#: the images of a class lie in different processes: without the others a process has no positives
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+CASES: dict[str, dict[str, Any]] = {
+    "ce": {},
+    "da": {"options": {"gates": 1.0}},
+    "ss": {"options": {"distance": 1.0, "angle": 1.0}},
+    "hard": {},
+    "semihard": {},
+    # batch norms that hold their activation; 64 pixels leave more than one position in the last stage
+    "ce of mobilenetv3_small_100": {"student": "mobilenetv3_small_100"},
+    # what happens to a process that looks at its own images only
+    "ce, nothing shared": {"shared": False},
+    "ss, nothing gathered": {"gathered": False},
+}
+
+
+class Step(nn.Module):
+    """What a training step computes of one process's share: cross-entropy, which trains the head, and a loss."""
+
+    def __init__(self, net: SceneNet, loss: nn.Module | str | None, gathered: bool) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+        self.gather: Callable[[Tensor], Tensor] = gather if gathered else lambda tensor: tensor
+
+    def forward(self, images: Tensor, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        output = self.net(images)
+        entropy = nn.functional.cross_entropy(output.logits, labels)
+        if self.loss is None:
+            return entropy
+        if isinstance(self.loss, str):
+            embedding, labels = self.gather(output.embedding), self.gather(labels)
+            return entropy + triplet_loss(embedding, labels, margin=1.0, mining=self.loss)
+        if self.loss.relational and self.gather is gather:
+            return entropy + self.loss(gather_output(output), gather_output(teacher), gather(labels))
+        return entropy + self.loss(output, teacher, labels)
+
+
+def teacher_output(count: int) -> SceneOutput:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, dtype=torch.float64)
+
+    stages = [
+        StageAttention(normal(width).sigmoid(), normal(1, side, side).sigmoid(), normal(side, side) ** 2, normal(width))
+        for width, side in zip(TEACHER.stages, (8, 4, 2, 1), strict=True)
+    ]
+    return SceneOutput(normal(CLASSES), normal(TEACHER.embedding), tuple(stages))
+
+
+def compute(rank: int, world: int) -> dict[str, Any]:
+    """Every case in float64: loss (its mean over the processes), gradients and buffers."""
+    found = {}
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    for case, how in CASES.items():
+        torch.manual_seed(0)
+        net = build_student(how.get("student", "table1_printed"), CLASSES, image_size=SIZE)
+        for name, parameter in net.named_parameters():
+            if "expand" in name or "locate" in name:
+                nn.init.normal_(parameter, std=0.3)
+        name = case.split(",")[0].split()[0]
+        loss: nn.Module | str | None = None if name == "ce" else name
+        if name in LOSSES and name != "ce":
+            loss = build_losses({name: 1.0}, net.dims, TEACHER, {name: how.get("options", {})})[name]
+        step = Step(net, loss, how.get("gathered", True)).double()
+        images = torch.rand(BATCH, 3, SIZE, SIZE, dtype=torch.float64)
+        teacher = teacher_output(BATCH).map(lambda tensor, mine=mine: tensor[mine])
+        module: nn.Module = step
+        if world > 1:
+            if how.get("shared", True):
+                share_batch_norm(step)
+            module = DistributedDataParallel(step)
+        value = module(images[mine], teacher, LABELS[mine])
+        value.backward()
+        value = value.detach()
+        if world > 1:
+            dist.all_reduce(value)
+            value /= world
+        found[case] = {
+            "loss": value,
+            "gradients": {key: parameter.grad for key, parameter in step.named_parameters()},
+            "buffers": {key: buffer.clone() for key, buffer in step.named_buffers()},
+        }
+    return found
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=world)
+    torch.save(compute(rank, world), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
