@@ -145,9 +145,11 @@ def test_a_small_data_set_makes_one_smaller_batch() -> None:
 def test_what_cannot_be_batched_is_refused() -> None:
     with pytest.raises(UserError, match="batch of 9 images cannot be shared evenly by 2 devices"):
         EpochBatches(LABELS, 9, seed=0, world=2)
-    with pytest.raises(UserError, match="47 training images are too few: no class has 30 of them"):
+    with pytest.raises(UserError, match="batch of 8 images cannot be made of 30 images a class"):
         EpochBatches(LABELS, 8, seed=0, images_per_class=30)
-    with pytest.raises(UserError, match="1 training images are too few: 2 devices"):
+    with pytest.raises(UserError, match="47 training images are too few"):
+        EpochBatches(LABELS, 30, seed=0, images_per_class=30)
+    with pytest.raises(UserError, match="1 training images are too few for 2 device"):
         EpochBatches(LABELS[:1], 8, seed=0, world=2)
 
 

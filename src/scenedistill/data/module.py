@@ -115,7 +115,9 @@ class EpochBatches:
             raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {world} devices.")
         group = images_per_class or 1
         if batch_size % group:
-            raise UserError(f"A batch of {batch_size} images cannot be made of {group} images a class: give a multiple.")
+            raise UserError(
+                f"A batch of {batch_size} images cannot be made of {group} images a class: give a multiple."
+            )
         self.labels, self.seed, self.rank, self.world = labels, seed, rank, world
         self.images_per_class = images_per_class
         usable = int(sum(count // group * group for count in np.bincount(labels)))

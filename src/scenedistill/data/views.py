@@ -15,7 +15,8 @@ class ViewConfig:
     """How a training view is made from a stored image.
 
     Attributes:
-        scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
+        scale: smallest and largest share of the image's area that a crop covers, in (0, 1]; a rectangle that is longer
+            than the image is cut to it.
         ratio: smallest and largest width : height of a crop; the largest is the inverse of the smallest as a rule.
         turns: flip and turn by quarters at random (an aerial image has no up).
         brightness: factor drawn from 1 +- this, 0..1.

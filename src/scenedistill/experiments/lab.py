@@ -23,6 +23,7 @@ from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
 
 
@@ -53,6 +54,7 @@ class Lab:
         self.cache = self._decode(data)
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
+        self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
         out.mkdir(parents=True, exist_ok=True)
         if self.lead:
             (out / "settings.yaml").write_text(settings_text(config), encoding="utf-8")

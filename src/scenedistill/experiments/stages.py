@@ -119,17 +119,22 @@ def train_student(
 
 
 def _knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
-    net, _ = load_net(teacher.folder / WEIGHTS)
-    check_teacher(lab, net, split, lab.config.teacher)
-    return Knowledge(
-        net.to(memory_format=torch.channels_last),
-        ScenePart(lab.cache, split.train),
-        views=config.knowledge_views,
-        config=lab.config.views,
-        image_size=lab.config.image_size,
-        seed=seed,
-        precision=lab.precision,
-    )
+    """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
+    key = (teacher.fingerprint, config.knowledge_views)
+    if lab.knowledge is None or lab.knowledge[0] != key:
+        net, _ = load_net(teacher.folder / WEIGHTS)
+        check_teacher(lab, net, split, lab.config.teacher)
+        knowledge = Knowledge(
+            net.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            ScenePart(lab.cache, split.train),
+            views=config.knowledge_views,
+            config=lab.config.views,
+            image_size=lab.config.image_size,
+            seed=seed,
+            precision=lab.precision,
+        )
+        lab.knowledge = (key, knowledge)
+    return lab.knowledge[1]
 
 
 def check_teacher(lab: Lab, net: SceneNet, split: Split, config: TeacherConfig) -> None:
@@ -180,6 +185,7 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
             "operations": cost["operations"],
             "train_seconds": stage.record["seconds"],
             "test_seconds": seen["seconds"],
+            "peak_memory_mib": stage.record.get("peak_memory_mib"),
         },
     )
 

@@ -66,6 +66,9 @@ def figures(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
         "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
         "parameters (M)": middle(known("parameters", 1e-6)),
         "ms per image": middle(known("milliseconds")),
+        "training (min)": middle(
+            [float(row.more["train_seconds"] or 0) / 60 for row in rows if "train_seconds" in row.more]
+        ),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from scenedistill.errors import UserError
@@ -42,7 +42,8 @@ def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
     """Write a network's tensors and card, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)})
+    # not save_file, which makes a file that only its owner may read
+    part.write_bytes(save(tensors, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}))
     part.replace(path)
 
 

@@ -43,7 +43,7 @@ def fit(
         console: to print to.
 
     Returns:
-        Wall seconds of training, epochs, the last metrics and images per second.
+        Wall seconds of training, epochs, images per second, peak memory and the last metrics.
     """
     _quiet()
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -96,8 +96,21 @@ def fit(
         "epochs": module.fit.epochs,
         "images_per_second": round(images / max(clock.seconds, 1e-9), 1),
         "last_epoch": metrics,
+        "peak_memory_mib": peak_memory(),
         "precision": precision,
     }
+
+
+def peak_memory() -> int:
+    """Largest memory in MiB that the process has held so far: of the GPU where there is one, else of the system."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    if sys.platform == "win32":
+        return 0  # not told there
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 class _Clock(Callback):
