@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +18,8 @@ from PIL import Image
 
 # Under xdist each worker is one core's worth; more threads each would only fight. Alone, two are plenty for tiny tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def folder_from(variable: str) -> Path:
@@ -78,3 +86,96 @@ def draw_scene(name: str, rng: np.random.Generator, size: int = TINY_SIZE) -> np
     image = np.array(base) + (np.array(ink) - np.array(base)) * np.asarray(share, dtype=np.float64)[..., None]
     image = image * rng.uniform(0.85, 1.15) + rng.normal(0, 8, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+#: A whole run that takes a second: three epochs at 32 pixels, to the same bits every time.
+TINY_RUN = (
+    *("--image_size", "32", "--data.stored_size", "32", "--data.train_ratio", "0.5", "--seeds", "[3]"),
+    *("--teacher.name", "table1_printed", "--teacher.weights", "none", "--teacher.min_oa", "0"),
+    *("--teacher.fit.epochs", "3", "--teacher.fit.batch_size", "16"),
+    *("--student.name", "table1_printed", "--student.fit.epochs", "3", "--student.fit.batch_size", "16"),
+    *("--student.fit.lr", "0.02", "--machine.accelerator", "cpu", "--machine.precision", "fp32"),
+    *("--machine.threads", "1"),
+)
+
+
+@dataclass
+class Ended:
+    """A command that has ended: its exit code (minus the signal that ended it) and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Commands:
+    """Runs `scenedistill` with arguments, each in its own process, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        # the workers of a test run would otherwise wait for each other's threads
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __call__(self, *arguments: object, **more: Any) -> Ended:
+        self.start(*arguments, **more)
+        return self.wait()
+
+    def start(self, *arguments: object, cwd: Path | None = None, stop: dict[str, Any] | None = None) -> int:
+        """Start a command, to be ended at a moment as command_server.py has it; its process's id."""
+        self.count += 1
+        assert self.server.stdin and self.server.stdout
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "cwd": str(cwd or self.folder),
+            "environment": {"SCENEDISTILL_CACHE": str(self.folder / "cache")},
+            "output": str(self.folder / f"{self.count}"),
+            "stop": stop,
+        }
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def said(self) -> str:
+        """What the running command has printed so far."""
+        return (self.folder / f"{self.count}.out").read_text(encoding="utf-8")
+
+    def wait(self) -> Ended:
+        """Until the command has ended."""
+        assert self.server.stdout
+        code = int(self.server.stdout.readline())
+        return Ended(code, self.said(), (self.folder / f"{self.count}.err").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """The command line, without the seconds that importing it takes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    running = Commands(tmp_path_factory.mktemp("commands"))
+    yield running
+    assert running.server.stdin
+    running.server.stdin.close()
+    running.server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> tuple[str, ...]:
+    """Options of the smallest run that has everything."""
+    return TINY_RUN
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scenes: Path, commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished `scenedistill run` with `TINY_RUN`. Read only: tests share it."""
+    out = tmp_path_factory.mktemp("finished") / "tiny"
+    ended = commands("run", tiny_scenes, "--out", out, *TINY_RUN)
+    assert ended.code == 0, ended.out + ended.err
+    return out

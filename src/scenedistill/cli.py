@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +12,23 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill import __version__
-from scenedistill.commands import CommandParser, repeatable
+from scenedistill.commands import CommandParser, filled, repeatable, result_file
 from scenedistill.config import RunConfig
 from scenedistill.errors import UserError
+
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(soft_wrap=True)
+    # in a pipe or a file there is no width to keep to
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     try:
         parser = build_parser()
-        settings = parser.instantiate(parser.parse_args(given or ["--help"]))
-        command = settings.subcommand
-        COMMANDS[command][1](settings[command], console, repeatable(given))
+        settings = parser.parse_args(given or ["--help"])
+        name = settings.subcommand
+        COMMANDS[name][1](settings[name], console, repeatable(given))
     except UserError as problem:
         return _complain(str(problem))
     except KeyboardInterrupt:
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as problem:
         if problem.errno == errno.ENOSPC:
             return _complain("the disk is full. Make room and give the same command: it goes on from the last epoch.")
-        if problem.filename and problem.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if problem.filename and problem.errno in NOT_WRITABLE:
             return _complain(f"{problem.filename} cannot be written: {problem.strerror}. Choose another folder.")
         raise
     return 0
@@ -76,14 +78,12 @@ def _train(*parts: str) -> Callable[[Namespace, Console, str], None]:
         from scenedistill.experiments.results import named, write_result
         from scenedistill.experiments.run import run
 
-        data = Path(settings.folder)
+        data, results = Path(settings.folder), result_file(settings.results)
         out = Path(settings.out or Path("runs") / data.resolve().name)
-        config = RunConfig(**{field.name: settings[field.name] for field in fields(RunConfig)})
-        result = run(data, out, config, parts=parts, command=text, console=console)
+        result = run(data, out, filled(RunConfig, settings), parts=parts, command=text, console=console)
         console.print(f"Everything lies in {out}: summary.md, summary.json, and the networks as weights.safetensors")
-        if settings.results:
-            target = Path(settings.results)
-            console.print(f"Result written to {write_result(named(result, target.stem), target)}")
+        if results:
+            console.print(f"Result written to {write_result(named(result, results.stem), results)}")
 
     return command
 
@@ -184,12 +184,12 @@ def _quickstart(settings: Namespace, console: Console, text: str) -> None:
     from scenedistill.experiments.quickstart import quickstart
     from scenedistill.experiments.results import named, write_result
 
+    results = result_file(settings.results)
     result = quickstart(
         Path(settings.folder), teacher=settings.teacher, seeds=settings.seeds, command=text, console=console
     )
-    if settings.results:
-        target = Path(settings.results)
-        console.print(f"Result written to {write_result(named(result, target.stem), target)}")
+    if results:
+        console.print(f"Result written to {write_result(named(result, results.stem), results)}")
 
 
 def _complain(message: str, code: int = 1) -> int:

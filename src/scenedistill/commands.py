@@ -1,32 +1,52 @@
-"""How the command line speaks: one clear line for a wrong key, and the command that repeats a run."""
+"""How the command line speaks: one clear line for a mistake, and the command that repeats a run."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+
+from scenedistill.errors import UserError
+
+Config = TypeVar("Config")
+
+#: What jsonargparse calls a type, and what a person does.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list such as [0, 1]",
+    "dict": "names with values such as {da: 0.5}",
+}
 
 
 class CommandParser(ArgumentParser):
-    """An ArgumentParser that says "did you mean" for a wrong option or key."""
+    """An ArgumentParser that takes no abbreviations, and says "did you mean" for a wrong option, key or word."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """As the base class; a file that is no text is a mistake like any other."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError:
+            self.error("The file given with --config is not UTF-8 text.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one or two lines and leave with exit code 2."""
-        text = " ".join(message.split())
-        wrong = re.findall(r"--([\w.]+)|[Kk]ey ['\"]([\w.]+)['\"]|Unrecognized arguments: ([\w.]+)", text)
-        hints = []
-        for word in dict.fromkeys("".join(groups) for groups in wrong):
-            near = difflib.get_close_matches(word, self.keys(), 3, 0.6) or [
-                key for key in self.keys() if key.rpartition(".")[2] == word.rpartition(".")[2]
-            ]
-            if near and word not in near:
-                hints.append(f"Did you mean {' or '.join(near[:3])}?")
-        raise SystemExit(_usage_error(self, " ".join([text, *hints])))
+        """Print two lines and leave with exit code 2."""
+        text = _plainly(message)
+        print(f"scenedistill: {' '.join([text, *self._hints(text)])}", file=sys.stderr)
+        print(f"`{self.prog.replace(' [options]', '')} --help` lists what there is.", file=sys.stderr)
+        raise SystemExit(2)
 
     def keys(self) -> list[str]:
         """Every option of this parser and of its sub-commands, in dotted form."""
@@ -34,27 +54,108 @@ class CommandParser(ArgumentParser):
         for action in self._actions:
             found += [option[2:] for option in action.option_strings if option.startswith("--")]
             children: Any = getattr(action, "_name_parser_map", None)
-            for name, child in (children or {}).items():
-                found += [name, *child.keys()]
+            for child in (children or {}).values():
+                found += child.keys()
         return list(dict.fromkeys(found))
 
+    def _hints(self, text: str) -> list[str]:
+        near: list[str] = []
+        if chosen := re.search(r"found '([^']*)', expected one of (.*)", text):
+            near = difflib.get_close_matches(chosen[1], re.findall(r"'([^']*)'", chosen[2]), 1)
+        for word in re.findall(r"There is no option ([\w.]+)", text):
+            last = word.rpartition(".")[2]
+            near = difflib.get_close_matches(word, self.keys(), 1, 0.75)
+            near = near or [key for key in self.keys() if key.rpartition(".")[2] == last][:3]
+            near = near or difflib.get_close_matches(word, self.keys(), 1, 0.6)
+        return [f"Did you mean {' or '.join(near)}?"] if near else []
 
-def _usage_error(parser: ArgumentParser, text: str) -> int:
-    import sys
 
-    print(f"scenedistill: {text}", file=sys.stderr)
-    print(f"`{parser.prog} --help` lists what there is.", file=sys.stderr)
-    return 2
+def _plainly(message: str) -> str:
+    """jsonargparse's words about a mistake, as a person would put them."""
+    text = " ".join(message.split())
+    rules: list[tuple[str, Any]] = [
+        (r"^(?:U|u)nrecognized arguments: --([\w.]+)(?:\s.*)?$", r"There is no option \1."),
+        (r"^(?:U|u)nrecognized arguments: (.*)$", r"It is not clear what is meant by: \1"),
+        (r"^Subcommand '\w+' does not accept option '([\w.]+)'", r"There is no option \1."),
+        (r"^argument \w+: invalid choice: ('[^']*') \(choose from (.*)\)$", r"found \1, expected one of \2."),
+        (r"^the following arguments are required: (.*)$", lambda m: f"{_tails(m[1])} must be given."),
+        (r"^Problems parsing config: (.*)$", r"The file given with --config is not valid YAML: \1"),
+        (r"^Unexpected config:.*$", "The file given with --config holds no settings: expected `name: value` lines."),
+        (r"^Parser key \"config\": (.*)$", r"--config: \1"),
+        (r"Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", r"Expected a \1. Got value: \2"),
+        (r"^Parser key \"([\w.]+)\": Expected an? (.*)\. Got value: (.*)$", r"\1: found '\3', expected \2."),
+        (r"^Parser key \"([\w.]+)\":", r"\1:"),
+        (r", <class 'NoneType'>", ""),
+        (r"typing\.Literal\[([^]]*)\]", r"one of \1"),
+        (r"<class '(\w+)'>", lambda m: _KINDS.get(m[1], m[1])),
+    ]
+    for pattern, plain in rules:
+        text = re.sub(pattern, plain, text)
+    return text
+
+
+def _tails(names: str) -> str:
+    """`run.folder, run.out` -> `folder, out`."""
+    return ", ".join(name.rpartition(".")[2] for name in names.split(", "))
+
+
+def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
+    """A dataclass of settings, and those within it, from the values that were parsed.
+
+    Args:
+        kind: the dataclass.
+        settings: its values by name.
+        where: dotted name of the group, for messages.
+
+    Raises:
+        UserError: a YAML file leaves a setting empty, or has a single value where a group of settings belongs.
+    """
+    hints, values = get_type_hints(kind), {}
+    for field in fields(cast(Any, kind)):
+        name, value, hint = f"{where}{field.name}", settings[field.name], hints[field.name]
+        if is_dataclass(hint):
+            if not isinstance(value, Namespace):
+                raise UserError(f"{name}: found {value!r}, expected settings by name, such as {fields(hint)[0].name}.")
+            value = filled(cast(type, hint), value, f"{name}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise UserError(f"{name} is empty: give it a value or leave the line out.")
+        values[field.name] = value
+    return kind(**values)
+
+
+def result_file(text: str | None) -> Path | None:
+    """Where `--results` is to be written, looked at before the work and not after.
+
+    Raises:
+        UserError: not named .json, or in a place where it cannot be.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix != ".json":
+        raise UserError(f"--results {text} must end in .json, such as results/{path.stem or 'name'}.json.")
+    if path.is_dir():
+        raise UserError(f"--results {text} is a folder; expected a file such as {path / 'name.json'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"--results {text} cannot be written: {problem.strerror}. Choose another place.") from problem
+    return path
 
 
 def repeatable(arguments: Sequence[str]) -> str:
     """The command line as it may stand in a record: a path outside the working folder is cut to its name."""
-    return shlex.join(["scenedistill", *(_short(argument) for argument in arguments)])
+    return shlex.join(["scenedistill", *map(_short, arguments)])
 
 
 def _short(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    path = Path(value)
-    if value and (path.is_absolute() or ".." in path.parts):
-        value = path.resolve().name
-    return f"{option}{equals}{value}"
+    if value.startswith(("/", "~")) or ".." in Path(value).parts or Path(value).is_absolute():
+        value = _name(value)
+    else:  # a path may stand inside a value, such as `{checkpoint: /somewhere/net.safetensors}`
+        value = re.sub(r"(?<![\w./])(?:~|\.\.)?/[^\s,'\"}\]]+", lambda found: _name(found[0]), value)
+    return option + equals + value
+
+
+def _name(path: str) -> str:
+    return Path(path).expanduser().resolve().name

@@ -125,7 +125,8 @@ class EpochBatches:
         self.batch_size = min(batch_size, usable // whole * whole)
         if self.batch_size == 0:
             raise UserError(
-                f"{len(labels)} training images are too few for {world} device(s) and {group} image(s) a class in a batch."
+                f"{len(labels)} training images are too few for {world} device(s) and {group} image(s) of a class in "
+                "each batch."
             )
         self.usable = usable
         self.epoch = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from scenedistill.data.images import read_scene
 from scenedistill.data.scenes import SceneIndex, scan

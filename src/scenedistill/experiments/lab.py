@@ -15,7 +15,7 @@ from rich.console import Console
 from scenedistill.config import RunConfig
 from scenedistill.data.cache import SceneCache, build_cache
 from scenedistill.data.catalog import check, recognise
-from scenedistill.data.scenes import scan
+from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
 from scenedistill.errors import UserError
@@ -51,24 +51,32 @@ class Lab:
                 f"Images are stored at {config.data.stored_size} pixels and wanted at {config.image_size}. "
                 f"Give --data.stored_size {config.image_size} or more."
             )
-        self.cache = self._decode(data)
+        index = scan(data)
+        self._make_folder()
+        self.cache = self._decode(index)
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
-        out.mkdir(parents=True, exist_ok=True)
-        if self.lead:
-            (out / "settings.yaml").write_text(settings_text(config), encoding="utf-8")
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the scene classes."""
         return self.cache.index.classes
 
-    def _decode(self, data: Path) -> SceneCache:
-        index = scan(data)
+    def _make_folder(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.lead:
+                (self.out / "settings.yaml").write_text(settings_text(self.config), encoding="utf-8")
+        except OSError as problem:
+            reason = "it is a file" if self.out.is_file() else problem.strerror
+            raise UserError(f"{self.out} cannot be the run's folder: {reason}. Give another with --out.") from problem
+
+    def _decode(self, index: SceneIndex) -> SceneCache:
         for note in index.notes:
-            self.console.print(note)
-        self.console.print(str(check(index)) if recognise(index) else f"{data.name}: {len(index)} images")
+            self.console.print(note, markup=False)
+        known = recognise(index)
+        self.console.print(str(check(index)) if known else f"{index.root.name}: {len(index)} images", markup=False)
         settings = self.config.data
         cache = build_cache(
             index,
@@ -118,14 +126,13 @@ class Lab:
     def done(self, stage: Stage) -> bool:
         """Whether the stage can be skipped; if not, its folder is made ready."""
         name = stage.folder.relative_to(self.out)
+        if not self.lead:
+            stage.wait(begun=True)  # the first process may move folders
+        elif moved := stage.begin():
+            self.console.print(f"  {name}: other settings than before; the old one is now {moved.name}", markup=False)
         if stage.done:
-            self.console.print(f"  {name}: done before with the same settings")
-            return True
-        if self.lead:
-            moved = stage.begin()
-            if moved:
-                self.console.print(f"  {name}: other settings than before; the old one is now {moved.name}")
-        return False
+            self.console.print(f"  {name}: done before with the same settings", markup=False)
+        return stage.done
 
     def finish(self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any]) -> Stage:
         """Keep the network and mark the stage as done; every process returns when it is."""

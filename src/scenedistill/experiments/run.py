@@ -14,7 +14,10 @@ from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import plain_student, test, train_student, train_teacher
 from scenedistill.experiments.summary import summarise
-from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.network import check_name
+from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.training.fitting import count_devices
 
 PARTS = ("teacher", "plain", "distilled")
 
@@ -76,16 +79,34 @@ def check_settings(config: RunConfig) -> None:
     """Say what is wrong with the settings before hours of work.
 
     Raises:
-        UserError: no seed, an unknown method or loss, or a range that makes no sense.
+        UserError: a seed, a name or a range that makes no sense, or a device that is not there.
     """
-    if not config.seeds:
-        raise UserError("No seed is given. Give at least one, such as --seeds '[0]'.")
-    resolve_weights(config.student.method, config.student.losses)
-    if config.student.method == "plain":
-        raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
-    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
-        if fit.epochs < 1 or fit.batch_size < 1 or fit.lr <= 0:
-            raise UserError(f"--{name}.fit needs epochs and batch_size of 1 or more and lr above 0; found {fit}.")
+    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds is {config.seeds}; expected one or more whole numbers from 0, each once.")
+    if config.image_size < 1:
+        raise UserError(f"--image_size is {config.image_size}; expected a number of pixels.")
     low, high = config.views.scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--views.scale is a share of the image, 0 < smallest <= largest <= 1; found [{low}, {high}].")
+    devices = count_devices(config.machine)
+    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
+        for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
+            if not fits:
+                raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
+        if fit.batch_size % devices:
+            raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
+    _check_networks(config)
+
+
+def _check_networks(config: RunConfig) -> None:
+    """Build the students and their losses once: a wrong name should not wait until the teacher has been trained."""
+    student = config.student
+    weights = resolve_weights(student.method, student.losses)
+    if student.method == "plain":
+        raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
+    check_name(config.teacher.name, STUDENTS)
+    for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
+        net = build_student(
+            name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention
+        )
+        build_losses(weights, net.dims, net.dims, student.loss_options)

@@ -37,10 +37,11 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
     """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names."""
     config = lab.config.teacher
     stage = lab.stage(folder, seed, split, {"teacher": plain(config)})
-    if lab.done(stage):
-        return stage
+    done = lab.done(stage)
     if config.checkpoint:
         return _given_teacher(lab, config.checkpoint, stage)
+    if done:
+        return stage
     torch.manual_seed(seed)
     net, account = build_teacher(
         config.name,
@@ -75,6 +76,17 @@ def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
             f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
             f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
         )
+    if card.bands != lab.config.data.bands:
+        raise UserError(
+            f"{checkpoint} takes {card.bands} bands and --data.bands is {lab.config.data.bands}; both must be the same."
+        )
+    if stage.done:
+        if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
+            raise UserError(
+                f"{stage.folder} was taken from another file than {checkpoint}, and what follows was made with "
+                "that one. Give another run folder with --out."
+            )
+        return stage
     return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
 
 
@@ -112,6 +124,7 @@ def train_student(
     title = f"{config.name} {config.method}"
     record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console)
     if knowledge:
+        record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
         if record["teacher_hash"] != before:
             raise RuntimeError("the teacher's weights changed while it taught")
@@ -125,7 +138,7 @@ def _knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher
         net, _ = load_net(teacher.folder / WEIGHTS)
         check_teacher(lab, net, split, lab.config.teacher)
         knowledge = Knowledge(
-            net.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            net.to(memory_format=torch.channels_last),
             ScenePart(lab.cache, split.train),
             views=config.knowledge_views,
             config=lab.config.views,
@@ -168,11 +181,11 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
             _test(lab, final, stage, split)
         final.wait()
     seen, name = final.record, str(stage.record["name"])
-    cost = seen["cost"]
+    cost, teachers = seen["cost"], {"teacher": name, "plain": None}
     return Row(
         variant=variant,
         student=None if variant == "teacher" else name,
-        teacher=None if variant == "plain" else lab.config.teacher.name,
+        teacher=teachers.get(variant, stage.record.get("teacher", lab.config.teacher.name)),
         seed=seed,
         oa=seen["oa"],
         aa=seen["aa"],

@@ -132,15 +132,20 @@ def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
     return int(embedding.shape[1])
 
 
+def check_name(name: str, others: Iterable[str] = ()) -> None:
+    """Raise a UserError, with the names it may have been meant for, unless timm or one of the `others` is called so."""
+    if name not in others and not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*others, *timm.list_models()], 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
+        raise UserError(f"'{name}' is neither a student of Table 1 nor a backbone that timm knows.{hint}")
+
+
 def timm_backbone(
     name: str, *, bands: int = 3, image_size: int = 96, pretrained: bool = False, others: Iterable[str] = ()
 ) -> nn.Module:
     """A timm backbone without its classifier, at an image size in pixels; `pretrained` takes timm's hub weights, and
     `others` are further names that a wrong one may have been meant for."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*others, *timm.list_models()], 3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
-        raise UserError(f"'{name}' is neither a student of Table 1 nor a backbone that timm knows.{hint}")
+    check_name(name, others)
     settings: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
     try:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -20,6 +22,7 @@ from rich.console import Console
 
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
+from scenedistill.errors import UserError
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.base import SceneTraining
 
@@ -60,16 +63,11 @@ def fit(
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar(leave=False))
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
-    strategy = machine.strategy
-    if strategy == "auto" and machine.devices not in (1, "auto") and "WORLD_SIZE" not in os.environ:
-        strategy = "ddp_spawn"  # the other processes then run this training and nothing else of the program
-    precision = resolve_precision(machine.precision, compute_device(machine.accelerator))
+    data.train_dataloader()  # what is wrong with the batches is better said here than by one of several processes
+    if data.batch_size > len(data.training):
+        console.print(f"  {title}: all {len(data.training)} training images make one batch", markup=False)
     trainer = L.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=strategy,
-        precision=LIGHTNING_PRECISION[precision],
+        **_place(machine),
         max_epochs=module.fit.epochs,
         gradient_clip_val=module.fit.clip_norm or None,
         callbacks=callbacks,
@@ -86,18 +84,57 @@ def fit(
         inference_mode=False,
     )
     module.to(memory_format=torch.channels_last)
-    trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    answer = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    except SystemExit as leaving:  # Lightning's answer to Ctrl-C, which it also switches off
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, answer)
+        raise KeyboardInterrupt from leaving
     images = len(data.training) * module.fit.epochs
     metrics = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+    seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
     return {
-        "seconds": round(clock.seconds, 1),
+        "seconds": round(seconds, 1),
         "epochs": module.fit.epochs,
-        "images_per_second": round(images / max(clock.seconds, 1e-9), 1),
+        "images_per_second": round(images / max(seconds, 1e-9), 1),
         "last_epoch": metrics,
         "peak_memory_mib": peak_memory(),
-        "precision": precision,
+        "precision": resolve_precision(machine.precision, compute_device(machine.accelerator)),
+    }
+
+
+def count_devices(machine: MachineConfig) -> int:
+    """Number of devices, over all machines, that a training will run on.
+
+    Raises:
+        UserError: there are no such devices, or Lightning has no such strategy or precision for them.
+    """
+    _quiet()
+    try:
+        trainer = L.Trainer(**_place(machine), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (MisconfigurationException, ValueError, RuntimeError) as problem:
+        asked = f"accelerator {machine.accelerator}, devices {machine.devices}, strategy {machine.strategy}"
+        reason = str(problem).strip().partition("\n")[0]
+        raise UserError(
+            f"--machine: {asked}, precision {machine.precision} is not to be had here: {reason}"
+        ) from problem
+    return trainer.num_devices * trainer.num_nodes
+
+
+def _place(machine: MachineConfig) -> dict[str, Any]:
+    """Lightning's words for what the run computes on."""
+    strategy = machine.strategy
+    if strategy == "auto" and machine.devices not in (1, "auto") and "WORLD_SIZE" not in os.environ:
+        strategy = "ddp_spawn"  # the other processes then run this training and nothing else of the program
+    precision = resolve_precision(machine.precision, compute_device(machine.accelerator))
+    return {
+        "accelerator": machine.accelerator,
+        "devices": machine.devices,
+        "num_nodes": machine.num_nodes,
+        "strategy": strategy,
+        "precision": LIGHTNING_PRECISION[precision],
     }
 
 
@@ -129,18 +166,30 @@ class _Clock(Callback):
         self.seconds += elapsed
         if trainer.is_global_zero:
             assert isinstance(pl_module, SceneTraining)
-            images = (trainer.num_training_batches or 0) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            self.console.print(self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed))
+            batches: Any = trainer.train_dataloader
+            images = trainer.num_training_batches * batches.batch_sampler.batch_size
+            line = self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed)
+            self.console.print(line, markup=False)
+        pl_module.log("seconds", self.seconds)
 
     def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
         """What an epoch did, in one line."""
-        parts = [f"{name} {float(value):.3f}" for name, value in metrics.items() if not name.endswith("_oa")]
+        parts = [
+            f"{name} {float(value):.3f}" for name, value in metrics.items() if not name.endswith(("_oa", "seconds"))
+        ]
         rates = [
             f"{name.replace('_', ' ')} {100 * float(metrics[name]):.1f} %" for name in metrics if name.endswith("_oa")
         ]
         return (
             f"  {self.title}  epoch {epoch + 1}/{module.fit.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "console": None}  # a console cannot be sent to another process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, console=Console(soft_wrap=True))
+        _quiet()  # this is the other process, which has not heard of it
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -172,4 +221,5 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\..* is deprecated")
     warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")

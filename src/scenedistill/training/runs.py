@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "stage.json"
+ASIDE = ".previous-"
 
 
 class Stage:
     """One training and its evaluation, done once for the same settings.
 
     A stage is done when its `stage.json` says so and carries the fingerprint of the same settings. A folder left by
-    other settings is moved aside, never deleted.
+    other settings is moved aside, never deleted, and taken back when those settings return.
 
     Args:
         folder: of the stage; made when it begins.
@@ -33,55 +34,69 @@ class Stage:
     @property
     def done(self) -> bool:
         """Finished before, with the same settings."""
-        record = self._read()
+        record = _read(self.folder)
         return bool(record.get("finished")) and record.get("fingerprint") == self.fingerprint
 
     @property
     def record(self) -> dict[str, Any]:
         """What `finish` was told."""
-        return dict(self._read()["record"])
+        return dict(_read(self.folder)["record"])
 
     def begin(self) -> Path | None:
-        """Make the folder, or go on in the one left by an interrupted try.
+        """Make the folder, or go on in the one left by an earlier try with the same settings, moved aside or not.
 
         Returns:
             Where a folder of other settings was moved to, if there was one.
         """
         moved: Path | None = None
-        if self.folder.exists() and self._read().get("fingerprint") != self.fingerprint:
-            numbered = (self.folder.with_name(f"{self.folder.name}.previous-{number}") for number in itertools.count(1))
-            moved = next(folder for folder in numbered if not folder.exists())
+        if self.folder.exists() and not self.begun:
+            places = (self.folder.with_name(f"{self.folder.name}{ASIDE}{number}") for number in itertools.count(1))
+            moved = next(place for place in places if not place.exists())
             self.folder.rename(moved)
+        if not self.folder.exists():
+            earlier = filter(self._is_of, self.folder.parent.glob(f"{self.folder.name}{ASIDE}*"))
+            if found := next(earlier, None):
+                found.rename(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / RECORD).exists():
+        if not self.begun:
             self._write({"finished": False})
         return moved
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder is there and belongs to the same settings."""
+        return self._is_of(self.folder)
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the stage as done, with what is to be known of it."""
         self._write({"finished": True, "record": dict(record)})
 
-    def wait(self, seconds: float = 3600.0) -> None:
-        """Until another process has finished the stage.
+    def wait(self, seconds: float = 3600.0, *, begun: bool = False) -> None:
+        """Until another process has finished the stage, or only `begun` it.
 
         Raises:
             TimeoutError: it has not after `seconds`.
         """
         end = time.monotonic() + seconds
-        while not self.done:
+        while not (self.begun if begun else self.done):
             if time.monotonic() > end:
-                raise TimeoutError(f"{self.folder.name} was not finished by the first process within {seconds:.0f} s")
+                what = "begun" if begun else "finished"
+                raise TimeoutError(f"{self.folder.name} was not {what} by the first process within {seconds:.0f} s")
             time.sleep(0.2)
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-            return content
-        except (OSError, ValueError):
-            return {}
+    def _is_of(self, folder: Path) -> bool:
+        return _read(folder).get("fingerprint") == self.fingerprint
 
     def _write(self, content: Mapping[str, Any]) -> None:
         write_json(self.folder / RECORD, {"fingerprint": self.fingerprint, "settings": self.settings, **content})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

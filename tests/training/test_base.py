@@ -1,0 +1,71 @@
+"""The schedule and the parameter groups against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scenedistill.config import FitConfig
+from scenedistill.data.module import SceneBatch
+from scenedistill.data.views import ViewConfig, training_view
+from scenedistill.models.student import build_student
+from scenedistill.training.base import SceneTraining, parameter_groups, rate
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine() -> None:
+    assert [rate(step, 12, 4) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rate(4, 12, 4) == 1
+    assert rate(6, 12, 4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert rate(8, 12, 4) == pytest.approx(0.5)
+    assert rate(12, 12, 4) == pytest.approx(0)
+    assert rate(13, 12, 4) == pytest.approx(0), "a step too many does not rise again"
+
+
+def test_the_rate_without_warm_up_and_with_nothing_else() -> None:
+    assert rate(0, 10, 0) == 1
+    assert rate(5, 10, 0) == pytest.approx(0.5)
+    assert [rate(step, 3, 3) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+    assert 0 <= rate(3, 3, 3) <= 1
+
+
+def training(fit: FitConfig, name: str = "table1_printed") -> SceneTraining:
+    return SceneTraining(build_student(name, 4, image_size=32), fit, ViewConfig(), image_size=32, seed=0)
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
+    module = training(FitConfig(lr=0.1, fresh_lr_factor=3.0, weight_decay=0.05))
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, module.fit)
+    found = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+    assert sorted(found) == sorted(names.values())
+    assert sum(len(group["params"]) for group in groups) == len(names), "none twice"
+
+    def settings(name: str) -> tuple[float, float]:
+        return found[name]["lr"], found[name]["weight_decay"]
+
+    assert settings("net.backbone.stem.0.weight") == (0.1, 0.05)
+    assert settings("net.backbone.stem.1.weight") == (0.1, 0.0)  # of a norm
+    assert settings("net.head.weight") == pytest.approx((0.3, 0.05))
+    assert settings("net.head.bias") == pytest.approx((0.3, 0.0))
+    attention = [name for name in found if ".attention." in name]
+    assert len(attention) == 24  # six tensors in each of four DA modules
+    assert [settings(name)[0] for name in attention] == pytest.approx([0.3] * 24)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = training(FitConfig())
+    module.net.backbone.requires_grad_(False)
+    trained = [parameter for group in parameter_groups(module, module.fit) for parameter in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in module.net.head.parameters()}
+
+
+def test_a_view_is_that_of_the_seed_the_epoch_and_the_image() -> None:
+    module = training(FitConfig())
+    images = torch.arange(2 * 40 * 40 * 3).reshape(2, 40, 40, 3).to(torch.uint8)
+    batch = SceneBatch(images, torch.tensor([0, 1]), torch.tensor([11, 12]), torch.tensor([5, 6]))
+    view = module.view(batch, epoch=4)
+    assert view.shape == (2, 3, 32, 32)
+    again = training_view(images[1:], batch.ids[1:], seed=0, epoch=4, size=32, config=ViewConfig())
+    assert torch.equal(view[1:], again)

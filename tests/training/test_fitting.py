@@ -1,0 +1,167 @@
+"""A training that is killed at any moment, by kill -9 of a real process, ends with the very same weights."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scenedistill.config import FitConfig, MachineConfig
+from scenedistill.data.views import ViewConfig
+from scenedistill.errors import UserError
+from scenedistill.models.files import weights_hash
+from scenedistill.models.student import build_student
+from scenedistill.training.fitting import _AtomicCheckpoints, count_devices
+from scenedistill.training.student import StudentTraining
+
+PLAIN, DKD = "table1_printed/plain", "table1_printed/dkd"
+NETWORKS = ("teacher", PLAIN, DKD)
+CHECKPOINT = "checkpoints/last.ckpt"
+
+#: (moment, how the process ends there): every command goes on where the one before was killed
+MOMENTS = {
+    "in the first checkpoint": ("open", f"teacher/{CHECKPOINT}.part", 1, "cut"),
+    "between a checkpoint and its swap": ("rename", f"teacher/{CHECKPOINT}", 2, "kill"),
+    "in the teacher's last weights": ("open", "teacher/weights.safetensors.part", 1, "kill"),
+    "before the teacher counts as done": ("rename", "teacher/stage.json", 1, "kill"),
+    "in the teacher's test": ("rename", "teacher/evaluation/stage.json", 2, "kill"),
+    "in the plain student's second epoch": ("rename", f"{PLAIN}/{CHECKPOINT}", 1, "later"),
+    "in the distilled student's second checkpoint": ("open", f"{DKD}/{CHECKPOINT}.part", 2, "cut"),
+    "at the end of its last epoch": ("open", f"{DKD}/{CHECKPOINT}.part", 2, "kill"),  # the second of this try
+    "before the summary": ("rename", "summary.json", 1, "kill"),
+}
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """The weights' hash of each network of a finished run."""
+    found = {}
+    for network in NETWORKS:
+        record = json.loads((out / "seed3" / network / "stage.json").read_text(encoding="utf-8"))
+        assert record["finished"], network
+        found[network] = record["record"]["weights_hash"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_moment_ends_with_the_same_weights(
+    tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
+) -> None:
+    command = ("run", tiny_scenes, "--out", tmp_path / "killed", *tiny_options)
+    for moment, (event, path, count, how) in MOMENTS.items():
+        ended = commands(*command, stop={"event": event, "path": path, "count": count, "how": how})
+        expected = -signal.SIGXFSZ if how == "cut" else -signal.SIGKILL
+        assert ended.code == expected, f"{moment}:\n{ended.out}{ended.err}"
+        assert not (tmp_path / "killed" / "summary.json").exists()
+    ended = commands(*command)
+    assert ended.code == 0, ended.out + ended.err
+    assert hashes(tmp_path / "killed") == hashes(tiny_run)
+    assert "epoch" not in ended.out, "all was done but the summary"
+    assert not list((tmp_path / "killed").rglob("*.previous-*"))
+
+    # what has been computed before the last kill of a stage is not computed again
+    assert (tmp_path / "killed" / "seed3" / DKD / "logs" / "attempt_1" / "metrics.csv").exists()
+    metrics = [
+        {key: value for key, value in json.loads(summary.read_text(encoding="utf-8")).items() if key == "split_hash"}
+        for summary in (tmp_path / "killed" / "summary.json", tiny_run / "summary.json")
+    ]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+def test_a_student_of_kept_knowledge_goes_on_with_the_very_same_knowledge(
+    tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
+) -> None:
+    options = ("--student.knowledge_views", "2", *tiny_options)
+    for name in ("whole", "killed"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    whole = commands("distill", tiny_scenes, "--out", tmp_path / "whole", *options)
+    assert whole.code == 0, whole.out + whole.err
+    assert "teacher: done before" in whole.out
+    command = ("distill", tiny_scenes, "--out", tmp_path / "killed", *options)
+    stop = {"event": "open", "path": f"{DKD}/{CHECKPOINT}.part", "count": 2, "how": "cut"}
+    assert commands(*command, stop=stop).code == -signal.SIGXFSZ
+    assert commands(*command).code == 0
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+    assert hashes(tmp_path / "whole")[DKD] != hashes(tiny_run)[DKD]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_ends_with_one_line_and_the_same_command_goes_on(
+    tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
+) -> None:
+    command = ("run", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
+    ended = commands(*command, stop={"event": "open", "path": f"teacher/{CHECKPOINT}.part", "count": 2, "how": "full"})
+    assert ended.code == 1, ended.err
+    assert ended.err.count("\n") == 1 and "the disk is full" in ended.err
+    kept = torch.load(tmp_path / "out" / "seed3" / "teacher" / CHECKPOINT, weights_only=False)
+    assert kept["epoch"] == 0, "the old checkpoint is whole"
+    assert commands(*command).code == 0
+    assert hashes(tmp_path / "out") == hashes(tiny_run)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    writer = _AtomicCheckpoints()
+    writer.save_checkpoint({"tensor": torch.arange(100_000)}, path)
+    path.with_name("last.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError) as raised:
+        writer.save_checkpoint({"tensor": torch.zeros(100_000)}, path)
+    assert raised.value.errno == errno.ENOSPC
+    assert torch.equal(torch.load(path)["tensor"], torch.arange(100_000))
+    assert os.listdir(path.parent) == ["last.ckpt"], "and nothing half"
+
+
+def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    from scenedistill.config import StudentConfig
+
+    config = StudentConfig(fit=FitConfig(epochs=2, batch_size=100, warmup_epochs=0))
+    module = StudentTraining(
+        build_student("table1_printed", 4, image_size=32), config, {"ce": 1.0}, mild, image_size=32, seed=0
+    )
+    record = train(module)
+    lines = record["said"].splitlines()
+    assert lines[0] == "  tiny: all 64 training images make one batch"
+    assert [line.split("  ")[2] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    speed = float(lines[-1].split()[-2])
+    assert record["images_per_second"] == pytest.approx(speed, rel=2), "64 images in a batch, not 100"
+    assert record["epochs"] == 2 and record["seconds"] >= 0 and record["precision"] == "fp32"
+    assert set(record["last_epoch"]) == {"ce", "train_oa"}
+    rows = (tmp_path / "stage" / "logs" / "attempt_0" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert {"epoch", "ce", "train_oa"} <= set(rows[0].split(",")) and len(rows) == 3
+    assert list((tmp_path / "stage" / "tensorboard").glob("events.*"))
+
+    # a second call finds everything done
+    before = weights_hash(module.net)
+    again = train(module)
+    assert weights_hash(module.net) == before
+    assert again["seconds"] == record["seconds"]
+    assert "epoch" not in again["said"]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        MachineConfig(accelerator="gpuu"),
+        MachineConfig(accelerator="cpu", devices=0),
+        MachineConfig(accelerator="cpu", strategy="dpp"),
+    ],
+    ids=lambda machine: f"{machine.accelerator} {machine.devices} {machine.strategy}",
+)
+def test_devices_that_are_not_there_are_refused(machine: MachineConfig) -> None:
+    with pytest.raises(UserError, match=f"--machine: accelerator {machine.accelerator}, devices {machine.devices}"):
+        count_devices(machine)
+
+
+def test_devices_are_counted_over_all_machines() -> None:
+    assert count_devices(MachineConfig(accelerator="cpu")) == 1
+    assert count_devices(MachineConfig(accelerator="cpu", devices=2)) == 2
+    assert count_devices(MachineConfig(accelerator="cpu", devices=2, num_nodes=3, strategy="ddp")) == 6

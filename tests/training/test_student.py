@@ -1,0 +1,120 @@
+"""Algorithm 1: what a step computes, that it learns, and that the teacher stays outside and untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.data.module import ScenePart
+from scenedistill.data.views import ViewConfig
+from scenedistill.evaluation.predict import predict
+from scenedistill.models.files import weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.models.student import build_student
+from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.student import StudentTraining
+
+FIT = FitConfig(epochs=30, batch_size=16, lr=0.02, warmup_epochs=2)
+DKD = {"ce": 1.0, "da": 1.0, "ss": 1.0}
+
+
+@pytest.fixture(scope="module")
+def teacher(all_images: ScenePart) -> SceneNet:
+    """A network with norms that have seen the images; what it knows does not matter here."""
+    torch.manual_seed(7)
+    net = build_student("table1_resnet", 4, image_size=32)
+    with torch.no_grad():
+        for batch in all_images.batches(32):
+            net(batch.images.permute(0, 3, 1, 2) / 255)
+    return net.eval().requires_grad_(False)
+
+
+def knowledge_of(teacher: SceneNet, part: ScenePart, config: ViewConfig, views: int = 0) -> Knowledge:
+    return Knowledge(teacher, part, views=views, config=config, image_size=32, seed=0, precision="fp32")
+
+
+def student(
+    weights: dict[str, float], views: ViewConfig, knowledge: Knowledge | None = None, **fit: Any
+) -> StudentTraining:
+    torch.manual_seed(0)
+    config = StudentConfig(fit=FitConfig(**{**vars(FIT), **fit}))
+    net = build_student("table1_printed", 4, image_size=32)
+    statistics = knowledge.statistics(torch.device("cpu")) if knowledge else None
+    return StudentTraining(
+        net, config, weights, views, image_size=32, seed=0, knowledge=knowledge, statistics=statistics
+    )
+
+
+def right(net: SceneNet, part: ScenePart) -> float:
+    found = predict(net, part, image_size=32, device=torch.device("cpu"), precision="fp32")
+    return float((found == part.labels).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["plain", "dkd"])
+def test_a_student_learns_64_images_by_heart(
+    method: str, all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any
+) -> None:
+    knowledge = knowledge_of(teacher, all_images, mild) if method == "dkd" else None
+    module = student(DKD if method == "dkd" else {"ce": 1.0}, mild, knowledge)
+    before = right(module.net, all_images)
+    record = train(module)
+    assert before < 0.5
+    assert right(module.net, all_images) == 1
+    assert set(record["last_epoch"]) == {*(DKD if method == "dkd" else ["ce"]), "train_oa"}
+
+
+def test_the_teacher_is_untouched_and_in_no_part_of_the_student(
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any, tmp_path: Path
+) -> None:
+    module = student(DKD, mild, knowledge_of(teacher, all_images, mild), epochs=2)
+    before = weights_hash(teacher)
+    train(module)
+    assert weights_hash(teacher) == before
+    assert not any(part.training for part in teacher.modules())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    teachers = {id(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
+    assert not teachers & {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    checkpoint = torch.load(tmp_path / "stage" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert all(name.startswith(("net.", "losses.", "validation_oa.")) for name in checkpoint["state_dict"])
+    trained = [index for group in checkpoint["optimizer_states"][0]["param_groups"] for index in group["params"]]
+    assert len(trained) == len(list(module.parameters()))
+    stored = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    own = sum(tensor.numel() for tensor in (*module.net.state_dict().values(), *module.losses.state_dict().values()))
+    assert stored == own
+
+
+def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"ce": 0.5, "da": 2.0, "ss": 0.25}
+    module = student(weights, mild, knowledge_of(teacher, all_images, mild))
+    seen: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(module, "report", lambda parts, logits, labels: seen.update(parts))
+    monkeypatch.setattr(StudentTraining, "current_epoch", 2)
+    module.on_train_epoch_start = lambda: None  # type: ignore[method-assign]  # asks a Trainer
+    assert module.knowledge is not None
+    module.knowledge.open(2, torch.device("cpu"))
+    batch = all_images.__getitems__([0, 1, 16, 17, 32, 48])
+    loss = module.training_step(batch, 0)
+
+    torch.manual_seed(0)
+    net = build_student("table1_printed", 4, image_size=32)
+    view = module.view(batch, 2)
+    ours, theirs = net(view), teacher(view)
+    for name, part in module.losses.items():
+        assert torch.allclose(seen[name], part(ours, theirs, batch.labels), rtol=1e-4), name
+    assert torch.allclose(seen["ce"], F.cross_entropy(ours.logits, batch.labels))
+    assert torch.allclose(loss, sum(weights[name] * seen[name] for name in weights))
+
+
+def test_a_plain_student_asks_no_teacher(mild: ViewConfig) -> None:
+    module = student({"ce": 1.0}, mild)
+    assert module.knowledge is None
+    assert not list(module.losses.parameters())
