@@ -4,8 +4,9 @@ Reads a JSON object a line from its standard input: `arguments`, `cwd`, `environ
 `.err` are added) and perhaps `stop`. Answers with the process's id, and its exit code when it has ended.
 
 `stop` ends the command at an exact moment: at its `count`-th `open` or `rename` (the `event`) of a file whose path ends
-in `path`. `how` is `kill` (-9, before it happens), `later` (-9, a few hundredths of a second after), `cut` (the system
-ends the process in the middle of writing the file) or `full` (the file lies on a full disk).
+in `path`. `how` is `kill` (-9, before it happens), `later` (-9, a few hundredths of a second after), `interrupt` (as
+Ctrl-C does), `cut` (the system ends the process in the middle of writing the file) or `full` (the file lies on a full
+disk).
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def stop_at(event: str, path: str, count: int, how: str) -> None:
             return
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
         elif how == "later":
             threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGKILL)).start()
         elif how == "cut":

@@ -12,10 +12,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill import __version__
-from scenedistill.commands import CommandParser, filled, repeatable, result_file
+from scenedistill.commands import CommandParser, files_first, filled, repeatable, result_file
 from scenedistill.config import RunConfig
 from scenedistill.errors import UserError
 
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     try:
         parser = build_parser()
-        settings = parser.parse_args(given or ["--help"])
+        settings = parser.parse_args(files_first(given) or ["--help"])
         name = settings.subcommand
         COMMANDS[name][1](settings[name], console, repeatable(given))
     except UserError as problem:
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem.errno == errno.ENOSPC:
             return _complain("the disk is full. Make room and give the same command: it goes on from the last epoch.")
         if problem.filename and problem.errno in NOT_WRITABLE:
-            return _complain(f"{problem.filename} cannot be written: {problem.strerror}. Choose another folder.")
+            reason = "it is a file" if problem.errno == errno.EEXIST else problem.strerror
+            return _complain(f"{problem.filename} cannot be written: {reason}. Choose another folder.")
         raise
     return 0
 
@@ -62,7 +64,7 @@ def build_parser() -> CommandParser:
 def _training_parser(description: str) -> CommandParser:
     parser = CommandParser(description=description)
     parser.add_argument("folder", type=str, help="one sub-folder for each class, or a CSV manifest path,label")
-    parser.add_argument("--config", action="config", help="YAML file of settings; options after it replace its values")
+    parser.add_argument("--config", action="config", help="YAML file of settings; options replace its values")
     parser.add_argument(
         "--out", type=str | None, default=None, help="the run's folder (default: runs/NAME of the data)"
     )
@@ -94,6 +96,7 @@ def _evaluate_parser() -> CommandParser:
     parser.add_argument("data", type=str, help="folder with the network's classes as sub-folders, or a CSV manifest")
     parser.add_argument("--split", type=str | None, default=None, help="split file; all images when not given")
     parser.add_argument("--part", type=Literal["train", "val", "test"], default="test", help="part of the split")
+    parser.add_argument("--precision", type=Precision, default="auto", help="that of the run finds its figures again")
     parser.add_argument("--out", type=str, default="evaluation", help="folder for the figures and the confusion matrix")
     return parser
 
@@ -108,6 +111,7 @@ def _evaluate(settings: Namespace, console: Console, text: str) -> None:
         Path(settings.out),
         split=split,
         part=settings.part,
+        precision=settings.precision,
         console=console,
     )
 

@@ -62,7 +62,7 @@ class CommandParser(ArgumentParser):
         near: list[str] = []
         if chosen := re.search(r"found '([^']*)', expected one of (.*)", text):
             near = difflib.get_close_matches(chosen[1], re.findall(r"'([^']*)'", chosen[2]), 1)
-        for word in re.findall(r"There is no option ([\w.]+)", text):
+        for word in re.findall(r"There is no option ([\w.]*\w)", text):
             last = word.rpartition(".")[2]
             near = difflib.get_close_matches(word, self.keys(), 1, 0.75)
             near = near or [key for key in self.keys() if key.rpartition(".")[2] == last][:3]
@@ -121,6 +121,19 @@ def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
             raise UserError(f"{name} is empty: give it a value or leave the line out.")
         values[field.name] = value
     return kind(**values)
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with `--config FILE` put before the other options, so that these replace the file's values
+    wherever they stand."""
+    files, others, rest = list[str](), list[str](), list(arguments)
+    while rest:
+        word = rest.pop(0)
+        chosen = files if word == "--config" or word.startswith("--config=") else others
+        chosen.append(word)
+        if word == "--config" and rest:
+            chosen.append(rest.pop(0))
+    return [*others[:1], *files, *others[1:]]
 
 
 def result_file(text: str | None) -> Path | None:

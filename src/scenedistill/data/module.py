@@ -126,7 +126,7 @@ class EpochBatches:
         if self.batch_size == 0:
             raise UserError(
                 f"{len(labels)} training images are too few for {world} device(s) and {group} image(s) of a class in "
-                "each batch."
+                f"each batch. Add images{' or lower --teacher.images_per_class' if images_per_class else ''}."
             )
         self.usable = usable
         self.epoch = 0

@@ -23,7 +23,14 @@ from scenedistill.training.runs import write_json
 
 
 def evaluate(
-    weights: Path, data: Path, out: Path, *, split: Path | None = None, part: str = "test", console: Console
+    weights: Path,
+    data: Path,
+    out: Path,
+    *,
+    split: Path | None = None,
+    part: str = "test",
+    precision: str = "auto",
+    console: Console,
 ) -> SceneMetrics:
     """Test a network and write `metrics.json` and its confusion matrix.
 
@@ -33,6 +40,7 @@ def evaluate(
         out: folder for the figures.
         split: split file; every image counts when not given.
         part: of the split.
+        precision: `bf16`, `fp16`, `fp32` or `auto`; with that of the run it finds the run's figures again.
         console: to print to.
 
     Raises:
@@ -41,7 +49,7 @@ def evaluate(
     net, card = load_net(weights)
     index = scan(data)
     labels = _labels(index, card)
-    cache = build_cache(index, card.image_size, bands=card.bands)
+    cache = build_cache(index, card.stored_size or card.image_size, bands=card.bands)
     positions = read_split(split, index).parts()[part] if split else np.arange(len(index))
     device = compute_device("auto")
     found = predict(
@@ -49,7 +57,7 @@ def evaluate(
         ScenePart(cache, positions),
         image_size=card.image_size,
         device=device,
-        precision=resolve_precision("auto", device),
+        precision=resolve_precision(precision, device),
     )
     metrics = scene_metrics(found, labels[positions], card.classes)
     out.mkdir(parents=True, exist_ok=True)

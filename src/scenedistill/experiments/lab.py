@@ -146,8 +146,10 @@ class Lab:
 
     def card(self, name: str, dual_attention: bool, *, stride_in_first_convolution: bool = False) -> NetCard:
         """The card of a network trained here."""
-        bands, size = self.config.data.bands, self.config.image_size
-        return NetCard(name, self.classes, bands, size, dual_attention, stride_in_first_convolution)
+        data, size = self.config.data, self.config.image_size
+        return NetCard(
+            name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
+        )
 
 
 def plain(config: Any) -> dict[str, Any]:

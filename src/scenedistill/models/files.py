@@ -28,6 +28,8 @@ class NetCard:
         image_size: side in pixels at which it was trained.
         dual_attention: whether DA modules follow the stages.
         stride_in_first_convolution: ResNet "v1" blocks, see `models.weights`.
+        stored_size: side in pixels at which its images were decoded, before the view was made of them; like
+            `image_size` when not known.
     """
 
     name: str
@@ -36,6 +38,7 @@ class NetCard:
     image_size: int
     dual_attention: bool = True
     stride_in_first_convolution: bool = False
+    stored_size: int | None = None
 
 
 def save_net(net: SceneNet, card: NetCard, path: Path) -> None:

@@ -84,7 +84,7 @@ def fit(
         inference_mode=False,
     )
     module.to(memory_format=torch.channels_last)
-    answer = signal.getsignal(signal.SIGINT)
+    answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     except SystemExit as leaving:  # Lightning's answer to Ctrl-C, which it also switches off

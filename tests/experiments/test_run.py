@@ -1,0 +1,390 @@
+"""The whole experiment on tiny scenes: what it leaves, that each stage is done once, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from scenedistill import RunConfig, load_net, run
+from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.data.scenes import scan
+from scenedistill.data.split_files import read_split, write_split
+from scenedistill.data.splits import make_split
+from scenedistill.errors import UserError
+from scenedistill.experiments.evaluate import evaluate
+from scenedistill.experiments.results import Result, read_result
+from scenedistill.models.files import weights_hash
+
+STUDENTS = ["table1_printed", "lcnet_035"]
+SEEDS = [0, 1]
+WEIGHTS = "weights.safetensors"
+
+Config = Callable[..., RunConfig]
+
+
+@dataclasses.dataclass
+class Done:
+    """A finished run: its result and what it printed."""
+
+    result: Result
+    said: str
+
+    @property
+    def trained(self) -> int:
+        """Number of epochs it trained."""
+        return self.said.count("  epoch ")
+
+
+def do(data: Path, out: Path, config: RunConfig, **more: Any) -> Done:
+    said = io.StringIO()
+    result = run(data, out, config, console=Console(file=said, width=300), **more)
+    return Done(result, said.getvalue())
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Makes the settings of a tiny run with two seeds and two students, one epoch each."""
+    cache = tmp_path_factory.mktemp("run-cache") / "40"
+
+    def make(**changes: Any) -> RunConfig:
+        fit = FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0)
+        settings = RunConfig(
+            image_size=32,
+            seeds=SEEDS,
+            students=STUDENTS,
+            data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=cache),
+            teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=fit),
+            student=StudentConfig(fit=dataclasses.replace(fit)),
+            machine=MachineConfig(accelerator="cpu", precision="fp32"),
+        )
+        return dataclasses.replace(settings, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scenes: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A finished run: its folder and what it told. Read only: copy the folder to go on in it."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, do(tiny_scenes, out, config(), command="scenedistill run scenes")
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "tiny"))
+
+
+def stages(out: Path) -> list[Path]:
+    return [out / f"seed{seed}" / part for seed in SEEDS for part in ("teacher", *(f"{s}/plain" for s in STUDENTS))] + [
+        out / f"seed{seed}" / student / "dkd" for seed in SEEDS for student in STUDENTS
+    ]
+
+
+def test_every_network_has_a_row_and_a_folder(finished: tuple[Path, Done]) -> None:
+    out, done = finished
+    rows = [(row.variant, row.student, row.teacher, row.seed) for row in done.result.rows]
+    assert sorted(rows, key=str) == sorted(
+        (
+            row
+            for seed in SEEDS
+            for row in (
+                ("teacher", None, "table1_printed", seed),
+                *(("plain", student, None, seed) for student in STUDENTS),
+                *(("dkd", student, "table1_printed", seed) for student in STUDENTS),
+            )
+        ),
+        key=str,
+    )
+    assert done.trained == 10
+    for folder in stages(out):
+        assert (folder / WEIGHTS).is_file()
+        assert (folder / "logs" / "attempt_0" / "metrics.csv").stat().st_size > 0
+        assert list((folder / "tensorboard").glob("events.*"))
+        assert not list((folder / "checkpoints").glob("*")), "the optimiser's state is of no more use"
+
+
+def test_the_folder_says_how_to_repeat_the_run(finished: tuple[Path, Done], tiny_scenes: Path) -> None:
+    out, done = finished
+    settings = yaml.safe_load((out / "settings.yaml").read_text(encoding="utf-8"))
+    assert settings["students"] == STUDENTS and settings["student"]["fit"]["lr"] == 0.02
+    index = scan(tiny_scenes)
+    for seed in SEEDS:
+        split = read_split(out / f"seed{seed}" / "split.csv", index)
+        assert split.hash == make_split(index, 0.5, seed).hash == done.result.split_hash[str(seed)]  # type: ignore[index]
+    text = (out / "seed0" / "teacher" / "stage.json").read_text(encoding="utf-8")
+    assert str(tiny_scenes) not in text + (out / "summary.json").read_text(encoding="utf-8")
+
+
+def test_the_test_split_is_seen_once_and_kept(finished: tuple[Path, Done]) -> None:
+    out, done = finished
+    oa = {(row.variant, row.student, row.seed): row.oa for row in done.result.rows}
+    for seed in SEEDS:
+        folder = out / f"seed{seed}" / STUDENTS[0] / "dkd" / "evaluation"
+        with (folder / "test_confusion.csv").open(encoding="utf-8", newline="") as file:
+            table = list(csv.reader(file))
+        counts = [[int(cell) for cell in row[1:]] for row in table[1:]]
+        assert [row[0] for row in table[1:]] == ["car park", "fields", "forêt", "river"]
+        assert [sum(row) for row in counts] == [8] * 4
+        assert sum(counts[i][i] for i in range(4)) / 32 == oa["dkd", STUDENTS[0], seed]
+        assert (folder / "test_confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary_is_a_result_under_its_name(finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path) -> None:
+    out, done = finished
+    shutil.copy(out / "summary.json", tmp_path / "tiny.json")
+    result = read_result(tmp_path / "tiny.json")
+    assert result.command == "scenedistill run scenes"
+    assert (result.data, result.pixels, result.train_ratio) == (tiny_scenes.name, 32, 0.5)
+    assert result.epochs == {"teacher": 1, "student": 1}
+    assert len(result.rows) == len(done.result.rows) == 10
+    assert all(row.parameters and row.milliseconds and row.more["train_seconds"] is not None for row in result.rows)
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("# tiny") and all(student in summary for student in STUDENTS)
+
+
+def test_the_second_call_does_nothing(
+    copy: Path, finished: tuple[Path, Done], tiny_scenes: Path, config: Config
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob(f"seed*/**/{WEIGHTS}")}
+    again = do(tiny_scenes, copy, config(), command="scenedistill run scenes")
+    assert again.trained == 0
+    assert again.said.count("done before with the same settings") == 10
+    assert again.result.rows == finished[1].result.rows
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob(f"seed*/**/{WEIGHTS}")} == before
+
+
+def test_another_seed_is_added_to_what_is_done(copy: Path, tiny_scenes: Path, config: Config) -> None:
+    more = do(tiny_scenes, copy, config(seeds=[0, 1, 2], students=STUDENTS[:1]))
+    assert more.trained == 3
+    assert len(more.result.rows) == 9
+
+
+def test_a_students_setting_redoes_the_students_alone_and_comes_back(
+    copy: Path, tiny_scenes: Path, config: Config
+) -> None:
+    changed = config(seeds=[0])
+    changed.student.fit.lr = 0.05
+    other = do(tiny_scenes, copy, changed)
+    assert other.trained == 4
+    assert other.said.count("done before") == 1 and "seed0/teacher: done before" in other.said
+    assert "seed0/table1_printed/dkd: other settings than before; the old one is now dkd.previous-1" in other.said
+    back = do(tiny_scenes, copy, config(seeds=[0]))
+    assert back.trained == 0, "what was moved aside is taken back"
+
+
+def test_a_teachers_setting_redoes_the_distilled_students_too(copy: Path, tiny_scenes: Path, config: Config) -> None:
+    changed = config(seeds=[0], students=STUDENTS[:1])
+    changed.teacher.margin = 0.2
+    other = do(tiny_scenes, copy, changed)
+    assert other.trained == 2
+    assert "table1_printed/plain: done before" in other.said
+
+
+def test_changed_loss_weights_leave_the_plain_student(copy: Path, tiny_scenes: Path, config: Config) -> None:
+    changed = config(seeds=[0], students=STUDENTS[:1])
+    changed.student.losses = {"da": 0.5}
+    assert do(tiny_scenes, copy, changed).trained == 1
+
+
+def test_a_teacher_trained_before(
+    finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    theirs = finished[0] / "seed0" / "teacher" / WEIGHTS
+    given = config(seeds=[0], students=STUDENTS[:1])
+    given.teacher = TeacherConfig(checkpoint=theirs, min_oa=0.0)
+    done = do(tiny_scenes, tmp_path / "given", given, parts=("teacher", "distilled"))
+    assert done.trained == 1
+    net, card = load_net(tmp_path / "given" / "seed0" / "teacher" / WEIGHTS)
+    assert weights_hash(net) == weights_hash(load_net(theirs)[0])
+    assert card.name == "table1_printed"
+    assert {row.teacher for row in done.result.rows} == {"table1_printed"}, "its own name, not the settings' default"
+    ours, whole = (
+        {row.variant: row.oa for row in result.rows if row.seed == 0 and row.student in (None, STUDENTS[0])}
+        for result in (done.result, finished[1].result)
+    )
+    assert ours == {"teacher": whole["teacher"], "dkd": whole["dkd"]}, "the same teacher teaches the same"
+
+    # another file of the same name is not taken for the first
+    given.teacher = TeacherConfig(checkpoint=finished[0] / "seed1" / "teacher" / WEIGHTS, min_oa=0.0)
+    with pytest.raises(UserError, match="was taken from another file"):
+        do(tiny_scenes, tmp_path / "given", given)
+
+
+def test_a_teacher_of_other_classes_or_bands_is_refused(
+    finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    given = config(seeds=[0])
+    given.teacher.checkpoint = finished[0] / "seed0" / "teacher" / WEIGHTS
+    few = tmp_path / "few"
+    shutil.copytree(tiny_scenes, few)
+    (few / "river").rename(few / "lake")
+    given.data.cache_dir = tmp_path / "cache"
+    with pytest.raises(UserError, match="Only one of them has: lake, river"):
+        do(few, tmp_path / "out", given)
+    given.data = DataConfig(train_ratio=0.5, stored_size=32, cache_dir=tmp_path / "cache1", bands=1)
+    with pytest.raises(UserError, match=r"takes 3 bands and --data\.bands is 1"):
+        do(tiny_scenes, tmp_path / "out", given)
+
+
+def test_a_hopeless_teacher_is_refused_with_the_reason(
+    copy: Path, tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    strict = config(seeds=[0], students=STUDENTS[:1])
+    strict.teacher.min_oa = 1.0
+    strict.student.losses = {"da": 0.1}  # a student that is not there yet
+    strict.teacher = dataclasses.replace(strict.teacher, checkpoint=copy / "seed0" / "teacher" / WEIGHTS)
+    with pytest.raises(UserError) as refused:
+        do(tiny_scenes, tmp_path / "strict", strict)
+    words = str(refused.value)
+    assert "of 32 training images (chance is 25.0%), and needs 100.0% to teach" in words
+    assert "--teacher.min_oa" in words
+
+
+def test_the_least_a_teacher_must_know_is_half_way_from_chance_to_half(
+    tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    validated = config(seeds=[0], students=STUDENTS[:1])
+    validated.data = dataclasses.replace(validated.data, val_fraction=0.25)
+    validated.teacher.min_oa = None
+    validated.teacher.fit.lr = 1e-9  # learns nothing
+    with pytest.raises(UserError, match=r"of 8 validation images \(chance is 25\.0%\), and needs 37\.5% to teach"):
+        do(tiny_scenes, tmp_path / "out", validated)
+
+
+def test_evaluating_again_finds_the_same(finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path) -> None:
+    out, done = finished
+    said = io.StringIO()
+    metrics = evaluate(
+        out / "seed1" / STUDENTS[0] / "dkd" / WEIGHTS,
+        tiny_scenes,
+        tmp_path / "figures",
+        split=out / "seed1" / "split.csv",
+        precision="fp32",
+        console=Console(file=said, width=300),
+    )
+    row = next(row for row in done.result.rows if row.key[:2] == (STUDENTS[0], "2dkd") and row.seed == 1)
+    assert (metrics.oa, metrics.kappa) == (row.oa, pytest.approx(row.kappa))
+    assert f"table1_printed on 32 images: oa {row.oa:.4f}" in said.getvalue()
+    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"metrics.json", "test_confusion.csv"}
+
+
+def test_evaluating_on_some_of_the_classes_and_on_others(
+    finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path
+) -> None:
+    weights = finished[0] / "seed0" / "teacher" / WEIGHTS
+    for name in ("fields", "river"):
+        shutil.copytree(tiny_scenes / name, tmp_path / "two" / name)
+    metrics = evaluate(weights, tmp_path / "two", tmp_path / "figures", console=Console(quiet=True))
+    assert metrics.confusion.shape == (4, 4)
+    assert metrics.confusion.sum(1).tolist() == [0, 16, 0, 16]
+    (tmp_path / "two" / "river").rename(tmp_path / "two" / "lake")
+    with pytest.raises(UserError, match="does not know lake; it knows car park, fields, forêt, river"):
+        evaluate(weights, tmp_path / "two", tmp_path / "figures", console=Console(quiet=True))
+
+
+def test_a_split_from_a_file(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    index = scan(tiny_scenes)
+    split = make_split(index, 0.25, seed=9)
+    write_split(split, index, tmp_path / "split.csv")
+    read = config(students=STUDENTS[:1])
+    read.data = dataclasses.replace(read.data, split_file=tmp_path / "split.csv")
+    done = do(tiny_scenes, tmp_path / "out", read, parts=("plain",))
+    assert done.result.train_ratio is None
+    assert done.result.split_hash == {"0": split.hash, "1": split.hash}
+    assert "16 training, 0 validation, 48 test images" in done.said
+    assert [row.variant for row in done.result.rows] == ["plain", "plain"]
+    assert done.trained == 2
+
+
+def test_a_data_folder_may_be_called_as_it_likes(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    odd = tmp_path / "[red] mes scènes"
+    shutil.copytree(tiny_scenes, odd)
+    settings = config(seeds=[0], students=STUDENTS[:1])
+    settings.data.cache_dir = tmp_path / "cache"
+    done = do(odd, tmp_path / "[bold]out", settings, parts=("plain",))
+    assert "[red] mes scènes: 64 images" in done.said
+    assert done.result.data == odd.name
+    assert (tmp_path / "[bold]out" / "summary.md").is_file()
+
+
+CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
+    "no seed": (lambda c: c.seeds.clear(), "--seeds is []; expected one or more"),
+    "a negative seed": (lambda c: c.seeds.append(-1), "each once"),
+    "a seed twice": (lambda c: c.seeds.append(0), "each once"),
+    "no pixels": (lambda c: setattr(c, "image_size", 0), "--image_size is 0"),
+    "no epochs": (lambda c: setattr(c.student.fit, "epochs", 0), "--student.fit.epochs is 0; expected more than 0"),
+    "no batch": (lambda c: setattr(c.teacher.fit, "batch_size", 0), "--teacher.fit.batch_size is 0"),
+    "no rate": (lambda c: setattr(c.student.fit, "lr", 0.0), "--student.fit.lr is 0.0"),
+    "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
+    "the plain method": (lambda c: setattr(c.student, "method", "plain"), "always trained for comparison"),
+    "an unknown method": (lambda c: setattr(c.student, "method", "dkdd"), "No method is called 'dkdd'"),
+    "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss"),
+    "a negative weight": (lambda c: c.student.losses.update(da=-1.0), "weight of da is negative"),
+    "an unknown option": (lambda c: c.student.loss_options.update(ss={"heat": 1.0}), "Its options: cosine"),
+    "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),
+    "an unknown teacher": (lambda c: setattr(c.teacher, "name", "resnet1001"), "Did you mean resnet101"),
+    "an uneven batch": (lambda c: setattr(c.machine, "devices", 3), "batch_size 16 cannot be shared evenly by 3"),
+    "stored too small": (lambda c: setattr(c.data, "stored_size", 16), "stored at 16 pixels and wanted at 32"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_wrong_is_said_before_anything_is_done(
+    change: str, tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    settings = config(seeds=[0], students=STUDENTS[:1])
+    CHANGES[change][0](settings)
+    with pytest.raises(UserError) as refused:
+        do(tiny_scenes, tmp_path / "out", settings)
+    assert CHANGES[change][1] in str(refused.value)
+    assert str(refused.value).count("\n") <= 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ten_lines_of_python(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = f"""from scenedistill import RunConfig, run
+config = RunConfig(image_size=32, seeds=[0])
+config.data.train_ratio = 0.5
+config.teacher.name, config.teacher.weights, config.teacher.min_oa = "table1_printed", "none", 0
+config.teacher.fit.epochs = config.student.fit.epochs = 1
+config.machine.accelerator = "cpu"
+result = run({str(tiny_scenes)!r}, "tiny", config)
+rows = [(row.variant, row.oa) for row in result.rows]"""
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert [variant for variant, _ in found["rows"]] == ["teacher", "plain", "dkd"]
+    assert (tmp_path / "tiny" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["teacher", "distill"])
+def test_two_processes_end_with_the_weights_of_one(
+    part: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
+) -> None:
+    network = {"teacher": "teacher", "distill": "table1_printed/dkd"}[part]
+    options = [*tiny_options, f"--{'teacher' if part == 'teacher' else 'student'}.fit.epochs", "1"]
+    if part == "distill":
+        options += ["--teacher.checkpoint", str(tiny_run / "seed3" / "teacher" / WEIGHTS)]
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}"
+        ended = commands(part, tiny_scenes, "--out", out, *options, "--machine.devices", devices)
+        assert ended.code == 0, ended.out + ended.err
+        assert "Warning" not in ended.err and ended.out.count("  epoch 1/1  ") == 1, ended.out + ended.err
+    one, two = (load_net(tmp_path / name / "seed3" / network / WEIGHTS)[0].state_dict() for name in "12")
+    for name, tensor in one.items():
+        assert torch.allclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-4), name
+    start = load_net(tiny_run / "seed3" / network / WEIGHTS)[0].state_dict()
+    assert not torch.allclose(one["head.weight"], start["head.weight"], atol=1e-4), "an epoch is not three"

@@ -1,0 +1,474 @@
+"""The command line: what every command does, and what is said to the mistakes that people make."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from scenedistill.cli import build_parser, main
+from scenedistill.commands import repeatable
+from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.experiments import quickstart as quick
+from scenedistill.experiments.results import read_result
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+WEIGHTS = "weights.safetensors"
+Said = tuple[int, str, str]
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Say:
+    """Runs a command in this process, in a folder of its own: its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def scenes(tiny_scenes: Path, tmp_path: Path) -> Path:
+    """A small data set to spoil: 4 classes x 8 images."""
+    for folder in tiny_scenes.iterdir():
+        (tmp_path / "scenes" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:8]:
+            shutil.copy(image, tmp_path / "scenes" / folder.name)
+    return tmp_path / "scenes"
+
+
+def complaint(said: Said, code: int = 1) -> str:
+    """The one message of a command that failed."""
+    assert said[0] == code, said
+    assert "Traceback" not in said[1] + said[2]
+    assert said[2].count("scenedistill: ") == 1, said[2]
+    return " ".join(said[2][said[2].index("scenedistill: ") :].split())
+
+
+# What the commands do.
+
+
+def test_run_with_a_result_under_its_name(
+    say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "runs" / tiny_scenes.name)
+    code, out, _ = say("run", tiny_scenes, *tiny_options, "--results", "results/tiny3.json")
+    assert code == 0
+    assert out.count("done before") == 3, "the run's folder is called like the data when none is given"
+    assert f"Everything lies in runs/{tiny_scenes.name}" in out
+    result = read_result(tmp_path / "results" / "tiny3.json")
+    assert result.command.startswith(f"scenedistill run {tiny_scenes.name} --image_size 32")
+    assert str(tmp_path) not in (tmp_path / "results" / "tiny3.json").read_text(encoding="utf-8")
+    table = next(line for line in out.splitlines() if "table1_printed" in line and "plain" in line)
+    assert "…" not in table, "figures are readable in a pipe"
+
+
+def test_teacher_then_distill(
+    say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = (*tiny_options, "--out", "halves", "--teacher.fit.epochs", "1", "--student.fit.epochs", "1")
+    code, out, _ = say("teacher", tiny_scenes, *options)
+    assert code == 0 and out.count("  epoch ") == 1
+    summary = json.loads((tmp_path / "halves" / "summary.json").read_text(encoding="utf-8"))
+    assert [row["variant"] for row in summary["rows"]] == ["teacher"]
+    code, out, _ = say("distill", tiny_scenes, *options)
+    assert code == 0 and out.count("  epoch ") == 1 and "seed3/teacher: done before" in out
+    summary = json.loads((tmp_path / "halves" / "summary.json").read_text(encoding="utf-8"))
+    assert [row["variant"] for row in summary["rows"]] == ["teacher", "dkd"]
+    given = ("--teacher.checkpoint", tiny_run / "seed3" / "teacher" / WEIGHTS)
+    code, out, _ = say("distill", tiny_scenes, *options, "--out", "given", *given)
+    assert code == 0 and out.count("  epoch ") == 1
+    summary = json.loads((tmp_path / "given" / "summary.json").read_text(encoding="utf-8"))
+    assert f"--teacher.checkpoint {WEIGHTS}" in summary["command"]
+
+
+def test_evaluate(say: Say, tiny_scenes: Path, tiny_run: Path, tmp_path: Path) -> None:
+    seed = tiny_run / "seed3"
+    split = ("--split", seed / "split.csv", "--precision", "fp32")
+    code, out, _ = say("evaluate", seed / "teacher" / WEIGHTS, tiny_scenes, *split)
+    assert code == 0 and out.startswith("table1_printed on 32 images: oa ")
+    found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    stage = json.loads((seed / "teacher" / "evaluation" / "stage.json").read_text(encoding="utf-8"))
+    assert found["oa"] == stage["record"]["oa"]
+    assert say("evaluate", seed / "teacher" / WEIGHTS, tiny_scenes)[1].startswith("table1_printed on 64 images")
+
+
+def test_split(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
+    code, out, _ = say("split", tiny_scenes, "split.csv", "--train_ratio", "0.25", "--seed", "4")
+    assert code == 0 and out.startswith("16 train, 0 val, 48 test; split ")
+    lines = (tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "path,label,split" and len(lines) == 65
+    assert sum(line.endswith(",train") for line in lines) == 16
+
+
+def test_data_list_and_check(say: Say, tiny_scenes: Path) -> None:
+    code, out, _ = say("data", "list")
+    assert code == 0 and "resisc45" in out and "31,500" in out and "10%, 20%" in out
+    code, out, _ = say("data", "check", tiny_scenes, "--name", "UC Merced")
+    assert code == 0 and "64 of 2,100 images" in out
+
+
+def test_quickstart(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fit = FitConfig(epochs=1, batch_size=16, lr=0.02)
+    small = RunConfig(
+        image_size=32,
+        data=DataConfig(train_ratio=0.5, stored_size=32),
+        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=fit),
+        student=StudentConfig(name="table1_printed", fit=fit),
+        machine=MachineConfig(accelerator="cpu"),
+    )
+    monkeypatch.setattr(quick, "PER_CLASS", 8)
+    monkeypatch.setattr(quick, "SIZE", 32)
+    monkeypatch.setattr(quick, "settings", lambda *arguments, **more: small)
+    code, out, err = say("quickstart", "--folder", "first", "--results", "results/quick.json")
+    assert code == 0, err
+    assert "the plain student is right on" in out and "scenedistill run path/to/images" in out
+    result = read_result(tmp_path / "results" / "quick.json")
+    assert result.command == "scenedistill quickstart --folder first --results results/quick.json"
+    assert len(list((tmp_path / "first" / "scenes").glob("*/*.*"))) == 96
+
+
+# Settings from files and options.
+
+
+def test_printed_settings_given_back_are_the_same_run(
+    say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    code, printed, _ = say("run", tiny_scenes, *tiny_options, "--print_config")
+    assert code == 0
+    (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
+    assert say("run", tiny_scenes, "--config", "printed.yaml", "--print_config")[1] == printed
+    out = shutil.copytree(tiny_run, tmp_path / "again")
+    for settings in (tmp_path / "printed.yaml", tiny_run / "settings.yaml"):
+        code, said, _ = say("run", tiny_scenes, "--out", out, "--config", settings)
+        assert code == 0 and said.count("done before with the same settings") == 3
+        assert "  epoch " not in said
+
+
+def test_options_replace_the_values_of_a_file_wherever_they_stand(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("student: {fit: {epochs: 3, lr: 0.5}}\nseeds: [1, 2]\n", encoding="utf-8")
+    option, file = ("--student.fit.epochs", "7"), ("--config", "a.yaml")
+    for order in ((*option, *file), (*file, *option), (*option, "--config=a.yaml")):
+        found = yaml.safe_load(say("run", "x", *order, "--print_config")[1])
+        assert found["student"]["fit"]["epochs"] == 7 and found["student"]["fit"]["lr"] == 0.5
+        assert found["seeds"] == [1, 2]
+        assert found["teacher"]["fit"]["epochs"] == TeacherConfig().fit.epochs
+
+
+def test_every_setting_is_an_option_with_its_meaning(say: Say) -> None:
+    code, out, _ = say("run", "--help")
+    assert code == 0
+    assert "--student.knowledge_views" in out and "number of distinct views" in " ".join(out.split())
+    assert set(build_parser().keys()) >= {"teacher.fit.lr", "data.on_bad", "views.scale", "machine.devices", "split"}
+
+
+def test_no_command_shows_the_help(say: Say) -> None:
+    code, out, _ = say()
+    assert code == 0 and "quickstart" in out and "distill" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["run", "AID", "--out", "runs/aid"], "scenedistill run AID --out runs/aid"),
+        (["run", "/elsewhere/me/AID", "--out=/tmp/x/aid20"], "scenedistill run AID --out=aid20"),
+        (["run", "../data/AID", "--config", "configs/a.yaml"], "scenedistill run AID --config configs/a.yaml"),
+        (["run", "/elsewhere/me/my images/", "--seeds", "[0, 1]"], "scenedistill run 'my images' --seeds '[0, 1]'"),
+        (["run", "~/AID"], "scenedistill run AID"),
+        (
+            ["run", "x", "--teacher", "{checkpoint: /elsewhere/me/net.pth, margin: 1}"],
+            "{checkpoint: net.pth, margin: 1}'",
+        ),
+        (["run", "x", "--teacher", "{checkpoint: ../a/net.pth}"], "{checkpoint: net.pth}'"),
+        (["split", "a/b", "c/d.csv"], "scenedistill split a/b c/d.csv"),
+    ],
+)
+def test_a_recorded_command_holds_no_path_of_a_machine(given: list[str], kept: str) -> None:
+    assert repeatable(given).endswith(kept)
+    assert "elsewhere" not in repeatable(given) and ".." not in repeatable(given)
+
+
+# Mistakes in the command.
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "an option": (
+        ["run", "x", "--student.fitt.epochs", "3"],
+        "no option student.fitt.epochs. Did you mean student.fit",
+    ),
+    "an abbreviation": (["run", "x", "--student.fit.epoch", "3"], "Did you mean student.fit.epochs?"),
+    "a short name": (["run", "x", "--epochs", "3"], "Did you mean teacher.fit.epochs or student.fit.epochs?"),
+    "nothing like it": (["run", "x", "--zzz", "3"], "There is no option zzz."),
+    "a key": (["run", "x", "--config", "fitt.yaml"], "no option student.fitt.epochs. Did you mean student.fit.epochs?"),
+    "a group": (["run", "x", "--config", "studnet.yaml"], "Did you mean student.fit.epochs?"),
+    "a value for a group": (["run", "x", "--config", "group.yaml"], "teacher: found 3, expected settings by name"),
+    "an empty setting": (["run", "x", "--config", "empty-key.yaml"], "image_size is empty: give it a value"),
+    "a command": (["runn", "x"], "found 'runn', expected one of"),
+    "a command, hint": (["runn", "x"], "Did you mean run?"),
+    "an action": (["data", "chek", "x"], "Did you mean check?"),
+    "no action": (["data"], "{list,check,download}"),
+    "a number": (["run", "x", "--image_size", "big"], "image_size: found 'big', expected a whole number."),
+    "a perhaps number": (["run", "x", "--teacher.min_oa", "abc"], "teacher.min_oa: found 'abc', expected a number."),
+    "a list": (["run", "x", "--seeds", "3"], "seeds: found '3', expected a list such as [0, 1]."),
+    "a choice": (["run", "x", "--student.fit.optimizer", "adam"], "'adamw'. Did you mean adamw?"),
+    "no folder": (["run"], "folder must be given."),
+    "too many words": (["run", "x", "y"], "It is not clear what is meant by: y"),
+    "no YAML": (["run", "x", "--config", "broken.yaml"], "The file given with --config is not valid YAML"),
+    "no settings": (["run", "x", "--config", "list.yaml"], "holds no settings: expected `name: value` lines."),
+    "no text": (["run", "x", "--config", "binary.yaml"], "is not UTF-8 text"),
+    "no file": (["run", "x", "--config", "nowhere.yaml"], "--config: File does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_command(mistake: str, say: Say, tmp_path: Path) -> None:
+    for name, content in {
+        "fitt": "student: {fitt: {epochs: 3}}",
+        "studnet": "studnet: {fit: {epochs: 3}}",
+        "group": "teacher: 3",
+        "empty-key": "seeds: [0]\nimage_size:",
+        "broken": "student: {fit: [",
+        "list": "- 1\n- 2",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    arguments, words = MISTAKES[mistake]
+    code = 1 if mistake in ("a value for a group", "an empty setting") else 2
+    assert words in complaint(say(*arguments), code)
+    assert not (tmp_path / "runs").exists()
+
+
+# Mistakes in what is given.
+
+NAMES = {
+    "a teacher": (["--teacher.name", "resnet110"], "Did you mean resnet10t or resnet101"),
+    "a student": (["--student.name", "table1_resent"], "Did you mean table1_resnet"),
+    "a loss": (["--student.losses", "{sss: 1}"], "No loss is called sss. There are: ce, da, ss."),
+    "a method": (["--student.method", "ddk"], "No method is called 'ddk'. There are: plain, dkd."),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_name_is_found_before_anything_is_trained(
+    name: str, say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    options, words = NAMES[name]
+    assert words in complaint(say("run", scenes, *tiny_options, *options))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_data_set_name(say: Say, scenes: Path) -> None:
+    assert "Did you mean 'aid'?" in complaint(say("data", "download", "AIDD"))
+    assert "Did you mean 'ucmerced'?" in complaint(say("data", "check", scenes, "--name", "ucmercd"))
+
+
+def test_a_wrong_path(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+    for command in ("run", "teacher"):
+        assert complaint(say(command, "scene", *tiny_options)) == (
+            "scenedistill: scene does not exist. Did you mean scenes?"
+        )
+    assert "No network at none" in complaint(say("evaluate", "none", scenes))
+    assert "nowhere.csv does not exist" in complaint(
+        say("run", scenes, *tiny_options, "--data.split_file", "nowhere.csv")
+    )
+    assert "No network at none" in complaint(say("run", scenes, *tiny_options, "--teacher.checkpoint", "none"))
+    assert "No weights at none.pth" in complaint(say("run", scenes, *tiny_options, "--teacher.weights", "none.pth"))
+
+
+def test_an_empty_class_folder(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+    (scenes / "desert").mkdir()
+    assert "without any image (.jpeg, .jpg, .png, .tif, .tiff, .webp): desert. Fill or remove it." in complaint(
+        say("run", scenes, *tiny_options)
+    )
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty"])
+def test_an_image_that_cannot_be_read(
+    kind: str, say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    bad = scenes / "river" / "bad.jpg"
+    Image.open(scenes / "river" / "00.png").save(bad, quality=95)
+    bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2] if kind == "truncated" else b"")
+    words = complaint(say("teacher", scenes, *tiny_options))
+    assert f"1 of 33 images in {scenes} cannot be read: river/bad.jpg:" in words
+    assert kind in words and words.endswith("Mend or remove them, or leave them out with --data.on_bad skip.")
+    code, out, _ = say("teacher", scenes, *tiny_options, "--data.on_bad", "skip")
+    assert code == 0
+    assert "left out river/bad.jpg:" in out and "16 training, 0 validation, 16 test images" in out
+    assert "bad.jpg" not in (tmp_path / "runs" / "scenes" / "seed3" / "split.csv").read_text(encoding="utf-8")
+
+
+def test_images_without_class_folders(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_scenes / "river", tmp_path / "loose")
+    words = complaint(say("run", "loose"))
+    assert "has no class folders: its 16 images lie loose. Expected one sub-folder per class" in words
+
+
+def test_deep_images_of_four_bands(say: Say, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for level, name in enumerate(("dry land", "Wüste", "水")):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(500, 1500 + 1500 * level, (40, 40, 4)).astype(np.uint16)
+            tifffile.imwrite(
+                tmp_path / "deep" / name / f"{number}.tif", pixels, photometric="minisblack", planarconfig="contig"
+            )
+    options = (*tiny_options, "--teacher.fit.epochs", "1", "--student.fit.epochs", "1")
+    code, out, err = say("run", "deep", *options, "--data.bands", "4")
+    assert code == 0, err
+    assert out.count("on 12 test images") == 3
+    metrics = json.loads(
+        (tmp_path / "runs" / "deep" / "seed3" / "teacher" / "evaluation" / "stage.json").read_text(encoding="utf-8")
+    )
+    assert set(metrics["record"]["per_class"]) == {"dry land", "Wüste", "水"}
+    words = complaint(say("run", "deep", *options, "--data.bands", "5", "--out", "five"))
+    assert "24 of 24 images" in words and "has 4 bands" in words
+
+
+def test_a_class_with_one_image(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+    for image in sorted((scenes / "river").iterdir())[1:]:
+        image.unlink()
+    words = complaint(say("run", scenes, *tiny_options))
+    assert "Class 'river'" in words and "has 1 image(s); a split needs at least one for training and one" in words
+
+
+def test_a_batch_larger_than_the_training_part(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+    code, out, _ = say("teacher", scenes, *tiny_options, "--teacher.fit.batch_size", "1000")
+    assert code == 0 and "teacher: all 16 training images make one batch" in out
+    words = complaint(say("teacher", scenes, *tiny_options, "--data.train_ratio", "0.1", "--out", "few"))
+    assert "4 training images are too few" in words and "lower --teacher.images_per_class" in words
+
+
+def test_where_nothing_can_be_written(say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    teacher = ("teacher", scenes, *tiny_options)
+    assert complaint(say(*teacher, "--out", "file")) == (
+        "scenedistill: file cannot be the run's folder: it is a file. Give another with --out."
+    )
+    for out in ("file/run", "/proc/run"):
+        assert f"{out} cannot be the run's folder" in complaint(say(*teacher, "--out", out))
+    assert "must end in .json" in complaint(say(*teacher, "--results", "results/name"))
+    assert "cannot be written" in complaint(say(*teacher, "--results", "file/name.json"))
+    assert "cannot be written" in complaint(say("split", scenes, "file/split.csv"))
+    assert "file cannot be written: it is a file" in complaint(say("quickstart", "--folder", "file"))
+    assert "Cannot write the image cache" in complaint(say(*teacher, "--data.cache_dir", "file"))
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_the_right_to_write(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    assert "cannot be the run's folder: Permission denied" in complaint(
+        say("teacher", scenes, *tiny_options, "--out", "locked/run")
+    )
+
+
+def test_a_mistyped_setting_costs_no_training(
+    say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    command = ("run", tiny_scenes, *tiny_options, "--out", out)
+    assert "No weights at" in complaint(say(*command, "--teacher.weights", "nowhere.safetensors"))
+    code, said, _ = say(*command)
+    assert code == 0 and "  epoch " not in said, "the finished teacher is taken back"
+
+
+# Real processes.
+
+
+@pytest.mark.parametrize(
+    ("event", "path"),
+    [("open", "teacher/checkpoints/last.ckpt.part"), ("rename", "seed3/table1_printed/plain/evaluation/stage.json")],
+    ids=["while a network trains", "while nothing trains"],
+)
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
+    event: str,
+    path: str,
+    tiny_scenes: Path,
+    tiny_run: Path,
+    tiny_options: tuple[str, ...],
+    commands: Any,
+    tmp_path: Path,
+) -> None:
+    command = ("run", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
+    ended = commands(*command, stop={"event": event, "path": path, "count": 2, "how": "interrupt"})
+    assert ended.code == 130, ended.out + ended.err
+    line = "scenedistill: stopped. The same command goes on from the last finished epoch."
+    assert [part for part in ended.err.splitlines() if part.strip()][-1] == line
+    assert "Traceback" not in ended.err and "Detected" not in ended.err + ended.out
+    ended = commands(*command)
+    assert ended.code == 0
+    for network in ("teacher", "table1_printed/plain", "table1_printed/dkd"):
+        ours, theirs = (
+            json.loads((folder / "seed3" / network / "stage.json").read_text(encoding="utf-8"))["record"]
+            for folder in (tmp_path / "out", tiny_run)
+        )
+        assert ours["weights_hash"] == theirs["weights_hash"], network
+
+
+def test_the_module_is_a_program(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "scenedistill.cli", "data", "chek"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "Did you mean check?" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
+    }
+    options = [*tiny_options, "--teacher.fit.epochs", "1000"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "scenedistill.cli", "run", str(tiny_scenes), "--out", str(tmp_path / "out"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert program.stdout
+        for line in program.stdout:
+            if "epoch 2/1000" in line:
+                break
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130
+    assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
+    assert (tmp_path / "out" / "seed3" / "teacher" / "checkpoints" / "last.ckpt").is_file()
