@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -371,3 +372,12 @@ def test_a_reader_keeps_its_images_while_another_rebuilds(root: Path, folder: Pa
     picture(root / "forest" / "1.png", 99)
     build(root, folder)
     np.testing.assert_array_equal(reader.images, before)
+
+
+def test_another_process_gets_the_file_and_not_a_copy_of_the_array(root: Path, tmp_path: Path) -> None:
+    cache = build_cache(scan(root), 64, folder=tmp_path / "cache", progress=False)
+    sent = pickle.dumps(cache)
+    assert len(sent) < cache.images.nbytes
+    received = pickle.loads(sent)
+    assert isinstance(received.images, np.memmap)
+    np.testing.assert_array_equal(received.images, cache.images)

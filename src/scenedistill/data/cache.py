@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import filelock
 import numpy as np
@@ -61,6 +62,18 @@ class SceneCache:
     bad: tuple[tuple[str, str], ...]
     folder: Path
     report: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes the array's file stands in for the array, which would be copied to each as a whole."""
+        state = dict(self.__dict__)
+        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):  # not a part of one
+            state["images"] = Path(str(self.images.filename))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["images"], Path):
+            state = {**state, "images": np.load(state["images"], mmap_mode="r")}
+        self.__dict__.update(state)
 
 
 def build_cache(
@@ -230,6 +243,8 @@ def _stamp(path: Path) -> Stamp:
 
 def _rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
     """These rows, without a copy where they lie in one run."""
+    if np.array_equal(rows, np.arange(len(images))):
+        return images
     if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
         return images[rows[0] : rows[0] + len(rows)]
     chosen = images[rows]

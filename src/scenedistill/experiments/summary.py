@@ -12,6 +12,8 @@ from scenedistill.experiments.results import Result, Row, hardware, to_json, ver
 from scenedistill.experiments.tables import cells, result_table
 from scenedistill.training.runs import write_json
 
+SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")
+
 
 def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits: Mapping[str, str]) -> Result:
     """Write and print what the rows say.
@@ -50,13 +52,14 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
 
 
 def terminal_table(result: Result) -> Table:
-    """The result's table for the terminal."""
+    """The result's table for the terminal: the columns that fit one; `summary.md` has all of them."""
     head, lines = cells(result)
+    shown = [number for number, heading in enumerate(head) if heading in SHOWN]
     table = Table(title=f"{result.data}, {result.pixels} pixels")
-    for number, heading in enumerate(head):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+    for number in shown:
+        table.add_column(head[number], justify="left" if number < 2 else "right")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(line[number] for number in shown))
     return table
 
 
