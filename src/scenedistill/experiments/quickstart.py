@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,26 +11,33 @@ from rich.console import Console
 
 from scenedistill.config import DataConfig, FitConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.data.demo import generate
+from scenedistill.data.views import ViewConfig
 from scenedistill.experiments.results import Result
 from scenedistill.experiments.run import run
 
-PER_CLASS = 100  # images of each of the twelve classes
+PER_CLASS = 200  # images of each of the twelve classes
 SIZE = 64  # pixels
-TEACHER = "resnet18"
+TEACHER = "resnet10t"  # in trials of about as many minutes it reached 88 %, a ResNet-18 72 %
 
 
 def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConfig:
-    """The quickstart's settings: a teacher from scratch, the light student of Table 1."""
+    """The quickstart's settings: a teacher from scratch, the light student of Table 1, views that leave the small images
+    nearly whole, and small batches for the sake of more steps. Mined hard triplets make a network that starts from
+    scratch collapse, so they are semihard."""
     return RunConfig(
         image_size=SIZE,
         seeds=list(seeds),
-        data=DataConfig(train_ratio=0.3, stored_size=SIZE),
+        data=DataConfig(train_ratio=0.5, stored_size=SIZE),
+        views=ViewConfig(scale=(0.7, 1.0), brightness=0.2, contrast=0.2, saturation=0.2),
         teacher=TeacherConfig(
             name=teacher or TEACHER,
             weights="none",
-            fit=FitConfig(epochs=20, optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=2),
+            triplet_weight=0.3,
+            mining="semihard",
+            images_per_class=2,
+            fit=FitConfig(epochs=20, batch_size=32, optimizer="adamw", lr=2e-3, weight_decay=0.05),
         ),
-        student=StudentConfig(name="table1_printed", knowledge_views=0, fit=FitConfig(epochs=20)),
+        student=StudentConfig(name="table1_printed", fit=FitConfig(epochs=10, batch_size=32, lr=0.05)),
     )
 
 
@@ -56,7 +64,10 @@ def quickstart(
         command=command,
         console=console,
     )
-    oa = {row.variant: row.oa for row in result.rows}
+    oa = {
+        variant: statistics.fmean(row.oa for row in result.rows if row.variant == variant)
+        for variant in ("teacher", "plain", "dkd")
+    }
     console.print(
         f"In {time.monotonic() - started:.0f} s: the plain student is right on {oa['plain']:.1%} of the test images, "
         f"the distilled one on {oa['dkd']:.1%}, their teacher on {oa['teacher']:.1%}."
