@@ -21,9 +21,11 @@ TEACHER = "resnet10t"  # in trials of about as many minutes it reached 88 %, a R
 
 
 def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConfig:
-    """The quickstart's settings: a teacher from scratch, the light student of Table 1, views that leave the small images
-    nearly whole, and small batches for the sake of more steps. Mined hard triplets make a network that starts from
-    scratch collapse, so they are semihard."""
+    """The quickstart's settings: a teacher from scratch and the light student of Table 1.
+
+    The views leave the small images nearly whole, and the batches are small for the sake of more steps. The triplets
+    are semihard, because the hardest ones make a network that starts from scratch collapse.
+    """
     return RunConfig(
         image_size=SIZE,
         seeds=list(seeds),
