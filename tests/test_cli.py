@@ -191,7 +191,7 @@ def test_no_command_shows_the_help(say: Say) -> None:
     ("given", "kept"),
     [
         (["run", "AID", "--out", "runs/aid"], "scenedistill run AID --out runs/aid"),
-        (["run", "/elsewhere/me/AID", "--out=/tmp/x/aid20"], "scenedistill run AID --out=aid20"),
+        (["run", "/elsewhere/me/AID", "--out=/elsewhere/x/aid20"], "scenedistill run AID --out=aid20"),
         (["run", "../data/AID", "--config", "configs/a.yaml"], "scenedistill run AID --config configs/a.yaml"),
         (["run", "/elsewhere/me/my images/", "--seeds", "[0, 1]"], "scenedistill run 'my images' --seeds '[0, 1]'"),
         (["run", "~/AID"], "scenedistill run AID"),

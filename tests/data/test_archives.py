@@ -83,7 +83,7 @@ HOSTILE = {
     "zip slip": (zip_of({"../evil.jpg": b"x"}), "leads out"),
     "zip slip inside": (zip_of({"a/../../evil.jpg": b"x"}), "leads out"),
     "zip slip with backslashes": (zip_named(rb"a\..\..\evil.jpg"), "leads out"),
-    "zip absolute": (zip_of({"/tmp/evil.jpg": b"x"}), "leads out"),
+    "zip absolute": (zip_of({"/evil.jpg": b"x"}), "leads out"),
     "zip drive": (zip_of({"C:evil.jpg": b"x"}), "leads out"),
     "zip share": (zip_named(rb"\\host\share\evil.jpg"), "leads out"),
     "zip NUL": (zip_named(b"a/evil.jpg\x00.txt"), "leads out"),
@@ -98,7 +98,7 @@ HOSTILE = {
     "zip bomb by number": (zip_of({f"a/{i}.jpg": b"" for i in range(21)}), "unpacks to more"),
     "zip that lies": (lying_zip(), "damaged|longer"),
     "tar slip": (tar_of("../evil.jpg"), "leads out"),
-    "tar absolute": (tar_of("/tmp/evil.jpg"), "leads out"),
+    "tar absolute": (tar_of("/evil.jpg"), "leads out"),
     "tar symlink": (tar_of(special(tarfile.SYMTYPE, "/etc/passwd")), "link or device"),
     "tar symlink to a folder": (tar_of(special(tarfile.SYMTYPE, "/tmp"), "a/evil.jpg/x"), "link or device"),
     "tar hard link": (tar_of("a/1.jpg", special(tarfile.LNKTYPE, "a/1.jpg")), "link or device"),
@@ -123,7 +123,7 @@ def test_hostile_archives_leave_nothing_behind(tmp_path: Path, case: str) -> Non
     with pytest.raises(UserError, match=message):
         extract(inner / "archive", inner / "out", limits=SMALL, progress=False)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [inner / "archive"]
-    assert not (inner / "out").exists() and not Path("/tmp/evil.jpg").exists()
+    assert not (inner / "out").exists() and not Path("/evil.jpg").exists()
 
 
 def test_tar_bomb(tmp_path: Path) -> None:

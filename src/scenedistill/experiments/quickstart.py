@@ -17,7 +17,7 @@ from scenedistill.experiments.run import run
 
 PER_CLASS = 200  # images of each of the twelve classes
 SIZE = 64  # pixels
-TEACHER = "resnet10t"  # in trials of about as many minutes it reached 88 %, a ResNet-18 72 %
+TEACHER = "resnet10t"  # learns these small images in fewer minutes than a ResNet-18
 
 
 def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConfig:
