@@ -212,6 +212,14 @@ def test_crops_lie_in_the_image_and_have_the_area_and_shape_asked_for(
     assert (left[wide] / room[wide]).min() < 0.05 and (left[wide] / room[wide]).max() > 0.95
 
 
+def test_a_crop_of_the_whole_area_is_the_whole_image_whatever_its_ratio() -> None:
+    left, top, width, height = crops(vary(scale=(1, 1), ratio=(0.5, 2.0))).unbind(1)
+    for found, expected in ((left, 0), (top, 0), (width, 1), (height, 1)):
+        assert torch.allclose(found, torch.full_like(found, expected), atol=0.02)
+    _, _, width, height = crops(vary(scale=(0.9, 0.9), ratio=(0.5, 2.0))).unbind(1)
+    assert torch.allclose(width * height, torch.full_like(width, 0.9), atol=0.04)
+
+
 def test_brightness_is_one_factor_for_an_image_within_its_bounds() -> None:
     images = noise(300, size=8) // 2 + 20  # never clipped
     factors = view(images, names(300), vary(brightness=0.3), size=8) / (images.permute(0, 3, 1, 2) / 255)

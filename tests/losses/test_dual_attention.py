@@ -164,3 +164,10 @@ def test_a_channel_that_never_varies_stays_finite(output: MakeOutput) -> None:
     loss = DualAttentionLoss(dims, dims).double()
     loss.prepare(TeacherStatistics(torch.zeros(4), (torch.zeros(2),), (torch.zeros(2),)))
     assert loss(output(dims, sizes=(2,)), output(dims, sizes=(2,), seed=1).map(lambda t: t * 0), LABELS).isfinite()
+
+
+def test_all_but_dead_channels_do_not_drown_the_others() -> None:
+    dims = FeatureDims(2, 2, (3,))
+    loss = DualAttentionLoss(dims, dims)
+    loss.prepare(TeacherStatistics(torch.zeros(2), (torch.zeros(3),), (torch.tensor([2.0, 1.0, 1e-9]),)))
+    assert torch.allclose(loss.std_0, torch.tensor([2.0, 1.0, 0.05]))  # 5 % of the mean, which is 1

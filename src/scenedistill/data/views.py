@@ -15,9 +15,9 @@ class ViewConfig:
     """How a training view is made from a stored image.
 
     Attributes:
-        scale: smallest and largest share of the image's area that a crop covers, in (0, 1]; a rectangle that is longer
-            than the image is cut to it.
-        ratio: smallest and largest width : height of a crop; the largest is the inverse of the smallest as a rule.
+        scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
+        ratio: smallest and largest width : height of a crop; the largest is the inverse of the smallest as a rule. A
+            crop so large that it would not fit the image is nearer to a square.
         turns: flip and turn by quarters at random (an aerial image has no up).
         brightness: factor drawn from 1 +- this, 0..1.
         contrast: factor drawn from 1 +- this, 0..1.
@@ -100,7 +100,7 @@ def _crop(draw: Tensor, config: ViewConfig) -> Tensor:
     """Affine maps `[B, 2, 3]` from the view to a random rectangle of the image, both in -1..1."""
     area = config.scale[0] + (config.scale[1] - config.scale[0]) * draw[:, 0]
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
-    ratio = torch.exp(low + (high - low) * draw[:, 1])
+    ratio = torch.exp(low + (high - low) * draw[:, 1]).clamp(min=area, max=1 / area)  # no side longer than the image
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     left, top = (1 - width) * (2 * draw[:, 2] - 1), (1 - height) * (2 * draw[:, 3] - 1)
     zero = torch.zeros_like(width)

@@ -53,7 +53,10 @@ class DualAttentionLoss(DistillationLoss):
         """Remember mean and deviation of the teacher's channel descriptors over the training set."""
         for i in range(self.shared):
             self.get_buffer(f"mean_{i}").copy_(statistics.descriptor_mean[i - self.shared])
-            self.get_buffer(f"std_{i}").copy_(statistics.descriptor_std[i - self.shared].clamp(min=1e-4))
+            std = statistics.descriptor_std[i - self.shared]
+            # half of a fine-tuned stage's channels may be all but dead: divided by their own deviation they would drown
+            # the others in noise
+            self.get_buffer(f"std_{i}").copy_(std.clamp(min=(0.05 * std.mean()).clamp(min=1e-6)))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
