@@ -21,6 +21,7 @@ from PIL import Image
 from scenedistill.cli import build_parser, main
 from scenedistill.commands import repeatable
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.data.catalog import CATALOG
 from scenedistill.experiments import quickstart as quick
 from scenedistill.experiments.results import read_result
 
@@ -124,8 +125,23 @@ def test_split(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
 def test_data_list_and_check(say: Say, tiny_scenes: Path) -> None:
     code, out, _ = say("data", "list")
     assert code == 0 and "resisc45" in out and "31,500" in out and "10%, 20%" in out
-    code, out, _ = say("data", "check", tiny_scenes, "--name", "UC Merced")
-    assert code == 0 and "64 of 2,100 images" in out
+    code, out, _ = say("data", "check", tiny_scenes)
+    assert code == 0 and "fine if it is your own" in out
+    code, out, err = say("data", "check", tiny_scenes, "--name", "UC Merced")
+    assert code == 1 and "64 of 2,100 images" in out and not err
+
+
+def test_data_check_of_a_known_data_set(say: Say, tmp_path: Path) -> None:
+    for name, count in CATALOG["whu-rs19"].counts.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "set" / name / f"{number}.jpg").write_bytes(b"not looked at")
+    code, out, _ = say("data", "check", "set")
+    assert code == 0 and "complete: 1,005 images" in out
+    assert say("data", "check", "set", "--name", "aid")[0] == 1, "it is another one"
+    next((tmp_path / "set").glob("*/0.jpg")).unlink()
+    code, out, err = say("data", "check", "set")
+    assert code == 1 and "1,004 of 1,005 images" in out and not err
 
 
 def test_quickstart(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +241,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a command": (["runn", "x"], "found 'runn', expected one of"),
     "a command, hint": (["runn", "x"], "Did you mean run?"),
     "an action": (["data", "chek", "x"], "Did you mean check?"),
-    "no action": (["data"], "{list,check,download}"),
+    "no action": (["data"], "{list,check,download,stored}"),
     "a number": (["run", "x", "--image_size", "big"], "image_size: found 'big', expected a whole number."),
     "a perhaps number": (["run", "x", "--teacher.min_oa", "abc"], "teacher.min_oa: found 'abc', expected a number."),
     "a list": (["run", "x", "--seeds", "3"], "seeds: found '3', expected a list such as [0, 1]."),
@@ -262,8 +278,8 @@ def test_a_mistake_in_the_command(mistake: str, say: Say, tmp_path: Path) -> Non
 NAMES = {
     "a teacher": (["--teacher.name", "resnet110"], "Did you mean resnet10t or resnet101"),
     "a student": (["--student.name", "table1_resent"], "Did you mean table1_resnet"),
-    "a loss": (["--student.losses", "{sss: 1}"], "No loss is called sss. There are: ce, da, ss."),
-    "a method": (["--student.method", "ddk"], "No method is called 'ddk'. There are: plain, dkd."),
+    "a loss": (["--student.losses", "{sss: 1}"], "No loss is called sss. There are: ce, da, kd, ss."),
+    "a method": (["--student.method", "ddk"], "No method is called 'ddk'. There are: plain, dkd, kd."),
 }
 
 
@@ -425,6 +441,31 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
             for folder in (tmp_path / "out", tiny_run)
         )
         assert ours["weights_hash"] == theirs["weights_hash"], network
+
+
+def test_commands_that_train_nothing_do_not_load_what_trains(tiny_scenes: Path, tmp_path: Path) -> None:
+    commands = [
+        ["--help"],
+        ["--version"],
+        [],
+        ["data", "list"],
+        ["data", "check", str(tiny_scenes)],
+        ["split", str(tiny_scenes), "split.csv"],
+        ["split", "--help"],
+        ["data", "chek"],
+    ]
+    program = f"""import contextlib, sys
+from scenedistill.cli import main
+for command in {commands!r}:
+    with contextlib.suppress(SystemExit):
+        main(command)
+sys.exit(", ".join(sys.modules.keys() & {{"torch", "lightning", "timm", "torchvision"}}) or 0)"""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "split.csv").is_file() and "Did you mean check?" in ended.stderr
 
 
 def test_the_module_is_a_program(tmp_path: Path) -> None:

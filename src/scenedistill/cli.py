@@ -6,30 +6,33 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill import __version__
 from scenedistill.commands import CommandParser, files_first, filled, repeatable, result_file
-from scenedistill.config import RunConfig
 from scenedistill.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Command = Callable[[Namespace, Console, str], int | None]  # the exit code, when it may be another than 0
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted.
+
+    `data check` gives 1 for a known data set that is not complete.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # in a pipe or a file there is no width to keep to
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     try:
-        parser = build_parser()
-        settings = parser.parse_args(files_first(given) or ["--help"])
+        words = files_first(given) or ["--help"]
+        settings = build_parser(words[0] not in QUICK).parse_args(words)
         name = settings.subcommand
-        COMMANDS[name][1](settings[name], console, repeatable(given))
+        return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0
     except UserError as problem:
         return _complain(str(problem))
     except KeyboardInterrupt:
@@ -41,11 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason = "it is a file" if problem.errno == errno.EEXIST else problem.strerror
             return _complain(f"{problem.filename} cannot be written: {reason}. Choose another folder.")
         raise
-    return 0
 
 
-def build_parser() -> CommandParser:
-    """The parser of all commands."""
+def build_parser(settings: bool = True) -> CommandParser:
+    """The parser of all commands; without the settings of a training, which take seconds to load, where nobody asks."""
     parser = CommandParser(
         prog="scenedistill",
         description="Turns a large remote-sensing scene classifier into a small one that is nearly as good.",
@@ -54,6 +56,14 @@ def build_parser() -> CommandParser:
     commands = parser.add_subcommands(metavar="COMMAND")
     for name, (build, _) in COMMANDS.items():
         command = build()
+        if settings and name in TRAININGS:
+            from scenedistill.config import RunConfig
+
+            command.add_class_arguments(RunConfig)
+        if settings and name == "bench":
+            from scenedistill.config import BenchConfig
+
+            command.add_class_arguments(BenchConfig)
         commands.add_subcommand(name, command, help=command.description)
         if name == "data":
             data = command
@@ -71,12 +81,12 @@ def _training_parser(description: str) -> CommandParser:
     parser.add_argument(
         "--results", type=str | None, default=None, help="also write the result to this results/NAME.json"
     )
-    parser.add_class_arguments(RunConfig)
     return parser
 
 
-def _train(*parts: str) -> Callable[[Namespace, Console, str], None]:
+def _train(*parts: str) -> Command:
     def command(settings: Namespace, console: Console, text: str) -> None:
+        from scenedistill.config import RunConfig
         from scenedistill.experiments.results import named, write_result
         from scenedistill.experiments.run import run
 
@@ -156,9 +166,26 @@ def _add_data_actions(parser: CommandParser) -> None:
     download.add_argument("name", type=str, help="name from `scenedistill data list`")
     download.add_argument("--folder", type=str, default="data", help="where to put it")
     commands.add_subcommand("download", download)
+    stored = CommandParser(description="what is kept: decoded images and teachers' knowledge, and clearing it")
+    stored.add_argument(
+        "--clear", type=list[str], default=[], help="delete these: names, or all `images`, `knowledge` or `all`"
+    )
+    stored.add_argument("--folder", type=str | None, default=None, help="another folder than the usual cache")
+    commands.add_subcommand("stored", stored)
 
 
-def _data(settings: Namespace, console: Console, text: str) -> None:
+def _stored(options: Namespace, console: Console) -> None:
+    from scenedistill.data.cache import cache_home
+    from scenedistill.experiments.storage import clear, stored, stored_table
+
+    folder = Path(options.folder) if options.folder else cache_home()
+    for entry in clear(options.clear, folder):
+        console.print(f"deleted {entry.name}: {entry.kind}, {entry.what}", markup=False)
+    entries = stored(folder)
+    console.print(stored_table(entries) if entries else "nothing is kept", f"in {folder}", sep="\n")
+
+
+def _data(settings: Namespace, console: Console, text: str) -> int:
     from scenedistill.data.catalog import check, lookup, overview
     from scenedistill.data.download import download
     from scenedistill.data.scenes import scan
@@ -169,8 +196,12 @@ def _data(settings: Namespace, console: Console, text: str) -> None:
     elif settings.action == "check":
         report = check(scan(Path(options.folder)), lookup(options.name) if options.name else None)
         console.print(str(report), markup=False)
+        return int(report.facts is not None and not report.complete)
+    elif settings.action == "stored":
+        _stored(options, console)
     else:
         console.print(f"It lies in {download(lookup(options.name), Path(options.folder))}")
+    return 0
 
 
 def _quickstart_parser() -> CommandParser:
@@ -196,6 +227,29 @@ def _quickstart(settings: Namespace, console: Console, text: str) -> None:
         console.print(f"Result written to {write_result(named(result, results.stem), results)}")
 
 
+def _bench_parser() -> CommandParser:
+    parser = CommandParser(description="how fast a distillation is here, beside its parts and beside a naive loop")
+    parser.add_argument("--data", type=str | None, default=None, help="class folders; generated scenes when not given")
+    parser.add_argument("--results", type=str | None, default=None, help="write the figures to this results/NAME.json")
+    parser.add_argument("--picture", type=str | None, default=None, help="draw them to this PNG")
+    return parser
+
+
+def _bench(settings: Namespace, console: Console, text: str) -> None:
+    from scenedistill.config import BenchConfig
+    from scenedistill.experiments.bench import bench
+    from scenedistill.experiments.speed import draw_speed, speed_table, write_speed
+
+    results = result_file(settings.results)
+    data = Path(settings.data) if settings.data else None
+    result = bench(data, filled(BenchConfig, settings), command=text, console=console)
+    console.print(speed_table(result), markup=False)
+    if results:
+        console.print(f"Result written to {write_speed(result, results)}")
+    if settings.picture:
+        console.print(f"Picture drawn to {draw_speed(result, Path(settings.picture))}")
+
+
 def _complain(message: str, code: int = 1) -> int:
     Console(stderr=True, soft_wrap=True).print(f"[bold red]scenedistill:[/bold red] {_escaped(message)}")
     return code
@@ -207,7 +261,7 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-COMMANDS: dict[str, tuple[Callable[[], CommandParser], Callable[[Namespace, Console, str], Any]]] = {
+COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {
     "quickstart": (_quickstart_parser, _quickstart),
     "run": (
         lambda: _training_parser("teacher, plain student, distilled student, their tests and a summary"),
@@ -221,7 +275,10 @@ COMMANDS: dict[str, tuple[Callable[[], CommandParser], Callable[[Namespace, Cons
     "evaluate": (_evaluate_parser, _evaluate),
     "split": (_split_parser, _split),
     "data": (_data_parser, _data),
+    "bench": (_bench_parser, _bench),
 }
+TRAININGS = ("run", "teacher", "distill")
+QUICK = ("--help", "-h", "--version", "split", "data")  # first words with which no training is asked for
 
 if __name__ == "__main__":
     sys.exit(main())

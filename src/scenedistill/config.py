@@ -170,3 +170,30 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass
+class BenchConfig:
+    """What a speed measurement takes.
+
+    Attributes:
+        pixels: sides of what the networks see; each is measured.
+        teacher: name of the teacher.
+        students: names of the students; each is measured.
+        batch_size: images of a step.
+        steps: timed in a row.
+        repeats: turns; in each every loop takes its steps.
+        precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
+        compiled: compile the frozen teacher in our own loops.
+        threads: CPU threads; all cores when not given.
+    """
+
+    pixels: list[int] = field(default_factory=lambda: [64, 112, 224])
+    teacher: str = "resnet101"
+    students: list[str] = field(default_factory=lambda: ["table1_printed", "table1_resnet"])
+    batch_size: int = 64
+    steps: int = 4
+    repeats: int = 5
+    precision: str = "auto"
+    compiled: bool = False
+    threads: int | None = None

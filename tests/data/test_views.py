@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scenedistill.data.module import image_id
+from scenedistill.data.batches import image_id
 from scenedistill.data.views import ViewConfig, _mix, evaluation_view, training_view, uniform
 
 WHOLE = ViewConfig(scale=(1, 1), ratio=(1, 1), turns=False, brightness=0, contrast=0, saturation=0, erasing=0)

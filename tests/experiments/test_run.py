@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,14 @@ from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import make_split
 from scenedistill.errors import UserError
 from scenedistill.experiments.evaluate import evaluate
+from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, read_result
-from scenedistill.models.files import weights_hash
+from scenedistill.experiments.stages import test as look
+from scenedistill.experiments.stages import train_teacher
+from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.models.files import NetCard, save_net, weights_hash
+from scenedistill.models.teacher import build_teacher
+from scenedistill.training.runs import Stage
 
 STUDENTS = ["table1_printed", "lcnet_035"]
 SEEDS = [0, 1]
@@ -85,6 +95,10 @@ def copy(finished: tuple[Path, Done], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "tiny"))
 
 
+def named(student: StudentConfig, name: str = STUDENTS[0]) -> StudentConfig:
+    return dataclasses.replace(student, name=name)
+
+
 def stages(out: Path) -> list[Path]:
     return [out / f"seed{seed}" / part for seed in SEEDS for part in ("teacher", *(f"{s}/plain" for s in STUDENTS))] + [
         out / f"seed{seed}" / student / "dkd" for seed in SEEDS for student in STUDENTS
@@ -106,9 +120,11 @@ def test_every_network_has_a_row_and_a_folder(finished: tuple[Path, Done]) -> No
         ),
         key=str,
     )
-    assert done.trained == 10
-    for folder in stages(out):
-        assert (folder / WEIGHTS).is_file()
+    assert done.trained == 8  # two distilled students side by side
+    assert all((folder / WEIGHTS).is_file() for folder in stages(out))
+    logged = [folder for folder in stages(out) if folder.name != "dkd"] + list(out.glob("seed*/together-*"))
+    assert len(logged) == 8
+    for folder in logged:
         assert (folder / "logs" / "attempt_0" / "metrics.csv").stat().st_size > 0
         assert list((folder / "tensorboard").glob("events.*"))
         assert not list((folder / "checkpoints").glob("*")), "the optimiser's state is of no more use"
@@ -176,7 +192,7 @@ def test_a_students_setting_redoes_the_students_alone_and_comes_back(
     changed = config(seeds=[0])
     changed.student.fit.lr = 0.05
     other = do(tiny_scenes, copy, changed)
-    assert other.trained == 4
+    assert other.trained == 3  # the two distilled ones side by side
     assert other.said.count("done before") == 1 and "seed0/teacher: done before" in other.said
     assert "seed0/table1_printed/dkd: other settings than before; the old one is now dkd.previous-1" in other.said
     back = do(tiny_scenes, copy, config(seeds=[0]))
@@ -235,6 +251,108 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(
     given.data = DataConfig(train_ratio=0.5, stored_size=32, cache_dir=tmp_path / "cache1", bands=1)
     with pytest.raises(UserError, match=r"takes 3 bands and --data\.bands is 1"):
         do(tiny_scenes, tmp_path / "out", given)
+
+
+def test_a_teacher_of_another_size_is_told_and_teaches(
+    finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    given = config(seeds=[0], students=STUDENTS[:1], image_size=40)
+    given.teacher.checkpoint = finished[0] / "seed0" / "teacher" / WEIGHTS
+    done = do(tiny_scenes, tmp_path / "out", given, parts=("teacher", "distilled"))
+    assert done.trained == 1
+    note = "trained on images stored at 40 pixels and seen at 32; here they are stored at 40 and seen at 40"
+    assert done.said.count(note) == 1
+    again = do(tiny_scenes, tmp_path / "same", config(seeds=[0], teacher=given.teacher), parts=("teacher",))
+    assert "seen at" not in again.said, "nothing to tell where the sizes are the same"
+
+
+def test_a_teacher_of_one_size_is_refused_at_another(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    name, classes = "vit_tiny_patch16_224", scan(tiny_scenes).classes
+    net, _ = build_teacher(name, len(classes), image_size=48, dual_attention=False)
+    save_net(net, NetCard(name, classes, 3, 48, dual_attention=False), tmp_path / "vit.safetensors")
+    given = config(seeds=[0])
+    given.teacher.checkpoint = tmp_path / "vit.safetensors"
+    with pytest.raises(UserError, match="takes images of 48 pixels alone, and --image_size is 32") as refused:
+        do(tiny_scenes, tmp_path / "out", given, parts=("teacher",))
+    assert "\n" not in str(refused.value)
+
+
+def test_another_file_to_start_from_under_the_same_name_is_noticed(
+    finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "start.safetensors", tmp_path / "out"
+    shutil.copy(finished[0] / "seed0" / "teacher" / WEIGHTS, file)
+    settings = config(seeds=[0])
+    settings.teacher.weights = str(file)
+    assert do(tiny_scenes, out, settings, parts=("teacher",)).trained == 1
+    assert do(tiny_scenes, out, settings, parts=("teacher",)).trained == 0
+    shutil.copy(finished[0] / "seed1" / "teacher" / WEIGHTS, file)
+    with pytest.raises(UserError, match=r"was started from another file than .*start\.safetensors, and what follows"):
+        do(tiny_scenes, out, settings, parts=("teacher",))
+
+    # a record of a time when no hash was kept, and a file that is there no more, say nothing
+    record = json.loads((out / "seed0" / "teacher" / "stage.json").read_text(encoding="utf-8"))
+    assert len(record["record"].pop("weights_file_hash")) == 16
+    (out / "seed0" / "teacher" / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    assert do(tiny_scenes, out, settings, parts=("teacher",)).trained == 0
+    file.unlink()
+    assert do(tiny_scenes, out, settings, parts=("teacher",)).trained == 0
+
+
+def test_side_by_side_or_from_kept_knowledge_a_student_is_the_same(
+    copy: Path, finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    """The finished run asked its teacher once for both students of a seed."""
+    out, done = finished
+    assert done.said.count("2 students  epoch 1/1") == len(SEEDS)
+    together = [json.loads((out / "seed0" / s / "dkd" / "stage.json").read_text())["record"] for s in STUDENTS]
+    assert [record["together"] for record in together] == [2, 2]
+    assert set(together[0]["last_epoch"]) == {"ce", "da", "ss", "train_oa"}
+    assert not list(out.rglob("last.ckpt"))
+
+    shutil.rmtree(copy / "seed0" / STUDENTS[0] / "dkd")
+    again = do(tiny_scenes, copy, config())
+    assert again.trained == 1, "the other student is done"
+    record = json.loads((copy / "seed0" / STUDENTS[0] / "dkd" / "stage.json").read_text())["record"]
+    assert record["weights_hash"] == together[0]["weights_hash"] and record["together"] == 1
+
+    kept = config(seeds=[0], students=STUDENTS[:1])
+    kept.student.knowledge_views = 3
+    first = do(tiny_scenes, copy, kept)
+    assert "knowledge of 1 views x 32 images" in first.said and first.trained == 1
+    kept.student.losses = {"da": 0.5}
+    second = do(tiny_scenes, copy, kept)
+    assert "1 of them kept before" in second.said and second.trained == 1
+
+
+def test_two_runs_do_not_work_on_the_same_stage(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    settings, out = config(students=STUDENTS[:1]), tmp_path / "out"
+    with Stage(out / "seed0" / STUDENTS[0] / "plain", {"of": "another run"}).held():
+        with pytest.raises(UserError, match=rf"plain is being worked on by another process \(process {os.getpid()} on"):
+            do(tiny_scenes, out, settings, parts=("plain",))
+        assert not (out / "seed0" / STUDENTS[0] / "plain").exists()
+        assert do(tiny_scenes, out, dataclasses.replace(settings, seeds=[1]), parts=("plain",)).trained == 1
+    assert do(tiny_scenes, out, settings, parts=("plain",)).trained == 1
+
+    # nor is a stage tested while another run has it
+    shutil.rmtree(out / "seed0" / STUDENTS[0] / "plain" / "evaluation")
+    split = make_split(scan(tiny_scenes), 0.5, 0)
+    lab = Lab(tiny_scenes, out, settings, Console(quiet=True))
+    wanted = (out / "seed0" / STUDENTS[0] / "plain", plain_student(named(settings.student)))
+    (stage,) = train_students(lab, 0, split, [wanted], None)
+    with stage.held(), pytest.raises(UserError, match="being worked on"):
+        look(lab, stage, split, 0, "plain")
+
+
+def test_a_teacher_that_another_run_has_replaced_does_not_teach(
+    copy: Path, tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    lab = Lab(tiny_scenes, copy, config(seeds=[0]), Console(quiet=True))
+    split = lab.split(0)
+    teacher = train_teacher(lab, 0, split, copy / "seed0" / "teacher")
+    assert Stage(teacher.folder, {"of": "another run"}).begin() is not None
+    with pytest.raises(UserError, match="teacher is no longer this run's teacher"):
+        train_students(lab, 0, split, [(copy / "seed0" / "new" / "dkd", named(lab.config.student))], teacher)
 
 
 def test_a_hopeless_teacher_is_refused_with_the_reason(
@@ -329,7 +447,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
     "the plain method": (lambda c: setattr(c.student, "method", "plain"), "always trained for comparison"),
     "an unknown method": (lambda c: setattr(c.student, "method", "dkdd"), "No method is called 'dkdd'"),
-    "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss"),
+    "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, kd, ss"),
     "a negative weight": (lambda c: c.student.losses.update(da=-1.0), "weight of da is negative"),
     "an unknown option": (lambda c: c.student.loss_options.update(ss={"heat": 1.0}), "Its options: cosine"),
     "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),
@@ -370,12 +488,18 @@ rows = [(row.variant, row.oa) for row in result.rows]"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["teacher", "distill"])
+@pytest.mark.parametrize("part", ["teacher", "distill", "distill without ce"])
 def test_two_processes_end_with_the_weights_of_one(
     part: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
+    part, _, without = part.partition(" ")
     network = {"teacher": "teacher", "distill": "table1_printed/dkd"}[part]
     options = [*tiny_options, f"--{'teacher' if part == 'teacher' else 'student'}.fit.epochs", "1"]
+    if part == "teacher":
+        # AdamW makes whole steps of gradients that are all but 0
+        options += ["--teacher.fit.optimizer", "sgd", "--teacher.fit.lr", "0.02"]
+    if without:
+        options += ["--student.losses", "{ce: 0}"]  # the head then has nothing to learn from
     if part == "distill":
         options += ["--teacher.checkpoint", str(tiny_run / "seed3" / "teacher" / WEIGHTS)]
     for devices in (1, 2):
@@ -387,4 +511,46 @@ def test_two_processes_end_with_the_weights_of_one(
     for name, tensor in one.items():
         assert torch.allclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-4), name
     start = load_net(tiny_run / "seed3" / network / WEIGHTS)[0].state_dict()
-    assert not torch.allclose(one["head.weight"], start["head.weight"], atol=1e-4), "an epoch is not three"
+    learnt = "backbone.stem.0.weight"
+    assert not torch.allclose(one[learnt], start[learnt], atol=1e-4), "an epoch is not three"
+
+
+@pytest.mark.slow
+def test_processes_that_run_the_whole_program_test_together(
+    tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = Path(__file__).resolve().parents[2] / "src"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "OMP_NUM_THREADS": "1",
+        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
+    }
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "scenedistill.cli")
+    two = ("--machine.devices", "2", "--machine.strategy", "ddp", "--data.train_ratio", "0.7")
+    out = tmp_path / "out"
+    program = subprocess.Popen(
+        [sys.executable, *launch, "teacher", str(tiny_scenes), "--out", str(out), *tiny_options, *two],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        said, _ = program.communicate(timeout=240)
+    finally:
+        program.terminate()  # and with it the processes it started
+    assert program.returncode == 0, said
+    record = json.loads((out / "seed3" / "teacher" / "evaluation" / "stage.json").read_text(encoding="utf-8"))["record"]
+    index, silent = scan(tiny_scenes), Console(quiet=True)
+    split = read_split(out / "seed3" / "split.csv", index)
+    assert record["images"] == len(split.test)
+    alone = evaluate(
+        out / "seed3" / "teacher" / WEIGHTS,
+        tiny_scenes,
+        tmp_path / "alone",
+        split=out / "seed3" / "split.csv",
+        precision="fp32",
+        console=silent,
+    )
+    assert (record["oa"], record["kappa"]) == (alone.oa, alone.kappa)

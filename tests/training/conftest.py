@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from scenedistill.config import MachineConfig
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import SceneCache, build_cache
-from scenedistill.data.module import SceneDataModule, ScenePart
+from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits import Split, assemble
 from scenedistill.data.views import ViewConfig

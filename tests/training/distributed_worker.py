@@ -2,7 +2,8 @@
 
     python distributed_worker.py RANK WORLD FOLDER
 
-joins WORLD processes through a file in FOLDER and leaves `RANK.pt` there: loss, gradients and buffers of every case.
+joins WORLD processes through a file in FOLDER and leaves `RANK.pt` there: loss, gradients and buffers of every case,
+and the predicted classes of parts of several sizes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.cache import SceneCache
+from scenedistill.data.scenes import SceneIndex
+from scenedistill.evaluation.predict import predict
 from scenedistill.losses.registry import LOSSES, build_losses
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.network import SceneNet
@@ -110,10 +116,32 @@ def compute(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
+def predictions() -> dict[str, np.ndarray]:
+    """Predicted class of each image, and number of images this process looked at, for parts that two processes can and
+    cannot share evenly."""
+    torch.manual_seed(0)
+    net = build_student("table1_printed", CLASSES, image_size=SIZE)
+    draw = np.random.default_rng(0)
+    index = SceneIndex(Path(), tuple(f"a/{i}.png" for i in range(23)), np.zeros(23, np.int64), ("a",))
+    cache = SceneCache(index, draw.integers(0, 256, (23, SIZE, SIZE, 3), np.uint8), SIZE, 3, (), Path())
+    with torch.no_grad():  # norms that have seen the images: the classes then differ
+        net(torch.from_numpy(cache.images.astype(np.float32)).permute(0, 3, 1, 2) / 255)
+    looked: list[int] = []
+    net.register_forward_pre_hook(lambda _, given: looked.append(len(given[0])))
+    device, found = torch.device("cpu"), {}
+    for count in (23, 8, 1, 0):
+        part = ScenePart(cache, draw.permutation(23)[:count])
+        looked.clear()
+        found[f"{count}"] = predict(net, part, image_size=SIZE, device=device, precision="fp32", batch_size=5)
+        found[f"{count} looked at"] = np.array(sum(looked))
+    return found
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=world)
     torch.save(compute(rank, world), folder / f"{rank}.pt")
+    np.savez(folder / f"{rank}.npz", **predictions())
     dist.destroy_process_group()
 
 

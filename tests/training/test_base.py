@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scenedistill.config import FitConfig
-from scenedistill.data.module import SceneBatch
+from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.models.student import build_student
 from scenedistill.training.base import SceneTraining, parameter_groups, rate

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,8 +34,8 @@ def whole() -> Found:
 
 
 @pytest.fixture(scope="module")
-def shares(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    """What each of two real processes computes."""
+def met(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where two real processes have left what each computed."""
     folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     workers = [
@@ -53,7 +54,27 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0] * WORLD, "\n".join(said)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shares(met: Path) -> list[Found]:
+    """What each of two processes computes of a training step."""
+    return [torch.load(met / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.slow
+def test_two_processes_predict_what_one_does(met: Path) -> None:
+    """Every image once, in the order of the part, whether or not the processes can share them evenly."""
+    alone: dict[str, np.ndarray] = runpy.run_path(str(WORKER))["predictions"]()
+    assert len(set(alone["23"])) > 1, "were all classes the same, their order could not be wrong"
+    for rank in range(WORLD):
+        with np.load(met / f"{rank}.npz") as found:
+            for count, share in {23: 12, 8: 4, 1: 1, 0: 0}.items():
+                assert found[f"{count} looked at"] == share and alone[f"{count} looked at"] == count
+                classes = found[f"{count}"]
+                assert classes.dtype == np.int64 and classes.shape == (count,)
+                assert np.array_equal(classes, alone[f"{count}"])
 
 
 @pytest.mark.slow

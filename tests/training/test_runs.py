@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from scenedistill.training.runs import Stage, fingerprint, write_json
+from scenedistill.errors import UserError
+from scenedistill.training.runs import Stage, file_hash, fingerprint, write_json
 
 SETTINGS = {"seed": 0, "fit": {"epochs": 3, "lr": 0.1}, "classes": ["forêt", "river"]}
 
@@ -109,3 +114,56 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(path, {"name": Unwritable()})
     assert json.loads(path.read_text(encoding="utf-8"))["name"] == "forêt"
     assert [file.name for file in tmp_path.iterdir()] == ["stage.json"]
+
+
+def test_a_stage_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    first, second = Stage(tmp_path / "run" / "teacher", SETTINGS), Stage(tmp_path / "run" / "teacher", {"seed": 1})
+    with first.held(), Stage(tmp_path / "run" / "student", SETTINGS).held():  # other stages are free
+        with pytest.raises(UserError) as refused, second.held():
+            pass
+        assert str(refused.value) == (
+            f"{first.folder} is being worked on by another process (process {os.getpid()} on {platform.node()}). "
+            "Give the same command again when it has ended, or another run folder with --out."
+        )
+        first.begin()
+        first.folder.rename(tmp_path / "run" / "aside")  # the lock does not move with the folder
+        with pytest.raises(UserError, match="another process"), second.held():
+            pass
+    with second.held():
+        pass
+    assert not list(tmp_path.rglob("*.holder"))
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "teacher", SETTINGS)
+    program = """import sys, pathlib, time
+from scenedistill.training.runs import Stage
+with Stage(pathlib.Path(sys.argv[1]), {}).held():
+    print("held", flush=True)
+    time.sleep(60)"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(stage.folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"\(process {other.pid} on "), stage.held():
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with stage.held():
+        assert (tmp_path / ".teacher.holder").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_where_there_are_no_locks_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".teacher.lock").mkdir()  # nothing that could be locked
+    with Stage(tmp_path / "teacher", SETTINGS).held():
+        pass
+    with pytest.raises(RuntimeError, match="a mistake"), Stage(tmp_path / "teacher", SETTINGS).held():
+        raise RuntimeError("a mistake")
+
+
+def test_the_hash_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea"  # FIPS 180-2's example

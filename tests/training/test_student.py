@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from scenedistill.config import FitConfig, StudentConfig
-from scenedistill.data.module import ScenePart
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.evaluation.predict import predict
 from scenedistill.models.files import weights_hash
@@ -44,7 +44,7 @@ def student(
     torch.manual_seed(0)
     config = StudentConfig(fit=FitConfig(**{**vars(FIT), **fit}))
     net = build_student("table1_printed", 4, image_size=32)
-    statistics = knowledge.statistics(torch.device("cpu")) if knowledge else None
+    statistics = knowledge.statistics(torch.device("cpu"))[0] if knowledge else None
     return StudentTraining(
         net, config, weights, views, image_size=32, seed=0, knowledge=knowledge, statistics=statistics
     )
@@ -101,7 +101,7 @@ def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
     module.on_train_epoch_start = lambda: None  # type: ignore[method-assign]  # asks a Trainer
     assert module.knowledge is not None
     module.knowledge.open(2, torch.device("cpu"))
-    batch = all_images.__getitems__([0, 1, 16, 17, 32, 48])
+    batch = all_images.fetch([0, 1, 16, 17, 32, 48])
     loss = module.training_step(batch, 0)
 
     torch.manual_seed(0)

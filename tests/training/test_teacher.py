@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from scenedistill.config import FitConfig, TeacherConfig
-from scenedistill.data.module import SceneBatch, ScenePart
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.evaluation.predict import predict
 from scenedistill.losses.triplet import triplet_loss
@@ -37,7 +37,7 @@ def step(config: TeacherConfig, batch: SceneBatch, views: ViewConfig) -> tuple[K
 
 
 def test_a_step_is_cross_entropy_plus_lambda_times_triplet(all_images: ScenePart, mild: ViewConfig) -> None:
-    batch = all_images.__getitems__([0, 1, 16, 17, 32, 33, 48, 49])
+    batch = all_images.fetch([0, 1, 16, 17, 32, 33, 48, 49])
     module, loss = step(TeacherConfig(triplet_weight=0.7, margin=0.3), batch, mild)
     module.eval()  # in train mode the norms would have moved on
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_a_step_is_cross_entropy_plus_lambda_times_triplet(all_images: ScenePart
 
 
 def test_without_triplets_a_step_is_smoothed_cross_entropy_alone(all_images: ScenePart, mild: ViewConfig) -> None:
-    batch = all_images.__getitems__([0, 16, 32, 48])
+    batch = all_images.fetch([0, 16, 32, 48])
     config = TeacherConfig(triplet_weight=0, fit=FitConfig(label_smoothing=0.1))
     module, loss = step(config, batch, mild)
     assert torch.allclose(loss, F.cross_entropy(module.logits, batch.labels, label_smoothing=0.1))

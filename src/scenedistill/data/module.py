@@ -2,89 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from scenedistill.data.batches import SceneBatches, ScenePart
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
-
-
-@dataclass
-class SceneBatch:
-    """Images of one step, before a view is made of them.
-
-    Attributes:
-        images: uint8 `[B, H, W, bands]`.
-        labels: int64 `[B]`.
-        ids: int64 `[B]`, naming each image by its path: what views are drawn from.
-        rows: int64 `[B]`, positions in the part (training, validation or test) the batch is from.
-    """
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
-    rows: Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> SceneBatch:
-        """The batch on a device."""
-        return SceneBatch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors))
-
-    def pin_memory(self) -> SceneBatch:
-        """The batch in page-locked memory, for a fast copy to a GPU."""
-        return SceneBatch(*(t.pin_memory() for t in self.tensors))
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four tensors in their order."""
-        return self.images, self.labels, self.ids, self.rows
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-class ScenePart(Dataset[SceneBatch]):
-    """The images of one part of a split, fetched a whole batch at a time."""
-
-    def __init__(self, cache: SceneCache, positions: np.ndarray) -> None:
-        self.cache = cache
-        self.positions = positions
-        self.labels = cache.index.labels[positions]
-        self.ids = np.array([image_id(cache.index.paths[i]) for i in positions], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, row: int) -> SceneBatch:
-        return self.__getitems__([row])
-
-    def __getitems__(self, rows: list[int]) -> SceneBatch:
-        """The batch of these rows; torch's DataLoader calls this with all rows of a batch at once."""
-        chosen = np.asarray(rows, dtype=np.int64)
-        return SceneBatch(
-            torch.from_numpy(np.ascontiguousarray(self.cache.images[self.positions[chosen]])),
-            torch.from_numpy(self.labels[chosen]),
-            torch.from_numpy(self.ids[chosen]),
-            torch.from_numpy(chosen),
-        )
-
-    def batches(self, batch_size: int) -> Iterator[SceneBatch]:
-        """All images in order, the last batch perhaps smaller."""
-        for start in range(0, len(self), batch_size):
-            yield self.__getitems__(list(range(start, min(start + batch_size, len(self)))))
-
-
-def image_id(path: str) -> int:
-    """A 63-bit number that names an image by its relative path, whatever else is in the folder."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1
 
 
 class EpochBatches:
@@ -182,9 +110,9 @@ class SceneDataModule(L.LightningDataModule):
         self.validation = ScenePart(cache, split.val)
         self.batch_size, self.seed, self.images_per_class = batch_size, seed, images_per_class
 
-    def train_dataloader(self) -> DataLoader[SceneBatch]:
+    def train_dataloader(self) -> SceneBatches:
         """Batches in the order of the current epoch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._place
         order = EpochBatches(
             self.training.labels,
             self.batch_size,
@@ -193,21 +121,22 @@ class SceneDataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        return DataLoader(self.training, batch_sampler=order, collate_fn=_as_it_is, pin_memory=self._pin)  # type: ignore[arg-type]
+        return SceneBatches(self.training, order, self._device)
 
-    def val_dataloader(self) -> DataLoader[SceneBatch] | list[DataLoader[SceneBatch]]:
+    def val_dataloader(self) -> SceneBatches | list[SceneBatches]:
         """Every validation image once, shared out without padding; nothing where the split has no validation part."""
         if not len(self.validation):
             return []
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._place
         rows = list(range(rank, len(self.validation), world))
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        return DataLoader(self.validation, batch_sampler=batches, collate_fn=_as_it_is, pin_memory=self._pin)  # type: ignore[arg-type]
+        return SceneBatches(self.validation, batches, self._device)
 
     @property
-    def _pin(self) -> bool:
-        return torch.cuda.is_available()
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and of all."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-
-def _as_it_is(batch: SceneBatch) -> SceneBatch:
-    return batch
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scenedistill.data.module import ScenePart
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import evaluation_view
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import autocast
+from scenedistill.training.distributed import gather_rows, share_of_rows
 
 
 def predict(
     net: SceneNet, part: ScenePart, *, image_size: int, device: torch.device, precision: str, batch_size: int = 100
 ) -> np.ndarray:
     """Predicted class of each image, in the order of the part.
+
+    Processes that were joined for training share the images out: all of them must call this, and each gets the whole.
 
     Args:
         net: put into eval mode, and onto the device.
@@ -30,7 +33,7 @@ def predict(
     net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = []
     with torch.inference_mode(), autocast(device, precision):
-        for batch in part.batches(batch_size):
+        for batch in part.batches(batch_size, share_of_rows(len(part))):
             view = evaluation_view(batch.images.to(device), size=image_size)
             classes.append(net(view, attention=False).logits.argmax(1))
-    return torch.cat(classes).cpu().numpy() if classes else np.zeros(0, dtype=np.int64)
+    return gather_rows(torch.cat(classes), len(part)).cpu().numpy() if classes else np.zeros(0, dtype=np.int64)

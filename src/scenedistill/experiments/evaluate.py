@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
-from scenedistill.data.module import ScenePart
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
 from scenedistill.errors import UserError

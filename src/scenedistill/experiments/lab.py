@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,10 @@ class Lab:
             },
         }
         return Stage(folder, {**shared, **settings})
+
+    def hold(self, stage: Stage) -> AbstractContextManager[None]:
+        """Keep other runs out of a stage; of the processes of one run, the first does it for all."""
+        return stage.held() if self.lead else nullcontext()
 
     def done(self, stage: Stage) -> bool:
         """Whether the stage can be skipped; if not, its folder is made ready."""

@@ -12,7 +12,8 @@ from scenedistill.config import RunConfig
 from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
-from scenedistill.experiments.stages import plain_student, test, train_student, train_teacher
+from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.students import plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.network import check_name
@@ -63,15 +64,21 @@ def run(
         if "teacher" in parts or "distilled" in parts:
             teacher = train_teacher(lab, seed, split, folder / "teacher")
             rows.append(test(lab, teacher, split, seed, "teacher"))
-        students = config.students or [config.student.name]
-        for student in students + (config.also_students if seed == config.seeds[0] else []):
-            settings = replace(config.student, name=student)
-            if "plain" in parts:
-                stage = train_student(lab, seed, split, folder / student / "plain", plain_student(settings), None)
+        names = config.students or [config.student.name]
+        names = names + (config.also_students if seed == config.seeds[0] else [])
+        students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
+        if "plain" in parts:
+            for student in students:
+                wanted = (folder / student.name / "plain", plain_student(student))
+                (stage,) = train_students(lab, seed, split, [wanted], None)
                 rows.append(test(lab, stage, split, seed, "plain"))
-            if "distilled" in parts:
-                stage = train_student(lab, seed, split, folder / student / settings.method, settings, teacher)
-                rows.append(test(lab, stage, split, seed, settings.method))
+        if "distilled" in parts:
+            distilled = [(folder / student.name / student.method, student) for student in students]
+            # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
+            groups = [[one] for one in distilled] if config.student.knowledge_views else [distilled]
+            for group in groups:
+                for stage in train_students(lab, seed, split, group, teacher):
+                    rows.append(test(lab, stage, split, seed, config.student.method))
     return summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scenedistill.config import StudentConfig, TeacherConfig
-from scenedistill.data.module import SceneDataModule, ScenePart
+from scenedistill.config import TeacherConfig
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
@@ -19,15 +19,12 @@ from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
-from scenedistill.losses.registry import resolve_weights
-from scenedistill.models.files import load_net, weights_hash
+from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
+from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
-from scenedistill.training.knowledge import Knowledge
-from scenedistill.training.runs import Stage
-from scenedistill.training.student import StudentTraining
+from scenedistill.training.runs import Stage, file_hash
 from scenedistill.training.teacher import TeacherTraining
 
 WEIGHTS = "weights.safetensors"
@@ -37,11 +34,29 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
     """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names."""
     config = lab.config.teacher
     stage = lab.stage(folder, seed, split, {"teacher": plain(config)})
-    done = lab.done(stage)
-    if config.checkpoint:
-        return _given_teacher(lab, config.checkpoint, stage)
-    if done:
+    with lab.hold(stage):
+        done = lab.done(stage)
+        if config.checkpoint:
+            return _given_teacher(lab, config.checkpoint, stage)
+        start = _start_hash(config)
+        if not done:
+            return _train_teacher(lab, seed, split, stage, start)
+        if start and stage.record.get("weights_file_hash", start) != start:  # the settings hold the file's name alone
+            raise UserError(
+                f"{stage.folder} was started from another file than {config.weights}, and what follows was made with "
+                "that one. Give another run folder with --out."
+            )
         return stage
+
+
+def _start_hash(config: TeacherConfig) -> str | None:
+    """Of the local file a teacher starts from, where there is one."""
+    path = Path(config.weights)
+    return file_hash(path) if config.weights not in ("none", "timm", "torchvision") and path.is_file() else None
+
+
+def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str | None) -> Stage:
+    config = lab.config.teacher
     torch.manual_seed(seed)
     net, account = build_teacher(
         config.name,
@@ -61,8 +76,10 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
         seed=seed,
         images_per_class=config.images_per_class if config.triplet_weight > 0 else 0,
     )
-    record = fit(module, batches, folder, lab.config.machine, title="teacher", console=lab.console)
+    record = fit(module, batches, stage.folder, lab.config.machine, title="teacher", console=lab.console)
     record["weights_taken"] = str(account) if account else config.weights
+    if start:
+        record["weights_file_hash"] = start
     first = bool(account and account.stride_in_first_convolution)
     card = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     return lab.finish(stage, net, card, record)
@@ -80,6 +97,7 @@ def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
         raise UserError(
             f"{checkpoint} takes {card.bands} bands and --data.bands is {lab.config.data.bands}; both must be the same."
         )
+    _check_size(lab, net, card, checkpoint)
     if stage.done:
         if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
             raise UserError(
@@ -90,95 +108,33 @@ def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
     return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
 
 
-def train_student(
-    lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
-) -> Stage:
-    """Train a student, with a teacher by Algorithm 1 or, without one, plain."""
-    settings: dict[str, Any] = {"student": plain(config)}
-    if teacher:
-        settings["teacher"] = teacher.fingerprint
-    stage = lab.stage(folder, seed, split, settings)
-    if lab.done(stage):
-        return stage
-    knowledge = _knowledge(lab, seed, split, config, teacher) if teacher else None
-    torch.manual_seed(seed)
-    net = build_student(
-        config.name,
-        len(lab.classes),
-        bands=lab.config.data.bands,
-        image_size=lab.config.image_size,
-        dual_attention=config.dual_attention,
-    )
-    module = StudentTraining(
-        net,
-        config,
-        resolve_weights(config.method, config.losses),
-        lab.config.views,
-        image_size=lab.config.image_size,
-        seed=seed,
-        knowledge=knowledge,
-        statistics=knowledge.statistics(lab.device) if knowledge else None,
-    )
-    before = weights_hash(knowledge.teacher) if knowledge else None
-    batches = SceneDataModule(lab.cache, split, batch_size=config.fit.batch_size, seed=seed)
-    title = f"{config.name} {config.method}"
-    record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console)
-    if knowledge:
-        record["teacher"] = teacher.record["name"] if teacher else None
-        record["teacher_hash"] = weights_hash(knowledge.teacher)
-        if record["teacher_hash"] != before:
-            raise RuntimeError("the teacher's weights changed while it taught")
-    return lab.finish(stage, net, lab.card(config.name, config.dual_attention), record)
-
-
-def _knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
-    """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    key = (teacher.fingerprint, config.knowledge_views)
-    if lab.knowledge is None or lab.knowledge[0] != key:
-        net, _ = load_net(teacher.folder / WEIGHTS)
-        check_teacher(lab, net, split, lab.config.teacher)
-        knowledge = Knowledge(
-            net.to(memory_format=torch.channels_last),
-            ScenePart(lab.cache, split.train),
-            views=config.knowledge_views,
-            config=lab.config.views,
-            image_size=lab.config.image_size,
-            seed=seed,
-            precision=lab.precision,
-        )
-        lab.knowledge = (key, knowledge)
-    return lab.knowledge[1]
-
-
-def check_teacher(lab: Lab, net: SceneNet, split: Split, config: TeacherConfig) -> None:
-    """Refuse a teacher that knows next to nothing: by the validation images, or up to 1,000 training images where there
-    are none. The test images stay unseen.
-
-    Raises:
-        UserError: its OA is below the least that `config` asks for.
-    """
-    rows, what = split.val, "validation"
-    if not len(rows):
-        rows, what = split.train[:: max(1, len(split.train) // 1000)], "training"
-    part = ScenePart(lab.cache, rows)
-    found = predict(net, part, image_size=lab.config.image_size, device=lab.device, precision=lab.precision)
-    oa = float((found == part.labels).mean())
-    chance = 1 / len(lab.classes)
-    least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
-    if oa < least:
+def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
+    """A teacher may be used at another size than its own, on purpose; that is said, and refused where it cannot be."""
+    settings, stored = lab.config, card.stored_size or lab.config.data.stored_size
+    if (card.image_size, stored) == (settings.image_size, settings.data.stored_size):
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, card.bands, settings.image_size, settings.image_size))
+    except (RuntimeError, AssertionError, ValueError) as problem:
         raise UserError(
-            f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
-        )
-    lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
+            f"{checkpoint} is a {card.name} that takes images of {card.image_size} pixels alone, and --image_size is "
+            f"{settings.image_size}. Give --image_size {card.image_size} or another teacher."
+        ) from problem
+    lab.console.print(
+        f"  {checkpoint.name}: trained on images stored at {stored} pixels and seen at {card.image_size}; "
+        f"here they are stored at {settings.data.stored_size} and seen at {settings.image_size}",
+        markup=False,
+    )
 
 
 def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
     """Look at the test split, once for each finished network, and keep what was seen."""
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
     if not final.done:
-        if lab.lead:
-            _test(lab, final, stage, split)
+        if lab.lead or world_size() > 1:
+            with lab.hold(stage):
+                _test(lab, final, stage, split)
         final.wait()
     seen, name = final.record, str(stage.record["name"])
     cost, teachers = seen["cost"], {"teacher": name, "plain": None}
@@ -204,11 +160,14 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
 
 
 def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
+    """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
     net, card = load_net(stage.folder / WEIGHTS)
     part = ScenePart(lab.cache, split.test)
     started = time.monotonic()
     found = predict(net, part, image_size=card.image_size, device=lab.device, precision=lab.precision)
     seconds = time.monotonic() - started
+    if not lab.lead:
+        return
     metrics = scene_metrics(found, part.labels, lab.classes)
     final.begin()
     write_confusion(metrics, final.folder, "test")
@@ -228,8 +187,3 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
             "cost": asdict(model_cost(net, card.image_size, card.bands)),
         }
     )
-
-
-def plain_student(config: StudentConfig) -> StudentConfig:
-    """The same student trained on the labels alone, all else equal."""
-    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0)

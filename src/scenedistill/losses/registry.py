@@ -10,19 +10,23 @@ from torch import nn
 from scenedistill.errors import UserError
 from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
+from scenedistill.losses.logits import SoftLogits
 from scenedistill.losses.spatial_structure import SpatialStructureLoss
 from scenedistill.models.output import FeatureDims
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     "ce": CrossEntropy,
     "da": DualAttentionLoss,
+    "kd": SoftLogits,
     "ss": SpatialStructureLoss,
 }
 
-#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
+#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15);
+#: the weights of `kd` are those of the field's common codebases.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
+    "kd": {"ce": 0.1, "kd": 0.9},
 }
 
 

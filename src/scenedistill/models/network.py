@@ -76,9 +76,11 @@ class SceneNet(nn.Module):
         stages = self.stages
         for stage in stages:
             stage.watched = attention
-        embedding = self.backbone((images - self.mean) / self.std)
+        normal = (images - self.mean) / self.std
+        # a frozen teacher's backbone is in half precision, its head is not
+        embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype))
         seen = tuple(stage.collect() for stage in stages) if attention else ()
-        return SceneOutput(self.head(embedding), embedding, seen)
+        return SceneOutput(self.head(embedding.to(self.head.weight.dtype)), embedding, seen)
 
 
 def _stages(backbone: nn.Module) -> list[tuple[str, int]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -13,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from scenedistill.config import FitConfig
-from scenedistill.data.module import SceneBatch
+from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.models.network import SceneNet
 from scenedistill.training.distributed import share_batch_norm
@@ -34,6 +37,8 @@ class SceneTraining(L.LightningModule):
         super().__init__()
         self.net = net
         self.fit, self.views, self.image_size, self.seed = fit, views, image_size, seed
+        #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
+        self.waits = {"data": 0.0}
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
 
     def configure_model(self) -> None:
@@ -55,17 +60,25 @@ class SceneTraining(L.LightningModule):
 
     def view(self, batch: SceneBatch, epoch: int) -> Tensor:
         """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
-        return training_view(
-            batch.images, batch.ids, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views
-        )
+        with self.waiting("data"):
+            return training_view(
+                batch.images, batch.ids, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views
+            )
 
-    def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Log the parts of the loss and the OA on the training views."""
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Count the seconds spent inside as waiting for something."""
+        started = time.perf_counter()
+        yield
+        self.waits[what] = self.waits.get(what, 0.0) + time.perf_counter() - started
+
+    def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor, prefix: str = "") -> None:
+        """Log the parts of the loss and the OA on the training views, the names behind a prefix."""
         oa = (logits.detach().argmax(1) == labels).float().mean()
         several = self.trainer.world_size > 1
-        values = {name: part.detach() for name, part in parts.items()}
+        values = {f"{prefix}{name}": part.detach() for name, part in parts.items()}
         self.log_dict(
-            {**values, "train_oa": oa},
+            {**values, f"{prefix}train_oa": oa},
             prog_bar=True,
             on_step=False,
             on_epoch=True,
@@ -79,16 +92,33 @@ class SceneTraining(L.LightningModule):
         self.validation_oa(logits, batch.labels)
         self.log("val_oa", self.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient by its norm; Lightning's own way refuses fused optimisers."""
+        if gradient_clip_val:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for part in self.clipped_apart(trained):
+                torch.nn.utils.clip_grad_norm_(part, gradient_clip_val)
+
+    def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """The trained parameters in the parts whose gradients are clipped each by its own norm."""
+        return [trained]
+
     def configure_optimizers(self) -> Any:
         """SGD or AdamW under a linear warm-up and a cosine fall to zero, stepped with every batch."""
         groups = parameter_groups(self, self.fit)
+        # one kernel for all parameters; not in fp16, whose gradients are unscaled and clipped before the step
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer: torch.optim.Optimizer
         if self.fit.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                groups, lr=self.fit.lr, momentum=self.fit.momentum, nesterov=self.fit.momentum > 0
-            )
+            momentum = self.fit.momentum
+            optimizer = torch.optim.SGD(groups, lr=self.fit.lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.fit.lr)
+            optimizer = torch.optim.AdamW(groups, lr=self.fit.lr, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.fit.warmup_epochs * total / self.fit.epochs)
         schedule = LambdaLR(optimizer, lambda step: rate(step, total, warmup))
@@ -107,7 +137,7 @@ def parameter_groups(module: nn.Module, fit: FitConfig) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            pretrained = name.startswith("net.backbone.") and ".attention." not in name
+            pretrained = "net.backbone." in name and ".attention." not in name
             groups.setdefault((pretrained, parameter.ndim > 1), []).append(parameter)
     return [
         {

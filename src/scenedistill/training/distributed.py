@@ -37,6 +37,27 @@ def gather_output(output: SceneOutput) -> SceneOutput:
     return SceneOutput(gather(output.logits), gather(output.embedding), ())
 
 
+def share_of_rows(count: int) -> list[int]:
+    """This process's rows out of `count`; as many for every process, the last row standing in for what is missing."""
+    each = -(-count // world_size())
+    first = each * (dist.get_rank() if world_size() > 1 else 0)
+    return [min(row, count - 1) for row in range(first, first + each)]
+
+
+def gather_rows(share: Tensor, count: int) -> Tensor:
+    """The answers `[count, ...]` of all processes to their `share_of_rows`, on every process."""
+    return gather(share)[:count]
+
+
+def on_every_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in all processes; all of them must ask."""
+    if world_size() == 1:
+        return flag
+    least = torch.tensor(int(flag), device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return bool(least.item())
+
+
 def share_batch_norm(module: nn.Module) -> None:
     """Make every batch norm in a module use the statistics of the whole batch over all processes, in place.
 

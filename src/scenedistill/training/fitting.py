@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,14 @@ LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed",
 
 
 def fit(
-    module: SceneTraining, data: SceneDataModule, folder: Path, machine: MachineConfig, *, title: str, console: Console
+    module: SceneTraining,
+    data: SceneDataModule,
+    folder: Path,
+    machine: MachineConfig,
+    *,
+    title: str,
+    console: Console,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train to the end, from the last finished epoch when there was an earlier try.
 
@@ -44,6 +51,7 @@ def fit(
         machine: devices, strategy and precision.
         title: for the progress display.
         console: to print to.
+        callbacks: that look on.
 
     Returns:
         Wall seconds of training, epochs, images per second, peak memory and the last metrics.
@@ -59,9 +67,9 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [clock, keeper]
+    watching = [*callbacks, clock, keeper]
     if sys.stdout.isatty():
-        callbacks.append(RichProgressBar(leave=False))
+        watching.append(RichProgressBar(leave=False))
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
     data.train_dataloader()  # what is wrong with the batches is better said here than by one of several processes
     if data.batch_size > len(data.training):
@@ -70,7 +78,7 @@ def fit(
         **_place(machine),
         max_epochs=module.fit.epochs,
         gradient_clip_val=module.fit.clip_norm or None,
-        callbacks=callbacks,
+        callbacks=watching,
         logger=[
             CSVLogger(folder, name="logs", version=f"attempt_{attempt}"),
             TensorBoardLogger(folder, name="tensorboard", version=""),
@@ -99,10 +107,15 @@ def fit(
         "seconds": round(seconds, 1),
         "epochs": module.fit.epochs,
         "images_per_second": round(images / max(seconds, 1e-9), 1),
+        "waits": {name.removesuffix("_seconds"): round(metrics.pop(name), 2) for name in [*metrics] if _is_wait(name)},
         "last_epoch": metrics,
         "peak_memory_mib": peak_memory(),
         "precision": resolve_precision(machine.precision, compute_device(machine.accelerator)),
     }
+
+
+def _is_wait(name: str) -> bool:
+    return name.endswith("_seconds")
 
 
 def count_devices(machine: MachineConfig) -> int:
@@ -156,21 +169,27 @@ class _Clock(Callback):
     def __init__(self, title: str, console: Console) -> None:
         self.title, self.console = title, console
         self.seconds = 0.0
+        self.spent: dict[str, float] = {}  # of those, on each of the things a training may wait for
         self._start = time.monotonic()
+        self._before: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.monotonic()
+        self._start, self._before = time.monotonic(), _waits(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         elapsed = time.monotonic() - self._start
         self.seconds += elapsed
+        spent = {what: now - self._before.get(what, 0.0) for what, now in _waits(trainer, pl_module).items()}
+        self.spent = {what: self.spent.get(what, 0.0) + seconds for what, seconds in spent.items()}
         if trainer.is_global_zero:
             assert isinstance(pl_module, SceneTraining)
             batches: Any = trainer.train_dataloader
             images = trainer.num_training_batches * batches.batch_sampler.batch_size
             line = self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed)
-            self.console.print(line, markup=False)
+            shares = "  ".join(f"{what} {seconds / elapsed:.1%}" for what, seconds in spent.items())
+            self.console.print(f"{line}  time: {shares}", markup=False)
         pl_module.log("seconds", self.seconds)
+        pl_module.log_dict({f"{what}_seconds": seconds for what, seconds in self.spent.items()})
 
     def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
         """What an epoch did, in one line."""
@@ -192,10 +211,17 @@ class _Clock(Callback):
         _quiet()  # this is the other process, which has not heard of it
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "spent": self.spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.spent = state_dict["seconds"], state_dict["spent"]
+
+
+def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
+    """Seconds since the start of what a step waits for, by name."""
+    assert isinstance(module, SceneTraining)
+    batches: Any = trainer.train_dataloader
+    return {**module.waits, "data": module.waits["data"] + batches.waited}
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):

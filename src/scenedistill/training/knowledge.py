@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.data.module import SceneBatch, ScenePart
+from scenedistill.data.batches import SceneBatch, ScenePart
+from scenedistill.data.cache import cache_home
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.losses.base import TeacherStatistics
+from scenedistill.models.files import weights_hash
+from scenedistill.models.freeze import FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.precision import autocast
+from scenedistill.precision import Precision
+from scenedistill.training.distributed import gather_rows, on_every_process, share_of_rows
+from scenedistill.training.knowledge_store import KnowledgeStore, Packing
 
 #: Images of one teacher pass when knowledge is gathered outside a training step.
 BATCH = 100
@@ -20,17 +32,21 @@ class Knowledge:
     """The teacher's outputs for the training views.
 
     With `views` = 0 the teacher is asked for every view of every epoch. With K > 0, epoch e uses view e mod K of each
-    image, and the teacher's outputs for a view number are computed once, in the order of the training part (so that a
-    resumed run reads the very same numbers), and kept in memory in 16 bits.
+    image, and the teacher's outputs for a view number are computed once, in the order of the training part, and kept
+    on the disk in 16 bits a number (`KnowledgeStore`): later epochs, other students, other losses and resumed or later
+    runs read them. Several processes share out the images of a view among themselves.
 
     Args:
-        teacher: put into eval mode and frozen.
+        teacher: put into eval mode; its weights are never changed, and what is asked is a fast copy (`freeze`).
         part: the training images.
         views: K, number of distinct views that the epochs cycle through; 0 for a fresh one in every epoch.
         config: how views vary.
         image_size: side of a view in pixels.
         seed: of the run.
         precision: `bf16`, `fp16` or `fp32`, of the teacher's pass.
+        root: folder of all stores; `knowledge_home()` when not given.
+        about: what a list of stores should say of this one.
+        compiled: compile the frozen teacher.
     """
 
     def __init__(
@@ -42,72 +58,128 @@ class Knowledge:
         config: ViewConfig,
         image_size: int,
         seed: int,
-        precision: str,
+        precision: Precision,
+        root: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.teacher, self.part, self.views = teacher.eval().requires_grad_(False), part, views
         self.config, self.image_size, self.seed, self.precision = config, image_size, seed, precision
-        self._kept: dict[int, SceneOutput] = {}
-        self._number = 0
+        self.compiled = compiled
+        self.store: KnowledgeStore | None = None
+        if views:
+            settings = {
+                "teacher": weights_hash(teacher),
+                "images": _content_hash(part),
+                "views": asdict(config),
+                "image_size": image_size,
+                "seed": seed,
+                "precision": precision,
+            }
+            self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
+        self._frozen: FrozenTeacher | None = None
+        self._packing: Packing | None = None
+        self._number = -1
+        self._rows: Tensor | None = None  # uint8 [N, row_bytes]: what is kept of the current view
 
     def view_number(self, epoch: int) -> int:
         """Number of the views that an epoch uses."""
         return epoch % self.views if self.views else epoch
 
+    def need(self, epochs: int) -> str:
+        """What keeping the views of so many epochs takes, in words; nothing to say when nothing is kept.
+
+        Raises:
+            UserError: more than the disk has.
+        """
+        return self.store.need(min(self.views, epochs), self.packing) if self.store else ""
+
     def open(self, epoch: int, device: torch.device) -> None:
-        """Make ready for an epoch: put the teacher on the device, and compute what is kept of a view seen first."""
-        self.teacher.to(device)
-        self._number = self.view_number(epoch)
-        if self.views and self._number not in self._kept:
-            outputs = []
-            for batch in self.part.batches(BATCH):
-                moved = batch.to(device)
-                view = training_view(
-                    moved.images,
-                    moved.ids,
-                    seed=self.seed,
-                    epoch=self._number,
-                    size=self.image_size,
-                    config=self.config,
-                )
-                outputs.append(_compact(self._ask(view)))
-            self._kept[self._number] = _stack(outputs)
+        """Make ready for an epoch: read what is kept of its views, or ask the teacher and keep it."""
+        number = self.view_number(epoch)
+        if self.store is None or (number == self._number and self._rows is not None):
+            return
+        rows = self.store.read(number, self.packing)
+        if not on_every_process(rows is not None, device):
+            rows = self._gathered(number, device)
+            if number not in self.store.kept():
+                self.store.write(number, rows)
+        assert rows is not None
+        self._number, self._rows = number, rows.to(device)
 
     def of(self, batch: SceneBatch, view: Tensor) -> SceneOutput:
         """The teacher's output for a batch of this epoch and its view."""
-        if not self.views:
+        if self._rows is None:
             return self._ask(view)
-        return self._kept[self._number].map(lambda tensor: tensor[batch.rows])
+        return self.packing.unpack(self._rows.index_select(0, batch.rows))
 
-    def _ask(self, view: Tensor) -> SceneOutput:
-        with torch.no_grad(), autocast(view.device, self.precision):
-            output: SceneOutput = self.teacher(view)
-        return output
-
-    def statistics(self, device: torch.device) -> TeacherStatistics:
-        """Means and deviations of the teacher's features over the evaluation views of the training part."""
-        self.teacher.to(device)
-        outputs = []
+    def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
+        """Means and deviations of the teacher's features over the evaluation views of the training part, and its OA
+        on them."""
+        if self.store and (kept := self.store.read_statistics()):
+            return kept
+        outputs, right = [], 0
         for batch in self.part.batches(BATCH):
             output = self._ask(evaluation_view(batch.to(device).images, size=self.image_size))
             outputs.append((output.embedding.float(), *(stage.descriptor.float() for stage in output.attention)))
-        embedding, *descriptors = (torch.cat(column) for column in zip(*outputs, strict=True))
-        return TeacherStatistics(
+            right += int((output.logits.argmax(1).cpu() == batch.labels).sum())
+        embedding, *descriptors = (torch.cat(column).cpu() for column in zip(*outputs, strict=True))
+        found = TeacherStatistics(
             embedding.mean(0),
             tuple(d.mean(0) for d in descriptors),
             tuple(d.std(0) if len(d) > 1 else torch.ones_like(d[0]) for d in descriptors),
         )
+        oa = right / len(self.part)
+        if self.store:
+            self.store.write_statistics(found, oa)
+        return found, oa
+
+    @property
+    def packing(self) -> Packing:
+        """How an answer is kept."""
+        if self._packing is None:
+            bands = self.part.cache.bands
+            with torch.no_grad():
+                device = next(self.teacher.parameters()).device
+                output = self.teacher(torch.zeros(1, bands, self.image_size, self.image_size, device=device))
+            self._packing = Packing.of(output)
+        return self._packing
+
+    def _gathered(self, number: int, device: torch.device) -> Tensor:
+        """The answers of all processes to a view, uint8 `[N, row_bytes]`."""
+        rows = []
+        for batch in self.part.batches(BATCH, share_of_rows(len(self.part))):
+            moved = batch.to(device)
+            view = training_view(
+                moved.images, moved.ids, seed=self.seed, epoch=number, size=self.image_size, config=self.config
+            )
+            rows.append(self.packing.pack(self._ask(view)))
+        return gather_rows(torch.cat(rows), len(self.part)).cpu()
+
+    def _ask(self, view: Tensor) -> SceneOutput:
+        if self._frozen is None:
+            self._frozen = freeze(
+                self.teacher,
+                precision=self.precision,
+                device=view.device,
+                image_size=self.image_size,
+                compiled=self.compiled,
+            )
+        return self._frozen(view)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes make a frozen teacher of their own."""
+        return {**self.__dict__, "_frozen": None, "_rows": None, "_number": -1}
 
 
-def _compact(output: SceneOutput) -> SceneOutput:
-    """16 bits a number; energies in bfloat16, because squares leave the range of float16."""
-    half = output.map(lambda tensor: tensor.to(torch.float16))
-    stages = zip(half.attention, output.attention, strict=True)
-    return half._replace(attention=tuple(h._replace(energy=o.energy.to(torch.bfloat16)) for h, o in stages))
+def knowledge_home() -> Path:
+    """Where knowledge is kept when no other folder is given."""
+    return cache_home() / "knowledge"
 
 
-def _stack(outputs: list[SceneOutput]) -> SceneOutput:
-    """Outputs of consecutive batches as one."""
-    flat = [torch.utils._pytree.tree_flatten(output) for output in outputs]
-    columns = [torch.cat(column) for column in zip(*(leaves for leaves, _ in flat), strict=True)]
-    stacked: SceneOutput = torch.utils._pytree.tree_unflatten(columns, flat[0][1])
-    return stacked
+def _content_hash(part: ScenePart) -> str:
+    """16 hex digits over the pixels and the names of a part's images, in their order."""
+    digest = hashlib.sha256(np.ascontiguousarray(part.ids).data)
+    for batch in part.batches(BATCH):
+        digest.update(batch.images.numpy().data)
+    return digest.hexdigest()[:16]

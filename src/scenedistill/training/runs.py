@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from scenedistill.errors import UserError
 
 RECORD = "stage.json"
 ASIDE = ".previous-"
@@ -41,6 +47,31 @@ class Stage:
     def record(self) -> dict[str, Any]:
         """What `finish` was told."""
         return dict(_read(self.folder)["record"])
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep all other processes out of the stage. The system lets go of it when this process dies, however it dies.
+
+        The lock lies beside the folder, which may be moved aside. Where the file system has no locks, none is held.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        lock, holder = (self.folder.with_name(f".{self.folder.name}.{what}") for what in ("lock", "holder"))
+        with contextlib.ExitStack() as leaving:
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                leaving.enter_context(FileLock(lock, timeout=0))
+                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                leaving.callback(holder.unlink, missing_ok=True)
+            except Timeout as problem:
+                raise UserError(
+                    f"{self.folder} is being worked on by another process{_named(holder)}. Give the same command again "
+                    "when it has ended, or another run folder with --out."
+                ) from problem
+            except (OSError, NotImplementedError):  # a read-only folder, a file system without locks
+                pass
+            yield
 
     def begin(self) -> Path | None:
         """Make the folder, or go on in the one left by an earlier try with the same settings, moved aside or not.
@@ -91,6 +122,13 @@ class Stage:
         write_json(self.folder / RECORD, {"fingerprint": self.fingerprint, "settings": self.settings, **content})
 
 
+def _named(holder: Path) -> str:
+    try:
+        return f" ({holder.read_text(encoding='utf-8')})"
+    except (OSError, ValueError):
+        return ""
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -103,6 +141,12 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """16 hex digits over plain JSON values, whatever the order of their keys."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """16 hex digits over the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

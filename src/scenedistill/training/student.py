@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scenedistill.config import StudentConfig
-from scenedistill.data.module import SceneBatch
+from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.losses.registry import build_losses
@@ -19,7 +19,25 @@ from scenedistill.training.distributed import gather, gather_output
 from scenedistill.training.knowledge import Knowledge
 
 
-class StudentTraining(SceneTraining):
+class Distillation(SceneTraining):
+    """What every training with a teacher does before its losses."""
+
+    def open(self, knowledge: Knowledge | None) -> None:
+        """Make the teacher's knowledge ready for the epoch."""
+        if knowledge is not None:
+            with self.waiting("teacher"):
+                knowledge.open(self.current_epoch, self.device)
+
+    def view_and_target(self, batch: SceneBatch, knowledge: Knowledge | None) -> tuple[Tensor, SceneOutput | None]:
+        """The batch's views of this epoch, and what the teacher says of them where there is one."""
+        if knowledge is None:
+            return self.view(batch, self.current_epoch), None
+        view = self.view(batch, knowledge.view_number(self.current_epoch))
+        with self.waiting("teacher"):
+            return view, knowledge.of(batch, view)
+
+
+class StudentTraining(Distillation):
     """The weighted sum of a set of losses on the same view for student and teacher.
 
     The teacher is no part of this module: not of its checkpoint, its optimiser or DDP.
@@ -59,15 +77,21 @@ class StudentTraining(SceneTraining):
     def on_train_epoch_start(self) -> None:
         """Have the teacher's knowledge of this epoch's views at hand."""
         super().on_train_epoch_start()
-        if self.knowledge is not None:
-            self.knowledge.open(self.current_epoch, self.device)
+        self.open(self.knowledge)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
-        epoch = self.current_epoch if self.knowledge is None else self.knowledge.view_number(self.current_epoch)
-        view = self.view(batch, epoch)
-        output = self.net(view, attention=self.knowledge is not None)
-        target = output if self.knowledge is None else self.knowledge.of(batch, view)
+        view, target = self.view_and_target(batch, self.knowledge)
+        loss, parts, logits = self.lesson(batch, view, target)
+        self.report(parts, logits, batch.labels)
+        return loss
+
+    def lesson(
+        self, batch: SceneBatch, view: Tensor, target: SceneOutput | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss on a batch, its parts before they are weighted, and the student's logits `[B, K]`."""
+        output = self.net(view, attention=target is not None)
+        target = output if target is None else target
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}
         for name, loss in self._losses():
@@ -76,8 +100,11 @@ class StudentTraining(SceneTraining):
                 parts[name] = loss(*whole)
             else:
                 parts[name] = loss(output, target, batch.labels)
-        self.report(parts, output.logits, batch.labels)
-        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        if "ce" not in self.weights:
+            # DDP wants a gradient for every parameter, also for those of a head that no loss looks at
+            total = total + 0 * output.logits.float().sum()
+        return total, parts, output.logits
 
     def _losses(self) -> list[tuple[str, DistillationLoss]]:
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scenedistill.config import TeacherConfig
-from scenedistill.data.module import SceneBatch
+from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.network import SceneNet

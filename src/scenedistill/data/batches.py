@@ -1,0 +1,187 @@
+"""Batches that are ready when a training step asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scenedistill.data.cache import SceneCache
+
+#: Share of a GPU's free memory that the images of a part may take up; beyond it they come batch by batch.
+RESIDENT_SHARE = 0.25
+#: Batches fetched ahead of the step that computes.
+AHEAD = 3
+
+
+@dataclass
+class SceneBatch:
+    """Images of one step, before a view is made of them.
+
+    Attributes:
+        images: uint8 `[B, H, W, bands]`.
+        labels: int64 `[B]`.
+        ids: int64 `[B]`, naming each image by its path: what views are drawn from.
+        rows: int64 `[B]`, positions in the part (training, validation or test) the batch is from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> SceneBatch:
+        """The batch on a device."""
+        return SceneBatch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors))
+
+    def pin_memory(self) -> SceneBatch:
+        """The batch in page-locked memory, for a fast copy to a GPU."""
+        return SceneBatch(*(t.pin_memory() for t in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four tensors in their order."""
+        return self.images, self.labels, self.ids, self.rows
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class ScenePart:
+    """The images of one part of a split, fetched a whole batch at a time."""
+
+    def __init__(self, cache: SceneCache, positions: np.ndarray) -> None:
+        self.cache = cache
+        self.positions = positions
+        self.labels = cache.index.labels[positions]
+        self.ids = np.array([image_id(cache.index.paths[i]) for i in positions], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fetch(self, rows: Sequence[int]) -> SceneBatch:
+        """The batch of these rows."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return SceneBatch(
+            torch.from_numpy(np.ascontiguousarray(self.cache.images[self.positions[chosen]])),
+            torch.from_numpy(self.labels[chosen]),
+            torch.from_numpy(self.ids[chosen]),
+            torch.from_numpy(chosen),
+        )
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images."""
+        return int(self.cache.images[:1].nbytes * len(self))
+
+    def batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[SceneBatch]:
+        """All images, or those of some rows, in order; the last batch perhaps smaller."""
+        rows = range(len(self)) if rows is None else rows
+        for start in range(0, len(rows), batch_size):
+            yield self.fetch(rows[start : start + batch_size])
+
+
+def image_id(path: str) -> int:
+    """A 63-bit number that names an image by its relative path, whatever else is in the folder, and whether the system
+    it was copied from writes an accented letter as one character or as two."""
+    return int.from_bytes(hashlib.sha256(unicodedata.normalize("NFC", path).encode()).digest()[:8], "big") >> 1
+
+
+class BatchOrder(Protocol):
+    """Rows of each batch of an epoch."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class SceneBatches:
+    """The batches of a part in an order, on the device.
+
+    On a CPU a batch is one gather from the decoded cache. On a GPU the whole part lies in its memory where it fits
+    (`RESIDENT_SHARE`), and a batch is a gather there; otherwise a thread gathers into page-locked memory ahead of the
+    step and the copy overlaps with it.
+
+    Args:
+        part: the images.
+        order: rows of each batch; Lightning finds its `set_epoch` through `batch_sampler`.
+        device: where the batches are wanted.
+    """
+
+    def __init__(self, part: ScenePart, order: BatchOrder, device: torch.device) -> None:
+        self.part, self.batch_sampler, self.device = part, order, device
+        self.waited = 0.0  # seconds that steps have waited here
+        self._resident: SceneBatch | None = None
+        if device.type == "cuda" and part.image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._resident = part.fetch(range(len(part))).to(device)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[SceneBatch]:
+        if self._resident is not None:
+            source = self._from_device(self._resident)
+        elif self.device.type == "cuda":
+            source = self._ahead()
+        else:
+            source = (self.part.fetch(rows) for rows in self.batch_sampler)
+        while True:
+            started = time.perf_counter()
+            batch = next(source, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _from_device(self, whole: SceneBatch) -> Iterator[SceneBatch]:
+        batches = list(self.batch_sampler)
+        # one copy of an epoch's order: a step then waits for nothing
+        order = torch.tensor([row for rows in batches for row in rows]).to(self.device)
+        start = 0
+        for rows in batches:
+            chosen = order[start : start + len(rows)]
+            start += len(rows)
+            yield SceneBatch(*(tensor.index_select(0, chosen) for tensor in whole.tensors))
+
+    def _ahead(self) -> Iterator[SceneBatch]:
+        ready: queue.Queue[SceneBatch | Exception | None] = queue.Queue(AHEAD)
+        left = threading.Event()
+
+        def fetch() -> None:
+            try:
+                for rows in self.batch_sampler:
+                    batch = self.part.fetch(rows)
+                    if not _put(ready, batch.pin_memory() if self.device.type == "cuda" else batch, left):
+                        return
+                _put(ready, None, left)
+            except Exception as problem:  # raised again where the batch is wanted
+                _put(ready, problem, left)
+
+        threading.Thread(target=fetch, daemon=True).start()
+        try:
+            while (batch := ready.get()) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch.to(self.device, non_blocking=True)
+        finally:
+            left.set()
+
+
+def _put(ready: queue.Queue[SceneBatch | Exception | None], entry: object, left: threading.Event) -> bool:
+    """Whether the entry could be put before the reader had left."""
+    while not left.is_set():
+        try:
+            ready.put(entry, timeout=0.1)  # type: ignore[arg-type]
+        except queue.Full:
+            continue
+        return True
+    return False

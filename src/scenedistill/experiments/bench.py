@@ -1,0 +1,185 @@
+"""How fast a distillation is, and how near to what the machine allows: every loop in turns, in one run."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from scenedistill.config import BenchConfig
+from scenedistill.data.demo import generate
+from scenedistill.evaluation.cost import count_operations, wait_for
+from scenedistill.experiments.bench_loops import (
+    WARM_UP,
+    Bench,
+    Loop,
+    Ours,
+    data_only,
+    student_step,
+    teacher_forward,
+)
+from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.speed import SpeedResult, SpeedRow
+from scenedistill.memory import keep_memory
+from scenedistill.precision import TYPES, Precision, compute_device, resolve_precision
+
+Factory = Callable[[Bench], Loop]
+
+TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
+ONLINE, STORE = "scenedistill, online", "scenedistill, from the store"
+PARTS = (TEACHER, STUDENT, DATA)
+#: Our own loops by the name that results carry.
+LOOPS: dict[str, Factory] = {
+    TEACHER: teacher_forward,
+    STUDENT: student_step,
+    DATA: data_only,
+    ONLINE: lambda bench: Ours(bench, views=0),
+    STORE: lambda bench: Ours(bench, views=1),
+}
+
+
+def bench(
+    data: Path | None,
+    config: BenchConfig,
+    *,
+    more: Mapping[str, tuple[str, Factory]] | None = None,
+    command: str = "",
+    console: Console,
+) -> SpeedResult:
+    """Measure every loop at every size: warmed up, then in turns, so that what else the machine does hits all alike.
+
+    Args:
+        data: folder with one sub-folder for each class; generated scenes when not given.
+        config: what is measured.
+        more: further loops, such as those of other packages: name -> (settings, factory).
+        command: what repeats it, for the record.
+        console: to print to.
+
+    Raises:
+        UserError: too few images.
+    """
+    keep_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    device = compute_device("auto")
+    precision = resolve_precision(config.precision, device)
+    loops = {name: (f"{precision}{', compiled' if config.compiled else ''}", make) for name, make in LOOPS.items()}
+    loops |= more or {}
+    rows: list[SpeedRow] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        if data is None:
+            wanted = (WARM_UP + config.steps) * config.batch_size
+            data = Path(scratch) / "scenes"
+            generate(data, per_class=wanted // 12 + 1, size=max(64, min(150, max(config.pixels))))
+        peak = machine_peak(device, precision)
+        console.print(
+            f"The machine computes {peak / 1e9:,.0f} GFLOP/s in {precision} at its best, with a matrix product"
+        )
+        for pixels in config.pixels:
+            for student in config.students:
+                place = Bench(
+                    data,
+                    pixels,
+                    config.teacher,
+                    student,
+                    config.batch_size,
+                    config.steps,
+                    device,
+                    precision,
+                    config.compiled,
+                    Path(scratch),
+                )
+                found = _measure(place, loops, config.repeats, peak, console)
+                rows += found
+    return SpeedResult(
+        experiment="speed",
+        command=command,
+        date=date.today().isoformat(),
+        hardware=hardware(),
+        versions=versions(),
+        data=data.resolve().name,
+        teacher=config.teacher,
+        batch_size=config.batch_size,
+        repeats=config.repeats,
+        steps=config.steps,
+        precision=precision,
+        peak_gflops=round(peak / 1e9, 1),
+        wall_seconds=round(time.monotonic() - started, 1),
+        rows=tuple(rows),
+    )
+
+
+def _measure(
+    bench: Bench, loops: Mapping[str, tuple[str, Factory]], repeats: int, peak: float, console: Console
+) -> list[SpeedRow]:
+    """One size and student: every loop in turns."""
+    console.print(f"{bench.teacher} teaches {bench.student} at {bench.pixels} pixels, batches of {bench.batch_size}")
+    made: dict[str, Loop] = {}
+    for name, (_, make) in loops.items():
+        try:
+            made[name] = make(bench)
+        except ImportError as problem:
+            console.print(f"  {name}: left out, {problem}", markup=False)
+    speeds: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(repeats):
+        for name, loop in made.items():
+            speeds[name].append(bench.batch_size * bench.steps / loop.seconds())
+    for loop in made.values():
+        loop.close()
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    operations = _operations(bench)
+    limits = {
+        ONLINE: 1 / (1 / medians[TEACHER] + 1 / medians[STUDENT]),
+        STORE: medians[STUDENT],
+    }
+    rows = []
+    for name, values in speeds.items():
+        work = operations.get(name, operations[ONLINE])
+        row = SpeedRow(
+            loop=name,
+            settings=loops[name][0],
+            student=bench.student,
+            pixels=bench.pixels,
+            images_per_second=medians[name],
+            min=min(values),
+            max=max(values),
+            share_of_limit=None
+            if name in (TEACHER, STUDENT, DATA)
+            else medians[name] / limits.get(name, limits[ONLINE]),
+            share_of_peak=work * medians[name] / peak if work else None,
+            gflops_per_image=work / 1e9 if work else None,
+            device=bench.device.type,
+        )
+        rows.append(row)
+        limit = f"  {row.share_of_limit:.0%} of the sum of its parts" if row.share_of_limit else ""
+        console.print(f"  {name:32} {row.images_per_second:8.1f} images/s  ({row.min:.1f} to {row.max:.1f}){limit}")
+    return rows
+
+
+def _operations(bench: Bench) -> dict[str, float]:
+    """Floating-point operations of each loop for one image; a backward pass costs two forward passes."""
+    image = torch.zeros(1, 3, bench.pixels, bench.pixels)
+    teacher = 2.0 * count_operations(bench.new_teacher(), image)
+    student = 3 * 2.0 * count_operations(bench.new_student().eval(), image)
+    return {TEACHER: teacher, STUDENT: student, DATA: 0.0, STORE: student, ONLINE: teacher + student}
+
+
+def machine_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
+    """Operations a second of a large matrix product: the most that networks could get of the machine."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=TYPES.get(precision, torch.float32)) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        wait_for(device)
+        started = time.perf_counter()
+        a @ b
+        wait_for(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

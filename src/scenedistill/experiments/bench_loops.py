@@ -1,0 +1,253 @@
+"""The loops whose speed is measured: ours, its parts, and what people write without it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch import Tensor, nn
+
+from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.data.batches import SceneBatches, ScenePart
+from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.module import EpochBatches, SceneDataModule
+from scenedistill.data.scenes import scan
+from scenedistill.data.splits import PARTS, assemble
+from scenedistill.data.views import ViewConfig, training_view
+from scenedistill.errors import UserError
+from scenedistill.evaluation.cost import wait_for
+from scenedistill.losses.registry import METHODS
+from scenedistill.models.freeze import freeze
+from scenedistill.models.network import SceneNet
+from scenedistill.models.student import build_student
+from scenedistill.models.teacher import build_teacher
+from scenedistill.precision import Precision, autocast
+from scenedistill.training.base import parameter_groups
+from scenedistill.training.fitting import fit
+from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.student import StudentTraining
+
+VIEWS = ViewConfig()
+WARM_UP = 4  # steps
+METHOD = "kd"  # plain knowledge distillation: every code has it
+
+
+@dataclass
+class Bench:
+    """What all loops of one measurement share.
+
+    Attributes:
+        data: folder with one sub-folder for each class.
+        pixels: side of what the networks see.
+        teacher: name of the teacher.
+        student: name of the student.
+        batch_size: images of a step.
+        steps: timed in each repeat.
+        device: to compute on.
+        precision: of our own loops.
+        compiled: whether our own loops compile the frozen teacher.
+        scratch: folder for whatever a loop writes.
+    """
+
+    data: Path
+    pixels: int
+    teacher: str
+    student: str
+    batch_size: int
+    steps: int
+    device: torch.device
+    precision: Precision
+    compiled: bool
+    scratch: Path
+
+    def __post_init__(self) -> None:
+        index = scan(self.data)
+        stored = max(64, 32 * round(self.pixels * 1.15 / 32))
+        self.cache: SceneCache = build_cache(index, stored, folder=self.scratch / f"cache{stored}", progress=False)
+        self.classes = len(self.cache.index.classes)
+        self.part = ScenePart(self.cache, np.arange(len(self.cache.index)))
+
+    def new_teacher(self) -> SceneNet:
+        """The same untrained teacher each time: speed does not ask what it knows."""
+        torch.manual_seed(0)
+        return build_teacher(self.teacher, self.classes, image_size=self.pixels)[0].eval()
+
+    def new_student(self) -> SceneNet:
+        """The same fresh student each time."""
+        torch.manual_seed(0)
+        return build_student(self.student, self.classes, image_size=self.pixels)
+
+    def view(self) -> Tensor:
+        """A batch's views, on the device."""
+        batch = self.part.fetch(range(self.batch_size)).to(self.device)
+        return training_view(batch.images, batch.ids, seed=0, epoch=0, size=self.pixels, config=VIEWS)
+
+    def training(self, knowledge: Knowledge | None) -> StudentTraining:
+        """The student's training as a run has it."""
+        config = StudentConfig(name=self.student, method=METHOD, fit=FitConfig(epochs=1, batch_size=self.batch_size))
+        return StudentTraining(
+            self.new_student(),
+            config,
+            METHODS[METHOD],
+            VIEWS,
+            image_size=self.pixels,
+            seed=0,
+            knowledge=knowledge,
+        )
+
+
+class Loop(Protocol):
+    """Something that takes steps; made ready and warmed up by its constructor."""
+
+    def seconds(self) -> float:
+        """Take `Bench.steps` steps and say how long they took."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class Repeated:
+    """A loop that calls one function for each step."""
+
+    def __init__(self, bench: Bench, step: Callable[[], object]) -> None:
+        self.step, self.device, self.steps = step, bench.device, bench.steps
+        for _ in range(WARM_UP):
+            step()
+
+    def seconds(self) -> float:
+        """See `Loop.seconds`."""
+        wait_for(self.device)
+        started = time.perf_counter()
+        for _ in range(self.steps):
+            self.step()
+        wait_for(self.device)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """See `Loop.close`."""
+
+
+def teacher_forward(bench: Bench) -> Loop:
+    """The frozen teacher alone, on a view in memory."""
+    frozen = freeze(
+        bench.new_teacher(),
+        precision=bench.precision,
+        device=bench.device,
+        image_size=bench.pixels,
+        compiled=bench.compiled,
+    )
+    view = bench.view()
+    return Repeated(bench, lambda: frozen(view))
+
+
+def student_step(bench: Bench) -> Loop:
+    """Forward, loss, backward and update of the student alone: view and teacher's answer lie in memory."""
+    view, labels = bench.view(), bench.part.fetch(range(bench.batch_size)).labels.to(bench.device)
+    with torch.no_grad():
+        target = bench.new_teacher().to(bench.device)(view)
+    net = bench.new_student().to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = bench.training(None)
+    module.net = net
+    loss = module.losses[METHOD].to(bench.device)
+    weights = METHODS[METHOD]
+    groups = parameter_groups(net, FitConfig())
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True)
+
+    def step() -> None:
+        with autocast(bench.device, bench.precision):
+            output = net(view)
+        total = weights["ce"] * nn.functional.cross_entropy(output.logits.float(), labels)
+        total = total + weights[METHOD] * loss(output, target, labels)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return Repeated(bench, step)
+
+
+def data_only(bench: Bench) -> Loop:
+    """Batches from the cache and their views, and nothing else."""
+    order = EpochBatches(bench.part.labels, bench.batch_size, seed=0)
+    batches = SceneBatches(bench.part, order, bench.device)
+
+    def endless() -> Iterator[Tensor]:
+        epoch = 0
+        while True:
+            order.set_epoch(epoch)
+            for batch in batches:
+                yield training_view(batch.images, batch.ids, seed=0, epoch=epoch, size=bench.pixels, config=VIEWS)
+            epoch += 1
+
+    views = endless()
+    return Repeated(bench, lambda: next(views))
+
+
+class Ours:
+    """A distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps."""
+
+    def __init__(self, bench: Bench, views: int) -> None:
+        self.bench, self.views = bench, views
+        count = len(bench.cache.index)
+        wanted = (WARM_UP + bench.steps) * bench.batch_size
+        if count < wanted:
+            raise UserError(f"{bench.data} has {count} images, and {wanted} are needed. Lower --steps or --batch_size.")
+        parts = np.full(count, PARTS.index("test"), np.int8)
+        parts[:wanted] = PARTS.index("train")
+        self.split = assemble(bench.cache.index, parts, None, None)
+        if views:  # filled before the clock starts, as in every epoch but the first
+            self._knowledge().open(0, bench.device)
+
+    def seconds(self) -> float:
+        """See `Loop.seconds`."""
+        watch = _Watch(self.bench)
+        with tempfile.TemporaryDirectory(dir=self.bench.scratch) as folder:
+            fit(
+                self.bench.training(self._knowledge()),
+                SceneDataModule(self.bench.cache, self.split, batch_size=self.bench.batch_size, seed=0),
+                Path(folder),
+                MachineConfig(precision=self.bench.precision),
+                title="bench",
+                console=Console(quiet=True),
+                callbacks=[watch],
+            )
+        return watch.ends[1] - watch.ends[0]
+
+    def close(self) -> None:
+        """See `Loop.close`."""
+
+    def _knowledge(self) -> Knowledge:
+        bench = self.bench
+        return Knowledge(
+            bench.new_teacher(),
+            ScenePart(bench.cache, self.split.train),
+            views=self.views,
+            config=VIEWS,
+            image_size=bench.pixels,
+            seed=0,
+            precision=bench.precision,
+            root=bench.scratch / "knowledge",
+            compiled=bench.compiled,
+        )
+
+
+class _Watch(Callback):
+    """Notes when the warm-up and when the last step has ended."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.device, self.last = bench.device, WARM_UP + bench.steps
+        self.steps = 0
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        self.steps += 1
+        if self.steps in (WARM_UP, self.last):
+            wait_for(self.device)
+            self.ends.append(time.perf_counter())

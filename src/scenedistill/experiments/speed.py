@@ -1,0 +1,134 @@
+"""The record of a speed measurement, its table and its picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scenedistill.errors import UserError
+from scenedistill.experiments.results import Scalar, tidy
+from scenedistill.training.runs import write_json
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One loop with one student at one size."""
+
+    loop: str
+    settings: str  # what is switched on
+    student: str
+    pixels: int
+    images_per_second: float  # median over the repeats
+    min: float
+    max: float
+    share_of_limit: float | None  # of the sum of its parts at their best; None for the parts
+    share_of_peak: float | None  # of the operations a matrix product gets of the machine
+    gflops_per_image: float | None
+    device: str
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """One run of the benchmark."""
+
+    experiment: str
+    command: str
+    date: str
+    hardware: dict[str, Scalar]
+    versions: dict[str, Scalar]
+    data: str
+    teacher: str
+    batch_size: int
+    repeats: int
+    steps: int
+    precision: str
+    peak_gflops: float
+    wall_seconds: float
+    rows: tuple[SpeedRow, ...]
+
+
+def write_speed(result: SpeedResult, path: Path) -> Path:
+    """Write the result as JSON, whole or not at all."""
+    record = dataclasses.asdict(result)
+    record["rows"] = [{name: tidy(value) for name, value in row.items()} for row in record["rows"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return path
+
+
+def read_speed(path: Path) -> SpeedResult:
+    """Read what `write_speed` wrote.
+
+    Raises:
+        UserError: no such file, or not one of ours.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return SpeedResult(**{**record, "rows": tuple(SpeedRow(**row) for row in record["rows"])})
+    except FileNotFoundError:
+        raise UserError(f"There is no result file {path}.\nRun the benchmark that writes it.") from None
+    except (ValueError, TypeError, KeyError) as problem:
+        raise UserError(f"{path} is no record of a speed measurement: {problem}.\nRun the benchmark again.") from None
+
+
+def speed_table(result: SpeedResult) -> str:
+    """A Markdown table, a column for each size, for every loop and student, with a line of facts below it.
+
+    A cell: median images/s (smallest to largest), and the share of the sum of the loop's parts where it has one.
+    """
+    sizes = sorted({row.pixels for row in result.rows})
+    lines: dict[tuple[str, str, str], dict[int, SpeedRow]] = {}
+    for row in result.rows:
+        lines.setdefault((row.student, row.loop, row.settings), {})[row.pixels] = row
+    head = ["student", "loop", "settings", *(f"{size} px (images/s)" for size in sizes)]
+    table = [head, ["---"] * 3 + ["---:"] * len(sizes)]
+    for (student, loop, settings), cells in lines.items():
+        table.append([student, loop, settings, *(_cell(cells.get(size)) for size in sizes)])
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
+    on = result.hardware
+    machine = ", ".join(str(p) for p in (on.get("gpu"), on.get("cpu"), f"{on['cores']} cores") if p)
+    return (
+        f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {result.batch_size}; median of "
+        f"{result.repeats} turns of {result.steps} steps (smallest to largest), then the share of the sum of the "
+        "loop's parts; "
+        f"{machine}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
+    )
+
+
+def _cell(row: SpeedRow | None) -> str:
+    if row is None:
+        return "-"
+    share = f", {row.share_of_limit:.0%}" if row.share_of_limit is not None else ""
+    return f"{row.images_per_second:.1f} ({row.min:.1f} to {row.max:.1f}){share}"
+
+
+def draw_speed(result: SpeedResult, path: Path) -> Path:
+    """A picture: bars of images/s for each size, one panel for each student."""
+    from matplotlib.figure import Figure
+
+    students = list(dict.fromkeys(row.student for row in result.rows))
+    sizes = sorted({row.pixels for row in result.rows})
+    loops = list(dict.fromkeys((row.loop, row.settings) for row in result.rows))
+    figure = Figure(figsize=(4.2 * len(sizes), 0.32 * len(loops) * len(students) + 1.2), layout="constrained")
+    axes = figure.subplots(len(students), len(sizes), squeeze=False, sharey=True)
+    for line, student in zip(axes, students, strict=True):
+        for axis, size in zip(line, sizes, strict=True):
+            chosen = [row for row in result.rows if (row.student, row.pixels) == (student, size)]
+            names = [f"{row.loop} ({row.settings})" if row.settings else row.loop for row in chosen]
+            speeds = [row.images_per_second for row in chosen]
+            down, up = zip(*((r.images_per_second - r.min, r.max - r.images_per_second) for r in chosen), strict=True)
+            colours = ["tab:green" if row.loop.startswith("scenedistill") else "tab:gray" for row in chosen]
+            axis.barh(names, speeds, xerr=(down, up), color=colours)
+            axis.bar_label(axis.containers[-1], fmt="%.0f", padding=3, fontsize=7)
+            axis.set_xscale("log")
+            axis.set_title(f"{student}, {size} pixels", fontsize=9)
+            axis.tick_params(labelsize=7)
+            axis.set_xlabel("images/s", fontsize=8)
+    for line in axes:
+        line[0].invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,89 @@
+"""What lies in the cache folder, and clearing it: decoded images and the teachers' knowledge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from scenedistill.data.cache import cache_home
+from scenedistill.errors import UserError
+from scenedistill.training.knowledge_store import ABOUT, VIEW, size_text
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One folder of decoded images or of a teacher's knowledge."""
+
+    kind: str  # "images" or "knowledge"
+    folder: Path
+    what: str
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """How a person names it."""
+        return self.folder.name
+
+
+def stored(root: Path | None = None) -> list[Stored]:
+    """Everything kept under a cache folder, the largest first; `cache_home()` when not given."""
+    root = cache_home() if root is None else root
+    found = []
+    for manifest in root.glob("scenes/*/manifest.json"):
+        settings = _read(manifest).get("settings", {})
+        what = f"{settings.get('root', '?')} at {settings.get('size', '?')} pixels"
+        found.append(Stored("images", manifest.parent, what, _bytes(manifest.parent)))
+    for about in root.glob(f"knowledge/*/{ABOUT}"):
+        said = _read(about)
+        views = sum(bool(VIEW.fullmatch(file.name)) for file in about.parent.iterdir())
+        what = (
+            f"{said.get('teacher', '?')} on {said.get('data', '?')} at {said.get('pixels', '?')} pixels, seed "
+            f"{said.get('settings', {}).get('seed', '?')}: {views} views x {said.get('images', 0):,} images"
+        )
+        found.append(Stored("knowledge", about.parent, what, _bytes(about.parent)))
+    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+
+
+def clear(names: Sequence[str], root: Path | None = None) -> list[Stored]:
+    """Delete stores by name, or all of a kind by `images` or `knowledge`, or everything by `all`; what is needed again
+    is made again.
+
+    Raises:
+        UserError: nothing has a name that was given; nothing is deleted then.
+    """
+    there = stored(root)
+    chosen: list[Stored] = []
+    for name in names:
+        matching = [entry for entry in there if name in ("all", entry.kind, entry.name)]
+        if not matching and name not in ("all", "images", "knowledge"):
+            raise UserError(f"Nothing stored is called '{name}'. `scenedistill data stored` lists what there is.")
+        chosen += [entry for entry in matching if entry not in chosen]
+    for entry in chosen:
+        shutil.rmtree(entry.folder)
+    return chosen
+
+
+def stored_table(entries: Sequence[Stored]) -> Table:
+    """For the terminal."""
+    table = Table("name", "kind", "what", "size", box=None)
+    for entry in entries:
+        table.add_row(entry.name, entry.kind, entry.what, size_text(entry.bytes))
+    return table
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,170 @@
+"""The students of one seed: trained alone, or side by side where one teacher pass can serve them all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scenedistill.config import StudentConfig
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.module import SceneDataModule
+from scenedistill.data.splits import Split
+from scenedistill.errors import UserError
+from scenedistill.evaluation.predict import predict
+from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.stages import WEIGHTS
+from scenedistill.losses.registry import resolve_weights
+from scenedistill.models.files import load_net, weights_hash
+from scenedistill.models.student import build_student
+from scenedistill.training.fitting import fit
+from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.runs import Stage, fingerprint
+from scenedistill.training.student import StudentTraining
+from scenedistill.training.together import TogetherTraining
+
+
+def train_students(
+    lab: Lab, seed: int, split: Split, wanted: Sequence[tuple[Path, StudentConfig]], teacher: Stage | None
+) -> list[Stage]:
+    """Train students, with a teacher by Algorithm 1 or, without one, plain; each in its folder, and once.
+
+    Several are trained side by side, on one view and one teacher pass of each batch: their settings may differ in all
+    but the training's schedule and the kept views.
+    """
+    stages = []
+    for folder, config in wanted:
+        settings: dict[str, Any] = {"student": plain(config)}
+        if teacher:
+            settings["teacher"] = teacher.fingerprint
+        stages.append(lab.stage(folder, seed, split, settings))
+    with contextlib.ExitStack() as held:
+        for stage in stages:
+            held.enter_context(lab.hold(stage))
+        todo = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True) if not lab.done(stage)]
+        if todo:
+            _train(lab, seed, split, todo, teacher)
+    return stages
+
+
+def _train(
+    lab: Lab, seed: int, split: Split, todo: Sequence[tuple[Stage, StudentConfig]], teacher: Stage | None
+) -> None:
+    if teacher and not teacher.done:
+        raise UserError(
+            f"{teacher.folder} is no longer this run's teacher: a run with other settings has put its own there. "
+            "Give one of the two another run folder with --out."
+        )
+    first = todo[0][1]
+    knowledge = open_knowledge(lab, seed, split, first, teacher) if teacher else None
+    modules = {_title(config): _module(lab, seed, config, knowledge) for _, config in todo}
+    before = weights_hash(knowledge.teacher) if knowledge else None
+    batches = SceneDataModule(lab.cache, split, batch_size=first.fit.batch_size, seed=seed)
+    folder, title = todo[0][0].folder, _title(first)
+    module: StudentTraining | TogetherTraining = modules[title]
+    if len(todo) > 1:
+        name = fingerprint({"stages": [stage.fingerprint for stage, _ in todo]})
+        folder, title = lab.out / f"seed{seed}" / f"together-{name}", f"{len(todo)} students"
+        module = TogetherTraining(modules)
+    record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console)
+    if knowledge:
+        record["teacher"] = teacher.record["name"] if teacher else None
+        record["teacher_hash"] = weights_hash(knowledge.teacher)
+        if record["teacher_hash"] != before:
+            raise RuntimeError("the teacher's weights changed while it taught")
+    for stage, config in todo:
+        own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], _title(config), len(todo))}
+        lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own)
+    if lab.lead:
+        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+
+
+def _title(config: StudentConfig) -> str:
+    return f"{config.name} {config.method}"
+
+
+def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, float]:
+    """One student's part of what several reported."""
+    if students == 1:
+        return metrics
+    return {name.removeprefix(f"{title} "): value for name, value in metrics.items() if name.startswith(f"{title} ")}
+
+
+def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None) -> StudentTraining:
+    torch.manual_seed(seed)
+    net = build_student(
+        config.name,
+        len(lab.classes),
+        bands=lab.config.data.bands,
+        image_size=lab.config.image_size,
+        dual_attention=config.dual_attention,
+    )
+    return StudentTraining(
+        net,
+        config,
+        resolve_weights(config.method, config.losses),
+        lab.config.views,
+        image_size=lab.config.image_size,
+        seed=seed,
+        knowledge=knowledge,
+        statistics=knowledge.statistics(lab.device)[0] if knowledge else None,
+    )
+
+
+def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
+    """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
+    key = (teacher.fingerprint, config.knowledge_views)
+    if lab.knowledge is None or lab.knowledge[0] != key:
+        net, _ = load_net(teacher.folder / WEIGHTS)
+        home = lab.config.data.cache_dir
+        knowledge = Knowledge(
+            net,
+            ScenePart(lab.cache, split.train),
+            views=config.knowledge_views,
+            config=lab.config.views,
+            image_size=lab.config.image_size,
+            seed=seed,
+            precision=lab.precision,
+            root=home / "knowledge" if home else None,
+            about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
+        )
+        check_teacher(lab, knowledge, split)
+        if text := knowledge.need(config.fit.epochs):
+            lab.console.print(f"  {text}", markup=False)
+        lab.knowledge = (key, knowledge)
+    return lab.knowledge[1]
+
+
+def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
+    """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
+    none. The test images stay unseen.
+
+    Raises:
+        UserError: its OA is below the least that the settings ask for.
+    """
+    config = lab.config.teacher
+    if len(split.val):
+        what, part = "validation", ScenePart(lab.cache, split.val)
+        size = lab.config.image_size
+        found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
+        oa = float((found == part.labels).mean())
+    else:
+        what, part = "training", knowledge.part
+        oa = knowledge.statistics(lab.device)[1]
+    chance = 1 / len(lab.classes)
+    least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
+    if oa < least:
+        raise UserError(
+            f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
+            f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
+        )
+    lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
+
+
+def plain_student(config: StudentConfig) -> StudentConfig:
+    """The same student trained on the labels alone, all else equal."""
+    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0)

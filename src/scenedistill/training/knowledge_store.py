@@ -1,0 +1,217 @@
+"""A teacher's answers for numbered views of the training images, as files that any later run reads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from scenedistill.errors import UserError
+from scenedistill.losses.base import TeacherStatistics
+from scenedistill.models.output import SceneOutput, StageAttention
+
+#: Raised when the same settings come to mean other answers: other views, another packing.
+FORMAT = 1
+LARGEST = torch.finfo(torch.float16).max
+SPARE_BYTES = 256 << 20  # disk space left free
+ABOUT, _STATISTICS = "about.json", "statistics.safetensors"
+VIEW = re.compile(r"view-(\d{5})-([0-9a-f]{16})\.npy")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one image's answer lies in a row of bytes: 16 bits a number, tensor after tensor.
+
+    Energies are bfloat16, because squares leave the range of float16; all else is float16, cut to its range.
+
+    Attributes:
+        shapes: of each tensor of the output without the batch, in the order in which the output is flattened.
+        types: of each tensor.
+        spec: how the tensors make up a `SceneOutput`.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    types: tuple[torch.dtype, ...]
+    spec: TreeSpec
+
+    @staticmethod
+    def of(output: SceneOutput) -> Packing:
+        """The packing of outputs like this one."""
+        leaves, spec = tree_flatten(output)
+        narrow, wide = torch.float16, torch.bfloat16
+        stage = StageAttention(channel=narrow, spatial=narrow, energy=wide, descriptor=narrow)  # type: ignore[arg-type]
+        types = tree_flatten(SceneOutput(narrow, narrow, (stage,) * len(output.attention)))[0]  # type: ignore[arg-type]
+        return Packing(tuple(leaf.shape[1:] for leaf in leaves), tuple(types), spec)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image's answer."""
+        return sum(2 * shape.numel() for shape in self.shapes)
+
+    def pack(self, output: SceneOutput) -> Tensor:
+        """A batch's answers as uint8 `[B, row_bytes]`."""
+        leaves = (
+            leaf.flatten(1).to(kind) if kind == torch.bfloat16 else leaf.flatten(1).clamp(-LARGEST, LARGEST).to(kind)
+            for leaf, kind in zip(tree_flatten(output)[0], self.types, strict=True)
+        )
+        return torch.cat([leaf.contiguous().view(torch.uint8) for leaf in leaves], 1)
+
+    def unpack(self, rows: Tensor) -> SceneOutput:
+        """The answers in uint8 `[B, row_bytes]`, as views of the same memory."""
+        leaves, start = [], 0
+        for shape, kind in zip(self.shapes, self.types, strict=True):
+            end = start + 2 * shape.numel()
+            leaves.append(rows[:, start:end].view(kind).unflatten(1, shape))  # type: ignore[no-untyped-call]
+            start = end
+        output: SceneOutput = tree_unflatten(leaves, self.spec)
+        return output
+
+
+class KnowledgeStore:
+    """The folder of one teacher's answers for the views of one training part.
+
+    Every view is a file of its own whose name carries its checksum and which appears whole or not at all, so that runs
+    may share a folder, be killed at any moment and fill it together.
+
+    Args:
+        root: folder of all stores.
+        settings: everything that the answers depend on, as plain JSON values.
+        images: number N of training images.
+        about: what else a person may want to know of the folder.
+    """
+
+    def __init__(
+        self, root: Path, settings: Mapping[str, Any], images: int, about: Mapping[str, Any] | None = None
+    ) -> None:
+        settings = {"format": FORMAT, **settings}
+        text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.images = images
+        self._about = {**(about or {}), "images": images, "settings": settings}
+
+    def kept(self) -> set[int]:
+        """Numbers of the views whose answers are here."""
+        return set(self._views())
+
+    def read(self, number: int, packing: Packing) -> Tensor | None:
+        """A view's answers, uint8 `[N, row_bytes]`, memory-mapped; None where there are none or damaged ones."""
+        file = self._views().get(number)
+        if file is None:
+            return None
+        try:
+            rows = np.load(file, mmap_mode="c")  # copy-on-write: torch wants memory it might write to
+        except (OSError, ValueError):
+            rows = np.zeros((0, 0), np.uint8)
+        whole = rows.shape == (self.images, packing.row_bytes) and rows.dtype == np.uint8
+        if whole and _checksum(rows) == VIEW.fullmatch(file.name)[2]:  # type: ignore[index]
+            return torch.from_numpy(rows)
+        file.unlink(missing_ok=True)
+        return None
+
+    def write(self, number: int, rows: Tensor) -> None:
+        """Keep a view's answers, uint8 `[N, row_bytes]`."""
+        self._make()
+        array = rows.numpy()
+        self._put(f"view-{number:05d}-{_checksum(array)}.npy", lambda file: np.save(file, array))
+
+    def read_statistics(self) -> tuple[TeacherStatistics, float] | None:
+        """The teacher's statistics and its OA on the training images; None where there are none or damaged ones."""
+        try:
+            with safe_open(self.folder / _STATISTICS, "pt") as file:
+                names = sorted(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+                oa = float((file.metadata() or {})["oa"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
+        deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
+        return TeacherStatistics(tensors["embedding_mean"], means, deviations), oa
+
+    def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
+        """Keep the teacher's statistics and its OA on the training images."""
+        self._make()
+        tensors = {"embedding_mean": statistics.embedding_mean}
+        for name in ("descriptor_mean", "descriptor_std"):
+            tensors |= {f"{name}_{i:02d}": tensor for i, tensor in enumerate(getattr(statistics, name))}
+        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"oa": repr(oa)})
+        self._put(_STATISTICS, lambda file: file.write(content))
+
+    def need(self, views: int, packing: Packing) -> str:
+        """What keeping views 0 to `views` - 1 takes, in words.
+
+        Raises:
+            UserError: more than the disk has.
+        """
+        missing = len(set(range(views)) - self.kept())
+        asked = missing * self.images * packing.row_bytes
+        self._make()
+        free = shutil.disk_usage(self.folder).free
+        if asked + SPARE_BYTES > free:
+            raise UserError(
+                f"The teacher's knowledge of {missing} more views of {self.images:,} images takes {size_text(asked)}, "
+                f"and {self.folder} has {size_text(free)} free. Make room, lower --student.knowledge_views (0 keeps "
+                "nothing), or give another --data.cache_dir."
+            )
+        whole = views * self.images * packing.row_bytes
+        return (
+            f"knowledge of {views} views x {self.images:,} images: {size_text(whole)}, "
+            f"{views - missing} of them kept before ({self.folder.name})"
+        )
+
+    def _views(self) -> dict[int, Path]:
+        found = {}
+        with contextlib.suppress(OSError):
+            for file in self.folder.iterdir():
+                if match := VIEW.fullmatch(file.name):
+                    found[int(match[1])] = file
+        return found
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / ABOUT).exists():
+                text = json.dumps(self._about, indent=1, ensure_ascii=False)
+                self._put(ABOUT, lambda file: file.write(text.encode()))
+        except OSError as problem:
+            raise UserError(
+                f"The teacher's knowledge cannot be kept in {self.folder}: {problem.strerror}. Give another "
+                "--data.cache_dir, or --student.knowledge_views 0 to keep nothing."
+            ) from problem
+
+    def _put(self, name: str, write: Any) -> None:
+        """A file that is there as a whole or not at all, whoever else writes it at the same time."""
+        part = self.folder / f"{name}.{os.getpid()}.part"
+        try:
+            with part.open("wb") as file:
+                write(file)
+            part.replace(self.folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def size_text(count: float) -> str:
+    """Bytes as people say them."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    power = min(int(math.log10(count) / 3), 4)
+    value = count / 1000**power
+    return f"{value:.{0 if value >= 100 else 1}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def _checksum(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]

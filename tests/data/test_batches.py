@@ -1,0 +1,88 @@
+"""Batches are the same whichever way they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scenedistill.data.batches import AHEAD, SceneBatch, SceneBatches, ScenePart
+from scenedistill.data.cache import build_cache
+from scenedistill.data.scenes import scan
+
+CPU = torch.device("cpu")
+ORDER = [[3, 0, 40], [63, 1, 2], [5, 9], [8, 7, 6], [10, 11, 12], [13, 14, 15]]
+
+
+@pytest.fixture(scope="module")
+def part(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> ScenePart:
+    cache = build_cache(scan(tiny_scenes), 16, folder=tmp_path_factory.mktemp("cache") / "16", progress=False)
+    return ScenePart(cache, np.arange(64)[::-1].copy())
+
+
+def equal(ours: SceneBatch, theirs: SceneBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours.tensors, theirs.tensors, strict=True))
+
+
+def ways(part: ScenePart) -> dict[str, Iterator[SceneBatch]]:
+    batches = SceneBatches(part, ORDER, CPU)
+    whole = part.fetch(range(len(part)))
+    return {"from the cache": iter(batches), "from the device": batches._from_device(whole), "ahead": batches._ahead()}
+
+
+@pytest.mark.parametrize("way", ["from the cache", "from the device", "ahead"])
+def test_every_way_gives_the_same_batches(part: ScenePart, way: str) -> None:
+    found = list(ways(part)[way])
+    assert len(found) == len(ORDER)
+    assert all(equal(batch, part.fetch(rows)) for batch, rows in zip(found, ORDER, strict=True))
+    assert not equal(found[0], part.fetch(ORDER[1]))
+
+
+def test_who_leaves_early_leaves_no_thread_behind(part: ScenePart) -> None:
+    before = threading.active_count()
+    source = SceneBatches(part, ORDER, CPU)._ahead()
+    next(source)
+    assert threading.active_count() == before + 1, f"the thread waits: {AHEAD} of {len(ORDER)} batches are ready"
+    source.close()
+    end = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_wanted(part: ScenePart) -> None:
+    source = SceneBatches(part, [[0], [99]], CPU)._ahead()
+    assert next(source).rows.tolist() == [0]
+    with pytest.raises(IndexError):
+        next(source)
+
+
+def test_waiting_is_counted(part: ScenePart) -> None:
+    class Slow:
+        def __iter__(self) -> Iterator[list[int]]:
+            for rows in ORDER:
+                time.sleep(0.01)
+                yield rows
+
+        def __len__(self) -> int:
+            return len(ORDER)
+
+    batches = SceneBatches(part, Slow(), CPU)
+    for _ in batches:
+        time.sleep(0.02)  # the step's own time does not count
+    assert 0.01 * len(ORDER) <= batches.waited < 0.02 * len(ORDER)
+    assert len(batches) == len(ORDER)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_a_gpu_gets_the_same_batches(part: ScenePart, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scenedistill.data.batches.RESIDENT_SHARE", share)
+    found = list(SceneBatches(part, ORDER, torch.device("cuda")))
+    assert all(batch.images.device.type == "cuda" for batch in found)
+    assert all(equal(batch.to(CPU), part.fetch(rows)) for batch, rows in zip(found, ORDER, strict=True))

@@ -1,0 +1,113 @@
+"""Answers packed into rows, and the files they lie in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scenedistill.errors import UserError
+from scenedistill.models.output import SceneOutput, StageAttention
+from scenedistill.training import knowledge_store
+from scenedistill.training.knowledge_store import KnowledgeStore, Packing, size_text
+
+
+def answers(count: int, scale: float = 1.0) -> SceneOutput:
+    """A batch's output with two stages."""
+    draw = torch.Generator().manual_seed(count)
+
+    def some(*shape: int) -> torch.Tensor:
+        return scale * torch.randn(count, *shape, generator=draw)
+
+    stages = [StageAttention(some(c), some(1, s, s), some(s, s).square(), some(c)) for c, s in ((3, 4), (5, 2))]
+    return SceneOutput(some(7), some(6), tuple(stages))
+
+
+def test_a_row_has_two_bytes_for_each_number() -> None:
+    packing = Packing.of(answers(4))
+    numbers = 7 + 6 + (3 + 16 + 16 + 3) + (5 + 4 + 4 + 5)
+    assert packing.row_bytes == 2 * numbers
+    rows = packing.pack(answers(4))
+    assert rows.shape == (4, 2 * numbers) and rows.dtype == torch.uint8
+
+
+def test_unpacked_is_what_was_packed_to_the_precision_of_its_type() -> None:
+    output = answers(9)
+    packing = Packing.of(output)
+    found = packing.unpack(packing.pack(output)[[8, 0, 3]])
+    expected = output.map(lambda tensor: tensor[[8, 0, 3]])
+    assert torch.equal(found.logits, expected.logits.half())
+    assert torch.equal(found.embedding, expected.embedding.half())
+    for ours, theirs in zip(found.attention, expected.attention, strict=True):
+        assert torch.equal(ours.channel, theirs.channel.half()) and torch.equal(ours.spatial, theirs.spatial.half())
+        assert torch.equal(ours.descriptor, theirs.descriptor.half())
+        assert torch.equal(ours.energy, theirs.energy.bfloat16())
+
+
+def test_numbers_beyond_float16_stay_finite() -> None:
+    output = answers(2, scale=1e5)
+    packing = Packing.of(output)
+    found = packing.unpack(packing.pack(output))
+    assert all(torch.isfinite(leaf).all() for leaf in torch.utils._pytree.tree_leaves(found))
+    assert found.logits.abs().max() == 65504
+    assert torch.allclose(found.attention[0].energy.float(), output.attention[0].energy, rtol=1e-2)  # near 1e10
+
+
+def test_a_view_is_read_back_and_a_partly_written_one_is_not_there(tmp_path: Path) -> None:
+    output = answers(5)
+    packing = Packing.of(output)
+    store = KnowledgeStore(tmp_path, {"seed": 1}, 5)
+    assert store.read(0, packing) is None and store.kept() == set()
+    rows = packing.pack(output)
+    store.write(3, rows)
+    assert store.kept() == {3}
+    found = store.read(3, packing)
+    assert found is not None and torch.equal(found, rows)
+
+    class Killed(BaseException):
+        pass
+
+    class Dying:
+        def __array__(self) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        store._put("view-00004-0123456789abcdef.npy", lambda file: (file.write(b"half"), Dying().__array__()))
+    assert store.kept() == {3} and not list(store.folder.glob("*.part"))
+
+
+def test_answers_of_another_number_of_images_are_not_taken(tmp_path: Path) -> None:
+    packing = Packing.of(answers(5))
+    KnowledgeStore(tmp_path, {"seed": 1}, 5).write(0, packing.pack(answers(5)))
+    assert KnowledgeStore(tmp_path, {"seed": 1}, 6).read(0, packing) is None
+
+
+def test_the_need_is_said_and_held_against_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packing = Packing.of(answers(5))
+    store = KnowledgeStore(tmp_path, {"seed": 1}, 5)
+    store.write(0, packing.pack(answers(5)))
+    assert store.need(4, packing) == (
+        f"knowledge of 4 views x 5 images: {size_text(4 * 5 * packing.row_bytes)}, 1 of them kept before "
+        f"({store.folder.name})"
+    )
+    usage = shutil.disk_usage(tmp_path)._replace(free=knowledge_store.SPARE_BYTES + 3 * 5 * packing.row_bytes)
+    monkeypatch.setattr(knowledge_store, "shutil", SimpleNamespace(disk_usage=lambda folder: usage))
+    store.need(4, packing)  # three more just fit
+    with pytest.raises(UserError, match=r"4 more views of 5 images takes .* lower --student.knowledge_views"):
+        store.need(5, packing)
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be kept in .*cache_dir"):
+        KnowledgeStore(tmp_path / "file", {}, 5).need(1, Packing.of(answers(1)))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e8, "250 MB"), (3.24e12, "3.2 TB")]
+)
+def test_sizes_as_people_say_them(count: float, text: str) -> None:
+    assert size_text(count) == text
