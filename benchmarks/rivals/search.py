@@ -1,0 +1,56 @@
+"""The switches of a tuned rival, found by a short trial on the machine at hand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from scenedistill.precision import resolve_precision
+
+from .loop import Loop, LoopSettings, Switches, pace
+
+ROUNDS = 2  # of a trial, the candidates in turn
+_found: dict[tuple[object, ...], Switches] = {}
+
+
+def tuned(loop: type[Loop], settings: LoopSettings, switches: Switches | None = None) -> Loop:
+    """A loop at its best here: with the switches given, else with those that a trial finds.
+
+    bfloat16 (where the device computes it natively), channels-last and what costs nothing are always on; the number of
+    workers, then whether and how to compile, are tried. What was found for a library, device, size and batch size is
+    used again, whatever the networks.
+    """
+    if switches is None:
+        key = (loop.name, settings.device, settings.pixels, settings.batch_size, settings.workers)
+        if key not in _found:
+            _found[key] = _search(loop, settings)
+        switches = _found[key]
+    return loop(settings, switches)
+
+
+def _search(loop: type[Loop], settings: LoopSettings) -> Switches:
+    bf16 = resolve_precision("auto", settings.device) == "bf16"
+    start = Switches(tuned=True, bf16=bf16, channels_last=True)
+    most = settings.workers
+    eager = _fastest(loop, settings, [replace(start, workers=n) for n in sorted({0, 1, most // 2, most})])
+    if settings.device.type == "cuda":
+        compiled = [replace(eager, compile=mode) for mode in ("default", "reduce-overhead")]
+    else:
+        compiled = [replace(eager, compile="default", freeze=True)]
+    return _fastest(loop, settings, [eager, *compiled])
+
+
+def _fastest(loop: type[Loop], settings: LoopSettings, candidates: list[Switches]) -> Switches:
+    """The candidate with the best pace in any round: other work on the machine only ever slows one down."""
+    running = {switches: loop(settings, switches) for switches in candidates}
+    paces = dict.fromkeys(candidates, 0.0)
+    for _ in range(ROUNDS):
+        for switches in list(running):
+            try:
+                paces[switches] = max(paces[switches], pace(running[switches], settings.device))
+            except RuntimeError as problem:
+                if not switches.compile:
+                    raise
+                print(f"{loop.name} without {switches}: {str(problem).splitlines()[0]}", file=sys.stderr)
+                del running[switches]
+    return max(paces, key=lambda switches: paces[switches])
