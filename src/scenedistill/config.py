@@ -135,6 +135,8 @@ class MachineConfig:
         strategy: Lightning's strategy, such as `auto`, `ddp` or `ddp_spawn`.
         precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
         threads: CPU threads; all cores when not given.
+        compile: compile networks with `torch.compile`, which takes a minute or more at the start of every training and
+            needs a C++ compiler on a CPU; on a GPU when not given.
     """
 
     accelerator: str = "auto"
@@ -143,6 +145,7 @@ class MachineConfig:
     strategy: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     threads: int | None = None
+    compile: bool | None = None
 
 
 @dataclass
@@ -184,7 +187,7 @@ class BenchConfig:
         steps: timed in a row.
         repeats: turns; in each every loop takes its steps.
         precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
-        compiled: compile the frozen teacher in our own loops.
+        compile: compile the networks in our own loops; on a GPU when not given.
         threads: CPU threads; all cores when not given.
     """
 
@@ -195,5 +198,5 @@ class BenchConfig:
     steps: int = 4
     repeats: int = 5
     precision: str = "auto"
-    compiled: bool = False
+    compile: bool | None = None
     threads: int | None = None

@@ -27,6 +27,11 @@ def compute_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
+def compiles(wanted: bool | None, device: torch.device) -> bool:
+    """Whether networks are compiled: as wanted, and on a GPU where nobody says."""
+    return device.type == "cuda" if wanted is None else wanted
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Autocast to a precision on a device; fp32 switches it off."""
     return torch.autocast(device.type, dtype=TYPES.get(precision), enabled=precision in TYPES)

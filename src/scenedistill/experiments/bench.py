@@ -19,6 +19,7 @@ from scenedistill.experiments.bench_loops import (
     WARM_UP,
     Bench,
     Loop,
+    Naive,
     Ours,
     data_only,
     student_step,
@@ -27,18 +28,19 @@ from scenedistill.experiments.bench_loops import (
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.speed import SpeedResult, SpeedRow
 from scenedistill.memory import keep_memory
-from scenedistill.precision import TYPES, Precision, compute_device, resolve_precision
+from scenedistill.precision import TYPES, Precision, compiles, compute_device, resolve_precision
 
 Factory = Callable[[Bench], Loop]
 
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
-ONLINE, STORE = "scenedistill, online", "scenedistill, from the store"
+NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
 PARTS = (TEACHER, STUDENT, DATA)
 #: Our own loops by the name that results carry.
 LOOPS: dict[str, Factory] = {
     TEACHER: teacher_forward,
     STUDENT: student_step,
     DATA: data_only,
+    NAIVE: Naive,
     ONLINE: lambda bench: Ours(bench, views=0),
     STORE: lambda bench: Ours(bench, views=1),
 }
@@ -70,7 +72,8 @@ def bench(
     started = time.monotonic()
     device = compute_device("auto")
     precision = resolve_precision(config.precision, device)
-    loops = {name: (f"{precision}{', compiled' if config.compiled else ''}", make) for name, make in LOOPS.items()}
+    compiled = compiles(config.compile, device)
+    loops = {name: (f"{precision}{', compiled' if compiled else ''}", make) for name, make in LOOPS.items()}
     loops |= more or {}
     rows: list[SpeedRow] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -93,7 +96,7 @@ def bench(
                     config.steps,
                     device,
                     precision,
-                    config.compiled,
+                    compiled,
                     Path(scratch),
                 )
                 found = _measure(place, loops, config.repeats, peak, console)
@@ -135,6 +138,7 @@ def _measure(
         loop.close()
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     operations = _operations(bench)
+    # the parts at their best, on data in memory; the store's limit has no teacher
     limits = {
         ONLINE: 1 / (1 / medians[TEACHER] + 1 / medians[STUDENT]),
         STORE: medians[STUDENT],
@@ -144,7 +148,7 @@ def _measure(
         work = operations.get(name, operations[ONLINE])
         row = SpeedRow(
             loop=name,
-            settings=loops[name][0],
+            settings=getattr(made[name], "description", loops[name][0]),
             student=bench.student,
             pixels=bench.pixels,
             images_per_second=medians[name],

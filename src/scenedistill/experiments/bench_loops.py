@@ -14,6 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.data.batches import SceneBatches, ScenePart
@@ -53,7 +56,7 @@ class Bench:
         steps: timed in each repeat.
         device: to compute on.
         precision: of our own loops.
-        compiled: whether our own loops compile the frozen teacher.
+        compiled: whether our own loops compile the networks.
         scratch: folder for whatever a loop writes.
     """
 
@@ -157,6 +160,8 @@ def student_step(bench: Bench) -> Loop:
     module = bench.training(None)
     module.net = net
     loss = module.losses[METHOD].to(bench.device)
+    if bench.compiled:
+        net.compile(dynamic=False)
     weights = METHODS[METHOD]
     groups = parameter_groups(net, FitConfig())
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True)
@@ -190,6 +195,49 @@ def data_only(bench: Bench) -> Loop:
     return Repeated(bench, lambda: next(views))
 
 
+class Naive:
+    """What one writes first: PIL and torchvision's transforms in worker processes, both networks in fp32."""
+
+    description = "PIL, torchvision, fp32, 2 workers"
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.teacher, self.student = bench.new_teacher().to(bench.device), bench.new_student().to(bench.device)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        self.loss = bench.training(None).losses[METHOD]
+        crop = transforms.RandomResizedCrop(bench.pixels, VIEWS.scale, VIEWS.ratio)
+        flips = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()]
+        colour = transforms.ColorJitter(VIEWS.brightness, VIEWS.contrast, VIEWS.saturation)
+        self.images = ImageFolder(bench.data, transforms.Compose([crop, *flips, colour, transforms.ToTensor()]))
+
+    def seconds(self) -> float:
+        """See `Loop.seconds`."""
+        bench, started = self.bench, 0.0
+        batches = DataLoader(self.images, bench.batch_size, shuffle=True, num_workers=2, drop_last=True)
+        for number, (images, labels) in enumerate(batches):
+            if number == WARM_UP:
+                wait_for(bench.device)
+                started = time.perf_counter()
+            self._step(images.to(bench.device), labels.to(bench.device))
+            if number + 1 == WARM_UP + bench.steps:
+                break
+        wait_for(bench.device)
+        return time.perf_counter() - started
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        with torch.no_grad():
+            target = self.teacher(images)
+        output = self.student(images)
+        loss = METHODS[METHOD]["ce"] * nn.functional.cross_entropy(output.logits, labels)
+        loss = loss + METHODS[METHOD][METHOD] * self.loss(output, target, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def close(self) -> None:
+        """See `Loop.close`."""
+
+
 class Ours:
     """A distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps."""
 
@@ -213,7 +261,7 @@ class Ours:
                 self.bench.training(self._knowledge()),
                 SceneDataModule(self.bench.cache, self.split, batch_size=self.bench.batch_size, seed=0),
                 Path(folder),
-                MachineConfig(precision=self.bench.precision),
+                MachineConfig(precision=self.bench.precision, compile=self.bench.compiled),
                 title="bench",
                 console=Console(quiet=True),
                 callbacks=[watch],

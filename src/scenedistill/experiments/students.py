@@ -21,6 +21,7 @@ from scenedistill.experiments.stages import WEIGHTS
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.files import load_net, weights_hash
 from scenedistill.models.student import build_student
+from scenedistill.precision import compiles
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage, fingerprint
@@ -130,6 +131,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
             seed=seed,
             precision=lab.precision,
             root=home / "knowledge" if home else None,
+            compiled=compiles(lab.config.machine.compile, lab.device),
             about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
         )
         check_teacher(lab, knowledge, split)

@@ -50,6 +50,16 @@ class SceneTraining(L.LightningModule):
             else:
                 share_batch_norm(self)
 
+    def compile_networks(self) -> None:
+        """Compile what trains; what cannot be compiled runs as it is."""
+        torch._dynamo.config.suppress_errors = True
+        for net in self.networks():
+            net.compile(dynamic=False)
+
+    def networks(self) -> list[SceneNet]:
+        """What trains."""
+        return [self.net]
+
     def transfer_batch_to_device(self, batch: SceneBatch, device: torch.device, dataloader_idx: int) -> SceneBatch:
         """A `SceneBatch` knows how to move itself."""
         return batch.to(device, non_blocking=True)

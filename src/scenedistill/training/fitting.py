@@ -23,7 +23,7 @@ from rich.console import Console
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
 from scenedistill.errors import UserError
-from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.precision import compiles, compute_device, resolve_precision
 from scenedistill.training.base import SceneTraining
 
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -92,6 +92,8 @@ def fit(
         inference_mode=False,
     )
     module.to(memory_format=torch.channels_last)
+    if compiles(machine.compile, compute_device(machine.accelerator)):
+        module.compile_networks()
     answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import evaluation_view
+from scenedistill.models.network import SceneNet
 from scenedistill.training.student import Distillation, StudentTraining
 
 
@@ -56,6 +57,10 @@ class TogetherTraining(Distillation):
         for name, student in self._each():
             student.validation_oa(student.net(view, attention=False).logits, batch.labels)
             self.log(f"{name} val_oa", student.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
+
+    def networks(self) -> list[SceneNet]:
+        """Every student's."""
+        return [student.net for _, student in self._each()]
 
     def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """Those of each student."""

@@ -1,0 +1,76 @@
+"""The speed benchmark: `scenedistill bench` with the loops of other packages in the same run.
+
+    python benchmarks/speed.py --data path/to/AID --results results/speed.json --picture docs/pictures/speed.png
+
+takes the options of `scenedistill bench`. A loop whose package is not installed is left out and said so.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rivals import RIVALS, LogitsOnly, LoopSettings
+
+from scenedistill.cli import build_parser
+from scenedistill.commands import filled
+from scenedistill.config import BenchConfig
+from scenedistill.evaluation.cost import wait_for
+from scenedistill.experiments.bench import bench
+from scenedistill.experiments.bench_loops import WARM_UP, Bench
+from scenedistill.experiments.speed import draw_speed, speed_table, write_speed
+
+
+class RivalLoop:
+    """A rival as the benchmark times its own loops: its worker processes live for one turn at a time."""
+
+    def __init__(self, name: str, place: Bench) -> None:
+        self.place = place
+        settings = LoopSettings(
+            data=place.data,
+            pixels=place.pixels,
+            batch_size=place.batch_size,
+            teacher=LogitsOnly(place.new_teacher()),
+            student=LogitsOnly(place.new_student()),
+            device=place.device,
+        )
+        self.rival = RIVALS[name](settings)
+        self.description = f"{self.rival.settings}: {self.rival.description}"
+
+    def seconds(self) -> float:
+        """See `bench_loops.Loop`."""
+        walk = self.rival.steps()
+        for _ in range(WARM_UP):
+            next(walk)
+        wait_for(self.place.device)
+        started = time.perf_counter()
+        for _ in range(self.place.steps):
+            next(walk)
+        wait_for(self.place.device)
+        taken = time.perf_counter() - started
+        self.rival.close()
+        return taken
+
+    def close(self) -> None:
+        """See `bench_loops.Loop`."""
+
+
+def main() -> None:
+    """Measure, print, write, draw."""
+    settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
+    more = {name: ("", lambda place, name=name: RivalLoop(name, place)) for name in RIVALS}
+    console = Console(width=160, soft_wrap=True)
+    command = f"python benchmarks/speed.py {' '.join(sys.argv[1:])}"
+    data = Path(settings.data) if settings.data else None
+    result = bench(data, filled(BenchConfig, settings), more=more, command=command, console=console)
+    console.print(speed_table(result), markup=False)
+    if settings.results:
+        write_speed(result, Path(settings.results))
+    if settings.picture:
+        draw_speed(result, Path(settings.picture))
+
+
+if __name__ == "__main__":
+    main()
