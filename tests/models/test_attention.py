@@ -121,7 +121,23 @@ def test_energy_is_float32_where_squares_leave_half_precision() -> None:
         _, (_, _, energy, _) = watched(
             AttendedStage(nn.Identity(), NoAttention()), torch.full((1, 2, 2, 2), 1e3).half()
         )
-    assert energy.dtype == torch.float32 and (energy == 1e6).all()
+    assert energy.dtype == torch.float32 and torch.allclose(energy, torch.tensor(1e6), rtol=2**-8)
+
+
+def energy_of(feature: Tensor) -> Tensor:
+    return watched(AttendedStage(nn.Identity(), NoAttention()), feature)[1][2]
+
+
+def test_the_slope_of_the_energy_is_right_in_double_and_near_in_half_precision() -> None:
+    feature = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(energy_of, (feature,))
+    weights = torch.rand(2, 3, 4)
+    (exact,) = torch.autograd.grad((weights * energy_of(feature)).sum(), feature)
+    for kind in (torch.bfloat16, torch.float16):
+        half = feature.detach().to(kind).requires_grad_()
+        (weights * energy_of(half)).sum().backward()
+        assert half.grad is not None and half.grad.dtype == kind
+        assert (half.grad - exact).norm() < 0.01 * exact.norm()
 
 
 def test_nothing_is_kept_unless_watched_and_then_once() -> None:

@@ -55,7 +55,9 @@ def test_side_by_side_is_as_alone_with_one_teacher_pass(
         alone[method] = weights_hash(module.net)
     asked = []
     ask = FrozenTeacher.__call__
-    monkeypatch.setattr(FrozenTeacher, "__call__", lambda self, view: asked.append(len(view)) or ask(self, view))
+    monkeypatch.setattr(
+        FrozenTeacher, "__call__", lambda self, view, look: asked.append(len(view)) or ask(self, view, look)
+    )
     together = TogetherTraining({method: student(method, knowledge, mild) for method in METHODS})
     asked.clear()
     record = train(together, folder="together")

@@ -40,6 +40,8 @@ class DistillationLoss(nn.Module):
     relational: ClassVar[bool] = False
     #: False when the loss looks at the labels only and no teacher is needed.
     needs_teacher: ClassVar[bool] = True
+    #: True when the loss looks at the attention of the stages, which else is not reported.
+    needs_attention: ClassVar[bool] = False
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__()

@@ -29,6 +29,8 @@ class DualAttentionLoss(DistillationLoss):
         gates: weight of the spatial gates.
     """
 
+    needs_attention = True
+
     def __init__(
         self,
         student: FeatureDims,

@@ -56,17 +56,18 @@ class FrozenTeacher:
         self._device: torch.device | None = None
         self._autocast = autocast_to
         self._compile = compiled
-        self._compiled: Callable[[Tensor], SceneOutput] | None = None
+        self._compiled: Callable[[Tensor, bool], SceneOutput] | None = None
         self._shapes: set[torch.Size] = set()
         self._last: torch.Size | None = None
         self._in_a_row = 0
         self.to(device)
 
-    def __call__(self, view: Tensor) -> SceneOutput:
+    def __call__(self, view: Tensor, attention: bool = True) -> SceneOutput:
         """Classify a batch.
 
         Args:
             view: `[B, bands, H, W]`, float32 in 0..1, on the teacher's device.
+            attention: report the attention of each stage.
 
         Returns:
             As `SceneNet` gives it, in tensors without gradients that a loss may save for backward.
@@ -76,11 +77,11 @@ class FrozenTeacher:
         with torch.no_grad(), autocast(view.device, self._autocast):
             if self._compiled is not None and self._is_usual(view.shape):
                 try:
-                    return self._compiled(view)
+                    return self._compiled(view, attention)
                 except Exception as problem:  # compilers fail in many ways, and none of them is worth a training
                     self._compiled = None
                     self.report += (f"compile: given up: {_reason(problem)}",)
-            output: SceneOutput = self._net(view)
+            output: SceneOutput = self._net(view, attention)
         return output
 
     def to(self, device: torch.device) -> FrozenTeacher:

@@ -107,10 +107,11 @@ class Knowledge:
         assert rows is not None
         self._number, self._rows = number, rows.to(device)
 
-    def of(self, batch: SceneBatch, view: Tensor) -> SceneOutput:
-        """The teacher's output for a batch of this epoch and its view."""
+    def of(self, batch: SceneBatch, view: Tensor, attention: bool = True) -> SceneOutput:
+        """The teacher's output for a batch of this epoch and its view; without its attention, where nobody looks at it,
+        an answer is quicker to give."""
         if self._rows is None:
-            return self._ask(view)
+            return self._ask(view, attention)
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
 
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
@@ -156,7 +157,7 @@ class Knowledge:
             rows.append(self.packing.pack(self._ask(view)))
         return gather_rows(torch.cat(rows), len(self.part)).cpu()
 
-    def _ask(self, view: Tensor) -> SceneOutput:
+    def _ask(self, view: Tensor, attention: bool = True) -> SceneOutput:
         if self._frozen is None:
             self._frozen = freeze(
                 self.teacher,
@@ -165,7 +166,7 @@ class Knowledge:
                 image_size=self.image_size,
                 compiled=self.compiled,
             )
-        return self._frozen(view)
+        return self._frozen(view, attention)
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes make a frozen teacher of their own."""

@@ -28,13 +28,15 @@ class Distillation(SceneTraining):
             with self.waiting("teacher"):
                 knowledge.open(self.current_epoch, self.device)
 
-    def view_and_target(self, batch: SceneBatch, knowledge: Knowledge | None) -> tuple[Tensor, SceneOutput | None]:
+    def view_and_target(
+        self, batch: SceneBatch, knowledge: Knowledge | None, attention: bool
+    ) -> tuple[Tensor, SceneOutput | None]:
         """The batch's views of this epoch, and what the teacher says of them where there is one."""
         if knowledge is None:
             return self.view(batch, self.current_epoch), None
         view = self.view(batch, knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
-            return view, knowledge.of(batch, view)
+            return view, knowledge.of(batch, view, attention)
 
 
 class StudentTraining(Distillation):
@@ -70,6 +72,8 @@ class StudentTraining(Distillation):
         self.knowledge = knowledge
         teacher_dims = net.dims if knowledge is None else knowledge.teacher.dims
         self.losses = build_losses(weights, net.dims, teacher_dims, config.loss_options)
+        #: whether a loss looks at the attention of the stages
+        self.looks = any(loss.needs_attention for _, loss in self._losses())
         if statistics is not None:
             for _, loss in self._losses():
                 loss.prepare(statistics)
@@ -81,7 +85,7 @@ class StudentTraining(Distillation):
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
-        view, target = self.view_and_target(batch, self.knowledge)
+        view, target = self.view_and_target(batch, self.knowledge, self.looks)
         loss, parts, logits = self.lesson(batch, view, target)
         self.report(parts, logits, batch.labels)
         return loss
@@ -90,7 +94,7 @@ class StudentTraining(Distillation):
         self, batch: SceneBatch, view: Tensor, target: SceneOutput | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss on a batch, its parts before they are weighted, and the student's logits `[B, K]`."""
-        output = self.net(view, attention=target is not None)
+        output = self.net(view, attention=self.looks)
         target = output if target is None else target
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}

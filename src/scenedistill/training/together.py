@@ -35,6 +35,7 @@ class TogetherTraining(Distillation):
         self.names = list(students)
         self.students = nn.ModuleList(students.values())  # a name may hold a dot, which a ModuleDict refuses
         self.knowledge = first.knowledge
+        self.looks = any(student.looks for student in students.values())
 
     def on_train_epoch_start(self) -> None:
         """Have the teacher's knowledge of this epoch's views at hand."""
@@ -43,7 +44,7 @@ class TogetherTraining(Distillation):
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of every student."""
-        view, target = self.view_and_target(batch, self.knowledge)
+        view, target = self.view_and_target(batch, self.knowledge, self.looks)
         losses = []
         for name, student in self._each():
             loss, parts, logits = student.lesson(batch, view, target)
