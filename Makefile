@@ -4,19 +4,23 @@
 #   PYTHON=python3.12     the interpreter that makes the environment (3.11 or newer)
 #   VENV=path             where the environment lies (default .venv)
 #   PIP_ARGS="..."        further arguments for pip install, such as an index with CPU-only builds of torch
+#   DATA=path             class folders that make bench measures on (default: generated scenes)
+#   BENCH_ARGS="..."      further arguments for make bench, such as "--pixels '[64]' --repeats 3"
 #   PYTEST_ARGS="..."     further arguments for pytest, such as "-m 'not slow'"
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+DATA ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.scenedistill-installed
 DOCUMENTS := $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint tables clean
+.PHONY: help setup quickstart test lint bench tables clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,15 +42,22 @@ quickstart: setup ## teacher, plain and distilled student on generated scenes, i
 
 lint: setup ## ruff and mypy
 	@echo "==> ruff"
-	@$(BIN)/python -m ruff check src tests
-	@$(BIN)/python -m ruff format --check --quiet src tests || \
-		{ echo "not formatted as ruff does it: $(BIN)/python -m ruff format src tests"; exit 1; }
+	@$(BIN)/python -m ruff check src tests benchmarks
+	@$(BIN)/python -m ruff format --check --quiet src tests benchmarks || \
+		{ echo "not formatted as ruff does it: $(BIN)/python -m ruff format src tests benchmarks"; exit 1; }
 	@echo "==> mypy"
 	@$(BIN)/python -m mypy
 
 test: lint ## ruff, mypy, then every test with branch coverage
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov $(PYTEST_ARGS)
+
+bench: setup ## the speed benchmark with the loops of other packages: make bench DATA=path/to/AID
+	@echo "==> installing the rivals"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[bench]'
+	@echo "==> speed (an hour or more on two cores; BENCH_ARGS takes the options of scenedistill bench)"
+	@$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)") --results results/speed.json \
+		--picture docs/pictures/speed.png $(BENCH_ARGS)
 
 tables: setup ## write the tables of README and docs anew from results/
 	@echo "==> tables"

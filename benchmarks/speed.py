@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rivals import RIVALS, LogitsOnly, LoopSettings
 
+from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
 from scenedistill.commands import filled
 from scenedistill.config import BenchConfig

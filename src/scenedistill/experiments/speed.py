@@ -12,6 +12,8 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.results import Scalar, tidy
 from scenedistill.training.runs import write_json
 
+KIND = "speed"
+
 
 @dataclass(frozen=True)
 class SpeedRow:
@@ -48,6 +50,7 @@ class SpeedResult:
     peak_gflops: float
     wall_seconds: float
     rows: tuple[SpeedRow, ...]
+    kind: str = KIND
 
 
 def write_speed(result: SpeedResult, path: Path) -> Path:
@@ -72,6 +75,15 @@ def read_speed(path: Path) -> SpeedResult:
         raise UserError(f"There is no result file {path}.\nRun the benchmark that writes it.") from None
     except (ValueError, TypeError, KeyError) as problem:
         raise UserError(f"{path} is no record of a speed measurement: {problem}.\nRun the benchmark again.") from None
+
+
+def is_speed(path: Path) -> bool:
+    """Whether a result file is the record of a speed measurement."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("kind") == KIND
 
 
 def speed_table(result: SpeedResult) -> str:

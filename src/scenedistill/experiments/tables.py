@@ -16,6 +16,7 @@ from pathlib import Path
 
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import Result, Row, read_result
+from scenedistill.experiments.speed import is_speed, read_speed, speed_table
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"
@@ -137,13 +138,18 @@ def fill(text: str, results: Path, where: str) -> str:
             opened = (number, start["name"])
             lines.append(line)
         elif opened:
-            lines += ["", result_table(read_result(results / f"{opened[1]}.json")), "", line]
+            lines += ["", table_of(results / f"{opened[1]}.json"), "", line]
             opened = None
         else:
             raise UserError(f"{where}, line {number}: {END} without a <!-- table:NAME --> before it")
     if opened:
         raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end; add a line {END}")
     return "\n".join(lines)
+
+
+def table_of(path: Path) -> str:
+    """The table of a result file, of whichever kind it is."""
+    return speed_table(read_speed(path)) if is_speed(path) else result_table(read_result(path))
 
 
 def names_in(text: str) -> list[str]:

@@ -1,0 +1,90 @@
+"""The benchmark measures every loop, and its record becomes a table and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from scenedistill.config import BenchConfig
+from scenedistill.errors import UserError
+from scenedistill.experiments.bench import LOOPS, NAIVE, ONLINE, PARTS, STORE, STUDENT, TEACHER, bench
+from scenedistill.experiments.bench_loops import Bench, Repeated
+from scenedistill.experiments.speed import SpeedResult, draw_speed, is_speed, read_speed, speed_table, write_speed
+from scenedistill.experiments.tables import fill
+
+TINY = BenchConfig(
+    pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=8, steps=1, repeats=2,
+    precision="fp32",
+)  # fmt: skip
+
+
+class NotThere:
+    def __init__(self, bench: Bench) -> None:
+        raise ImportError("no package of that name")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_scenes: Path) -> tuple[SpeedResult, str]:
+    """A tiny measurement, and what it printed."""
+    said = io.StringIO()
+    more = {"mine": ("as it is", lambda place: Repeated(place, lambda: None)), "theirs": ("", NotThere)}
+    result = bench(tiny_scenes, TINY, more=more, command="scenedistill bench", console=Console(file=said, width=200))
+    return result, said.getvalue()
+
+
+@pytest.mark.slow
+def test_every_loop_is_measured_at_every_size(measured: tuple[SpeedResult, str]) -> None:
+    result, said = measured
+    assert [(row.loop, row.pixels) for row in result.rows] == [
+        (name, size) for size in TINY.pixels for name in (*LOOPS, "mine")
+    ]
+    assert "theirs: left out, no package of that name" in said
+    assert all(0 < row.min <= row.images_per_second <= row.max for row in result.rows)
+    assert result.peak_gflops > 1
+
+
+@pytest.mark.slow
+def test_shares_are_of_the_parts_measured_beside_it(measured: tuple[SpeedResult, str]) -> None:
+    rows = {row.loop: row for row in measured[0].rows if row.pixels == 32}
+    parts = 1 / (1 / rows[TEACHER].images_per_second + 1 / rows[STUDENT].images_per_second)
+    for name in (ONLINE, NAIVE):
+        assert rows[name].share_of_limit == pytest.approx(rows[name].images_per_second / parts)
+    assert rows[STORE].share_of_limit == pytest.approx(rows[STORE].images_per_second / rows[STUDENT].images_per_second)
+    assert all(rows[name].share_of_limit is None for name in PARTS)
+    # three passes' worth for the student's step, one for the teacher, of the same network
+    assert rows[STUDENT].gflops_per_image == pytest.approx(3 * (rows[TEACHER].gflops_per_image or 0))
+
+
+@pytest.mark.slow
+def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedResult, str], tmp_path: Path) -> None:
+    result = measured[0]
+    path = write_speed(result, tmp_path / "results" / "speed.json")
+    again = read_speed(path)
+    assert is_speed(path) and again.rows[0].images_per_second == pytest.approx(result.rows[0].images_per_second)
+    table = speed_table(again)
+    assert table.splitlines()[0] == "| student | loop | settings | 32 px (images/s) | 40 px (images/s) |"
+    assert len([line for line in table.splitlines() if line.startswith("| table1_printed |")]) == len(LOOPS) + 1
+    page = fill("<!-- table:speed -->\n<!-- /table -->", tmp_path / "results", "page")
+    assert table in page
+    picture = Image.open(draw_speed(again, tmp_path / "speed.png"))
+    assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no result file"):
+        read_speed(tmp_path / "speed.json")
+    (tmp_path / "speed.json").write_text('{"rows": [{"loop": "x"}]}')
+    with pytest.raises(UserError, match="no record of a speed measurement"):
+        read_speed(tmp_path / "speed.json")
+    assert not is_speed(tmp_path / "speed.json") and not is_speed(tmp_path / "nowhere.json")
+
+
+def test_too_few_images_are_said(tiny_scenes: Path) -> None:
+    large = dataclasses.replace(TINY, batch_size=32)
+    with pytest.raises(UserError, match=r"has 64 images, and 160 are needed. Lower --steps or --batch_size"):
+        bench(tiny_scenes, large, console=Console(quiet=True))
