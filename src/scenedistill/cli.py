@@ -81,6 +81,9 @@ def _training_parser(description: str) -> CommandParser:
     parser.add_argument(
         "--results", type=str | None, default=None, help="also write the result to this results/NAME.json"
     )
+    parser.add_argument(
+        "--clear_knowledge", type=bool, default=False, help="delete the teachers' kept knowledge when all is done"
+    )
     return parser
 
 
@@ -92,7 +95,8 @@ def _train(*parts: str) -> Command:
 
         data, results = Path(settings.folder), result_file(settings.results)
         out = Path(settings.out or Path("runs") / data.resolve().name)
-        result = run(data, out, filled(RunConfig, settings), parts=parts, command=text, console=console)
+        config, clear = filled(RunConfig, settings), settings.clear_knowledge
+        result = run(data, out, config, parts=parts, command=text, clear_knowledge=clear, console=console)
         console.print(f"Everything lies in {out}: summary.md, summary.json, and the networks as weights.safetensors")
         if results:
             console.print(f"Result written to {write_result(named(result, results.stem), results)}")

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -323,6 +324,11 @@ def test_side_by_side_or_from_kept_knowledge_a_student_is_the_same(
     kept.student.losses = {"da": 0.5}
     second = do(tiny_scenes, copy, kept)
     assert "1 of them kept before" in second.said and second.trained == 1
+    kept.student.losses = {"da": 0.25}
+    third = do(tiny_scenes, copy, kept, clear_knowledge=True)
+    assert re.search(r"knowledge [0-9a-f]{16} deleted", third.said)
+    kept.student.losses = {"da": 0.125}
+    assert "0 of them kept before" in do(tiny_scenes, copy, kept).said
 
 
 def test_two_runs_do_not_work_on_the_same_stage(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:

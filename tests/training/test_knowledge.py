@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,10 @@ import pytest
 import torch
 
 from scenedistill.data.batches import ScenePart
+from scenedistill.data.cache import build_cache
+from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 from scenedistill.training import knowledge as rooms
@@ -169,3 +175,59 @@ def test_statistics_of_one_image_divide_by_nothing(teacher: SceneNet, all_images
     one = ScenePart(all_images.cache, all_images.positions[:1])
     for std in knowing(teacher, one, 0).statistics(CPU)[0].descriptor_std:
         assert torch.equal(std, torch.ones_like(std))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import numpy as np, torch, torch.distributed as dist
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.cache import build_cache
+from scenedistill.data.scenes import scan
+from scenedistill.data.cache import build_cache
+from scenedistill.data.scenes import scan
+from scenedistill.data.views import ViewConfig
+from scenedistill.models.files import load_net
+from scenedistill.training.knowledge import Knowledge
+
+rank, world, scenes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+torch.set_num_threads(1)
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+cache = build_cache(scan(scenes), 32, folder=folder / f"cache{rank}", progress=False)
+part = ScenePart(cache, np.arange(63))  # an odd number
+teacher, _ = load_net(folder / "teacher.safetensors")
+kept = Knowledge(teacher, part, views=2, config=ViewConfig(), image_size=32, seed=5, precision="fp32",
+                 root=folder / f"store{world}")
+asked = []
+ask = kept._ask
+kept._ask = lambda view, attention=True: asked.append(len(view)) or ask(view, attention)
+for epoch in range(3):
+    kept.open(epoch, torch.device("cpu"))
+assert sum(asked) == 2 * -(-63 // world), asked
+torch.save(kept._rows, folder / f"rows{world}-{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_the_images_and_know_what_one_would(
+    teacher: SceneNet, tiny_scenes: Path, tmp_path: Path
+) -> None:
+    card = NetCard("table1_printed", ("a", "b", "c", "d"), 3, 32)
+    save_net(teacher, card, tmp_path / "teacher.safetensors")
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(rooms.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    for world in (1, 2):
+        command = [sys.executable, str(tmp_path / "worker.py")]
+        workers = [
+            subprocess.Popen([*command, str(rank), str(world), str(tiny_scenes), str(tmp_path)], env=environment)
+            for rank in range(world)
+        ]
+        assert [worker.wait(120) for worker in workers] == [0] * world
+    alone, *shared = (torch.load(tmp_path / f"rows{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    packing = knowing(teacher, ScenePart(build_cache(scan(tiny_scenes), 32, folder=tmp_path / "cache0"),
+                                         np.arange(63)), 2, tmp_path).packing  # fmt: skip
+    for rows in shared:
+        assert torch.equal(rows, shared[0])
+        assert torch.allclose(packing.unpack(rows).logits, packing.unpack(alone).logits, rtol=1e-2, atol=1e-3)
+    assert len(list((tmp_path / "store2").glob("*/view-*.npy"))) == 2

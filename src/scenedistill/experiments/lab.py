@@ -58,6 +58,7 @@ class Lab:
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
+        self.stores: dict[str, Path] = {}  # folders of knowledge that this run has read or filled, by name
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ def run(
     parts: Sequence[str] = PARTS,
     name: str | None = None,
     command: str = "",
+    clear_knowledge: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Train and test teacher, plain student and distilled student for each seed; every stage is done once.
@@ -43,6 +45,7 @@ def run(
         parts: which of `teacher`, `plain` and `distilled` to do; a distilled student needs its teacher.
         name: of the experiment; the run folder's name when not given.
         command: what repeats it, for the record.
+        clear_knowledge: delete the teachers' knowledge that this run has kept or read, once all is done.
         console: to print to.
 
     Returns:
@@ -79,7 +82,12 @@ def run(
             for group in groups:
                 for stage in train_students(lab, seed, split, group, teacher):
                     rows.append(test(lab, stage, split, seed, config.student.method))
-    return summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
+    result = summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
+    if clear_knowledge and lab.lead:
+        for store, stored_in in lab.stores.items():
+            shutil.rmtree(stored_in, ignore_errors=True)
+            lab.console.print(f"knowledge {store} deleted")
+    return result
 
 
 def check_settings(config: RunConfig) -> None:

@@ -135,8 +135,9 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
             about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
         )
         check_teacher(lab, knowledge, split)
-        if text := knowledge.need(config.fit.epochs):
-            lab.console.print(f"  {text}", markup=False)
+        if knowledge.store:
+            lab.console.print(f"  {knowledge.need(config.fit.epochs)}", markup=False)
+            lab.stores[knowledge.store.folder.name] = knowledge.store.folder
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
 
