@@ -15,11 +15,11 @@ from rich.console import Console
 
 from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
-from scenedistill.commands import filled
+from scenedistill.commands import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import bench
-from scenedistill.experiments.bench_loops import WARM_UP, Bench
+from scenedistill.experiments.bench_loops import Bench, loader_steps
 from scenedistill.experiments.speed import draw_speed, speed_table, write_speed
 
 
@@ -41,17 +41,18 @@ class RivalLoop:
 
     def seconds(self) -> float:
         """See `bench_loops.Loop`."""
+        warm_up, steps = loader_steps(self.place.steps, self.rival.workers)
         walk = self.rival.steps()
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             next(walk)
         wait_for(self.place.device)
         started = time.perf_counter()
-        for _ in range(self.place.steps):
+        for _ in range(steps):
             next(walk)
         wait_for(self.place.device)
         taken = time.perf_counter() - started
         self.rival.close()
-        return taken
+        return taken * self.place.steps / steps
 
     def close(self) -> None:
         """See `bench_loops.Loop`."""
@@ -62,12 +63,13 @@ def main() -> None:
     settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
     more = {name: ("", lambda place, name=name: RivalLoop(name, place)) for name in RIVALS}
     console = Console(width=160, soft_wrap=True)
-    command = f"python benchmarks/speed.py {' '.join(sys.argv[1:])}"
+    results = result_file(settings.results)
+    command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)
     data = Path(settings.data) if settings.data else None
     result = bench(data, filled(BenchConfig, settings), more=more, command=command, console=console)
     console.print(speed_table(result), markup=False)
-    if settings.results:
-        write_speed(result, Path(settings.results))
+    if results:
+        write_speed(result, results)
     if settings.picture:
         draw_speed(result, Path(settings.picture))
 

@@ -52,5 +52,5 @@ def _fastest(loop: type[Loop], settings: LoopSettings, candidates: list[Switches
                 if not switches.compile:
                     raise
                 print(f"{loop.name} without {switches}: {str(problem).splitlines()[0]}", file=sys.stderr)
-                del running[switches]
+                del running[switches], paces[switches]
     return max(paces, key=lambda switches: paces[switches])

@@ -21,7 +21,8 @@ class DataConfig:
             matter.
         stored_size: side in pixels at which the decoded cache keeps the images; at least the view's size.
         bands: number of bands read from each image: 1, 3 or more.
-        cache_dir: folder of the decoded cache; the user's cache folder when not given.
+        cache_dir: folder of the decoded cache, and of the teachers' knowledge below it; the user's cache folder when
+            not given.
         on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
         workers: threads or processes that decode; all cores when not given.
     """
@@ -136,7 +137,8 @@ class MachineConfig:
         precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
         threads: CPU threads; all cores when not given.
         compile: compile networks with `torch.compile`, which takes a minute or more at the start of every training and
-            needs a C++ compiler on a CPU; on a GPU when not given.
+            needs a C++ compiler on a CPU; on a GPU when not given. A killed run that goes on ends with the same weights
+            only up to rounding then.
     """
 
     accelerator: str = "auto"
@@ -157,6 +159,8 @@ class RunConfig:
         seeds: one full run for each; a seed fixes the split, the start and the views.
         students: names of the students to compare; the `student` section's own name when empty.
         also_students: further students, compared for the first seed alone.
+        side_by_side: with fresh views in every epoch, distil the students of a seed in one training, on one teacher
+            pass of each batch; all of them must fit into the memory.
         data: images and split.
         views: random views of training images, the same for teacher and student.
         teacher: the large network.
@@ -168,6 +172,7 @@ class RunConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     students: list[str] = field(default_factory=list)
     also_students: list[str] = field(default_factory=list)
+    side_by_side: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -197,6 +202,6 @@ class BenchConfig:
     batch_size: int = 64
     steps: int = 4
     repeats: int = 5
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     threads: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -24,12 +25,22 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
 def compute_device(accelerator: str) -> torch.device:
     """The device that Lightning's accelerator name stands for, for work outside its Trainer."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
+    # of several processes on a machine each has a GPU of its own
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
 
 
 def compiles(wanted: bool | None, device: torch.device) -> bool:
     """Whether networks are compiled: as wanted, and on a GPU where nobody says."""
-    return device.type == "cuda" if wanted is None else wanted
+    yes = device.type == "cuda" if wanted is None else wanted
+    if yes:
+        allow_compiling()
+    return yes
+
+
+def allow_compiling() -> None:
+    """Let this process compile many networks: all of them come from the same lines of code, and past its limit torch
+    silently runs them as they are."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from scenedistill.data.catalog import CATALOG, DatasetFacts, Source, check
-from scenedistill.data.download import download, fetch
+from scenedistill.data.download import download, fetch, part_name
 from scenedistill.data.scenes import scan
 from scenedistill.data.transfer import Limits
 from scenedistill.errors import UserError
@@ -136,14 +136,14 @@ def ranges(server: Server) -> list[str | None]:
 def test_plain_download(server: Server, tmp_path: Path, kind: str) -> None:
     assert get(server, tmp_path, **{kind: hashlib.new(kind, BODY).hexdigest()}) == BODY
     assert ranges(server) == [None]
-    assert not (tmp_path / "archive.part").exists()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_finished_file_is_not_fetched_again_unless_it_was_damaged(server: Server, tmp_path: Path) -> None:
     get(server, tmp_path, sha256=sha256(BODY))
     get(server, tmp_path, sha256=sha256(BODY))
     assert len(server.log) == 1
-    (tmp_path / "archive").write_bytes(BODY[:-1] + b"?")
+    (tmp_path / part_name(server.url)).write_bytes(BODY[:-1] + b"?")
     assert get(server, tmp_path, sha256=sha256(BODY)) == BODY
     assert len(server.log) == 2
 
@@ -198,7 +198,8 @@ def test_a_part_longer_than_the_file(server: Server, tmp_path: Path) -> None:
 
 def test_a_complete_part_needs_no_request(server: Server, tmp_path: Path) -> None:
     get(server, tmp_path)
-    (tmp_path / "archive").rename(tmp_path / "archive.part")
+    name = part_name(server.url)
+    (tmp_path / name).rename(tmp_path / f"{name}.part")
     assert get(server, tmp_path) == BODY
     assert len(server.log) == 1
 
@@ -214,8 +215,8 @@ def test_another_address_does_not_continue_the_part(server: Server, tmp_path: Pa
 
 
 def test_damaged_notes_are_no_obstacle(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "archive.json").write_text('{"url": "ht')
-    (tmp_path / "archive.part").write_bytes(b"old")
+    (tmp_path / f"{part_name(server.url)}.json").write_text('{"url": "ht')
+    (tmp_path / f"{part_name(server.url)}.part").write_bytes(b"old")
     assert get(server, tmp_path) == BODY
 
 
@@ -223,7 +224,7 @@ def test_a_damaged_part_is_fetched_afresh(server: Server, tmp_path: Path) -> Non
     server.drops = [100_000, 0, 0, 0, 0]
     with pytest.raises(UserError):
         get(server, tmp_path, sha256=sha256(BODY))
-    (tmp_path / "archive.part").write_bytes(bytes(100_000))
+    (tmp_path / f"{part_name(server.url)}.part").write_bytes(bytes(100_000))
     server.drops = []
     assert get(server, tmp_path, sha256=sha256(BODY)) == BODY
     assert ranges(server)[-2:] == ["bytes=100000-", None]
@@ -248,7 +249,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429]
     assert get(server, tmp_path) == BODY
     server.statuses = [500] * 3
-    (tmp_path / "archive").unlink()
+    (tmp_path / part_name(server.url)).unlink()
     with pytest.raises(UserError, match=r"gave up after 3 attempts .*500 Internal Server Error"):
         get(server, tmp_path)
 
@@ -269,7 +270,7 @@ def test_a_server_that_falls_silent(server: Server, tmp_path: Path) -> None:
 def test_unknown_length(server: Server, tmp_path: Path) -> None:
     server.length = False
     assert get(server, tmp_path) == BODY
-    (tmp_path / "archive").unlink()
+    (tmp_path / part_name(server.url)).unlink()
     with pytest.raises(UserError, match="sends more than the limit of 200,000 bytes"):
         get(server, tmp_path, dataclasses.replace(FAST, download_bytes=200_000))
 
@@ -288,7 +289,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
     assert get(server, tmp_path) == BODY
     assert server.log[-1][:2] == ("/mirror/set.zip", "bytes=100000-")
     for elsewhere in ("ftp://example.org/set.zip", "file:///etc/passwd"):
-        (tmp_path / "archive").unlink(missing_ok=True)
+        (tmp_path / part_name(server.url)).unlink(missing_ok=True)
         server.redirect = elsewhere
         with pytest.raises(UserError, match=r"not a web address|not allowed"):
             get(server, tmp_path)
@@ -399,7 +400,7 @@ def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> 
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     source = facts.sources[0]
     child = subprocess.Popen([sys.executable, "-c", code, source.url, str(source.sha256), str(work)], env=env)
-    part = work / "archive.part"
+    part = work / f"{part_name(source.url)}.part"
     deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -415,3 +416,18 @@ def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> 
     assert check(scan(root), facts).complete
     assert [p.name for p in tmp_path.iterdir()] == ["Tiny"]
     assert not list(root.rglob("half.jpg"))
+
+
+def test_a_second_source_leaves_the_bytes_of_the_first(server: Server, tmp_path: Path) -> None:
+    server.drops = [100_000, 0, 0, 0, 0]
+    with pytest.raises(UserError):
+        get(server, tmp_path)
+    first = tmp_path / f"{part_name(server.url)}.part"
+    kept = first.stat().st_size
+    server.drops = [50_000, 0, 0, 0, 0]
+    with pytest.raises(UserError):
+        fetch(Source(server.url.replace("set", "other"), folder=""), tmp_path, progress=False, limits=FAST)
+    assert first.stat().st_size == kept == 100_000
+    server.drops = []
+    assert get(server, tmp_path) == BODY
+    assert ranges(server)[-1] == "bytes=100000-"

@@ -99,6 +99,12 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
+def test_a_data_set_that_is_called_like_a_part(tmp_path: Path) -> None:
+    split = make_split(TOY, 0.5, 0)
+    assert write_split(split, TOY, tmp_path, "torchgeo", name="train")[0].name == "train-train.txt"
+    assert read_split(tmp_path, TOY).hash == split.hash
+
+
 @pytest.mark.parametrize(
     ("train", "valid"),
     [

@@ -109,7 +109,7 @@ class SceneBatches:
 
     On a CPU a batch is one gather from the decoded cache. On a GPU the whole part lies in its memory where it fits
     (`RESIDENT_SHARE`), and a batch is a gather there; otherwise a thread gathers into page-locked memory ahead of the
-    step and the copy overlaps with it.
+    step, and the host does not wait for the copy.
 
     Args:
         part: the images.
@@ -158,6 +158,8 @@ class SceneBatches:
 
         def fetch() -> None:
             try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # each thread has its own; pinning would open another GPU
                 for rows in self.batch_sampler:
                     batch = self.part.fetch(rows)
                     if not _put(ready, batch.pin_memory() if self.device.type == "cuda" else batch, left):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from scenedistill.errors import UserError
 
-_KIND = "scenedistill image cache"
+KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
 _ARRAY_NAME = re.compile(r"images-[0-9a-f]{32}\.npy")
 
@@ -57,7 +57,7 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
             return None
         except ValueError:
             manifest = None
-        if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
+        if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
             raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
         if manifest["settings"] != json.loads(json.dumps(asdict(settings))):
             return None
@@ -87,7 +87,7 @@ def commit(
 ) -> None:
     """Put the new manifest in place of the old one: from here on the new array counts."""
     sizes, times, rows = zip(*entries.values(), strict=True)
-    manifest = {"kind": _KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
+    manifest = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
     manifest |= {"path": list(entries), "bytes": sizes, "mtime_ns": times, "row": rows}
     part = folder / "manifest.json.part"
     with part.open("w", encoding="utf-8") as file:

@@ -86,8 +86,8 @@ def fetch(source: Source, folder: Path, *, progress: bool = True, limits: Limits
     """
     limits = limits or Limits()
     _check_url(source.url)
-    target = folder / "archive"
     part = _Part(folder, source.url)
+    target = folder / part_name(source.url)
     if target.exists() and part.is_of_this_url and not _wrong_checksum(target, source):
         return target
     target.unlink(missing_ok=True)
@@ -109,12 +109,17 @@ def fetch(source: Source, folder: Path, *, progress: bool = True, limits: Limits
     return target
 
 
+def part_name(url: str) -> str:
+    """What a file on its way is called: a second source of a data set leaves the bytes of the first one alone."""
+    return f"archive-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
 class _Part:
     """A file on its way: its bytes so far, and what the server said of the file they belong to."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.path = folder / "archive.part"
-        self.notes = folder / "archive.json"
+        self.path = folder / f"{part_name(url)}.part"
+        self.notes = folder / f"{part_name(url)}.json"
         self.known: dict[str, Any] = {}
         if self.notes.exists():
             try:

@@ -204,7 +204,8 @@ def _group(files: Iterator[Path]) -> dict[str, dict[str, Path]]:
     groups: dict[str, dict[str, Path]] = defaultdict(dict)
     for file in files:
         words = re.split(r"([^a-z]+)", file.stem.lower())
-        at = next((i for i, word in enumerate(words) if word in _PART_WORDS), None)
+        # the last one: the data set's own name may hold such a word
+        at = next((i for i in reversed(range(len(words))) if words[i] in _PART_WORDS), None)
         if at is not None:
             part = _PART_WORDS[words[at]]
             groups["".join((*words[:at], "*", *words[at + 1 :], file.suffix))][part] = file

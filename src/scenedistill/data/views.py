@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,11 +78,15 @@ def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
     A counter-based generator: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over (seed, epoch, id, column),
     in 64-bit integers that wrap, of which the top 24 bits make the float exactly.
     """
-    column = torch.arange(count, device=ids.device)
-    wrapped = (seed + 2**63) % 2**64 - 2**63  # any whole number is a seed
-    key = _mix(_mix(torch.tensor(wrapped, device=ids.device)) + epoch)
-    bits = _mix(_mix(key + ids)[:, None] + column)
+    # seed and epoch are mixed on the host: a constant that is sent to a GPU makes the host wait for it
+    key = int(_mix(_mix(torch.tensor(_wrapped(seed))) + epoch))
+    bits = _mix(_mix(ids + key)[:, None] + torch.arange(count, device=ids.device))
     return ((bits >> 40) & 0xFFFFFF).float() / 2**24
+
+
+def _wrapped(number: int) -> int:
+    """Any whole number as one of 64 bits with a sign."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _mix(number: Tensor) -> Tensor:
@@ -109,23 +114,35 @@ def _crop(draw: Tensor, config: ViewConfig) -> Tensor:
 
 def _turn(theta: Tensor, draw: Tensor) -> Tensor:
     """Put one of the eight symmetries of the square before each map."""
-    identity = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=theta.device)
-    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], device=theta.device)
-    flip = torch.tensor([[-1.0, 0.0], [0.0, 1.0]], device=theta.device)
-    turns = [identity, quarter, quarter @ quarter, quarter @ quarter @ quarter]
-    group = torch.stack(turns + [turn @ flip for turn in turns])  # [8, 2, 2]
-    chosen = group[(draw * 8).long()]
+    chosen = _symmetries(theta.device)[(draw * 8).long()]
     # a sum of products written out: a batched matrix product may round otherwise on another device or batch size
     linear = (theta[:, :, :2, None] * chosen[:, None]).sum(2)
     return torch.cat((linear, theta[:, :, 2:]), 2)
 
 
+@lru_cache
+def _symmetries(device: torch.device) -> Tensor:
+    """Quarter turns, then the same after a flip, `[8, 2, 2]`."""
+    identity = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    flip = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+    turns = [identity, quarter, quarter @ quarter, quarter @ quarter @ quarter]
+    return torch.stack(turns + [turn @ flip for turn in turns]).to(device)
+
+
+@lru_cache
+def _luma(device: torch.device) -> Tensor:
+    """Weights of red, green and blue in the grey, `[3, 1, 1]` (ITU-R BT.601)."""
+    return torch.tensor([0.299, 0.587, 0.114], device=device)[:, None, None]
+
+
 def _colour(view: Tensor, draw: Tensor, config: ViewConfig) -> Tensor:
     """Saturation, contrast and brightness as one affine map of each image's colours."""
-    amounts = torch.tensor([config.brightness, config.contrast, config.saturation], device=view.device)
-    brightness, contrast, saturation = (1 + amounts * (2 * draw - 1))[:, :, None, None, None].unbind(1)
+    amounts = (config.brightness, config.contrast, config.saturation)
+    factors = (1 + amount * (2 * draw[:, i, None, None, None] - 1) for i, amount in enumerate(amounts))
+    brightness, contrast, saturation = factors
     if view.shape[1] == 3 and config.saturation > 0:
-        grey = (view * view.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        grey = (view * _luma(view.device)).sum(1, keepdim=True)
         view = grey + saturation * (view - grey)
     mean = view.mean((1, 2, 3), keepdim=True)
     return (brightness * (mean + contrast * (view - mean))).clamp(0, 1)

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from scenedistill.config import BenchConfig
 from scenedistill.data.demo import generate
+from scenedistill.data.scenes import scan
+from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import count_operations, wait_for
 from scenedistill.experiments.bench_loops import (
     WARM_UP,
@@ -28,6 +30,8 @@ from scenedistill.experiments.bench_loops import (
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.speed import SpeedResult, SpeedRow
 from scenedistill.memory import keep_memory
+from scenedistill.models.network import check_name
+from scenedistill.models.student import STUDENTS
 from scenedistill.precision import TYPES, Precision, compiles, compute_device, resolve_precision
 
 Factory = Callable[[Bench], Loop]
@@ -66,6 +70,7 @@ def bench(
     Raises:
         UserError: too few images.
     """
+    _check(config, data)
     keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -117,6 +122,21 @@ def bench(
         wall_seconds=round(time.monotonic() - started, 1),
         rows=tuple(rows),
     )
+
+
+def _check(config: BenchConfig, data: Path | None) -> None:
+    """Raise a UserError for settings that make no sense, before anything is measured."""
+    for name in ("batch_size", "steps", "repeats"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} is {getattr(config, name)}; expected 1 or more.")
+    if not config.pixels or min(config.pixels) < 1 or not config.students:
+        raise UserError("--pixels and --students need one entry or more, and sizes are 1 or more.")
+    check_name(config.teacher, STUDENTS)
+    for name in config.students:
+        check_name(name, STUDENTS)
+    wanted = (WARM_UP + config.steps) * config.batch_size
+    if data and (count := len(scan(data))) < wanted:
+        raise UserError(f"{data} has {count} images, and {wanted} are needed. Lower --steps or --batch_size.")
 
 
 def _measure(

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
 from scenedistill.config import RunConfig
-from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
@@ -58,12 +58,16 @@ class Lab:
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
-        self.stores: dict[str, Path] = {}  # folders of knowledge that this run has read or filled, by name
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the scene classes."""
         return self.cache.index.classes
+
+    @property
+    def knowledge_home(self) -> Path:
+        """Folder of all knowledge that is kept."""
+        return (self.config.data.cache_dir or cache_home()) / "knowledge"
 
     def _make_folder(self) -> None:
         try:

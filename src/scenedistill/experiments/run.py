@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,14 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS, build_student
 from scenedistill.training.fitting import count_devices
+from scenedistill.training.runs import Stage
 
 PARTS = ("teacher", "plain", "distilled")
 
@@ -58,6 +59,7 @@ def run(
     check_settings(config)
     lab = Lab(Path(data), Path(out), config, console or Console())
     rows: list[Row] = []
+    trained: list[Stage] = []
     splits: dict[str, str] = {}
     for seed in config.seeds:
         split = lab.split(seed)
@@ -78,15 +80,17 @@ def run(
         if "distilled" in parts:
             distilled = [(folder / student.name / student.method, student) for student in students]
             # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
-            groups = [[one] for one in distilled] if config.student.knowledge_views else [distilled]
-            for group in groups:
+            alone = config.student.knowledge_views or not config.side_by_side
+            for group in [[one] for one in distilled] if alone else [distilled]:
                 for stage in train_students(lab, seed, split, group, teacher):
+                    trained.append(stage)
                     rows.append(test(lab, stage, split, seed, config.student.method))
     result = summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
     if clear_knowledge and lab.lead:
-        for store, stored_in in lab.stores.items():
-            shutil.rmtree(stored_in, ignore_errors=True)
-            lab.console.print(f"knowledge {store} deleted")
+        used = {stage.record.get("knowledge") for stage in trained}
+        kept = [entry.name for entry in stored(lab.knowledge_home.parent) if entry.name in used]
+        for entry in clear(kept, lab.knowledge_home.parent):
+            lab.console.print(f"knowledge {entry.name} deleted")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from scenedistill.data.cache import cache_home
+from scenedistill.data.cache_files import KIND, remove_arrays
 from scenedistill.errors import UserError
 from scenedistill.training.knowledge_store import ABOUT, VIEW, size_text
 
@@ -35,7 +37,10 @@ def stored(root: Path | None = None) -> list[Stored]:
     """Everything kept under a cache folder, the largest first; `cache_home()` when not given."""
     root = cache_home() if root is None else root
     found = []
-    for manifest in root.glob("scenes/*/manifest.json"):
+    # a folder given as --data.cache_dir holds decoded images itself, and knowledge below
+    for manifest in [*root.glob("manifest.json"), *root.glob("scenes/*/manifest.json")]:
+        if _read(manifest).get("kind") != KIND:
+            continue
         settings = _read(manifest).get("settings", {})
         what = f"{settings.get('root', '?')} at {settings.get('size', '?')} pixels"
         found.append(Stored("images", manifest.parent, what, _bytes(manifest.parent)))
@@ -65,7 +70,14 @@ def clear(names: Sequence[str], root: Path | None = None) -> list[Stored]:
             raise UserError(f"Nothing stored is called '{name}'. `scenedistill data stored` lists what there is.")
         chosen += [entry for entry in matching if entry not in chosen]
     for entry in chosen:
-        shutil.rmtree(entry.folder)
+        if entry.kind == "knowledge":
+            shutil.rmtree(entry.folder)
+            continue
+        remove_arrays(entry.folder, keep="")
+        (entry.folder / "manifest.json").unlink()
+        (entry.folder / "build.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is something else in it
+            entry.folder.rmdir()
     return chosen
 
 

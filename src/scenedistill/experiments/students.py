@@ -46,7 +46,10 @@ def train_students(
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(lab.hold(stage))
-        todo = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True) if not lab.done(stage)]
+        everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
+        todo = [(stage, config) for stage, config in everyone if not lab.done(stage)]
+        if todo and _checkpoint(_together(lab, seed, everyone)).exists():
+            todo = everyone  # killed on the way: what was trained together goes on together
         if todo:
             _train(lab, seed, split, todo, teacher)
     return stages
@@ -63,25 +66,42 @@ def _train(
     first = todo[0][1]
     knowledge = open_knowledge(lab, seed, split, first, teacher) if teacher else None
     modules = {_title(config): _module(lab, seed, config, knowledge) for _, config in todo}
-    before = weights_hash(knowledge.teacher) if knowledge else None
+    if len(modules) < len(todo):
+        raise ValueError(f"two students side by side are called alike: {[_title(config) for _, config in todo]}")
+    taught_by = weights_hash(knowledge.teacher) if knowledge else None
     batches = SceneDataModule(lab.cache, split, batch_size=first.fit.batch_size, seed=seed)
     folder, title = todo[0][0].folder, _title(first)
     module: StudentTraining | TogetherTraining = modules[title]
     if len(todo) > 1:
-        name = fingerprint({"stages": [stage.fingerprint for stage, _ in todo]})
-        folder, title = lab.out / f"seed{seed}" / f"together-{name}", f"{len(todo)} students"
+        folder, title = _together(lab, seed, todo), f"{len(todo)} students"
         module = TogetherTraining(modules)
     record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console)
     if knowledge:
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
-        if record["teacher_hash"] != before:
+        record["teacher_frozen"] = list(knowledge.report)
+        if record["teacher_hash"] != taught_by:
             raise RuntimeError("the teacher's weights changed while it taught")
+        knowledge.check_untouched()
+        if knowledge.store:
+            record["knowledge"] = knowledge.store.folder.name
+    # the time of one teacher pass for all is shared out evenly
+    record["seconds"] = round(record["seconds"] / len(todo), 1)
     for stage, config in todo:
         own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], _title(config), len(todo))}
         lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own)
     if lab.lead:
-        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        _checkpoint(folder).unlink(missing_ok=True)
+
+
+def _together(lab: Lab, seed: int, students: Sequence[tuple[Stage, StudentConfig]]) -> Path:
+    """Folder of a training side by side."""
+    name = fingerprint({"stages": [stage.fingerprint for stage, _ in students]})
+    return lab.out / f"seed{seed}" / f"together-{name}"
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def _title(config: StudentConfig) -> str:
@@ -121,7 +141,6 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
     key = (teacher.fingerprint, config.knowledge_views)
     if lab.knowledge is None or lab.knowledge[0] != key:
         net, _ = load_net(teacher.folder / WEIGHTS)
-        home = lab.config.data.cache_dir
         knowledge = Knowledge(
             net,
             ScenePart(lab.cache, split.train),
@@ -130,14 +149,15 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
             image_size=lab.config.image_size,
             seed=seed,
             precision=lab.precision,
-            root=home / "knowledge" if home else None,
+            root=lab.knowledge_home,
             compiled=compiles(lab.config.machine.compile, lab.device),
             about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
         )
         check_teacher(lab, knowledge, split)
+        for line in knowledge.report:
+            lab.console.print(f"  teacher made fast: {line}", markup=False)
         if knowledge.store:
             lab.console.print(f"  {knowledge.need(config.fit.epochs)}", markup=False)
-            lab.stores[knowledge.store.folder.name] = knowledge.store.folder
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
 

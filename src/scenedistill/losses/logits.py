@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,3 +31,140 @@ class SoftLogits(DistillationLoss):
         ours = F.log_softmax(student.logits / self.temperature, dim=1)
         theirs = F.log_softmax(teacher.logits / self.temperature, dim=1)
         return self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+class Decoupled(DistillationLoss):
+    """Decoupled knowledge distillation of Zhao, Cui, Song, Qiu and Liang (CVPR 2022), equation 7.
+
+    `T^2 (target * TCKD + rest * NCKD)`: TCKD is the KL divergence of (target class, everything else), NCKD that of the
+    softmax over the other classes alone. Plain distillation is the same with `rest` = the teacher's probability of
+    everything else, which is next to nothing where the teacher is sure.
+
+    Traps: it looks at the labels, so it wants hard ones (no mixup). The authors raise the loss's weight from 0 over the
+    first 20 of 240 epochs, which is not done here. The right `rest` grows with the teacher's certainty: the paper's
+    own runs take 1 to 10, and 0.5 with T = 1 on ImageNet.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        temperature: T, > 0.
+        target: alpha, weight of TCKD.
+        rest: beta, weight of NCKD.
+    """
+
+    def __init__(
+        self,
+        student: FeatureDims,
+        teacher: FeatureDims,
+        *,
+        temperature: float = 4.0,
+        target: float = 1.0,
+        rest: float = 8.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.temperature, self.target, self.rest = temperature, target, rest
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        split_s, others_s = _decouple(student.logits / self.temperature, labels)
+        split_t, others_t = _decouple(teacher.logits / self.temperature, labels)
+        target = F.kl_div(split_s, split_t, reduction="batchmean", log_target=True)
+        rest = F.kl_div(others_s, others_t, reduction="batchmean", log_target=True)
+        return self.temperature**2 * (self.target * target + self.rest * rest)
+
+
+class StrongerTeacher(DistillationLoss):
+    """DIST, distillation from a stronger teacher, of Huang, You, Wang, Qian and Xu (NeurIPS 2022), section 4.
+
+    `T^2 (inter * (1 - r over the classes of each image) + intra * (1 - r over the images of each class))`, r being
+    Pearson's correlation of the two networks' probabilities, each part the mean over its rows. The authors' ImageNet runs
+    have a weight of 2 and T = 1; T is that of `SoftLogits` here, as the teacher of a small data set is surer.
+
+    Traps: of a batch of one the second part is the constant 1, and in small batches it is noise. Where a class's
+    probability is all but the same for every image, r says nothing and its gradient explodes; what varies by less than
+    a thousandth of its size therefore counts as flat here.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        temperature: T, > 0.
+        inter: beta, weight of the correlation over classes.
+        intra: gamma, weight of the correlation over images.
+    """
+
+    relational = True
+
+    def __init__(
+        self,
+        student: FeatureDims,
+        teacher: FeatureDims,
+        *,
+        temperature: float = 4.0,
+        inter: float = 1.0,
+        intra: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.temperature, self.inter, self.intra = temperature, inter, intra
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        ours = F.softmax(student.logits / self.temperature, dim=1)
+        theirs = F.softmax(teacher.logits / self.temperature, dim=1)
+        inter = 1 - correlation(ours, theirs).mean()
+        intra = 1 - correlation(ours.T, theirs.T).mean()
+        return self.temperature**2 * (self.inter * inter + self.intra * intra)
+
+
+class StandardisedLogits(DistillationLoss):
+    """Logit-standardised distillation of Sun, Ren, Li, Wang and Cao (CVPR 2024), algorithm 1.
+
+    `T^2 KL(softmax(z(t) / T) || softmax(z(s) / T))`, mean over the batch, where z gives each image's logits mean 0 and
+    standard deviation 1: the student learns the order and the spacing of the scores, not their size.
+
+    Traps: the deviation is that of the paper (divided by K), the authors' code divides by K - 1, which is a slightly
+    higher T. The cross-entropy alone has to set the size of the student's logits: without it they are as good at any
+    size. Their weights are 1 for the cross-entropy and 9 for this.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        temperature: T, the base temperature, > 0.
+    """
+
+    def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 2.0) -> None:
+        super().__init__(student, teacher)
+        self.temperature = temperature
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        ours = F.log_softmax(_standardised(student.logits) / self.temperature, dim=1)
+        theirs = F.log_softmax(_standardised(teacher.logits) / self.temperature, dim=1)
+        return self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def correlation(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Pearson's correlation `[N]` of the rows of two `[N, M]`, -1..1; nearly flat rows are pulled to 0."""
+    return (_direction(ours) * _direction(theirs)).sum(1)
+
+
+def _direction(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(1, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    least = 1e-3 * torch.linalg.vector_norm(rows, dim=1, keepdim=True).detach()
+    return centred / torch.maximum(length, least.clamp(min=1e-12))
+
+
+def _decouple(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities `[B, 2]` of the target class and of all others together, and `[B, K - 1]` among the others."""
+    label = labels[:, None]
+    column = torch.arange(scores.shape[1] - 1, device=scores.device)
+    others = scores.gather(1, column + (column >= label))  # every column but the label's
+    split = torch.cat((scores.gather(1, label), others.logsumexp(1, keepdim=True)), dim=1)
+    return F.log_softmax(split, dim=1), F.log_softmax(others, dim=1)
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    centred = logits - logits.mean(1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / logits.shape[1] ** 0.5
+    # the floor keeps the gradient of a student whose logits are still all alike from exploding
+    return centred / deviation.clamp(min=0.01)

@@ -10,23 +10,53 @@ from torch import nn
 from scenedistill.errors import UserError
 from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
-from scenedistill.losses.logits import SoftLogits
+from scenedistill.losses.features import AttentionTransfer, Hint, SimpleRecipe
+from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
+from scenedistill.losses.relations import (
+    ContrastiveRepresentation,
+    CorrelationCongruence,
+    RelationalKnowledge,
+    SimilarityPreserving,
+)
 from scenedistill.losses.spatial_structure import SpatialStructureLoss
 from scenedistill.models.output import FeatureDims
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     "ce": CrossEntropy,
     "da": DualAttentionLoss,
-    "kd": SoftLogits,
     "ss": SpatialStructureLoss,
+    # the rivals
+    "at": AttentionTransfer,
+    "cc": CorrelationCongruence,
+    "crd": ContrastiveRepresentation,
+    "decoupled": Decoupled,
+    "dist": StrongerTeacher,
+    "fitnet": Hint,
+    "kd": SoftLogits,
+    "logit_std": StandardisedLogits,
+    "rkd": RelationalKnowledge,
+    "sp": SimilarityPreserving,
+    "srd": SimpleRecipe,
 }
 
-#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15);
-#: the weights of `kd` are those of the field's common codebases.
+#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
+#: The rivals' weights are those of their authors' code or of the field's common codebases, but that of `cc`, which is
+#: ours: with it, on made-up features, its gradient lies between those of `rkd` and `sp`.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
+    # the rivals
+    "at": {"ce": 1.0, "at": 1000.0},
+    "cc": {"ce": 1.0, "cc": 100.0},
+    "crd": {"ce": 1.0, "crd": 0.8},
+    "decoupled": {"ce": 1.0, "decoupled": 1.0},
+    "dist": {"ce": 1.0, "dist": 2.0},
+    "fitnet": {"ce": 1.0, "fitnet": 100.0},
     "kd": {"ce": 0.1, "kd": 0.9},
+    "logit_std": {"ce": 1.0, "logit_std": 9.0},
+    "rkd": {"ce": 1.0, "rkd": 1.0},
+    "sp": {"ce": 1.0, "sp": 3000.0},
+    "srd": {"ce": 1.0, "srd": 1.0},
 }
 
 

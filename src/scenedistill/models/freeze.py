@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scenedistill.models.attention import AttendedStage
+from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.precision import TYPES, Precision, autocast
@@ -53,7 +54,7 @@ class FrozenTeacher:
         self.dims = net.dims
         self.report = report
         self._net = net
-        self._device: torch.device | None = None
+        self.device: torch.device | None = None
         self._autocast = autocast_to
         self._compile = compiled
         self._compiled: Callable[[Tensor, bool], SceneOutput] | None = None
@@ -86,10 +87,10 @@ class FrozenTeacher:
 
     def to(self, device: torch.device) -> FrozenTeacher:
         """Move to a device, in place; nothing is compiled anew where it is there already."""
-        before = self._device
+        before = self.device
         self._net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._device = next(self._net.parameters()).device
-        if self._compile and self._device != before:
+        self.device = next(self._net.parameters()).device
+        if self._compile and self.device != before:
             # freezing lays the weights out once for the CPU's kernels, which else do it in every call
             settings: dict[str, Any] = (
                 {"options": {"freezing": True}} if device.type == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
@@ -97,6 +98,10 @@ class FrozenTeacher:
             self._compiled = torch.compile(self._net, dynamic=False, **settings)
             self._shapes.clear()
         return self
+
+    def weights_hash(self) -> str:
+        """16 hex digits over its weights, to see that they stay."""
+        return weights_hash(self._net)
 
     def _is_usual(self, shape: torch.Size) -> bool:
         self._in_a_row = self._in_a_row + 1 if shape == self._last else 1

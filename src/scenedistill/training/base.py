@@ -19,6 +19,7 @@ from scenedistill.config import FitConfig
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.models.network import SceneNet
+from scenedistill.precision import allow_compiling
 from scenedistill.training.distributed import share_batch_norm
 
 
@@ -37,24 +38,24 @@ class SceneTraining(L.LightningModule):
         super().__init__()
         self.net = net
         self.fit, self.views, self.image_size, self.seed = fit, views, image_size, seed
+        self.compiled = False
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
 
     def configure_model(self) -> None:
-        """With several processes, batch norm uses the statistics of the whole batch."""
+        """With several processes, batch norm uses the statistics of the whole batch; networks are compiled if asked."""
         if self.trainer.world_size > 1:
             if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
                 # timm's own: torch's drops the activations that timm's norms hold
                 convert_sync_batchnorm(self)  # type: ignore[no-untyped-call]
             else:
                 share_batch_norm(self)
-
-    def compile_networks(self) -> None:
-        """Compile what trains; what cannot be compiled runs as it is."""
-        torch._dynamo.config.suppress_errors = True
-        for net in self.networks():
-            net.compile(dynamic=False)
+        if self.compiled:
+            allow_compiling()
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+            for net in self.networks():
+                net.compile(dynamic=False)
 
     def networks(self) -> list[SceneNet]:
         """What trains."""

@@ -71,7 +71,8 @@ def fit(
     if sys.stdout.isatty():
         watching.append(RichProgressBar(leave=False))
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
-    data.train_dataloader()  # what is wrong with the batches is better said here than by one of several processes
+    # what is wrong with the batches is better said here than by one of several processes
+    batches: Any = data.train_dataloader()
     if data.batch_size > len(data.training):
         console.print(f"  {title}: all {len(data.training)} training images make one batch", markup=False)
     trainer = L.Trainer(
@@ -92,8 +93,9 @@ def fit(
         inference_mode=False,
     )
     module.to(memory_format=torch.channels_last)
-    if compiles(machine.compile, compute_device(machine.accelerator)):
-        module.compile_networks()
+    module.compiled = compiles(machine.compile, compute_device(machine.accelerator))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
@@ -102,7 +104,7 @@ def fit(
             raise
         signal.signal(signal.SIGINT, answer)
         raise KeyboardInterrupt from leaving
-    images = len(data.training) * module.fit.epochs
+    images = len(batches) * batches.batch_sampler.batch_size * module.fit.epochs
     metrics = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
     seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
     return {
@@ -216,7 +218,7 @@ class _Clock(Callback):
         return {"seconds": self.seconds, "spent": self.spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.spent = state_dict["seconds"], state_dict["spent"]
+        self.seconds, self.spent = state_dict["seconds"], state_dict.get("spent", {})
 
 
 def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -78,6 +79,8 @@ class Knowledge:
             }
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
         self._frozen: FrozenTeacher | None = None
+        self._frozen_hash = ""
+        self._statistics: tuple[TeacherStatistics, float] | None = None
         self._packing: Packing | None = None
         self._number = -1
         self._rows: Tensor | None = None  # uint8 [N, row_bytes]: what is kept of the current view
@@ -99,11 +102,16 @@ class Knowledge:
         number = self.view_number(epoch)
         if self.store is None or (number == self._number and self._rows is not None):
             return
+        self._rows = None  # before the next ones come
         rows = self.store.read(number, self.packing)
         if not on_every_process(rows is not None, device):
             rows = self._gathered(number, device)
-            if number not in self.store.kept():
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process of a machine
                 self.store.write(number, rows)
+            # another run may have kept the same view, rounded otherwise: all go by the one that a resumed run will read
+            kept = self.store.read(number, self.packing)
+            if on_every_process(kept is not None, device):
+                rows = kept
         assert rows is not None
         self._number, self._rows = number, rows.to(device)
 
@@ -117,8 +125,22 @@ class Knowledge:
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
         """Means and deviations of the teacher's features over the evaluation views of the training part, and its OA
         on them."""
-        if self.store and (kept := self.store.read_statistics()):
-            return kept
+        if self._statistics is None:
+            self._statistics = (self.store.read_statistics() if self.store else None) or self._measured(device)
+        return self._statistics
+
+    @property
+    def packing(self) -> Packing:
+        """How an answer is kept."""
+        if self._packing is None:
+            bands = self.part.cache.bands
+            with torch.no_grad():
+                device = next(self.teacher.parameters()).device
+                output = self.teacher(torch.zeros(1, bands, self.image_size, self.image_size, device=device))
+            self._packing = Packing.of(output)
+        return self._packing
+
+    def _measured(self, device: torch.device) -> tuple[TeacherStatistics, float]:
         outputs, right = [], 0
         for batch in self.part.batches(BATCH):
             output = self._ask(evaluation_view(batch.to(device).images, size=self.image_size))
@@ -134,17 +156,6 @@ class Knowledge:
         if self.store:
             self.store.write_statistics(found, oa)
         return found, oa
-
-    @property
-    def packing(self) -> Packing:
-        """How an answer is kept."""
-        if self._packing is None:
-            bands = self.part.cache.bands
-            with torch.no_grad():
-                device = next(self.teacher.parameters()).device
-                output = self.teacher(torch.zeros(1, bands, self.image_size, self.image_size, device=device))
-            self._packing = Packing.of(output)
-        return self._packing
 
     def _gathered(self, number: int, device: torch.device) -> Tensor:
         """The answers of all processes to a view, uint8 `[N, row_bytes]`."""
@@ -166,7 +177,20 @@ class Knowledge:
                 image_size=self.image_size,
                 compiled=self.compiled,
             )
+            self._frozen_hash = self._frozen.weights_hash()
+        if self._frozen.device != view.device:
+            self._frozen.to(view.device)
         return self._frozen(view, attention)
+
+    @property
+    def report(self) -> tuple[str, ...]:
+        """What was done to make the teacher fast; empty while nobody has asked it."""
+        return self._frozen.report if self._frozen else ()
+
+    def check_untouched(self) -> None:
+        """Raise unless the teacher that was asked still has the weights it had at first."""
+        if self._frozen and self._frozen.weights_hash() != self._frozen_hash:
+            raise RuntimeError("the teacher's weights changed while it taught")
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes make a frozen teacher of their own."""

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class KnowledgeStore:
         text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.images = images
+        self._verified: set[str] = set()  # names of files whose content this process has checked
         self._about = {**(about or {}), "images": images, "settings": settings}
 
     def kept(self) -> set[int]:
@@ -118,7 +120,8 @@ class KnowledgeStore:
         except (OSError, ValueError):
             rows = np.zeros((0, 0), np.uint8)
         whole = rows.shape == (self.images, packing.row_bytes) and rows.dtype == np.uint8
-        if whole and _checksum(rows) == VIEW.fullmatch(file.name)[2]:  # type: ignore[index]
+        if whole and (file.name in self._verified or _checksum(rows) in file.name):
+            self._verified.add(file.name)
             return torch.from_numpy(rows)
         file.unlink(missing_ok=True)
         return None
@@ -160,8 +163,11 @@ class KnowledgeStore:
         missing = len(set(range(views)) - self.kept())
         asked = missing * self.images * packing.row_bytes
         self._make()
+        for part in self.folder.glob("*.part"):  # of runs that were killed while they wrote
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink(missing_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if asked + SPARE_BYTES > free:
+        if asked and asked + SPARE_BYTES > free:
             raise UserError(
                 f"The teacher's knowledge of {missing} more views of {self.images:,} images takes {size_text(asked)}, "
                 f"and {self.folder} has {size_text(free)} free. Make room, lower --student.knowledge_views (0 keeps "
@@ -174,11 +180,12 @@ class KnowledgeStore:
         )
 
     def _views(self) -> dict[int, Path]:
-        found = {}
+        found: dict[int, Path] = {}
         with contextlib.suppress(OSError):
             for file in self.folder.iterdir():
                 if match := VIEW.fullmatch(file.name):
-                    found[int(match[1])] = file
+                    number = int(match[1])
+                    found[number] = min(file, found.get(number, file))  # two runs may have kept it at the same time
         return found
 
     def _make(self) -> None:
@@ -195,7 +202,7 @@ class KnowledgeStore:
 
     def _put(self, name: str, write: Any) -> None:
         """A file that is there as a whole or not at all, whoever else writes it at the same time."""
-        part = self.folder / f"{name}.{os.getpid()}.part"
+        part = self.folder / f"{name}.{uuid.uuid4().hex}.part"
         try:
             with part.open("wb") as file:
                 write(file)

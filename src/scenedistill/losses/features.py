@@ -1,0 +1,130 @@
+"""Losses that compare single images' features in student and teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scenedistill.errors import UserError
+from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.dual_attention import map_distance
+from scenedistill.models.output import FeatureDims, SceneOutput
+
+
+class Hint(DistillationLoss):
+    """FitNets' hint of Romero et al. (ICLR 2015), equation 3, on the pooled feature of a stage.
+
+    Mean squared error between the teacher's channel descriptor of one stage and the student's, the latter carried to
+    the teacher's width by a linear regressor that is thrown away after training.
+
+    What differs from the paper: its hint is the whole feature map, not its mean over the positions. With a 1x1
+    convolution as regressor this loss is a lower bound of that one: it misses where in the image the two networks
+    differ. The paper trains up to the hint first and distils the logits afterwards; here, as in the field's common
+    codebases, the hint is one term beside the cross-entropy, with their weight of 100 and their mean over the channels
+    (the paper has half the sum).
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        stage: which stage, counted from the coarsest as 1; the default is that of stride 16. A network with fewer
+            stages gives its finest.
+
+    Raises:
+        UserError: the stage is below 1.
+    """
+
+    needs_attention = True
+
+    def __init__(self, student: FeatureDims, teacher: FeatureDims, *, stage: float = 2) -> None:
+        super().__init__(student, teacher)
+        if stage < 1:
+            raise UserError(f"Loss 'fitnet': stage is {stage:g}; expected 1 (the coarsest stage) or more.")
+        self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
+        self.regressor = nn.Linear(student.stages[self.stage], teacher.stages[self.stage])
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        guided = self.regressor(student.attention[self.stage].descriptor)
+        return F.mse_loss(guided, teacher.attention[self.stage].descriptor)
+
+
+class AttentionTransfer(DistillationLoss):
+    """Activation-based attention transfer of Zagoruyko and Komodakis (ICLR 2017), equation 2 as their code has it.
+
+    Summed over the stages: mean over images and positions of the squared difference of the two networks' energy maps,
+    each map of unit length. Weight 1000, as in the authors' code.
+
+    Traps: equation 2 has the distance itself, halved, where the code has its square; what is called attention transfer
+    in the literature is mostly the code. The mean over the positions, not the sum, is what the 1000 belongs to.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
+    """
+
+    needs_attention = True
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        total = student.logits.new_zeros(())
+        shared = min(len(student.attention), len(teacher.attention))
+        for ours, theirs in zip(student.attention[-shared:], teacher.attention[-shared:], strict=True):
+            height, width = (min(sides) for sides in zip(ours.energy.shape[1:], theirs.energy.shape[1:], strict=True))
+            total = total + map_distance(ours.energy, theirs.energy) / (height * width)
+        return total
+
+
+class SimpleRecipe(DistillationLoss):
+    """SRD, the simple recipe of Miles and Mikolajczyk, "Understanding the Role of the Projector ..." (AAAI 2024).
+
+    `features * log(sum of |p(u) - t|^power) + logits * KL(softmax(t) || softmax(s))` over all images and channels: p is a
+    linear projector (thrown away after training), and both sides are batch-normalised without learned scale. Weights,
+    power and the temperature of 1 are those of the authors' ImageNet code.
+
+    Traps: the logarithm makes the gradient independent of the loss's scale, and the value depends on the number of
+    images and channels, so values are comparable in one setting only. The mean and deviation of the whole batch are
+    part of the loss: small batches make it noisy, and a batch of one teaches nothing. The projector has no bias,
+    because the normalisation would take it away again.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        features: weight of the features.
+        logits: weight of the class scores.
+        power: > 1; the higher, the more the largest differences count.
+    """
+
+    relational = True
+
+    def __init__(
+        self,
+        student: FeatureDims,
+        teacher: FeatureDims,
+        *,
+        features: float = 2.0,
+        logits: float = 1.0,
+        power: float = 4.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.features, self.logits, self.power = features, logits, power
+        # none without the part that trains it: DDP wants a gradient for every parameter
+        self.projector = nn.Linear(student.embedding, teacher.embedding, bias=False) if features else nn.Identity()
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        total = student.logits.new_zeros(())
+        if self.features:
+            gap = _standardised(self.projector(student.embedding)) - _standardised(teacher.embedding)
+            # the small number keeps value and gradient finite where student and teacher agree
+            total = total + self.features * (gap.abs().pow(self.power).sum() + 1e-8).log()
+        if self.logits:
+            ours, theirs = F.log_softmax(student.logits, dim=1), F.log_softmax(teacher.logits, dim=1)
+            total = total + self.logits * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return total
+
+
+def _standardised(features: Tensor) -> Tensor:
+    """`[B, D]` with mean 0 and variance 1 over the batch in each channel; zeros for a batch of one."""
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    return (features - mean) * (variance + 1e-4).rsqrt()

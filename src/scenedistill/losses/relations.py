@@ -1,0 +1,151 @@
+"""Losses that compare how the images of a batch lie to each other in student and teacher."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.spatial_structure import angle_structure, distance_structure
+from scenedistill.models.output import FeatureDims, SceneOutput
+
+
+class SimilarityPreserving(DistillationLoss):
+    """SP, similarity-preserving distillation of Tung and Mori (ICCV 2019), L_SP.
+
+    Mean over all pairs of images of the squared difference of the two networks' similarities: dot products of the
+    features, each image's row of them divided by its length. Weight 3000, as in the paper.
+
+    What differs from the paper: its features are the last feature map with its positions, here they are the pooled one.
+    Traps: the matrix is `B x B` and its entries shrink as `1 / sqrt(B)`, so the 3000 goes with batches of about 64.
+    Features behind a ReLU are never negative: all similarities are near each other, and differences small.
+    """
+
+    relational = True
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        return F.mse_loss(_similarity(student.embedding), _similarity(teacher.embedding))
+
+
+class CorrelationCongruence(DistillationLoss):
+    """CC, correlation congruence of Peng et al. (ICCV 2019), L_CC with the Gaussian kernel.
+
+    Mean over all pairs of images of the squared difference of the two networks' kernels. The kernel is the Taylor series
+    of `exp(-gamma |x - y|^2)` for features of unit length: `sum over p <= order of exp(-2 gamma) (2 gamma x.y)^p / p!`.
+
+    What differs from the paper: its features go through a linear layer to a common width, the teacher's too; kernels
+    compare without one, and a teacher's layer that trains could fit itself to the student. Its way of drawing batches
+    (several images of each class) is not part of the loss.
+    Traps: the series is a Gaussian only for unit vectors, which the reimplementations leave out; the published weights
+    (0.02 in the field's common codebase, 0.003 in another) go with theirs. The values here are a few hundredths, and
+    the weight of `METHODS` is ours.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        gamma: > 0, the inverse squared width of the Gaussian.
+        order: P, the highest power of the series, >= 1.
+    """
+
+    relational = True
+
+    def __init__(self, student: FeatureDims, teacher: FeatureDims, *, gamma: float = 0.4, order: float = 2) -> None:
+        super().__init__(student, teacher)
+        self.gamma, self.order = gamma, int(order)
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        return F.mse_loss(self._kernel(student.embedding), self._kernel(teacher.embedding))
+
+    def _kernel(self, embedding: Tensor) -> Tensor:
+        unit = F.normalize(embedding, dim=1, eps=1e-6)
+        cosine = unit @ unit.T
+        series = (cosine**p * ((2 * self.gamma) ** p / math.factorial(p)) for p in range(self.order + 1))
+        return math.exp(-2 * self.gamma) * torch.stack(list(series)).sum(0)
+
+
+class RelationalKnowledge(DistillationLoss):
+    """RKD, relational knowledge distillation of Park, Kim, Lu and Cho (CVPR 2019), L_RKD-D and L_RKD-A.
+
+    Huber loss of all pairwise distances, each set divided by its mean, and of the cosines of the angles of all triples.
+    The weights 25 and 50 are those of the authors' classification code; for metric learning they take 1 and 2.
+
+    Traps: the distances are averaged over the `B (B - 1) / 2` pairs of different images, the authors' code also counts
+    each image's zero distance to itself, which makes its loss smaller by `(B - 1) / B`. That code gives the features
+    unit length first and the field's common codebases do not, nor is it done here. The angles take `B^2 D` numbers.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        distance: weight of the distances.
+        angle: weight of the angles.
+    """
+
+    relational = True
+
+    def __init__(
+        self, student: FeatureDims, teacher: FeatureDims, *, distance: float = 25.0, angle: float = 50.0
+    ) -> None:
+        super().__init__(student, teacher)
+        self.distance, self.angle = distance, angle
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        total = student.logits.new_zeros(())
+        if self.distance:
+            total = total + self.distance * distance_structure(student.embedding, teacher.embedding)
+        if self.angle:
+            total = total + self.angle * angle_structure(student.embedding, teacher.embedding)
+        return total
+
+
+class ContrastiveRepresentation(DistillationLoss):
+    """CRD, contrastive representation distillation of Tian, Krishnan and Isola (ICLR 2020), negatives from the batch.
+
+    Both embeddings are carried by a linear layer each (trained, and thrown away after training) to unit vectors of a
+    common width. Each image's student vector must be nearer to its own teacher vector than to those of the images of
+    other classes, and the other way round: the cross-entropy of "which one is mine", summed over both directions.
+
+    What differs from the paper: it contrasts with 16384 images drawn from a memory of the whole training set, by
+    noise-contrastive estimation, which needs every image's index, the size of the set and a constant estimated on the
+    first batch. A loss here sees one batch and keeps nothing, so the negatives are the batch's, and the estimator is the
+    softmax one (InfoNCE, van den Oord et al. 2018), which needs none of the three. Both are lower bounds of the mutual
+    information of the two embeddings; this one cannot see more than `log B` of it. As in the paper, images of the same
+    class are no negatives, temperature and width are 0.07 and 128, and the weight is 0.8.
+    Traps: it wants large batches of many classes. A batch of one class teaches nothing.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+        temperature: tau, > 0.
+        width: of the common space, >= 1.
+    """
+
+    relational = True
+
+    def __init__(
+        self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 0.07, width: float = 128
+    ) -> None:
+        super().__init__(student, teacher)
+        self.temperature = temperature
+        self.student_head = nn.Linear(student.embedding, int(width))
+        self.teacher_head = nn.Linear(teacher.embedding, int(width))
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        ours = F.normalize(self.student_head(student.embedding), dim=1, eps=1e-6)
+        theirs = F.normalize(self.teacher_head(teacher.embedding), dim=1, eps=1e-6)
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        neither = (labels[:, None] == labels[None, :]) & ~itself  # of the same class: no positive, no negative
+        scores = (ours @ theirs.T / self.temperature).masked_fill(neither, -math.inf)
+        own = torch.arange(len(labels), device=labels.device)
+        return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+
+
+def _similarity(embedding: Tensor) -> Tensor:
+    """Dot products `[B, B]`, each row of unit length."""
+    return F.normalize(embedding @ embedding.T, dim=1)
