@@ -14,8 +14,8 @@ from scenedistill.config import BenchConfig
 from scenedistill.errors import UserError
 from scenedistill.experiments.bench import LOOPS, NAIVE, ONLINE, PARTS, STORE, STUDENT, TEACHER, bench
 from scenedistill.experiments.bench_loops import Bench, Repeated
-from scenedistill.experiments.speed import SpeedResult, draw_speed, is_speed, read_speed, speed_table, write_speed
-from scenedistill.experiments.tables import fill
+from scenedistill.experiments.speed import SpeedResult, draw_speed, read_speed, speed_table, write_speed
+from scenedistill.experiments.tables import fill, kind_of
 
 TINY = BenchConfig(
     pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=8, steps=1, repeats=2,
@@ -65,7 +65,9 @@ def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedRes
     result = measured[0]
     path = write_speed(result, tmp_path / "results" / "speed.json")
     again = read_speed(path)
-    assert is_speed(path) and again.rows[0].images_per_second == pytest.approx(result.rows[0].images_per_second)
+    assert kind_of(path) == "speed" and again.rows[0].images_per_second == pytest.approx(
+        result.rows[0].images_per_second
+    )
     table = speed_table(again)
     assert table.splitlines()[0] == "| student | loop | settings | 32 px (images/s) | 40 px (images/s) |"
     assert len([line for line in table.splitlines() if line.startswith("| table1_printed |")]) == len(LOOPS) + 1
@@ -81,7 +83,7 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "speed.json").write_text('{"rows": [{"loop": "x"}]}')
     with pytest.raises(UserError, match="no record of a speed measurement"):
         read_speed(tmp_path / "speed.json")
-    assert not is_speed(tmp_path / "speed.json") and not is_speed(tmp_path / "nowhere.json")
+    assert kind_of(tmp_path / "speed.json") is None and kind_of(tmp_path / "nowhere.json") is None
 
 
 def test_too_few_images_are_said(tiny_scenes: Path) -> None:

@@ -27,6 +27,10 @@ from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
 
+#: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
+#: What was trained under an older number is then trained again.
+METHOD_VERSION = 2
+
 
 class Lab:
     """Opens the images and knows where everything of a run lies.
@@ -116,6 +120,7 @@ class Lab:
     def stage(self, folder: Path, seed: int, split: Split, settings: Mapping[str, Any]) -> Stage:
         """A stage whose fingerprint covers all that its outcome depends on."""
         shared = {
+            "method": METHOD_VERSION,
             "seed": seed,
             "image_size": self.config.image_size,
             "views": plain(self.config.views),

@@ -77,15 +77,6 @@ def read_speed(path: Path) -> SpeedResult:
         raise UserError(f"{path} is no record of a speed measurement: {problem}.\nRun the benchmark again.") from None
 
 
-def is_speed(path: Path) -> bool:
-    """Whether a result file is the record of a speed measurement."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("kind") == KIND
-
-
 def speed_table(result: SpeedResult) -> str:
     """A Markdown table, a column for each size, for every loop and student, with a line of facts below it.
 

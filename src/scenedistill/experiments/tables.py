@@ -8,6 +8,7 @@ replaces what stands between the lines `<!-- table:NAME -->` and `<!-- /table --
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import sys
@@ -15,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scenedistill.errors import UserError
+from scenedistill.experiments import figures, speed
 from scenedistill.experiments.results import Result, Row, read_result
-from scenedistill.experiments.speed import is_speed, read_speed, speed_table
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"
@@ -44,7 +45,7 @@ def cells(result: Result) -> tuple[list[str], list[list[str]]]:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(result.rows, key=lambda row: row.key):
         groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
-    found = [figures(rows, result.rows) for rows in groups.values()]
+    found = [columns(rows, result.rows) for rows in groups.values()]
     kept = [heading for heading in found[0] if any(line[heading] != NONE for line in found)]
     lines = []
     for (student, variant, teacher), rows, line in zip(groups, groups.values(), found, strict=True):
@@ -52,7 +53,7 @@ def cells(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["network", "training", "seeds", *kept], lines
 
 
-def figures(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
+def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
     """Column heading -> text for the rows of one network trained one way, which differ by seed only."""
 
     def known(name: str, factor: float = 1) -> list[float]:
@@ -149,7 +150,21 @@ def fill(text: str, results: Path, where: str) -> str:
 
 def table_of(path: Path) -> str:
     """The table of a result file, of whichever kind it is."""
-    return speed_table(read_speed(path)) if is_speed(path) else result_table(read_result(path))
+    kind = kind_of(path)
+    if kind == speed.KIND:
+        return speed.speed_table(speed.read_speed(path))
+    if kind == figures.KIND:
+        return figures.figures_table(figures.read_figures(path))
+    return result_table(read_result(path))
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind a result file says it is; None for a table of trained networks, or where there is no such file."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record.get("kind") if isinstance(record, dict) else None
 
 
 def names_in(text: str) -> list[str]:
