@@ -75,7 +75,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             students=STUDENTS,
             data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=cache),
             teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=fit),
-            student=StudentConfig(fit=dataclasses.replace(fit)),
+            student=StudentConfig(knowledge_views=0, fit=dataclasses.replace(fit)),
             machine=MachineConfig(accelerator="cpu", precision="fp32"),
         )
         return dataclasses.replace(settings, **changes)
@@ -453,7 +453,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
     "the plain method": (lambda c: setattr(c.student, "method", "plain"), "always trained for comparison"),
     "an unknown method": (lambda c: setattr(c.student, "method", "dkdd"), "No method is called 'dkdd'"),
-    "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, kd, ss"),
+    "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss, at"),
     "a negative weight": (lambda c: c.student.losses.update(da=-1.0), "weight of da is negative"),
     "an unknown option": (lambda c: c.student.loss_options.update(ss={"heat": 1.0}), "Its options: cosine"),
     "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),

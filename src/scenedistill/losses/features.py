@@ -78,9 +78,9 @@ class AttentionTransfer(DistillationLoss):
 class SimpleRecipe(DistillationLoss):
     """SRD, the simple recipe of Miles and Mikolajczyk, "Understanding the Role of the Projector ..." (AAAI 2024).
 
-    `features * log(sum of |p(u) - t|^power) + logits * KL(softmax(t) || softmax(s))` over all images and channels: p is a
-    linear projector (thrown away after training), and both sides are batch-normalised without learned scale. Weights,
-    power and the temperature of 1 are those of the authors' ImageNet code.
+    `features * log(sum of |p(u) - t|^power) + logits * KL(softmax(t) || softmax(s))`, the first over all images and
+    channels: p is a linear projector (thrown away after training), and both sides are batch-normalised without learned
+    scale. Weights, power and the temperature of 1 are those of the authors' ImageNet code.
 
     Traps: the logarithm makes the gradient independent of the loss's scale, and the value depends on the number of
     images and channels, so values are comparable in one setting only. The mean and deviation of the whole batch are

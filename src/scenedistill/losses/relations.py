@@ -34,15 +34,16 @@ class SimilarityPreserving(DistillationLoss):
 class CorrelationCongruence(DistillationLoss):
     """CC, correlation congruence of Peng et al. (ICCV 2019), L_CC with the Gaussian kernel.
 
-    Mean over all pairs of images of the squared difference of the two networks' kernels. The kernel is the Taylor series
-    of `exp(-gamma |x - y|^2)` for features of unit length: `sum over p <= order of exp(-2 gamma) (2 gamma x.y)^p / p!`.
+    Mean over all pairs of images of the squared difference of the two networks' kernels. The kernel is the Taylor
+    series of `exp(-gamma |x - y|^2)` for features of unit length, the sum over p up to P of
+    `exp(-2 gamma) (2 gamma x.y)^p / p!`.
 
     What differs from the paper: its features go through a linear layer to a common width, the teacher's too; kernels
     compare without one, and a teacher's layer that trains could fit itself to the student. Its way of drawing batches
     (several images of each class) is not part of the loss.
-    Traps: the series is a Gaussian only for unit vectors, which the reimplementations leave out; the published weights
-    (0.02 in the field's common codebase, 0.003 in another) go with theirs. The values here are a few hundredths, and
-    the weight of `METHODS` is ours.
+    Traps: the series is a Gaussian only for unit vectors, which reimplementations leave out, or they take another loss
+    altogether; the weights in use (0.02, 0.003) go with those. The values here are a few hundredths, and the weight of
+    `METHODS` is ours.
 
     Args:
         student: widths of the student.
@@ -112,10 +113,10 @@ class ContrastiveRepresentation(DistillationLoss):
 
     What differs from the paper: it contrasts with 16384 images drawn from a memory of the whole training set, by
     noise-contrastive estimation, which needs every image's index, the size of the set and a constant estimated on the
-    first batch. A loss here sees one batch and keeps nothing, so the negatives are the batch's, and the estimator is the
-    softmax one (InfoNCE, van den Oord et al. 2018), which needs none of the three. Both are lower bounds of the mutual
-    information of the two embeddings; this one cannot see more than `log B` of it. As in the paper, images of the same
-    class are no negatives, temperature and width are 0.07 and 128, and the weight is 0.8.
+    first batch. A loss here sees one batch and keeps nothing, so the negatives are the batch's, and the estimator is
+    the softmax one (InfoNCE, van den Oord et al. 2018), which needs none of the three. Both are lower bounds of the
+    mutual information of the two embeddings; this one cannot see more than `log B` of it. As in the paper, images of
+    the same class are no negatives, temperature and width are 0.07 and 128, and the weight is 0.8.
     Traps: it wants large batches of many classes. A batch of one class teaches nothing.
 
     Args:

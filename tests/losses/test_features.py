@@ -1,0 +1,200 @@
+"""Losses on single images' features against loops, hand-computed numbers and other implementations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scenedistill.errors import UserError
+from scenedistill.losses.features import AttentionTransfer, Hint, SimpleRecipe
+from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+
+MakeOutput = Callable[..., SceneOutput]
+LABELS = torch.tensor([0, 1, 2, 1, 0])
+
+
+def of_maps(maps: list[Tensor]) -> SceneOutput:
+    """What a network with these stage features `[B, C, H, W]` reports, as far as the losses here look at it."""
+    stages = []
+    for feature in maps:
+        flat = torch.full_like(feature[:, :1], 0.5)
+        stages.append(StageAttention(flat[:, :, 0, 0], flat, feature.square().mean(1), feature.mean((2, 3))))
+    return SceneOutput(torch.zeros(len(maps[0]), 3), torch.zeros(len(maps[0]), 1), tuple(stages))
+
+
+def random_maps(widths: tuple[int, ...], sizes: tuple[int, ...], seed: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(5, width, size, size, generator=draw, dtype=torch.float64)
+        for width, size in zip(widths, sizes, strict=True)
+    ]
+
+
+def of_energies(*rows: list[float]) -> SceneOutput:
+    """A network of one stage whose energy maps are one row of pixels each."""
+    energy = torch.tensor(rows)[:, None, :]
+    none = torch.zeros(len(rows), 1)
+    return SceneOutput(none, none, (StageAttention(none, energy[:, None], energy, none),))
+
+
+def test_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    torch.manual_seed(0)
+    loss = Hint(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    weight, bias = loss.regressor.weight.tolist(), loss.regressor.bias.tolist()
+    expected = 0.0
+    for ours, theirs in zip(
+        student.attention[0].descriptor.tolist(), teacher.attention[0].descriptor.tolist(), strict=True
+    ):
+        for row, shift, target in zip(weight, bias, theirs, strict=True):
+            guided = sum(w * value for w, value in zip(row, ours, strict=True)) + shift
+            expected += (guided - target) ** 2 / (5 * 3)
+    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    assert not loss.relational and loss.needs_attention
+
+
+def test_hint_by_hand() -> None:
+    dims = FeatureDims(3, 1, (1,))
+    loss = Hint(dims, FeatureDims(3, 1, (2,)))
+    nn.init.constant_(loss.regressor.weight, 2.0)
+    nn.init.zeros_(loss.regressor.bias)
+    student, teacher = of_maps([torch.full((1, 1, 2, 2), 3.0)]), of_maps([torch.full((1, 2, 4, 4), 4.0)])
+    assert loss(student, teacher, LABELS[:1]).item() == pytest.approx((2 * 3 - 4) ** 2)
+
+
+def test_hint_is_at_most_the_papers_on_whole_maps() -> None:
+    ours, theirs = random_maps((2,), (4,), seed=0), random_maps((3,), (4,), seed=1)
+    torch.manual_seed(0)
+    loss = Hint(FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))).double()
+    convolution = nn.Conv2d(2, 3, 1).double()
+    convolution.weight.data = loss.regressor.weight.data[:, :, None, None]
+    convolution.bias = loss.regressor.bias
+    whole = nn.functional.mse_loss(convolution(ours[0]), theirs[0])
+    assert loss(of_maps(ours), of_maps(theirs), LABELS) < whole
+    even = [maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4) for maps in (ours, theirs)]
+    whole = nn.functional.mse_loss(convolution(even[0]), even[1])
+    torch.testing.assert_close(loss(of_maps([even[0]]), of_maps([even[1]]), LABELS), whole)
+
+
+def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    def widths(student: FeatureDims, teacher: FeatureDims, **options: float) -> tuple[int, int]:
+        regressor = Hint(student, teacher, **options).regressor
+        return regressor.in_features, regressor.out_features
+
+    four = FeatureDims(3, 4, (11, 12, 13, 14))
+    assert widths(four, four) == (13, 13)
+    assert widths(four, teacher_dims) == (13, 3)
+    assert widths(student_dims, four, stage=1) == (5, 14)
+    assert widths(student_dims, four, stage=4.0) == (2, 13)  # the student has two stages
+    with pytest.raises(UserError, match="stage is 0; expected 1"):
+        Hint(four, four, stage=0)
+
+
+def test_attention_transfer_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    expected = 0.0
+    for ours, theirs in zip(student.attention, teacher.attention, strict=True):
+        for s, t in zip(ours.energy.flatten(1).tolist(), theirs.energy.flatten(1).tolist(), strict=True):
+            length_s, length_t = math.hypot(*s), math.hypot(*t)
+            expected += sum((a / length_s - b / length_t) ** 2 for a, b in zip(s, t, strict=True)) / (5 * len(s))
+    loss = AttentionTransfer(student_dims, teacher_dims)
+    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    assert not loss.relational and loss.needs_attention
+
+
+def test_attention_transfer_by_hand() -> None:
+    dims = FeatureDims(3, 1, (1,))
+    loss = AttentionTransfer(dims, dims)
+    # of unit length: 0.6, 0.8 against 0.8, 0.6; over two positions
+    assert loss(of_energies([3.0, 4.0]), of_energies([40.0, 30.0]), LABELS[:1]).item() == pytest.approx(0.04)
+    assert loss(of_energies([1.0, 0.0]), of_energies([0.0, 7.0]), LABELS[:1]).item() == pytest.approx(1.0)
+    # the teacher's four pixels are averaged to the student's two first: 3, 4
+    assert loss(of_energies([4.0, 3.0]), of_energies([2.0, 4.0, 3.0, 5.0]), LABELS[:1]).item() == pytest.approx(0.04)
+
+
+def test_attention_transfer_as_torchdistill_has_it() -> None:
+    module = pytest.importorskip("torchdistill.losses.mid_level")
+    ours, theirs = random_maps((2, 5), (4, 2), seed=0), random_maps((3, 7), (4, 2), seed=1)
+    paths = [{"path": str(i), "io": "output"} for i in range(2)]
+    pairs = {f"pair{i}": {"student": paths[i], "teacher": paths[i]} for i in range(2)}
+
+    def modules(maps: list[Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {str(i): {"output": feature} for i, feature in enumerate(maps)}
+
+    loss = AttentionTransfer(FeatureDims(3, 1, (2, 5)), FeatureDims(3, 1, (3, 7)))
+    expected = module.ATLoss(pairs, mode="code")(modules(ours), modules(theirs))
+    torch.testing.assert_close(loss(of_maps(ours), of_maps(theirs), LABELS), expected)
+    # equation 2 of the paper has the distance itself; of one image and one stage of 16 positions:
+    one, other = [ours[0][:1]], [theirs[0][:1]]
+    distance = module.ATLoss({"pair0": pairs["pair0"]}, mode="paper")(modules(one), modules(other))
+    torch.testing.assert_close(16 * loss(of_maps(one), of_maps(other), LABELS[:1]), distance**2)
+
+
+def test_simple_recipe_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    torch.manual_seed(0)
+    loss = SimpleRecipe(student_dims, teacher_dims, features=0.7, logits=0.3, power=3.0).double()
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    projected = [
+        [sum(w * u for w, u in zip(row, image, strict=True)) for image in student.embedding.tolist()]
+        for row in loss.projector.weight.tolist()
+    ]
+    total = 0.0
+    for ours, theirs in zip(projected, teacher.embedding.T.tolist(), strict=True):  # channel by channel
+        values = []
+        for channel in (ours, theirs):
+            mean = sum(channel) / 5
+            deviation = math.sqrt(sum((value - mean) ** 2 for value in channel) / 5 + 1e-4)
+            values.append([(value - mean) / deviation for value in channel])
+        total += sum(abs(a - b) ** 3 for a, b in zip(*values, strict=True))
+    s, t = (net.logits.exp() / net.logits.exp().sum(1, keepdim=True) for net in (student, teacher))
+    expected = 0.7 * math.log(total) + 0.3 * float((t * (t / s).log()).sum()) / 5
+    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-8)
+    assert loss.relational
+
+
+def test_simple_recipe_by_hand() -> None:
+    dims = FeatureDims(2, 1, ())
+    loss = SimpleRecipe(dims, dims)
+    nn.init.ones_(loss.projector.weight)
+    # of two images normalised values are 1 and -1; the student's the other way round: 2 log(2^4 + 2^4)
+    student = SceneOutput(torch.zeros(2, 2), torch.tensor([[0.0], [20.0]]), ())
+    teacher = SceneOutput(torch.zeros(2, 2), torch.tensor([[7.0], [-5.0]]), ())
+    assert loss(student, teacher, LABELS[:2]).item() == pytest.approx(2 * math.log(32), rel=1e-4)
+
+
+def test_simple_recipe_as_torchdistill_has_it(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    theirs = pytest.importorskip("torchdistill.losses.mid_level").SRDLoss(
+        *("feature", "output") * 2, *("logits", "output") * 2, exponent=4.0
+    )
+    torch.manual_seed(0)
+    loss = SimpleRecipe(student_dims, teacher_dims).double()
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    norm = nn.BatchNorm1d(teacher_dims.embedding, eps=1e-4, affine=False).double()
+    linear = nn.Linear(student_dims.embedding, teacher_dims.embedding).double()
+    linear.weight = loss.projector.weight  # and a bias of its own, which the norm takes away
+
+    def modules(feature: Tensor, logits: Tensor) -> dict[str, dict[str, Tensor]]:
+        return {"feature": {"output": norm(feature)}, "logits": {"output": logits}}
+
+    expected = theirs(modules(linear(student.embedding), student.logits), modules(teacher.embedding, teacher.logits))
+    torch.testing.assert_close(loss(student, teacher, LABELS), expected)
+
+
+def test_simple_recipe_without_a_part_and_on_one_image(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    assert not list(SimpleRecipe(student_dims, teacher_dims, features=0.0).parameters())  # nothing idle: DDP would stop
+    for parts in ({"features": 0.0}, {"logits": 0.0}):
+        assert SimpleRecipe(student_dims, teacher_dims, **parts).double()(student, teacher, LABELS).isfinite()
+    alone = SimpleRecipe(student_dims, teacher_dims, logits=0.0).double()
+    one = output(student_dims, 1).map(lambda t: t.requires_grad_())
+    alone(one, output(teacher_dims, 1, seed=1), LABELS[:1]).backward()
+    assert one.embedding.grad is not None and (one.embedding.grad == 0).all()
+    assert alone.projector.weight.grad is not None and (alone.projector.weight.grad == 0).all()
