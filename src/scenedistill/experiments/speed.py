@@ -114,19 +114,20 @@ def draw_speed(result: SpeedResult, path: Path) -> Path:
 
     students = list(dict.fromkeys(row.student for row in result.rows))
     sizes = sorted({row.pixels for row in result.rows})
-    loops = list(dict.fromkeys((row.loop, row.settings) for row in result.rows))
-    figure = Figure(figsize=(4.2 * len(sizes), 0.32 * len(loops) * len(students) + 1.2), layout="constrained")
+    loops = list(dict.fromkeys(row.loop for row in result.rows))
+    figure = Figure(figsize=(2.5 + 3.5 * len(sizes), (0.3 * len(loops) + 1) * len(students)), layout="constrained")
     axes = figure.subplots(len(students), len(sizes), squeeze=False, sharey=True)
     for line, student in zip(axes, students, strict=True):
         for axis, size in zip(line, sizes, strict=True):
             chosen = [row for row in result.rows if (row.student, row.pixels) == (student, size)]
-            names = [f"{row.loop} ({row.settings})" if row.settings else row.loop for row in chosen]
+            names = [row.loop for row in chosen]
             speeds = [row.images_per_second for row in chosen]
             down, up = zip(*((r.images_per_second - r.min, r.max - r.images_per_second) for r in chosen), strict=True)
             colours = ["tab:green" if row.loop.startswith("scenedistill") else "tab:gray" for row in chosen]
             axis.barh(names, speeds, xerr=(down, up), color=colours)
             axis.bar_label(axis.containers[-1], fmt="%.0f", padding=3, fontsize=7)
             axis.set_xscale("log")
+            axis.set_xlim(right=2.5 * max(row.max for row in chosen))
             axis.set_title(f"{student}, {size} pixels", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.set_xlabel("images/s", fontsize=8)
