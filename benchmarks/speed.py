@@ -20,7 +20,8 @@ from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import bench
 from scenedistill.experiments.bench_loops import Bench, loader_steps
-from scenedistill.experiments.speed import draw_speed, speed_table, write_speed
+from scenedistill.experiments.records import write_record
+from scenedistill.experiments.speed import draw_speed, speed_table
 
 
 class RivalLoop:
@@ -69,7 +70,7 @@ def main() -> None:
     result = bench(data, filled(BenchConfig, settings), more=more, command=command, console=console)
     console.print(speed_table(result), markup=False)
     if results:
-        write_speed(result, results)
+        write_record(result, results)
     if settings.picture:
         draw_speed(result, Path(settings.picture))
 

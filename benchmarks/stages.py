@@ -26,7 +26,8 @@ from scenedistill.commands import filled
 from scenedistill.config import RunConfig
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.figures import Figure, Figures, write_figures
+from scenedistill.experiments.figures import Figure, Figures
+from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.run import run
 from scenedistill.training.fitting import peak_memory
@@ -113,7 +114,7 @@ def main() -> None:
         data=f"{given.data.resolve().name}, stored at 128 pixels, seen at 96",
         rows=tuple(rows),
     )
-    print(write_figures(figures, given.results))
+    print(write_record(figures, given.results))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from scenedistill.config import BenchConfig
 from scenedistill.errors import UserError
 from scenedistill.experiments.bench import LOOPS, NAIVE, ONLINE, PARTS, STORE, STUDENT, TEACHER, bench
 from scenedistill.experiments.bench_loops import Bench, Repeated
-from scenedistill.experiments.speed import SpeedResult, draw_speed, read_speed, speed_table, write_speed
-from scenedistill.experiments.tables import fill, kind_of
+from scenedistill.experiments.records import kind_of, read_record, write_record
+from scenedistill.experiments.speed import SpeedResult, SpeedRow, draw_speed, speed_table
+from scenedistill.experiments.tables import fill
 
 TINY = BenchConfig(
     pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=8, steps=1, repeats=2,
@@ -63,8 +64,8 @@ def test_shares_are_of_the_parts_measured_beside_it(measured: tuple[SpeedResult,
 @pytest.mark.slow
 def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedResult, str], tmp_path: Path) -> None:
     result = measured[0]
-    path = write_speed(result, tmp_path / "results" / "speed.json")
-    again = read_speed(path)
+    path = write_record(result, tmp_path / "results" / "speed.json")
+    again = read_record(path, SpeedResult, SpeedRow)
     assert kind_of(path) == "speed" and again.rows[0].images_per_second == pytest.approx(
         result.rows[0].images_per_second
     )
@@ -79,10 +80,10 @@ def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedRes
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no result file"):
-        read_speed(tmp_path / "speed.json")
+        read_record(tmp_path / "speed.json", SpeedResult, SpeedRow)
     (tmp_path / "speed.json").write_text('{"rows": [{"loop": "x"}]}')
-    with pytest.raises(UserError, match="no record of a speed measurement"):
-        read_speed(tmp_path / "speed.json")
+    with pytest.raises(UserError, match="is no SpeedResult"):
+        read_record(tmp_path / "speed.json", SpeedResult, SpeedRow)
     assert kind_of(tmp_path / "speed.json") is None and kind_of(tmp_path / "nowhere.json") is None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from scenedistill.errors import UserError
-from scenedistill.experiments.figures import Figure, Figures, figures_table, read_figures, write_figures
+from scenedistill.experiments.figures import Figure, Figures, figures_table
+from scenedistill.experiments.records import read_record, write_record
 from scenedistill.experiments.tables import fill
 
 FIGURES = Figures(
@@ -23,8 +24,8 @@ FIGURES = Figures(
 
 
 def test_what_is_written_is_read_and_makes_the_table_of_a_page(tmp_path: Path) -> None:
-    path = write_figures(FIGURES, tmp_path / "results" / "stages.json")
-    assert read_figures(path) == FIGURES
+    path = write_record(FIGURES, tmp_path / "results" / "stages.json")
+    assert read_record(path, Figures, Figure) == FIGURES
     assert figures_table(FIGURES).splitlines() == [
         "| what | images | seconds | images/s | peak memory (MiB) |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -39,7 +40,7 @@ def test_what_is_written_is_read_and_makes_the_table_of_a_page(tmp_path: Path) -
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no result file"):
-        read_figures(tmp_path / "x.json")
+        read_record(tmp_path / "x.json", Figures, Figure)
     (tmp_path / "x.json").write_text('{"kind": "figures", "rows": [{"what": "?"}]}')
-    with pytest.raises(UserError, match="no record of figures"):
-        read_figures(tmp_path / "x.json")
+    with pytest.raises(UserError, match="is no Figures"):
+        read_record(tmp_path / "x.json", Figures, Figure)

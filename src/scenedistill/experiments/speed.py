@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scenedistill.errors import UserError
-from scenedistill.experiments.results import Scalar, tidy
-from scenedistill.training.runs import write_json
+from scenedistill.experiments.records import machine_text
+from scenedistill.experiments.results import Scalar
 
 KIND = "speed"
 
@@ -53,30 +49,6 @@ class SpeedResult:
     kind: str = KIND
 
 
-def write_speed(result: SpeedResult, path: Path) -> Path:
-    """Write the result as JSON, whole or not at all."""
-    record = dataclasses.asdict(result)
-    record["rows"] = [{name: tidy(value) for name, value in row.items()} for row in record["rows"]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    return path
-
-
-def read_speed(path: Path) -> SpeedResult:
-    """Read what `write_speed` wrote.
-
-    Raises:
-        UserError: no such file, or not one of ours.
-    """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return SpeedResult(**{**record, "rows": tuple(SpeedRow(**row) for row in record["rows"])})
-    except FileNotFoundError:
-        raise UserError(f"There is no result file {path}.\nRun the benchmark that writes it.") from None
-    except (ValueError, TypeError, KeyError) as problem:
-        raise UserError(f"{path} is no record of a speed measurement: {problem}.\nRun the benchmark again.") from None
-
-
 def speed_table(result: SpeedResult) -> str:
     """A Markdown table, a column for each size, for every loop and student, with a line of facts below it.
 
@@ -91,13 +63,11 @@ def speed_table(result: SpeedResult) -> str:
     for (student, loop, settings), cells in lines.items():
         table.append([student, loop, settings, *(_cell(cells.get(size)) for size in sizes)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
-    on = result.hardware
-    machine = ", ".join(str(p) for p in (on.get("gpu"), on.get("cpu"), f"{on['cores']} cores") if p)
     return (
         f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {result.batch_size}; median of "
         f"{result.repeats} turns of {result.steps} steps (smallest to largest), then the share of the sum of the "
         "loop's parts; "
-        f"{machine}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
+        f"{machine_text(result.hardware)}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
     )
 
 

@@ -8,7 +8,6 @@ replaces what stands between the lines `<!-- table:NAME -->` and `<!-- /table --
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from scenedistill.errors import UserError
 from scenedistill.experiments import figures, speed
+from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
@@ -113,9 +113,7 @@ def facts(result: Result) -> str:
     time = (
         f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
     )
-    on = result.hardware
-    parts = [on.get("gpu"), on.get("cpu"), f"{on['cores']} cores" if on.get("cores") else None]
-    machine = ", ".join(str(part) for part in parts if part) or "an unnamed machine"
+    machine = machine_text(result.hardware)
     text = f"{result.data}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
     return f"{text} {result.notes}".strip()
 
@@ -152,19 +150,10 @@ def table_of(path: Path) -> str:
     """The table of a result file, of whichever kind it is."""
     kind = kind_of(path)
     if kind == speed.KIND:
-        return speed.speed_table(speed.read_speed(path))
+        return speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow))
     if kind == figures.KIND:
-        return figures.figures_table(figures.read_figures(path))
+        return figures.figures_table(read_record(path, figures.Figures, figures.Figure))
     return result_table(read_result(path))
-
-
-def kind_of(path: Path) -> str | None:
-    """The kind a result file says it is; None for a table of trained networks, or where there is no such file."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record.get("kind") if isinstance(record, dict) else None
 
 
 def names_in(text: str) -> list[str]:

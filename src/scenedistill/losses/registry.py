@@ -41,7 +41,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
 
 #: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
 #: The rivals' weights are those of their authors' code or of the field's common codebases, but that of `cc`, which is
-#: ours: with it, on made-up features, its gradient lies between those of `rkd` and `sp`.
+#: ours.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},

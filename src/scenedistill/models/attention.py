@@ -124,7 +124,7 @@ class AttendedStage(nn.Module):
 
 class _Energy(torch.autograd.Function):
     """Mean over the channels of the square, `[B, C, H, W]` to `[B, H, W]` in float32, without a float32 copy of the
-    feature: half the memory traffic of the plain expression, forward and backward."""
+    feature, forward or backward."""
 
     @staticmethod
     def forward(ctx: Any, feature: Tensor) -> Tensor:
