@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scenedistill.cli import build_parser
-from scenedistill.commands import filled
+from scenedistill.commands.parsing import filled
 from scenedistill.config import RunConfig
 from scenedistill.experiments.results import Row, write_result
 from scenedistill.experiments.run import run

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
-from scenedistill.commands import filled, repeatable, result_file
+from scenedistill.commands.parsing import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import bench

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scenedistill.cli import build_parser
-from scenedistill.commands import filled
+from scenedistill.commands.parsing import filled
 from scenedistill.config import RunConfig
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from scenedistill.cli import build_parser, main
-from scenedistill.commands import repeatable
+from scenedistill.commands.parsing import repeatable
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.data.catalog import CATALOG
 from scenedistill.experiments import quickstart as quick

@@ -15,8 +15,9 @@ from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
+from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
-from scenedistill.evaluation.predict import predict
+from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
 from scenedistill.models.files import NetCard, load_net, weights_hash
@@ -164,12 +165,13 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     net, card = load_net(stage.folder / WEIGHTS)
     part = ScenePart(lab.cache, split.test)
     started = time.monotonic()
-    found = predict(net, part, image_size=card.image_size, device=lab.device, precision=lab.precision)
+    logits = predict_logits(net, part, image_size=card.image_size, device=lab.device, precision=lab.precision)
     seconds = time.monotonic() - started
     if not lab.lead:
         return
-    metrics = scene_metrics(found, part.labels, lab.classes)
+    metrics = scene_metrics(logits.argmax(1), part.labels, lab.classes)
     final.begin()
+    save_outputs(logits, part.labels, split.test, final.folder / OUTPUTS)
     write_confusion(metrics, final.folder, "test")
     lab.console.print(
         f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "

@@ -1,0 +1,36 @@
+"""`scenedistill bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser, filled, result_file
+
+
+def parser() -> CommandParser:
+    """What it takes, beside what it measures."""
+    parser = CommandParser(description="how fast a distillation is here, beside its parts and beside a naive loop")
+    parser.add_argument("--data", type=str | None, default=None, help="class folders; generated scenes when not given")
+    parser.add_argument("--results", type=str | None, default=None, help="write the figures to this results/NAME.json")
+    parser.add_argument("--picture", type=str | None, default=None, help="draw them to this PNG")
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> None:
+    """Do it."""
+    from scenedistill.config import BenchConfig
+    from scenedistill.experiments.bench import bench
+    from scenedistill.experiments.records import write_record
+    from scenedistill.experiments.speed import draw_speed, speed_table
+
+    results = result_file(settings.results)
+    data = Path(settings.data) if settings.data else None
+    result = bench(data, filled(BenchConfig, settings), command=text, console=console)
+    console.print(speed_table(result), markup=False)
+    if results:
+        console.print(f"Result written to {write_record(result, results)}")
+    if settings.picture:
+        console.print(f"Picture drawn to {draw_speed(result, Path(settings.picture))}")

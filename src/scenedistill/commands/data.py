@@ -1,0 +1,66 @@
+"""`scenedistill data`: list, check, download, stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    return CommandParser(description="list the known data sets, check a folder against them, download one")
+
+
+def add_actions(parser: CommandParser) -> None:
+    """Its sub-commands: a level can only be added when the one above is complete."""
+    commands = parser.add_subcommands(metavar="ACTION", dest="action")
+    commands.add_subcommand("list", CommandParser(description="the data sets that are known"))
+    check = CommandParser(description="which data set a folder is, and whether it is complete")
+    check.add_argument("folder", type=str, help="folder with one sub-folder for each class")
+    check.add_argument("--name", type=str | None, default=None, help="the data set it should be")
+    commands.add_subcommand("check", check)
+    download = CommandParser(description="download a data set that has a stable public source")
+    download.add_argument("name", type=str, help="name from `scenedistill data list`")
+    download.add_argument("--folder", type=str, default="data", help="where to put it")
+    commands.add_subcommand("download", download)
+    stored = CommandParser(description="what is kept: decoded images and teachers' knowledge, and clearing it")
+    stored.add_argument(
+        "--clear", type=list[str], default=[], help="delete these: names, or all `images`, `knowledge` or `all`"
+    )
+    stored.add_argument("--folder", type=str | None, default=None, help="another folder than the usual cache")
+    commands.add_subcommand("stored", stored)
+
+
+def command(settings: Namespace, console: Console, text: str) -> int:
+    """Do it; 1 for a known data set that is not complete."""
+    from scenedistill.data.catalog import check, lookup, overview
+    from scenedistill.data.download import download
+    from scenedistill.data.scenes import scan
+
+    options = settings[settings.action]
+    if settings.action == "list":
+        console.print(overview())
+    elif settings.action == "check":
+        report = check(scan(Path(options.folder)), lookup(options.name) if options.name else None)
+        console.print(str(report), markup=False)
+        return int(report.facts is not None and not report.complete)
+    elif settings.action == "stored":
+        _stored(options, console)
+    else:
+        console.print(f"It lies in {download(lookup(options.name), Path(options.folder))}")
+    return 0
+
+
+def _stored(options: Namespace, console: Console) -> None:
+    from scenedistill.data.cache import cache_home
+    from scenedistill.experiments.storage import clear, stored, stored_table
+
+    folder = Path(options.folder) if options.folder else cache_home()
+    for entry in clear(options.clear, folder):
+        console.print(f"deleted {entry.name}: {entry.kind}, {entry.what}", markup=False)
+    entries = stored(folder)
+    console.print(stored_table(entries) if entries else "nothing is kept", f"in {folder}", sep="\n")

@@ -1,0 +1,38 @@
+"""`scenedistill split`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    parser = CommandParser(description="draw a seeded, stratified split and write it to a file")
+    parser.add_argument("data", type=str, help="folder with one sub-folder for each class")
+    parser.add_argument("out", type=str, help="CSV file, or folder for the lists of the other layouts")
+    parser.add_argument("--train_ratio", type=float, default=0.2, help="share of each class that trains, in (0, 1)")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.0, help="share of the training part kept for validation"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another split")
+    parser.add_argument("--layout", type=Literal["csv", "torchgeo", "rsp"], default="csv", help="how it is written")
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> None:
+    """Do it."""
+    from scenedistill.data.scenes import scan
+    from scenedistill.data.split_files import write_split
+    from scenedistill.data.splits import make_split
+
+    index = scan(Path(settings.data))
+    split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
+    written = write_split(split, index, Path(settings.out), settings.layout)
+    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in split.parts().items())
+    console.print(f"{sizes}; split {split.hash}; written to {', '.join(map(str, written))}")
