@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +21,8 @@ from scenedistill.commands.parsing import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import bench
-from scenedistill.experiments.bench_loops import Bench, loader_steps
+from scenedistill.experiments.bench_apart import Apart
+from scenedistill.experiments.bench_loops import WARM_UP, Bench, Loop
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.speed import draw_speed, speed_table
 
@@ -37,32 +40,38 @@ class RivalLoop:
             student=LogitsOnly(place.new_student()),
             device=place.device,
         )
-        self.rival = RIVALS[name](settings)
+        notes = {"notes": place.scratch / "rivals"} if name.endswith("-tuned") else {}
+        self.rival = RIVALS[name](settings, **notes)
         self.description = f"{self.rival.settings}: {self.rival.description}"
 
     def seconds(self) -> float:
         """See `bench_loops.Loop`."""
-        warm_up, steps = loader_steps(self.place.steps, self.rival.workers)
         walk = self.rival.steps()
-        for _ in range(warm_up):
+        for _ in range(WARM_UP):
             next(walk)
         wait_for(self.place.device)
         started = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(self.place.steps):
             next(walk)
         wait_for(self.place.device)
         taken = time.perf_counter() - started
         self.rival.close()
-        return taken * self.place.steps / steps
+        return taken
 
     def close(self) -> None:
         """See `bench_loops.Loop`."""
+        self.rival.close()
+
+
+def apart(name: str) -> Callable[[Bench], Loop]:
+    """A rival in a process of its own."""
+    return lambda place: Apart(place, partial(RivalLoop, name))
 
 
 def main() -> None:
     """Measure, print, write, draw."""
     settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
-    more = {name: ("", lambda place, name=name: RivalLoop(name, place)) for name in RIVALS}
+    more = {name: ("", apart(name)) for name in RIVALS}
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from .loop import KD_WEIGHT, TEMPERATURE, LogitsOnly, Loop, LoopSettings, Rival, Switches, pace
 from .search import tuned
@@ -14,9 +15,9 @@ LOOPS: tuple[type[Loop], ...] = (TimmLoop, TorchdistillLoop, TextbookLoop)
 
 #: Loops by name: `<library>-default` as its own script or tutorial sets it up, `<library>-tuned` with all that can be
 #: switched on to make it fast, chosen by a short trial on this machine (minutes, for it compiles).
-RIVALS: dict[str, Callable[[LoopSettings], Rival]] = {
+RIVALS: dict[str, Callable[..., Rival]] = {
     **{f"{loop.name}-default": loop for loop in LOOPS},
-    **{f"{loop.name}-tuned": lambda settings, loop=loop: tuned(loop, settings) for loop in LOOPS},
+    **{f"{loop.name}-tuned": partial(tuned, loop) for loop in LOOPS},
 }
 
 __all__ = [

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from scenedistill.precision import resolve_precision
 
 from .loop import Loop, LoopSettings, Switches, pace
 
 ROUNDS = 2  # of a trial, the candidates in turn
-_found: dict[tuple[object, ...], Switches] = {}
 
 
-def tuned(loop: type[Loop], settings: LoopSettings, switches: Switches | None = None) -> Loop:
+def tuned(
+    loop: type[Loop], settings: LoopSettings, switches: Switches | None = None, *, notes: Path | None = None
+) -> Loop:
     """A loop at its best here: with the switches given, else with those that a trial finds.
 
     bfloat16 (where the device computes it natively), channels-last and what costs nothing are always on; the number of
     workers, then whether and how to compile, are tried. What was found for a library, device, size and batch size is
-    used again, whatever the networks.
+    kept in the folder `notes`, where one is given, and used again, whatever the networks.
     """
-    if switches is None:
-        key = (loop.name, settings.device, settings.pixels, settings.batch_size, settings.workers)
-        if key not in _found:
-            _found[key] = _search(loop, settings)
-        switches = _found[key]
-    return loop(settings, switches)
+    return loop(settings, switches or _found(loop, settings, notes))
+
+
+def _found(loop: type[Loop], settings: LoopSettings, notes: Path | None) -> Switches:
+    if notes is None:
+        return _search(loop, settings)
+    name = f"{loop.name}-{settings.device.type}-{settings.pixels}-{settings.batch_size}-{settings.workers}.json"
+    if not (notes / name).exists():
+        notes.mkdir(parents=True, exist_ok=True)
+        (notes / name).write_text(json.dumps(asdict(_search(loop, settings))), encoding="utf-8")
+    return Switches(**json.loads((notes / name).read_text(encoding="utf-8")))
 
 
 def _search(loop: type[Loop], settings: LoopSettings) -> Switches:
     bf16 = resolve_precision("auto", settings.device) == "bf16"
     start = Switches(tuned=True, bf16=bf16, channels_last=True)
     most = settings.workers
-    eager = _fastest(loop, settings, [replace(start, workers=n) for n in sorted({0, 1, most // 2, most})])
+    eager = _fastest(loop, settings, [replace(start, workers=n) for n in sorted({0, 1, most})])
     if settings.device.type == "cuda":
         compiled = [replace(eager, compile=mode) for mode in ("default", "reduce-overhead")]
     else:

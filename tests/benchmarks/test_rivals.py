@@ -132,7 +132,7 @@ def test_every_rival_has_a_default_and_a_tuned_loop(rivals, settings) -> None:
 
 
 def test_the_trial_takes_the_fastest_number_of_workers_and_compiles_where_it_pays(
-    rivals, settings, monkeypatch
+    rivals, settings, monkeypatch, tmp_path
 ) -> None:
     speeds = {(0, ""): 1.0, (1, ""): 2.0, (1, "default"): 3.0}
     tried = []
@@ -145,15 +145,13 @@ def test_the_trial_takes_the_fastest_number_of_workers_and_compiles_where_it_pay
         return speeds[key]
 
     monkeypatch.setattr(sys.modules["rivals.search"], "pace", pace)
-    monkeypatch.setattr(sys.modules["rivals.search"], "_found", {})
-    found = rivals.RIVALS["textbook-tuned"](settings)
+    found = rivals.RIVALS["textbook-tuned"](settings, notes=tmp_path)
     assert tried == 2 * [(0, ""), (1, "")] + 2 * [(1, ""), (1, "default")]
     assert (found.switches.workers, found.switches.compile, found.switches.freeze) == (1, "default", True)
-    rivals.RIVALS["textbook-tuned"](settings)
-    assert len(tried) == 8  # what was found is used again
+    again = rivals.RIVALS["textbook-tuned"](settings, notes=tmp_path)
+    assert again.switches == found.switches and len(tried) == 8  # what was found is used again
     for slower in (1.5, 0.0):
         speeds[1, "default"] = slower
-        monkeypatch.setattr(sys.modules["rivals.search"], "_found", {})
         assert rivals.RIVALS["textbook-tuned"](settings).switches.compile == ""
 
 

@@ -19,7 +19,7 @@ from scenedistill.experiments.speed import SpeedResult, SpeedRow, draw_speed, sp
 from scenedistill.experiments.tables import fill
 
 TINY = BenchConfig(
-    pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=8, steps=1, repeats=2,
+    pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=[8], steps=1, repeats=2,
     precision="fp32",
 )  # fmt: skip
 
@@ -88,6 +88,6 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_said(tiny_scenes: Path) -> None:
-    large = dataclasses.replace(TINY, batch_size=32)
-    with pytest.raises(UserError, match=r"has 64 images, and 160 are needed. Lower --steps or --batch_size"):
+    large = dataclasses.replace(TINY, batch_size=[32])
+    with pytest.raises(UserError, match=r"has 64 images, and 192 are needed. Lower --repeats, --steps or --batch_size"):
         bench(tiny_scenes, large, console=Console(quiet=True))

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -17,16 +18,17 @@ from scenedistill.data.demo import generate
 from scenedistill.data.scenes import scan
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import count_operations, wait_for
+from scenedistill.experiments.bench_apart import Apart
 from scenedistill.experiments.bench_loops import (
     WARM_UP,
     Bench,
     Loop,
     Naive,
-    Ours,
     data_only,
     student_step,
     teacher_forward,
 )
+from scenedistill.experiments.bench_ours import Ours
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.speed import SpeedResult, SpeedRow
 from scenedistill.memory import keep_memory
@@ -39,15 +41,17 @@ Factory = Callable[[Bench], Loop]
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
 NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
 PARTS = (TEACHER, STUDENT, DATA)
+COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
 #: Our own loops by the name that results carry.
 LOOPS: dict[str, Factory] = {
     TEACHER: teacher_forward,
     STUDENT: student_step,
     DATA: data_only,
-    NAIVE: Naive,
+    NAIVE: lambda bench: Apart(bench, Naive),
     ONLINE: lambda bench: Ours(bench, views=0),
     STORE: lambda bench: Ours(bench, views=1),
 }
+COMPILED = ", compiled"  # after a loop's name
 
 
 def bench(
@@ -78,34 +82,37 @@ def bench(
     device = compute_device("auto")
     precision = resolve_precision(config.precision, device)
     compiled = compiles(config.compile, device)
-    loops = {name: (f"{precision}{', compiled' if compiled else ''}", make) for name, make in LOOPS.items()}
+    loops = {name: (f"{precision}{COMPILED if compiled else ''}", make) for name, make in LOOPS.items()}
+    if config.also_compiled and not compiled:
+        loops |= {f"{name}{COMPILED}": (f"{precision}{COMPILED}", _compiled(LOOPS[name])) for name in COMPILABLE}
     loops |= more or {}
     rows: list[SpeedRow] = []
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
-            wanted = (WARM_UP + config.steps) * config.batch_size
+            wanted = _images_wanted(config)
             data = Path(scratch) / "scenes"
             generate(data, per_class=wanted // 12 + 1, size=max(64, min(150, max(config.pixels))))
         peak = machine_peak(device, precision)
         console.print(
             f"The machine computes {peak / 1e9:,.0f} GFLOP/s in {precision} at its best, with a matrix product"
         )
-        for pixels in config.pixels:
+        for pixels, batch_size in zip(config.pixels, _batch_sizes(config), strict=True):
             for student in config.students:
                 place = Bench(
                     data,
                     pixels,
                     config.teacher,
                     student,
-                    config.batch_size,
+                    batch_size,
                     config.steps,
                     device,
                     precision,
                     compiled,
                     Path(scratch),
+                    config.repeats,
+                    config.threads,
                 )
-                found = _measure(place, loops, config.repeats, peak, console)
-                rows += found
+                rows += _measure(place, loops, peak, console)
     return SpeedResult(
         experiment="speed",
         command=command,
@@ -114,7 +121,6 @@ def bench(
         versions=versions(),
         data=data.resolve().name,
         teacher=config.teacher,
-        batch_size=config.batch_size,
         repeats=config.repeats,
         steps=config.steps,
         precision=precision,
@@ -124,24 +130,42 @@ def bench(
     )
 
 
+def _compiled(make: Factory) -> Factory:
+    return lambda bench: make(replace(bench, compiled=True))
+
+
 def _check(config: BenchConfig, data: Path | None) -> None:
     """Raise a UserError for settings that make no sense, before anything is measured."""
-    for name in ("batch_size", "steps", "repeats"):
+    for name in ("steps", "repeats"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} is {getattr(config, name)}; expected 1 or more.")
+    if min(config.batch_size, default=0) < 1 or len(config.batch_size) not in (1, len(config.pixels)):
+        raise UserError(
+            f"--batch_size is {config.batch_size}; expected one number, 1 or more, or one for each of the "
+            f"{len(config.pixels)} sizes."
+        )
     if not config.pixels or min(config.pixels) < 1 or not config.students:
         raise UserError("--pixels and --students need one entry or more, and sizes are 1 or more.")
     check_name(config.teacher, STUDENTS)
     for name in config.students:
         check_name(name, STUDENTS)
-    wanted = (WARM_UP + config.steps) * config.batch_size
+    wanted = _images_wanted(config)
     if data and (count := len(scan(data))) < wanted:
-        raise UserError(f"{data} has {count} images, and {wanted} are needed. Lower --steps or --batch_size.")
+        raise UserError(
+            f"{data} has {count} images, and {wanted} are needed. Lower --repeats, --steps or --batch_size."
+        )
 
 
-def _measure(
-    bench: Bench, loops: Mapping[str, tuple[str, Factory]], repeats: int, peak: float, console: Console
-) -> list[SpeedRow]:
+def _batch_sizes(config: BenchConfig) -> list[int]:
+    """For each size."""
+    return config.batch_size * len(config.pixels) if len(config.batch_size) == 1 else config.batch_size
+
+
+def _images_wanted(config: BenchConfig) -> int:
+    return (WARM_UP + config.repeats * config.steps) * max(config.batch_size)
+
+
+def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float, console: Console) -> list[SpeedRow]:
     """One size and student: every loop in turns."""
     console.print(f"{bench.teacher} teaches {bench.student} at {bench.pixels} pixels, batches of {bench.batch_size}")
     made: dict[str, Loop] = {}
@@ -151,7 +175,7 @@ def _measure(
         except ImportError as problem:
             console.print(f"  {name}: left out, {problem}", markup=False)
     speeds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(repeats):
+    for _ in range(bench.repeats):
         for name, loop in made.items():
             speeds[name].append(bench.batch_size * bench.steps / loop.seconds())
     for loop in made.values():
@@ -159,13 +183,12 @@ def _measure(
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     operations = _operations(bench)
     # the parts at their best, on data in memory; the store's limit has no teacher
-    limits = {
-        ONLINE: 1 / (1 / medians[TEACHER] + 1 / medians[STUDENT]),
-        STORE: medians[STUDENT],
-    }
+    teacher, student = (max(medians[part], medians.get(part + COMPILED, 0.0)) for part in (TEACHER, STUDENT))
+    online = 1 / (1 / teacher + 1 / student)
     rows = []
     for name, values in speeds.items():
-        work = operations.get(name, operations[ONLINE])
+        kind = name.removesuffix(COMPILED)
+        work = operations.get(kind, operations[ONLINE])
         row = SpeedRow(
             loop=name,
             settings=getattr(made[name], "description", loops[name][0]),
@@ -174,9 +197,8 @@ def _measure(
             images_per_second=medians[name],
             min=min(values),
             max=max(values),
-            share_of_limit=None
-            if name in (TEACHER, STUDENT, DATA)
-            else medians[name] / limits.get(name, limits[ONLINE]),
+            batch_size=bench.batch_size,
+            share_of_limit=None if kind in PARTS else medians[name] / (student if kind == STORE else online),
             share_of_peak=work * medians[name] / peak if work else None,
             gflops_per_image=work / 1e9 if work else None,
             device=bench.device.type,

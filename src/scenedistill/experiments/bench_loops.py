@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import SceneBatches, ScenePart
 from scenedistill.data.cache import SceneCache, build_cache
-from scenedistill.data.module import EpochBatches, SceneDataModule
+from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import PARTS, assemble
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.losses.registry import METHODS
@@ -34,7 +30,6 @@ from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
 from scenedistill.precision import Precision, autocast
 from scenedistill.training.base import parameter_groups
-from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
 
@@ -59,6 +54,8 @@ class Bench:
         precision: of our own loops.
         compiled: whether our own loops compile the networks.
         scratch: folder for whatever a loop writes.
+        repeats: turns of every loop.
+        threads: CPU threads; all cores when not given.
     """
 
     data: Path
@@ -71,6 +68,8 @@ class Bench:
     precision: Precision
     compiled: bool
     scratch: Path
+    repeats: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         index = scan(self.data)
@@ -78,6 +77,15 @@ class Bench:
         self.cache: SceneCache = build_cache(index, stored, folder=self.scratch / f"cache{stored}", progress=False)
         self.classes = len(self.cache.index.classes)
         self.part = ScenePart(self.cache, np.arange(len(self.cache.index)))
+
+    def __reduce__(self) -> tuple[type[Bench], tuple[object, ...]]:
+        """Another process opens the decoded images anew, instead of being sent them."""
+        return Bench, tuple(getattr(self, item.name) for item in fields(self))
+
+    @property
+    def images_wanted(self) -> int:
+        """Images of all turns of a loop that takes each once."""
+        return (WARM_UP + self.repeats * self.steps) * self.batch_size
 
     def new_teacher(self) -> SceneNet:
         """The same untrained teacher each time: speed does not ask what it knows."""
@@ -196,13 +204,6 @@ def data_only(bench: Bench) -> Loop:
     return Repeated(bench, lambda: next(views))
 
 
-def loader_steps(steps: int, workers: int) -> tuple[int, int]:
-    """Steps to warm up and to time a loop with worker processes: these start with some batches ready at once, and only
-    beyond them the time shows what decoding costs."""
-    ahead = 2 * 2 * workers  # torch's loader fetches two batches ahead in each worker
-    return max(WARM_UP, ahead), max(steps, ahead)
-
-
 class Naive:
     """What one writes first: PIL and torchvision's transforms in worker processes, both networks in fp32."""
 
@@ -221,18 +222,17 @@ class Naive:
     def seconds(self) -> float:
         """See `Loop.seconds`."""
         bench, started = self.bench, 0.0
-        warm_up, steps = loader_steps(bench.steps, WORKERS)
         batches = DataLoader(self.images, bench.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
         endless = itertools.chain.from_iterable(itertools.repeat(batches))
         for number, (images, labels) in enumerate(endless):
-            if number == warm_up:
+            if number == WARM_UP:
                 wait_for(bench.device)
                 started = time.perf_counter()
             self._step(images.to(bench.device), labels.to(bench.device))
-            if number + 1 == warm_up + steps:
+            if number + 1 == WARM_UP + bench.steps:
                 break
         wait_for(bench.device)
-        return (time.perf_counter() - started) * bench.steps / steps
+        return time.perf_counter() - started
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         with torch.no_grad():
@@ -246,63 +246,3 @@ class Naive:
 
     def close(self) -> None:
         """See `Loop.close`."""
-
-
-class Ours:
-    """A distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps."""
-
-    def __init__(self, bench: Bench, views: int) -> None:
-        self.bench, self.views = bench, views
-        wanted = (WARM_UP + bench.steps) * bench.batch_size
-        parts = np.full(len(bench.cache.index), PARTS.index("test"), np.int8)
-        parts[:wanted] = PARTS.index("train")
-        self.split = assemble(bench.cache.index, parts, None, None)
-        if views:  # filled before the clock starts, as in every epoch but the first
-            self._knowledge().open(0, bench.device)
-
-    def seconds(self) -> float:
-        """See `Loop.seconds`."""
-        watch = _Watch(self.bench)
-        with tempfile.TemporaryDirectory(dir=self.bench.scratch) as folder:
-            fit(
-                self.bench.training(self._knowledge()),
-                SceneDataModule(self.bench.cache, self.split, batch_size=self.bench.batch_size, seed=0),
-                Path(folder),
-                MachineConfig(precision=self.bench.precision, compile=self.bench.compiled),
-                title="bench",
-                console=Console(quiet=True),
-                callbacks=[watch],
-            )
-        return watch.ends[1] - watch.ends[0]
-
-    def close(self) -> None:
-        """See `Loop.close`."""
-
-    def _knowledge(self) -> Knowledge:
-        bench = self.bench
-        return Knowledge(
-            bench.new_teacher(),
-            ScenePart(bench.cache, self.split.train),
-            views=self.views,
-            config=VIEWS,
-            image_size=bench.pixels,
-            seed=0,
-            precision=bench.precision,
-            root=bench.scratch / "knowledge",
-            compiled=bench.compiled,
-        )
-
-
-class _Watch(Callback):
-    """Notes when the warm-up and when the last step has ended."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.device, self.last = bench.device, WARM_UP + bench.steps
-        self.steps = 0
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        self.steps += 1
-        if self.steps in (WARM_UP, self.last):
-            wait_for(self.device)
-            self.ends.append(time.perf_counter())

@@ -19,6 +19,7 @@ class SpeedRow:
     settings: str  # what is switched on
     student: str
     pixels: int
+    batch_size: int
     images_per_second: float  # median over the repeats
     min: float
     max: float
@@ -39,7 +40,6 @@ class SpeedResult:
     versions: dict[str, Scalar]
     data: str
     teacher: str
-    batch_size: int
     repeats: int
     steps: int
     precision: str
@@ -63,8 +63,11 @@ def speed_table(result: SpeedResult) -> str:
     for (student, loop, settings), cells in lines.items():
         table.append([student, loop, settings, *(_cell(cells.get(size)) for size in sizes)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
+    batches = " and ".join(
+        f"{batch} at {size}" for size, batch in sorted({(r.pixels, r.batch_size) for r in result.rows})
+    )
     return (
-        f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {result.batch_size}; median of "
+        f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {batches}; median of "
         f"{result.repeats} turns of {result.steps} steps (smallest to largest), then the share of the sum of the "
         "loop's parts; "
         f"{machine_text(result.hardware)}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
