@@ -88,6 +88,7 @@ class Rival(Protocol):
     settings: str  # "default", "tuned"
     description: str  # one line: what is switched on
     student: nn.Module  # the network in training
+    optimizer: torch.optim.Optimizer  # whose learning rate may be set between steps
 
     def steps(self) -> Iterator[int]:
         """Yields the number of images of each finished update, endless over epochs. Worker processes start with the

@@ -29,7 +29,7 @@ class TextbookLoop(Loop):
         super().__init__(settings, switches)
         self._folder = fast_folder(settings) if self.switches.tuned else plain_folder(settings)
         self._teacher, self._student = self.compiled(self.teacher), self.compiled(self.student)
-        self._optimizer = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             self.student.parameters(),
             lr=settings.lr,
             momentum=0.9,
@@ -61,9 +61,9 @@ class TextbookLoop(Loop):
 
     def update(self, loss: Tensor) -> None:
         """See `Loop.update`."""
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self.optimizer.step()
 
 
 def plain_folder(settings: LoopSettings) -> ImageFolder:

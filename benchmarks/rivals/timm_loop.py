@@ -43,7 +43,7 @@ class TimmLoop(Loop):
         )
         if self.switches.compile:
             self._task.compile(mode=self.switches.compile, dynamic=False)
-        self._optimizer = create_optimizer_v2(
+        self.optimizer = create_optimizer_v2(
             self.student,
             opt="sgd",  # with Nesterov momentum
             lr=settings.lr,
@@ -80,5 +80,5 @@ class TimmLoop(Loop):
     def update(self, loss: Tensor) -> None:
         """See `Loop.update`."""
         loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -42,6 +42,7 @@ class TorchdistillLoop(Loop):
             False,  # not distributed
             1.0,  # the learning rate as it is
         )
+        self.optimizer = self._box.optimizer
         self._box.train_data_loader = None
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:

@@ -11,17 +11,24 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from scenedistill.errors import UserError
-from scenedistill.experiments import figures, speed
+from scenedistill.experiments import figures, race, speed
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"
 NONE = "-"
+#: kind of a measurement -> its record, a row of it, and the table made from it
+KINDS: dict[str, tuple[type[Any], type[Any], Callable[[Any], str]]] = {
+    figures.KIND: (figures.Figures, figures.Figure, figures.figures_table),
+    race.KIND: (race.Race, race.RaceRow, race.race_table),
+    speed.KIND: (speed.SpeedResult, speed.SpeedRow, speed.speed_table),
+}
 
 
 def result_table(result: Result) -> str:
@@ -148,11 +155,9 @@ def fill(text: str, results: Path, where: str) -> str:
 
 def table_of(path: Path) -> str:
     """The table of a result file, of whichever kind it is."""
-    kind = kind_of(path)
-    if kind == speed.KIND:
-        return speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow))
-    if kind == figures.KIND:
-        return figures.figures_table(read_record(path, figures.Figures, figures.Figure))
+    if of_kind := KINDS.get(kind_of(path) or ""):
+        record, row, table = of_kind
+        return table(read_record(path, record, row))
     return result_table(read_result(path))
 
 

@@ -1,0 +1,62 @@
+"""A record of how long each loop takes to a fixed OA, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scenedistill.experiments.records import machine_text
+from scenedistill.experiments.results import Scalar
+
+KIND = "race"
+
+
+@dataclass(frozen=True)
+class RaceRow:
+    """One loop, trained to the end of its schedule."""
+
+    loop: str
+    settings: str  # what is switched on
+    seconds_to_target: float | None  # from making the loop to the end of the epoch that reaches it; None if none does
+    epochs_to_target: int | None
+    seconds: float  # to the end of the schedule, testing left out
+    final_oa: float  # 0..1
+
+
+@dataclass(frozen=True)
+class Race:
+    """One run of the measurement."""
+
+    experiment: str
+    command: str
+    date: str
+    hardware: dict[str, Scalar]
+    versions: dict[str, Scalar]
+    data: str
+    teacher: str
+    student: str
+    pixels: int
+    batch_size: int
+    epochs: int
+    target_oa: float  # 0..1
+    rows: tuple[RaceRow, ...]
+    kind: str = KIND
+
+
+def race_table(race: Race) -> str:
+    """A Markdown table with a line of facts below it."""
+    target = f"{race.target_oa:.0%}"
+    lines = [
+        f"| loop | settings | seconds to {target} OA | epochs to it | seconds for {race.epochs} epochs | OA then |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in race.rows:
+        reached = "-" if row.seconds_to_target is None else f"{row.seconds_to_target:,.0f}"
+        epochs = "-" if row.epochs_to_target is None else row.epochs_to_target
+        settings = row.settings.replace("|", "\\|")
+        lines.append(f"| {row.loop} | {settings} | {reached} | {epochs} | {row.seconds:,.0f} | {row.final_oa:.1%} |")
+    text = "\n".join(lines)
+    return (
+        f"{text}\n\n{race.data}; teacher {race.teacher}, student {race.student}, {race.pixels} pixels, batches of "
+        f"{race.batch_size}. Starting, decoding, compiling and filling the store are counted; finding a rival's best "
+        f"settings and testing are not. {machine_text(race.hardware)}; {race.date}."
+    )

@@ -1,0 +1,47 @@
+"""The race to a fixed OA is run by real loops, and its record becomes a table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scenedistill.data.scenes import scan
+from scenedistill.data.split_files import write_split
+from scenedistill.data.splits import make_split
+from scenedistill.experiments.race import Race, RaceRow
+from scenedistill.experiments.records import read_record
+from scenedistill.experiments.tables import table_of
+from scenedistill.models.files import NetCard, save_net
+from scenedistill.models.student import build_student
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "time_to_accuracy.py"
+
+
+@pytest.mark.slow
+def test_loops_race_on_equal_terms(tiny_scenes: Path, tmp_path: Path) -> None:
+    index = scan(tiny_scenes)
+    split = make_split(index, 0.5, 0, 0.0)
+    (file,) = write_split(split, index, tmp_path / "split.csv")
+    torch.manual_seed(0)
+    teacher = build_student("table1_printed", len(index.classes), image_size=32)
+    save_net(teacher, NetCard("table1_printed", index.classes, 3, 32, stored_size=32), tmp_path / "teacher.safetensors")
+    results = tmp_path / "race.json"
+    loops = ["scenedistill, from the store", "textbook-default"]
+    options = ["--student", "table1_printed", "--epochs", "2", "--batch_size", "8", "--target", "0.01"]
+    subprocess.run(
+        [sys.executable, str(SCRIPT), str(tiny_scenes), str(tmp_path / "teacher.safetensors"), str(results),
+         "--split", str(file), *options, "--loops", *loops],
+        check=True,
+    )  # fmt: skip
+    race = read_record(results, Race, RaceRow)
+    assert [row.loop for row in race.rows] == loops
+    for row in race.rows:
+        assert 0 <= row.final_oa <= 1
+        if row.seconds_to_target is not None:
+            assert 0 < row.seconds_to_target <= row.seconds and row.epochs_to_target in (1, 2)
+    table = table_of(results)
+    assert "seconds to 1% OA" in table and "| textbook-default | default: fp32" in table
