@@ -44,12 +44,15 @@ class DualAttention(nn.Module):
         Returns:
             The gated feature `[B, C, H, W]`, the channel gates `[B, C]` and the spatial gates `[B, 1, H, W]`.
         """
-        pooled = torch.stack((feature.mean((2, 3)), feature.amax((2, 3))))  # [2, B, C]
+        # in the order of channels-last memory: the gradients of these means then come in that order too, uncopied
+        tokens = feature.permute(0, 2, 3, 1)  # [B, H, W, C]
+        pooled = torch.stack((tokens.mean((1, 2)), tokens.amax((1, 2))))  # [2, B, C]
         channel = torch.sigmoid(self.expand(torch.relu(self.reduce(pooled))).sum(0))  # [B, C]
-        weighted = feature * (2 * channel)[:, :, None, None]
-        summary = torch.cat((weighted.mean(1, keepdim=True), weighted.amax(1, keepdim=True)), 1)  # [B, 2, H, W]
-        spatial = torch.sigmoid(self.locate(summary))  # [B, 1, H, W]
-        return weighted * (2 * spatial), channel, spatial
+        weighted = tokens * (2 * channel)[:, None, None]
+        summary = torch.cat((weighted.mean(3, keepdim=True), weighted.amax(3, keepdim=True)), 3)  # [B, H, W, 2]
+        spatial = torch.sigmoid(self.locate(summary.permute(0, 3, 1, 2)))  # [B, 1, H, W]
+        gated = weighted * (2 * spatial).permute(0, 2, 3, 1)
+        return gated.permute(0, 3, 1, 2), channel, spatial
 
 
 class NoAttention(nn.Module):
