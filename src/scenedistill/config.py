@@ -190,8 +190,8 @@ class BenchConfig:
         teacher: name of the teacher.
         students: names of the students; each is measured.
         batch_size: images of a step: one number for all sizes, or one for each.
-        steps: timed in a row.
-        repeats: turns; in each every loop takes its steps.
+        steps: of a turn; loops many times slower than ours take a sixth of them.
+        repeats: turns that every loop takes, one after the other.
         precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
         compile: compile the networks in our own loops; on a GPU when not given.
         also_compiled: where they are not compiled, measure our own loops compiled as well, beside the others.
@@ -202,8 +202,8 @@ class BenchConfig:
     teacher: str = "resnet101"
     students: list[str] = field(default_factory=lambda: ["table1_printed", "table1_resnet"])
     batch_size: list[int] = field(default_factory=lambda: [64])
-    steps: int = 4
-    repeats: int = 5
+    steps: int = 12
+    repeats: int = 3
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     also_compiled: bool = False

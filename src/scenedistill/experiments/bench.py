@@ -177,7 +177,7 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
     speeds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(bench.repeats):
         for name, loop in made.items():
-            speeds[name].append(bench.batch_size * bench.steps / loop.seconds())
+            speeds[name].append(bench.batch_size / loop.seconds())
     for loop in made.values():
         loop.close()
     medians = {name: statistics.median(values) for name, values in speeds.items()}

@@ -68,8 +68,8 @@ def speed_table(result: SpeedResult) -> str:
     )
     return (
         f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {batches}; median of "
-        f"{result.repeats} turns of {result.steps} steps (smallest to largest), then the share of the sum of the "
-        "loop's parts; "
+        f"{result.repeats} turns of {result.steps} steps, slow loops a sixth of them (smallest to largest), then the "
+        "share of the sum of the loop's parts; "
         f"{machine_text(result.hardware)}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
     )
 
