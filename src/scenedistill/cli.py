@@ -10,7 +10,19 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill import __version__
-from scenedistill.commands import bench, data, evaluate, quickstart, split
+from scenedistill.commands import (
+    bench,
+    data,
+    evaluate,
+    explain,
+    export,
+    grid,
+    predict,
+    quickstart,
+    report,
+    serve,
+    split,
+)
 from scenedistill.commands.parsing import CommandParser, files_first, repeatable
 from scenedistill.commands.training import train, training_parser
 from scenedistill.errors import UserError
@@ -35,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as problem:
         return _complain(str(problem))
     except KeyboardInterrupt:
-        return _complain("stopped. The same command goes on from the last finished epoch.", 130)
+        return _complain("stopped. The same command goes on from where it was.", 130)
     except OSError as problem:
         if problem.errno == errno.ENOSPC:
-            return _complain("the disk is full. Make room and give the same command: it goes on from the last epoch.")
+            return _complain("the disk is full. Make room and give the same command: it goes on from where it was.")
         if problem.filename and problem.errno in NOT_WRITABLE:
             reason = "it is a file" if problem.errno == errno.EEXIST else problem.strerror
             return _complain(f"{problem.filename} cannot be written: {reason}. Choose another folder.")
@@ -93,6 +105,12 @@ COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {
         train("teacher", "distilled"),
     ),
     "evaluate": (evaluate.parser, evaluate.command),
+    "grid": (grid.parser, grid.command),
+    "report": (report.parser, report.command),
+    "explain": (explain.parser, explain.command),
+    "export": (export.parser, export.command),
+    "predict": (predict.parser, predict.command),
+    "serve": (serve.parser, serve.command),
     "split": (split.parser, split.command),
     "data": (data.parser, data.command),
     "bench": (bench.parser, bench.command),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from scenedistill.evaluation.cost import evaluating, model_cost
+from scenedistill.evaluation import cost as cost_module
+from scenedistill.evaluation.cost import cost_table, evaluating, model_cost
+from scenedistill.models.student import build_student
 
 
 def small() -> nn.Sequential:
@@ -115,3 +117,56 @@ def test_on_cuda_the_time_includes_the_work() -> None:
     assert cost.device == "cuda"
     assert cost.operations == 20 * 4096**3
     assert cost.milliseconds > 1  # a launch alone takes microseconds
+
+
+def test_networks_are_compared_as_they_are_used() -> None:
+    torch.manual_seed(0)
+    networks = {name: build_student(name, 4, image_size=32) for name in ("table1_printed", "table1_resnet")}
+    networks["table1_resnet"].train()
+    before = {name: value.clone() for name, value in networks["table1_resnet"].state_dict().items()}
+    found = cost_table(networks, 32, batch_sizes=(1, 3), devices=("cpu",), repeats=4, warm_up=1)
+    for name, net in networks.items():
+        cost, alone = found[name], model_cost(net, 32, repeats=1, warm_up=0)
+        assert (cost.parameters, cost.bytes, cost.operations) == (alone.parameters, alone.bytes, alone.operations)
+        assert [(entry.device, entry.batch_size, entry.passes) for entry in cost.latencies] == [
+            ("cpu", 1, 4),
+            ("cpu", 3, 4),
+        ]
+        for entry in cost.latencies:
+            assert 0 < entry.p50 <= entry.p90 <= entry.p99
+            assert entry.mean > 0
+    assert networks["table1_resnet"].training
+    assert all(torch.equal(value, before[name]) for name, value in networks["table1_resnet"].state_dict().items())
+
+
+def test_percentiles_are_over_the_passes_and_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([9.0, *(0.2 * number for number in range(1, 102))])  # the warm-up, then 0.2 s to 20.2 s
+
+    def timed(model: nn.Module, images: torch.Tensor, repeats: int, warm_up: int) -> list[float]:
+        passes = [next(seconds) for _ in range(warm_up + repeats)]
+        return passes[warm_up:]
+
+    monkeypatch.setattr(cost_module, "time_passes", timed)
+    net = build_student("table1_printed", 4, image_size=32)
+    (entry,) = cost_table({"a": net}, 32, batch_sizes=(2,), devices=("cpu",), repeats=101, warm_up=1)["a"].latencies
+    assert (entry.mean, entry.p50, entry.p90, entry.p99) == pytest.approx((5100, 5100, 9100, 10000))
+
+
+def test_a_comparison_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected >= 1"):
+        cost_table({}, 32, repeats=0)
+    with pytest.raises(ValueError, match="expected >= 1"):
+        cost_table({}, 32, batch_sizes=())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_both_devices_are_measured_where_there_is_a_gpu() -> None:
+    net = build_student("table1_printed", 4, image_size=32)
+    latencies = cost_table({"a": net}, 32, repeats=2, warm_up=1)["a"].latencies
+    assert [(entry.device, entry.batch_size) for entry in latencies] == [
+        ("cpu", 1),
+        ("cpu", 64),
+        ("cuda", 1),
+        ("cuda", 64),
+    ]
+    assert next(net.parameters()).device.type == "cpu"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scenedistill.config import FitConfig
+from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.models.student import build_student
-from scenedistill.training.base import SceneTraining, parameter_groups, rate
+from scenedistill.training.base import Diverged, SceneTraining, parameter_groups, rate
+from scenedistill.training.student import StudentTraining
+
+Train = Callable[..., dict[str, Any]]
 
 
 def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine() -> None:
@@ -69,3 +75,58 @@ def test_a_view_is_that_of_the_seed_the_epoch_and_the_image() -> None:
     assert view.shape == (2, 3, 32, 32)
     again = training_view(images[1:], batch.ids[1:], seed=0, epoch=4, size=32, config=ViewConfig())
     assert torch.equal(view[1:], again)
+
+
+class Diverging(SceneTraining):
+    """Its part `ss` is lost at step 5, in the second of epochs of four steps."""
+
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> torch.Tensor:
+        logits = self.net(self.view(batch, self.current_epoch)).logits
+        parts = {"ce": torch.nn.functional.cross_entropy(logits, batch.labels), "ss": logits.sum() * 0}
+        if self.global_step >= 5:
+            parts["ss"] = parts["ss"] + math.inf - math.inf
+        self.report(parts, logits, batch.labels)
+        return parts["ce"] + parts["ss"]
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step_and_part(train: Train, tmp_path: Path) -> None:
+    net = build_student("table1_printed", 4, image_size=32)
+    fit = FitConfig(epochs=3, batch_size=16, lr=0.02)
+    with pytest.raises(Diverged) as stopped:
+        train(Diverging(net, fit, ViewConfig(), image_size=32, seed=0))
+    said = str(stopped.value)
+    assert said.startswith("Part ss of the loss is not a finite number at step 5 (epoch 2)")
+    assert "fit.lr is 0.02" in said and "\n" not in said
+    kept = torch.load(tmp_path / "stage" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values()), "the last good epoch is kept"
+
+
+def test_a_learning_rate_out_of_all_bounds_is_named(train: Train) -> None:
+    with pytest.raises(Diverged, match=r"fit\.lr is 1e\+30"):
+        train(
+            StudentTraining(
+                build_student("table1_printed", 4, image_size=32),
+                StudentConfig(fit=FitConfig(epochs=3, batch_size=16, lr=1e30, warmup_epochs=0, clip_norm=0)),
+                {"ce": 1.0},
+                ViewConfig(),
+                image_size=32,
+                seed=0,
+            )
+        )
+
+
+class LastStep(SceneTraining):
+    """Its last step makes what no later one would notice."""
+
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> torch.Tensor:
+        logits = self.net(self.view(batch, self.current_epoch)).logits
+        ce = torch.nn.functional.cross_entropy(logits, batch.labels)
+        self.report({"ce": ce}, logits, batch.labels)
+        return ce * (math.inf if self.global_step == 3 else 1)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(train: Train, tmp_path: Path) -> None:
+    net = build_student("table1_printed", 4, image_size=32)
+    with pytest.raises(Diverged, match="The weights are not finite numbers after epoch 1"):
+        train(LastStep(net, FitConfig(epochs=1, batch_size=16), ViewConfig(), image_size=32, seed=0))
+    assert not (tmp_path / "stage" / "checkpoints" / "last.ckpt").exists()

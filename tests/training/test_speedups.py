@@ -54,7 +54,7 @@ def test_fast_and_slow_learn_the_same(
         )
         train(module, folder=folder)
         with (tmp_path / folder / "logs" / "attempt_0" / "metrics.csv").open() as file:
-            return [{name: float(row[name]) for name in DKD} for row in csv.DictReader(file)], net
+            return [{name: float(row[name]) for name in DKD} for row in csv.DictReader(file) if row["ce"]], net
 
     slow, slow_net = learn(Slow, 0, "slow")
     online, _ = learn(Knowledge, 0, "online")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from scenedistill.models.network import SceneNet
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,101 @@ class ModelCost:
     threads: int  # of PyTorch on the CPU
     device: str  # "cpu" or "cuda"; results.hardware() says which
     repeats: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time for one image in milliseconds, over the timed passes: each pass's time divided by its batch."""
+
+    device: str  # "cpu" or "cuda"
+    batch_size: int  # images in each pass
+    mean: float
+    p50: float  # half of the passes took no longer
+    p90: float
+    p99: float  # with fewer than 100 passes near the slowest of them
+    passes: int
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs to keep and to run."""
+
+    parameters: int
+    bytes: int  # see ModelCost
+    operations: int  # multiply-accumulates for one image
+    latencies: tuple[Latency, ...]  # for each device and batch size
+
+
+def cost_table(
+    networks: Mapping[str, SceneNet],
+    size: int,
+    bands: int = 3,
+    *,
+    batch_sizes: Sequence[int] = (1, 64),
+    devices: Sequence[str] | None = None,
+    repeats: int = 100,
+    warm_up: int = 10,
+) -> dict[str, NetworkCost]:
+    """Compare networks as they are used: float32, eval mode, logits only, channels-last in memory.
+
+    The networks take turns pass by pass, so that whatever else the machine does hits all alike. The input is random:
+    times depend on its shape alone. Copies are measured; the networks given are left as they are, where they are.
+
+    Args:
+        networks: by name.
+        size: side of the input in pixels.
+        bands: of the input.
+        batch_sizes: images in a pass; each is timed.
+        devices: `cpu`, `cuda`; the CPU, and the GPU where there is one, when not given.
+        repeats: timed passes of each network, batch size and device, >= 1.
+        warm_up: passes before them that are not timed, >= 0.
+    """
+    if repeats < 1 or warm_up < 0 or not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"repeats {repeats}, warm_up {warm_up}, batch_sizes {batch_sizes}: expected >= 1, >= 0, >= 1")
+    used = {name: _Used(copy.deepcopy(net).cpu().float()).eval() for name, net in networks.items()}
+    image = torch.rand(1, bands, size, size, generator=torch.Generator().manual_seed(0))
+    operations = {name: count_operations(net, image) for name, net in used.items()}
+    latencies: dict[str, list[Latency]] = {name: [] for name in used}
+    for device in devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]):
+        for net in used.values():
+            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for count in batch_sizes:
+            images = image.repeat(count, 1, 1, 1).to(device, memory_format=torch.channels_last)
+            for net in used.values():
+                time_passes(net, images, 0, warm_up)
+            seconds: dict[str, list[float]] = {name: [] for name in used}
+            for _ in range(repeats):
+                for name, net in used.items():
+                    seconds[name] += time_passes(net, images, 1, 0)
+            for name, found in seconds.items():
+                latencies[name].append(_latency(device, count, found))
+    return {
+        name: NetworkCost(
+            parameters=sum(value.numel() for value in net.parameters()),
+            bytes=stored_bytes(net),
+            operations=operations[name],
+            latencies=tuple(latencies[name]),
+        )
+        for name, net in used.items()
+    }
+
+
+class _Used(nn.Module):
+    """A network without the account of its attention, which only training asks for."""
+
+    def __init__(self, net: SceneNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(images, attention=False).logits
+        return logits
+
+
+def _latency(device: str, batch_size: int, seconds: Sequence[float]) -> Latency:
+    each = np.array(seconds) * 1000 / batch_size
+    p50, p90, p99 = np.percentile(each, [50, 90, 99]).tolist()
+    return Latency(torch.device(device).type, batch_size, float(each.mean()), p50, p90, p99, len(seconds))
 
 
 def model_cost(

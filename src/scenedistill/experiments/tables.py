@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scenedistill.errors import UserError
-from scenedistill.experiments import figures, race, speed
+from scenedistill.experiments import costs, figures, race, speed
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
@@ -25,6 +25,7 @@ END = "<!-- /table -->"
 NONE = "-"
 #: kind of a measurement -> its record, a row of it, and the table made from it
 KINDS: dict[str, tuple[type[Any], type[Any], Callable[[Any], str]]] = {
+    costs.KIND: (costs.CostResult, costs.CostRow, costs.costs_table),
     figures.KIND: (figures.Figures, figures.Figure, figures.figures_table),
     race.KIND: (race.Race, race.RaceRow, race.race_table),
     speed.KIND: (speed.SpeedResult, speed.SpeedRow, speed.speed_table),

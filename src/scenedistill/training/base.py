@@ -18,9 +18,14 @@ from torchmetrics.classification import MulticlassAccuracy
 from scenedistill.config import FitConfig
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.errors import UserError
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import allow_compiling
 from scenedistill.training.distributed import share_batch_norm
+
+
+class Diverged(UserError):
+    """A part of the loss is no finite number any more."""
 
 
 class SceneTraining(L.LightningModule):
@@ -42,6 +47,7 @@ class SceneTraining(L.LightningModule):
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
+        self._lost: dict[tuple[str, ...], Tensor] = {}  # of parts of the loss: the first step at which each was lost
 
     def configure_model(self) -> None:
         """With several processes, batch norm uses the statistics of the whole batch; networks are compiled if asked."""
@@ -87,6 +93,7 @@ class SceneTraining(L.LightningModule):
         """Log the parts of the loss and the OA on the training views, the names behind a prefix."""
         oa = (logits.detach().argmax(1) == labels).float().mean()
         several = self.trainer.world_size > 1
+        self._check_finite({f"{prefix}{name}": part.detach() for name, part in parts.items()})
         values = {f"{prefix}{name}": part.detach() for name, part in parts.items()}
         self.log_dict(
             {**values, f"{prefix}train_oa": oa},
@@ -95,6 +102,44 @@ class SceneTraining(L.LightningModule):
             on_epoch=True,
             batch_size=len(labels),
             sync_dist=several,
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """See that all is well before this epoch's checkpoint replaces the last good one."""
+        self._stop_if_lost()
+        if not torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all():
+            raise Diverged(f"The weights are not finite numbers after epoch {self.current_epoch + 1}: {self._advice()}")
+
+    def _check_finite(self, parts: dict[str, Tensor]) -> None:
+        """Notice a loss that is no finite number: on a CPU at once; on a GPU, which one would have to wait for, at the
+        end of the epoch."""
+        finite = torch.stack([part.isfinite() for part in parts.values()])
+        before = self._lost.setdefault(tuple(parts), torch.full(finite.shape, math.inf, device=finite.device))
+        before.copy_(torch.where(finite, before, before.clamp(max=float(self.global_step))))
+        if finite.device.type == "cpu":
+            self._stop_if_lost()
+
+    def _stop_if_lost(self) -> None:
+        """Raises:
+        Diverged: a part of the loss was not finite.
+        """
+        steps = {
+            name: step for names, found in self._lost.items() for name, step in zip(names, found.tolist(), strict=True)
+        }
+        first = min(steps.values(), default=math.inf)
+        if first == math.inf:
+            return
+        lost = [name for name, step in steps.items() if step == first]
+        what = f"Part {', '.join(lost)} of the loss is" if len(lost) < len(steps) else "The loss is"
+        raise Diverged(
+            f"{what} not a finite number at step {first:.0f} (epoch {self.current_epoch + 1}): {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        return (
+            f"the training has diverged. Lower the learning rate (fit.lr is {self.fit.lr:g}), the loss's weight or the "
+            f"largest norm of the gradient (fit.clip_norm is {self.fit.clip_norm:g}), or compute in "
+            "--machine.precision fp32."
         )
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:

@@ -16,11 +16,20 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather, gather_output
+from scenedistill.training.gradients import PULL, due, gradient_norms
 from scenedistill.training.knowledge import Knowledge
 
 
 class Distillation(SceneTraining):
     """What every training with a teacher does before its losses."""
+
+    #: whether this epoch's next step measures how hard each loss pulls
+    measures = False
+
+    def on_train_epoch_start(self) -> None:
+        """See whether to measure."""
+        super().on_train_epoch_start()
+        self.measures = due(self.current_epoch, self.fit.epochs, int(self.trainer.num_training_batches))
 
     def open(self, knowledge: Knowledge | None) -> None:
         """Make the teacher's knowledge ready for the epoch."""
@@ -37,6 +46,29 @@ class Distillation(SceneTraining):
         view = self.view(batch, knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
             return view, knowledge.of(batch, view, attention)
+
+    def log_gradients(
+        self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
+    ) -> None:
+        """Log, once in an epoch that measures, the gradient norm of each weighted loss; one loss alone is not compared.
+
+        Args:
+            students: what begins their names in the log, to student.
+            batch: of this step.
+            view: of the batch.
+            target: what the teacher says of it.
+        """
+        if not self.measures:
+            return
+        self.measures = False
+        norms = {
+            f"{prefix}{PULL}{name}": norm
+            for prefix, student in students.items()
+            if len(student.weights) > 1
+            for name, norm in student.gradient_norms(batch, view, target).items()
+        }
+        for logger in self.loggers if norms else ():
+            logger.log_metrics({**norms, "epoch": self.current_epoch}, step=self.global_step)
 
 
 class StudentTraining(Distillation):
@@ -86,6 +118,7 @@ class StudentTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
         view, target = self.view_and_target(batch, self.knowledge, self.looks)
+        self.log_gradients({"": self}, batch, view, target)
         loss, parts, logits = self.lesson(batch, view, target)
         self.report(parts, logits, batch.labels)
         return loss
@@ -95,20 +128,34 @@ class StudentTraining(Distillation):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss on a batch, its parts before they are weighted, and the student's logits `[B, K]`."""
         output = self.net(view, attention=self.looks)
-        target = output if target is None else target
-        whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
-        parts = {}
-        for name, loss in self._losses():
-            if loss.relational:
-                whole = whole or (gather_output(output), gather_output(target), gather(batch.labels))
-                parts[name] = loss(*whole)
-            else:
-                parts[name] = loss(output, target, batch.labels)
+        parts = self.parts(output, target, batch.labels)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if "ce" not in self.weights:
             # DDP wants a gradient for every parameter, also for those of a head that no loss looks at
             total = total + 0 * output.logits.float().sum()
         return total, parts, output.logits
+
+    def parts(self, output: SceneOutput, target: SceneOutput | None, labels: Tensor) -> dict[str, Tensor]:
+        """Each loss of the student's output, not weighted."""
+        target = output if target is None else target
+        whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
+        parts = {}
+        for name, loss in self._losses():
+            if loss.relational:
+                whole = whole or (gather_output(output), gather_output(target), gather(labels))
+                parts[name] = loss(*whole)
+            else:
+                parts[name] = loss(output, target, labels)
+        return parts
+
+    def gradient_norms(self, batch: SceneBatch, view: Tensor, target: SceneOutput | None) -> dict[str, float]:
+        """Norm of the gradient of each weighted loss with respect to the student's parameters."""
+
+        def weighted() -> dict[str, Tensor]:
+            output = self.net.forward(view, attention=self.looks)  # past the compiled one, whose graph serves but once
+            return {name: self.weights[name] * part for name, part in self.parts(output, target, batch.labels).items()}
+
+        return gradient_norms(self, self.net, weighted)
 
     def _losses(self) -> list[tuple[str, DistillationLoss]]:
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]

@@ -45,6 +45,7 @@ class TogetherTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of every student."""
         view, target = self.view_and_target(batch, self.knowledge, self.looks)
+        self.log_gradients({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():
             loss, parts, logits = student.lesson(batch, view, target)

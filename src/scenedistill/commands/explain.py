@@ -1,0 +1,44 @@
+"""`scenedistill explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser
+from scenedistill.errors import UserError
+
+MOST = 60  # images: it is for a few
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    parser = CommandParser(description="what teacher, plain and distilled student say of a few images, and why")
+    parser.add_argument("run", type=str, help="a run's folder, or that of one of its students")
+    parser.add_argument("images", type=str, nargs="+", help=f"images, folders or patterns; {MOST} images at most")
+    parser.add_argument(
+        "--of", type=str | None, default=None, help="class whose evidence to show; the teacher's choice"
+    )
+    parser.add_argument("--out", type=str, default="explained", help="folder for the sheet and the text")
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> None:
+    """Do it."""
+    from scenedistill.deploy.inputs import find_inputs
+    from scenedistill.evaluation.explain import as_text, explain, networks_of
+    from scenedistill.evaluation.explain_sheet import draw_explained
+
+    out = Path(settings.out)
+    images = find_inputs(settings.images, raster=False, leave_out=out).images
+    if len(images) > MOST:
+        raise UserError(f"Found {len(images):,} images; explain is for {MOST} at most. For many there is predict.")
+    networks = networks_of(Path(settings.run))
+    explained = explain(networks, images, asked=settings.of)
+    told = as_text(explained)
+    console.print(told, markup=False, highlight=False, end="")
+    pages = draw_explained(explained, out)
+    (out / "explained.txt").write_text(told, encoding="utf-8")
+    console.print(f"Written to {out}: explained.txt, {', '.join(page.name for page in pages)}", markup=False)

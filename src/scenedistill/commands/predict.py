@@ -1,0 +1,137 @@
+"""`scenedistill predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.deploy.raster_config import RasterConfig
+from scenedistill.errors import UserError
+
+if TYPE_CHECKING:
+    from scenedistill.deploy.model import SceneModel
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    parser = CommandParser(description="classify images, folders of images and rasters")
+    parser.add_argument("model", type=str, help="a run's folder, or a .safetensors, .onnx or .pt2 file")
+    parser.add_argument("inputs", type=str, nargs="+", help="images, folders, patterns such as 'tiles/*.jpg', rasters")
+    parser.add_argument("--out", type=str, default="predictions", help="folder for the results")
+    parser.add_argument("--embeddings", type=bool, default=False, help="images: also keep the pooled features")
+    parser.add_argument(
+        "--sheet",
+        type=Literal["class", "doubtful", "none"],
+        default="class",
+        help="images: contact sheet by class, or the least sure first",
+    )
+    parser.add_argument("--sheet_pages", type=int, default=20, help="images: at most so many pages")
+    parser.add_argument(
+        "--value_range",
+        type=list[float] | None,
+        default=None,
+        help="images deeper than 8 bits: what becomes black and white, such as [0, 4000]",
+    )
+    parser.add_argument(
+        "--raster",
+        type=bool | None,
+        default=None,
+        help="take every input as a raster, or none; when not given, those with a georeference",
+    )
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    parser.add_argument(
+        "--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="auto", help="of a .safetensors"
+    )
+    parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of the network")
+    parser.add_class_arguments(RasterConfig)
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> int:
+    """Do it; 0 when anything could be classified, 1 when nothing could."""
+    from scenedistill.deploy.inputs import find_inputs
+    from scenedistill.deploy.model import open_model
+
+    config, out = filled(RasterConfig, settings), Path(settings.out)
+    ends = settings.value_range
+    if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
+        raise UserError(f"--value_range is {ends}; expected two numbers, the smaller one first, such as [0, 4000].")
+    found = find_inputs(settings.inputs, raster=settings.raster, leave_out=out)
+    model = open_model(settings.model, device=settings.device, precision=settings.precision, threads=settings.threads)
+    try:
+        worked = _images(model, found.images, found.twice, out, config, settings, console)
+        return 0 if _rasters(model, found.rasters, out, config, console) + worked else 1
+    except RuntimeError as problem:
+        if "out of memory" not in str(problem):
+            raise
+        raise UserError(
+            f"The device's memory does not hold a batch of {config.batch_size}. Give a smaller --batch_size; what is "
+            "done is kept."
+        ) from problem
+
+
+def _images(
+    model: SceneModel,
+    images: tuple[Path, ...],
+    twice: int,
+    out: Path,
+    config: RasterConfig,
+    settings: Namespace,
+    console: Console,
+) -> int:
+    """How many images were classified."""
+    if not images:
+        return 0
+    from dataclasses import replace
+
+    from scenedistill.deploy.images import predict_images
+
+    result = predict_images(
+        model,
+        images,
+        out,
+        batch_size=config.batch_size,
+        embeddings=settings.embeddings,
+        sheet=settings.sheet,
+        sheet_pages=settings.sheet_pages,
+        value_range=tuple(settings.value_range) if settings.value_range else None,
+        workers=config.readers,
+        restart=config.restart,
+        console=Console(stderr=True),
+    )
+    console.print(str(replace(result, twice=result.twice + twice)), markup=False, highlight=False)
+    written = [file.name for file in result.files if not file.name.startswith("contact_sheet")]
+    pages = len(result.files) - len(written)
+    sheets = f" and {pages} contact sheet{'s' if pages > 1 else ''}" if pages else ""
+    console.print(f"Written to {out}: {', '.join(written)}{sheets}", markup=False, highlight=False)
+    return result.images
+
+
+def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: RasterConfig, console: Console) -> int:
+    """How many rasters were mapped; one that cannot be is named, and the others go on."""
+    if not rasters:
+        return 0
+    from scenedistill.deploy.rasters import map_raster
+
+    names = [Path(raster).stem for raster in rasters]
+    worked = 0
+    for number, (raster, name) in enumerate(zip(rasters, names, strict=True), start=1):
+        # the maps are named after the raster; of two that are called alike each has a folder of its own
+        place = out if names.count(name) == 1 else out / f"{name}_{names[:number].count(name)}"
+        try:
+            result = map_raster(model, raster, place, config, console=console)
+        except UserError as problem:
+            if len(rasters) == 1:
+                raise
+            console.print(f"skipped {raster}: {problem}", markup=False, highlight=False)
+            continue
+        worked += 1
+        files = [file for file in dict.fromkeys((result.polygons, result.regions, result.classes)) if file]
+        listed = ", ".join(map(str, files))
+        size = f"{result.windows:,} windows, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
+        console.print(f"{raster}: {size}: {listed}", markup=False, highlight=False)
+    return worked

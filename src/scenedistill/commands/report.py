@@ -1,0 +1,38 @@
+"""`scenedistill report`."""
+
+from __future__ import annotations
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.evaluation.report.config import ReportConfig
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    parser = CommandParser(description="one HTML page about a run or a grid")
+    parser.add_argument("folder", type=str, help="of a run or a grid")
+    parser.add_argument("--out", type=str | None, default=None, help="the page; FOLDER/report.html when not given")
+    parser.add_argument(
+        "--data",
+        type=dict[str, str] | str | None,
+        default=None,
+        help="folder of the images where the record does not tell, or {NAME: folder} for the data sets of a grid",
+    )
+    parser.add_class_arguments(ReportConfig)
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> None:
+    """Do it."""
+    from scenedistill.evaluation.report.page import write_report
+
+    page = write_report(
+        settings.folder,
+        settings.out,
+        data=settings.data,
+        config=filled(ReportConfig, settings),
+        say=lambda line: console.print(f"  {line}", markup=False),
+    )
+    console.print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB). Open it in a browser.", markup=False)

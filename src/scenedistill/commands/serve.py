@@ -1,0 +1,45 @@
+"""`scenedistill serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.deploy.serve_limits import ServeLimits
+
+
+def parser() -> CommandParser:
+    """What it takes."""
+    parser = CommandParser(description="a local page to drop an image or a small GeoTIFF on")
+    parser.add_argument("model", type=str, help="a run's folder, or a .safetensors, .onnx or .pt2 file")
+    parser.add_argument(
+        "--teacher", type=str | None, default=None, help="network shown beside; none for none (default: the run's)"
+    )
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--names", type=list[str], default=[], help="names a browser may call this machine by")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each process")
+    parser.add_class_arguments(ServeLimits, "limits")
+    return parser
+
+
+def command(settings: Namespace, console: Console, text: str) -> None:
+    """Do it."""
+    from scenedistill.deploy.serve import serve
+
+    serve(
+        Path(settings.model),
+        host=settings.host,
+        port=settings.port,
+        teacher=settings.teacher,
+        limits=filled(ServeLimits, settings.limits, "limits."),
+        device=settings.device,
+        threads=settings.threads,
+        names=tuple(settings.names),
+        console=console,
+    )

@@ -1,0 +1,192 @@
+"""The processes that decode and classify what was uploaded, so that one that hangs or dies takes nothing along."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from scenedistill.deploy.serve_limits import Refused, ServeLimits
+from scenedistill.errors import UserError
+
+Answer = dict[str, Any]
+
+#: For GDAL in these processes: no neighbours of a file are looked at, no drivers that name other files, no network.
+GDAL_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_SKIP": "HTTP WMS WCS WMTS GTI STACIT STACTA PLMOSAIC EEDA EEDAI DAAS OGCAPI",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",
+    "PROJ_NETWORK": "OFF",
+}
+
+
+class Worker:
+    """A process with the networks in it, that answers one task at a time.
+
+    What it says comes as JSON, which cannot run code here even if a broken decoder were made to misbehave there.
+
+    Args:
+        setup: arguments of `serve_answers.Answerer`.
+        seconds: longest time for a task.
+    """
+
+    def __init__(self, setup: dict[str, Any], seconds: float) -> None:
+        self.setup, self.seconds = setup, seconds
+        self.process: multiprocessing.process.BaseProcess | None = None
+        self.about: Answer = {}
+        self.closed = False
+
+    def start(self) -> Answer:
+        """Start the process, unless it runs, and wait until its networks are open; what it says of them.
+
+        Raises:
+            UserError: a network cannot be opened.
+        """
+        if self.process is not None and self.process.is_alive():
+            return self.about
+        if self.closed:
+            raise UserError("The page is being closed.")
+        context = multiprocessing.get_context("spawn")
+        self.line, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(there, self.setup), daemon=True)
+        self.process.start()
+        there.close()
+        try:
+            said = json.loads(self.line.recv_bytes())
+        except (EOFError, OSError):
+            self.stop()
+            raise UserError("The process that opens the network ended unexpectedly; perhaps memory is short.") from None
+        if "refused" in said:
+            self.stop()
+            raise UserError(said["refused"])
+        self.about = said["answer"]
+        return self.about
+
+    def ask(self, task: dict[str, Any]) -> Answer:
+        """Have a task done.
+
+        Raises:
+            Refused: 422, not possible with this file; 500, the process failed; 504, it took too long and was ended.
+        """
+        try:
+            self.start()
+            self.line.send_bytes(json.dumps(task).encode())
+            if not self.line.poll(self.seconds):
+                self.stop()
+                raise Refused(504, f"Stopped after {self.seconds:g} seconds, the limit for one file.")
+            said = json.loads(self.line.recv_bytes())
+        except UserError as problem:
+            raise Refused(500, str(problem)) from problem
+        except (EOFError, OSError):
+            self.stop()
+            line = "The work on this file ended unexpectedly: it may be damaged, or need more memory than there is."
+            raise Refused(500, line) from None
+        if "refused" in said:
+            raise Refused(422, said["refused"])
+        if "failed" in said:
+            raise Refused(500, said["failed"])
+        answer: Answer = said["answer"]
+        return answer
+
+    def stop(self) -> None:
+        """End the process at once, and whatever it started."""
+        if self.process is None or self.process.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg") and os.getpgid(self.process.pid) == self.process.pid:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+
+
+class Workers:
+    """`limits.parallel` processes and the queue before them."""
+
+    def __init__(self, setup: dict[str, Any], limits: ServeLimits) -> None:
+        self.all = [Worker(setup, limits.seconds) for _ in range(limits.parallel)]
+        self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        for worker in self.all:
+            self.free.put_nowait(worker)
+        self.returning = set[asyncio.Task[None]]()
+
+    def start(self) -> Answer:
+        """Start all; what the networks say of themselves. Raises as `Worker.start`."""
+        try:
+            self.about: Answer = {}
+            for worker in self.all:
+                self.about = worker.start()
+            return self.about
+        except BaseException:
+            self.stop()
+            raise
+
+    async def ask(self, task: dict[str, Any]) -> Answer:
+        """Have a task done by the next free process; if this is cancelled, so is the work. Raises as `Worker.ask`."""
+        worker = await self.free.get()
+        asked = asyncio.create_task(asyncio.to_thread(worker.ask, task))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(worker.stop)
+            raise
+        finally:
+            back = asyncio.create_task(self._take_back(worker, asked))
+            self.returning.add(back)
+            back.add_done_callback(self.returning.discard)
+
+    def stop(self) -> None:
+        """End all."""
+        for worker in self.all:
+            worker.closed = True
+            worker.stop()
+
+    async def _take_back(self, worker: Worker, asked: asyncio.Task[Answer]) -> None:
+        await asyncio.wait([asked])
+        asked.exception()  # whoever asked has it, or is gone
+        with contextlib.suppress(UserError):  # said to the next one who asks, if it is so still
+            await asyncio.to_thread(worker.start)
+        self.free.put_nowait(worker)
+
+
+def _work(line: Connection, setup: dict[str, Any]) -> None:
+    """In the new process: open the networks, then answer task after task until nobody asks any more."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C goes to the server, which ends this one; and its children end with it
+    os.environ.update(GDAL_SETTINGS)
+    from PIL import Image
+
+    from scenedistill.deploy.serve_answers import Answerer
+
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            answerer = Answerer(**setup)
+        except UserError as problem:
+            line.send_bytes(json.dumps({"refused": str(problem)}).encode())
+            return
+        Image.MAX_IMAGE_PIXELS = answerer.limits.pixels  # the decoder's own guard, behind that of `check_size`
+        line.send_bytes(json.dumps({"answer": answerer.about()}).encode())
+        while True:
+            task = json.loads(line.recv_bytes())
+            line.send_bytes(json.dumps(_said(answerer, task)).encode())
+
+
+def _said(answerer: Any, task: dict[str, Any]) -> Answer:
+    upload = Path(task["upload"])
+    try:
+        return {"answer": answerer.answer(**task)}
+    except UserError as problem:
+        line = str(problem).replace(f"{upload.parent}{os.sep}", "").replace(upload.name, task["name"])
+        return {"refused": line}  # where it lies here is nobody's business
+    except MemoryError:
+        return {"failed": "This file needs more memory than there is."}
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return {"failed": "This file could not be worked through. The window of `scenedistill serve` says why."}

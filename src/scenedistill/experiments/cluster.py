@@ -1,0 +1,122 @@
+"""Cells of a grid as tasks of a Ray cluster, started again elsewhere when a worker dies."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scenedistill.config import MachineConfig
+from scenedistill.errors import UserError
+from scenedistill.experiments.grid_cells import Cell
+from scenedistill.experiments.grid_config import ClusterConfig, GridConfig
+from scenedistill.experiments.grid_engine import Ended, Order, attempt, disk_full, one_line
+from scenedistill.precision import compute_device, resolve_precision
+
+
+def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
+    """A grid's engine on its cluster, and the grid with absolute paths and the precision of the cluster's devices.
+
+    The precision is part of what a cell's outcome depends on.
+
+    Raises:
+        UserError: Ray is not installed, there is no such cluster, or it has no room for one cell.
+    """
+    engine = RayEngine(config.cluster)
+    machine = replace(config.base.machine, precision=engine.precision(config.base.machine), threads=config.cluster.cpus)
+    datasets = {label: str(Path(folder).resolve()) for label, folder in config.datasets.items()}
+    return replace(config, datasets=datasets, base=replace(config.base, machine=machine)), engine
+
+
+class RayEngine:
+    """Cells as Ray tasks, each with its share of a GPU and its CPU cores.
+
+    The grid's folder, the images and the cache must lie where every worker finds them under the same path. A task whose
+    worker dies is started again and goes on from its last epoch.
+
+    Args:
+        cluster: which one, and what a cell takes of it.
+    """
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._ray = _ray()
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+            local = {} if cluster.address else {"include_dashboard": False}
+            try:
+                self._ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, **local)
+            except ConnectionError as problem:
+                raise UserError(
+                    f"There is no Ray cluster at {cluster.address}. Start one with `ray start --head`, or leave "
+                    "cluster.address out to use this machine."
+                ) from problem
+        has = self._ray.cluster_resources()
+        gpus = cluster.gpus if cluster.gpus is not None else float(has.get("GPU", 0) >= 1)
+        room = [int(has.get("CPU", 0) / cluster.cpus), *([int(has.get("GPU", 0) / gpus)] if gpus else [])]
+        if min(room) < 1:
+            self.close()
+            raise UserError(
+                f"A cell takes {cluster.cpus} CPUs and {gpus:g} GPUs, and the cluster has {has.get('CPU', 0):g} and "
+                f"{has.get('GPU', 0):g}. Lower cluster.cpus or cluster.gpus."
+            )
+        self.slots = min(room)
+        self.threads: int | None = cluster.cpus
+        self._options = {"num_cpus": cluster.cpus, "num_gpus": gpus, "max_retries": cluster.retries}
+        self._retries = cluster.retries
+        self._task = self._ray.remote(_remote).options(**self._options)
+        self._running: dict[Any, Cell] = {}
+
+    def precision(self, machine: MachineConfig) -> Any:
+        """In which the workers compute."""
+        asked = self._ray.remote(_precision).options(**self._options)
+        return self._ray.get(asked.remote(machine))
+
+    def start(self, order: Order) -> None:
+        """Hand a cell to the cluster."""
+        self._running[self._task.remote(replace(order, out=order.out.resolve()))] = order.cell
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
+        """The cells that have ended."""
+        done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds) if self._running else ([], [])
+        found = []
+        for reference in done:
+            try:
+                ended = self._ray.get(reference)
+            except self._ray.exceptions.RayError as problem:
+                ended = Ended(f"its worker died and {self._retries} new tries did not help: {one_line(problem)}")
+            found.append((self._running.pop(reference), ended))
+        return found
+
+    def close(self) -> None:
+        """End what runs, and the cluster where it was started here."""
+        for reference in getattr(self, "_running", {}):
+            self._ray.cancel(reference, force=True)
+        if self._own:
+            self._ray.shutdown()
+
+
+def _remote(order: Order) -> Ended:
+    """On a worker."""
+    path = order.cell.log(order.out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            return attempt(order, Console(file=log, width=160))
+    except OSError as problem:
+        return Ended(one_line(problem), full=disk_full(problem))
+
+
+def _precision(machine: MachineConfig) -> str:
+    return resolve_precision(machine.precision, compute_device(machine.accelerator))
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as problem:
+        raise UserError("--ray true needs Ray: pip install 'scenedistill[ray]'.") from problem

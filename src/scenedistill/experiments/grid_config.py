@@ -1,0 +1,253 @@
+"""What a grid of experiments is made of, as plain dataclasses, and the student that each of its methods trains."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scenedistill.config import RunConfig, StudentConfig
+from scenedistill.errors import UserError
+from scenedistill.experiments.run import check_settings
+from scenedistill.experiments.students import plain_student
+from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+from scenedistill.models.student import build_student
+
+LABEL = re.compile(r"\w[\w.+-]*")
+
+
+@dataclass
+class MethodConfig:
+    """One way to train the student; what is not given is as in `base.student`.
+
+    Attributes:
+        method: named set of losses; the method's label when not given.
+        losses: weights that replace or extend those of the method, such as `{ss: 0}`; 0 leaves the loss out.
+        loss_options: settings of single losses, such as `{kd: {temperature: 2}}`.
+        dual_attention: DA modules after the student's stages.
+        knowledge_views: number of distinct views of each image whose teacher outputs are kept.
+        epochs: of the training.
+    """
+
+    method: str | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
+    dual_attention: bool | None = None
+    knowledge_views: int | None = None
+    epochs: int | None = None
+
+
+@dataclass
+class TuningConfig:
+    """The budget with which every method that asks the teacher is tuned, the same for all.
+
+    Attributes:
+        factors: on the weight of all losses that ask the teacher, each > 0; one short training for each.
+        val_fraction: share of the training part on which they are compared, in (0, 1); the test part stays unseen.
+        epochs: of a student's tuning run; those of the real one when not given.
+        seed: of the split, the teacher and the tuning runs.
+    """
+
+    factors: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0])
+    val_fraction: float = 0.2
+    epochs: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class ClusterConfig:
+    """How cells are spread over a Ray cluster.
+
+    Attributes:
+        address: of the cluster, such as `auto`; a cluster is started on this machine when not given.
+        gpus: GPUs of one cell; a share such as 0.5 puts two cells on a GPU. One where the cluster has GPUs when not
+            given.
+        cpus: CPU cores of one cell, >= 1.
+        retries: how often a cell is started again after its worker has died.
+    """
+
+    address: str | None = None
+    gpus: float | None = None
+    cpus: int = 1
+    retries: int = 3
+
+
+@dataclass
+class GridConfig:
+    """Cells (data set x ratio x student x method), each with every seed.
+
+    Attributes:
+        name: of the experiment.
+        datasets: label to the folder of the images (or CSV manifest).
+        ratios: training ratios, in (0, 1).
+        seeds: one split, teacher and set of students for each.
+        students: names of the students.
+        methods: label to what differs from `base.student`; a label that is a method's name may stand alone.
+        baseline: label of the method to which the others are compared, seed by seed.
+        tuning: budget for choosing the weight of each method; none when not given.
+        cluster: for `--ray true`.
+        base: all other settings. Its seeds, students, data.train_ratio and student.method are those of the grid.
+    """
+
+    name: str = "grid"
+    datasets: dict[str, str] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=lambda: [0.2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    students: list[str] = field(default_factory=lambda: ["table1_resnet"])
+    methods: dict[str, MethodConfig] = field(default_factory=lambda: {"plain": MethodConfig(), "dkd": MethodConfig()})
+    baseline: str = "plain"
+    tuning: TuningConfig | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    base: RunConfig = field(default_factory=RunConfig)
+
+    def blocks(self) -> dict[str, tuple[str, float]]:
+        """Folder name of each (data set, ratio), such as `AID-20`."""
+        return {f"{data}-{100 * ratio:g}": (data, ratio) for data in self.datasets for ratio in self.ratios}
+
+
+def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
+    """The settings with which a student is trained by a method: for `plain` and `dkd` those of `scenedistill run`."""
+    method = config.methods[label]
+    base = replace(config.base.student, name=student, fit=replace(config.base.student.fit))
+    made = replace(
+        base,
+        method=method.method or label,
+        losses={name: float(weight) for name, weight in method.losses.items()},
+        loss_options=method.loss_options,
+    )
+    if method.dual_attention is not None:
+        made.dual_attention = method.dual_attention
+    if method.knowledge_views is not None:
+        made.knowledge_views = method.knowledge_views
+    if method.epochs is not None:
+        made.fit.epochs = method.epochs
+    if needs_teacher(made):
+        return made
+    return plain_student(made) if not made.losses else replace(made, knowledge_views=0)
+
+
+def needs_teacher(student: StudentConfig) -> bool:
+    """Whether one of the student's losses asks the teacher."""
+    return any(LOSSES[name].needs_teacher for name in resolve_weights(student.method, student.losses))
+
+
+def grid_text(config: GridConfig) -> str:
+    """The grid as YAML, to be given to `scenedistill grid` again."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_grid(config: GridConfig) -> None:
+    """Say what is wrong with a grid before days of work.
+
+    Raises:
+        UserError: an empty or impossible setting, a name that nobody knows, data that are not there.
+    """
+    for name in ("datasets", "ratios", "seeds", "students", "methods"):
+        if not getattr(config, name):
+            example = {"datasets": "{AID: path/to/AID}", "methods": "{plain: {}, dkd: {}}"}.get(name, "a list")
+            raise UserError(f"{name} is empty; expected {example}.")
+    for what, labels in (("data set", config.datasets), ("method", config.methods)):
+        for label in labels:
+            if not LABEL.fullmatch(label) or (what == "method" and label == "teacher"):
+                raise UserError(
+                    f"A {what} is labelled {label!r}; it names a folder: expected letters, digits and _ . + - only"
+                    f"{', and not teacher' if what == 'method' else ''}."
+                )
+    for label, folder in config.datasets.items():
+        if not Path(folder).exists():
+            raise UserError(
+                f"datasets.{label}: there is no {folder}. Give the folder of the images with --datasets.{label} FOLDER."
+            )
+    for ratio in config.ratios:
+        if not 0 < ratio < 1:
+            raise UserError(f"ratios holds {ratio}; expected fractions between 0 and 1, such as 0.2 for 20 %.")
+    if len(config.blocks()) < len(config.datasets) * len(config.ratios):
+        raise UserError(f"ratios holds one value twice: {config.ratios}.")
+    if config.base.data.split_file and len(config.blocks()) > 1:
+        raise UserError("base.data.split_file is one split; expected one data set and one ratio with it.")
+    if config.base.student.losses or config.base.student.loss_options:
+        raise UserError("base.student.losses and loss_options serve no method of a grid; give them below methods.")
+    if config.baseline not in config.methods:
+        raise UserError(f"baseline: {unknown('method', config.baseline, config.methods)}")
+    _check_cluster(config.cluster)
+    check_settings(
+        replace(
+            config.base,
+            seeds=config.seeds,
+            students=config.students,
+            also_students=[],
+            student=replace(config.base.student, method="dkd"),
+        )
+    )
+    _check_methods(config)
+    if config.tuning:
+        _check_tuning(config, config.tuning)
+
+
+def _check_cluster(cluster: ClusterConfig) -> None:
+    for name, fits in (
+        ("gpus", cluster.gpus is None or cluster.gpus >= 0),
+        ("cpus", cluster.cpus >= 1),
+        ("retries", cluster.retries >= 0),
+    ):
+        if not fits:
+            raise UserError(f"cluster.{name} is {getattr(cluster, name)}; see `scenedistill grid --help`.")
+
+
+def _check_methods(config: GridConfig) -> None:
+    built = {
+        student: build_student(student, 2, bands=config.base.data.bands, image_size=config.base.image_size)
+        for student in config.students
+    }
+    for label, method in config.methods.items():
+        name = method.method or label
+        if name not in METHODS:
+            hint = "" if method.method else " Name its losses with method, such as {method: dkd, losses: {ss: 0}}."
+            raise UserError(f"methods.{label}: {unknown('method', name, METHODS)}{hint}")
+        if method.epochs is not None and method.epochs < 1:
+            raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
+        for student, net in built.items():
+            try:
+                made = student_of(config, student, label)
+                build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
+            except UserError as problem:
+                raise UserError(f"methods.{label}: {problem}") from problem
+        if label == "plain" and needs_teacher(made):
+            raise UserError("methods.plain asks the teacher; plain is the label of a student trained on labels alone.")
+
+
+def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
+    if not tuning.factors or min(tuning.factors) <= 0 or len(set(tuning.factors)) < len(tuning.factors):
+        raise UserError(f"tuning.factors is {tuning.factors}; expected numbers above 0, each once.")
+    if not 0 < tuning.val_fraction < 1:
+        raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
+    if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):
+        raise UserError("tuning.seed must be 0 or more, and tuning.epochs 1 or more.")
+    if config.base.teacher.checkpoint:
+        raise UserError(
+            "Tuning needs a teacher that has not seen the validation images, and base.teacher.checkpoint names one "
+            "that was trained before. Leave one of the two out."
+        )
+    if config.base.data.split_file:
+        raise UserError("Tuning carves its validation part itself; leave base.data.split_file or tuning out.")
+
+
+def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """That nobody knows a name, and which one may be meant."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"no {what} is called '{name}'. " + (
+        f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
+    )

@@ -1,0 +1,208 @@
+"""Doing cells in processes of their own, so that none takes the others down, several at once where asked."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+
+from scenedistill.errors import UserError
+from scenedistill.experiments.grid_cells import Cell, do_cell
+from scenedistill.experiments.grid_config import GridConfig
+
+
+@dataclass(frozen=True)
+class Order:
+    """A cell to do, and with what.
+
+    Attributes:
+        config: the grid.
+        out: its folder.
+        cell: which one.
+        factor: on the method's weight.
+        threads: of the CPU.
+    """
+
+    config: GridConfig
+    out: Path
+    cell: Cell
+    factor: float = 1.0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended.
+
+    Attributes:
+        reason: why it failed, in one line; empty when it is done.
+        full: the disk is full.
+    """
+
+    reason: str = ""
+    full: bool = False
+
+
+class Engine(Protocol):
+    """What does cells, several at once."""
+
+    slots: int  # cells at a time
+    threads: int | None  # of the CPU, for each of them
+
+    def start(self, order: Order) -> None:
+        """Begin a cell and return at once."""
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
+        """The cells that have ended, after at most so many seconds."""
+
+    def close(self) -> None:
+        """End what still runs; it goes on from its last epoch another time."""
+
+
+class LocalEngine:
+    """Cells as processes of this machine; their threads and GPUs are divided between them.
+
+    Args:
+        jobs: processes at once.
+        threads: of the CPU, for all of them; all cores when not given.
+        share_gpus: give each process one of several GPUs.
+    """
+
+    def __init__(self, jobs: int, threads: int | None = None, *, share_gpus: bool = True) -> None:
+        self.slots = jobs
+        self.threads = share(threads, jobs)
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:  # what takes seconds to import is imported once
+            self._context.set_forkserver_preload([__name__])
+        self._gpus = visible_gpus() if share_gpus and jobs > 1 else []
+        self._free = list(range(jobs))
+        self._running: dict[Any, tuple[Cell, Any, Any, int]] = {}  # sentinel: cell, process, answer, slot
+
+    def start(self, order: Order) -> None:
+        """Begin a cell in a process of its own."""
+        slot = self._free.pop(0)
+        gpu = self._gpus[slot % len(self._gpus)] if len(self._gpus) > 1 else None
+        answer, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_child, args=(order, gpu, theirs), daemon=False)
+        process.start()
+        theirs.close()
+        self._running[process.sentinel] = (order.cell, process, answer, slot)
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
+        """The cells that have ended."""
+        if not self._running:
+            time.sleep(min(seconds, 0.05))
+        found = []
+        for sentinel in connection.wait(list(self._running), timeout=seconds) if self._running else ():
+            cell, process, answer, slot = self._running.pop(sentinel)
+            process.join()
+            self._free.append(slot)
+            try:
+                ended = answer.recv()
+            except EOFError:  # it had no time to say why
+                ended = Ended(f"its process was ended from outside ({_signal(process.exitcode)})")
+            answer.close()
+            found.append((cell, ended))
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        running = [process for _, process, _, _ in self._running.values()]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._running.clear()
+
+
+def attempt(order: Order, console: Console) -> Ended:
+    """Do a cell; whatever goes wrong is told in one line, and in full in its log."""
+    try:
+        do_cell(order.config, order.out, order.cell, order.factor, order.threads, console)
+    except KeyboardInterrupt:
+        return Ended("interrupted")
+    except BaseException as problem:
+        if disk_full(problem):
+            return Ended("the disk is full", full=True)
+        if not isinstance(problem, UserError):
+            console.print(traceback.format_exc(), markup=False, highlight=False)
+        return Ended(one_line(problem))
+    return Ended()
+
+
+def one_line(problem: BaseException) -> str:
+    """A problem in one line."""
+    text = " ".join(str(problem).split()) if isinstance(problem, UserError) else str(problem).strip().partition("\n")[0]
+    return text if isinstance(problem, UserError) else f"{type(problem).__name__}: {text}".rstrip(": ")
+
+
+def disk_full(problem: BaseException | None) -> bool:
+    """Whether the cause, or the cause of the cause, is a full disk."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
+
+
+def share(threads: int | None, jobs: int) -> int | None:
+    """Threads of one of several processes, out of those given or all cores; one process alone has what it is given."""
+    if jobs == 1:
+        return threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (threads or cores or 1) // jobs)
+
+
+def visible_gpus() -> Sequence[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _child(order: Order, gpu: str | None, answer: Any) -> None:
+    """In the new process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    path = order.cell.log(order.out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+            ended = attempt(order, Console(file=log, width=160))
+    except OSError as problem:  # the log itself cannot be written
+        ended = Ended(one_line(problem), full=disk_full(problem))
+    answer.send(ended)
+    answer.close()
+
+
+def _end_with_parent() -> None:
+    """Without the process that watches over it a cell would hold its folder unseen."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _signal(code: int | None) -> str:
+    return (
+        f"signal {-code}" + (", as for want of memory" if code == -9 else "") if code and code < 0 else f"code {code}"
+    )

@@ -1,0 +1,113 @@
+"""Gains over a baseline, seed by seed, with what the number of seeds allows to say."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scenedistill.experiments.results import Result, Row
+
+LEVEL = 0.95
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean of the differences over n seeds that both have, with its confidence interval by Student's t (n - 1 degrees
+    of freedom); the interval is None for one seed, which has no spread. The unit is that of what was compared."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Gain | None:
+    """The gain of ours over theirs on the seeds both have; None where there is no such seed.
+
+    A pair shares split, teacher and views, so that what these do to both falls out of the difference.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    mean, n = statistics.fmean(differences), len(seeds)
+    if n == 1:
+        return Gain(mean, None, None, 1)
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(differences) / math.sqrt(n)
+    return Gain(mean, mean - half, mean + half, n)
+
+
+def by_seed(rows: Sequence[Row], student: str | None, variant: str) -> dict[int, float]:
+    """OA in percent of one network trained one way."""
+    return {row.seed: 100 * row.oa for row in rows if row.student == student and row.variant == variant}
+
+
+def pairs_table(result: Result, labels: Sequence[str], baseline: str) -> str:
+    """The lines of `pairs_lines` as a Markdown table."""
+    head, lines = pairs_lines(result, labels, baseline)
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: the teacher, then for each student every method with OA, AA and kappa (mean ± sample standard
+    deviation) and the gain over the baseline in points of OA, with its interval and the number n of seeds it rests on.
+    """
+    head = [
+        "network",
+        "method",
+        "seeds",
+        "OA (%)",
+        "AA (%)",
+        "kappa",
+        f"gain over {baseline} (points)",
+        "95 % interval",
+    ]
+    lines = []
+    teachers = [row for row in result.rows if row.student is None]
+    if teachers:
+        lines.append([teachers[0].teacher or "", "teacher", *_figures(teachers), NONE, NONE])
+    for student in dict.fromkeys(row.student for row in result.rows if row.student):
+        theirs = by_seed(result.rows, student, baseline)
+        for label in labels:
+            rows = [row for row in result.rows if row.student == student and row.variant == label]
+            if rows:
+                gain = paired_gain(by_seed(rows, student, label), theirs) if label != baseline else None
+                lines.append([student, label, *_figures(rows), *_gain(gain)])
+    return head, lines
+
+
+def _figures(rows: Sequence[Row]) -> list[str]:
+    """Number of seeds, OA, AA, kappa."""
+    columns = [
+        ([100 * row.oa for row in rows], 2),
+        ([100 * row.aa for row in rows if row.aa is not None], 2),
+        ([row.kappa for row in rows if row.kappa is not None], 4),
+    ]
+    return [str(len(rows)), *(spread(values, digits) for values, digits in columns)]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± sample standard deviation; the mean alone for one value."""
+    if not values:
+        return NONE
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def _gain(gain: Gain | None) -> list[str]:
+    if gain is None:
+        return [NONE, NONE]
+    if gain.low is None:
+        return [f"{gain.mean:+.2f}", f"none (n = {gain.n})"]
+    return [f"{gain.mean:+.2f}", f"{gain.low:+.2f} to {gain.high:+.2f} (n = {gain.n})"]

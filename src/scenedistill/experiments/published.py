@@ -1,0 +1,138 @@
+"""Accuracies that others have published on the same data sets, to be shown beside ours and never mixed with them.
+
+Each figure says where it was read and what is not certain about it. A method whose figures could not be read anywhere
+is left out, and so is a figure that says nothing of its training ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from scenedistill.data.catalog import lookup
+from scenedistill.errors import UserError
+from scenedistill.experiments.published_entries import ENTRIES, Entry
+
+#: What has to be said wherever these figures are shown.
+CAUTION = (
+    "Figures of other people, as published: with other splits, image sizes, pretraining, tuning and ways to choose the "
+    "epoch than ours, so a small difference from ours means nothing."
+)
+UNVERIFIED = "†"
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One accuracy that somebody has published.
+
+    Attributes:
+        method: name of the method and its network.
+        data: key of the data set in the catalogue, such as `aid`.
+        ratio: share of the images that trained, 0..1.
+        oa: overall accuracy on the rest, 0..1.
+        std: standard deviation over repeated runs, in the unit of `oa`; None where none was given.
+        teaching: pretraining or teacher, in words; "" where not stated.
+        parameters: of the network; None where not stated.
+        source: who, when, and which table.
+        url: a DOI or address that leads there.
+        verified: True where the figure was read at its authors', in their text or their repository; False where it
+            was only had from others, worked out, or where something about it is open, which the note says.
+        note: what to know about it.
+    """
+
+    method: str
+    data: str
+    ratio: float
+    oa: float
+    std: float | None
+    teaching: str
+    parameters: int | None
+    source: str
+    url: str
+    verified: bool
+    note: str = ""
+
+
+def published(data: str, ratio: float | None = None) -> tuple[PublishedResult, ...]:
+    """What is known for a data set, and a training ratio, the highest OA first.
+
+    Args:
+        data: the data set's name or key, in any of the catalogue's spellings; nothing is known of other data.
+        ratio: share of the images that trains, 0..1; all ratios when not given.
+    """
+    try:
+        key = lookup(data).key
+    except UserError:
+        return ()
+    found = [result for result in PUBLISHED if result.data == key]
+    if ratio is not None:
+        found = [result for result in found if math.isclose(result.ratio, ratio, abs_tol=1e-6)]
+    return tuple(sorted(found, key=lambda result: (result.ratio, -result.oa, result.method)))
+
+
+def published_rows(results: tuple[PublishedResult, ...]) -> tuple[list[str], list[list[str]]]:
+    """The headings of a table of published figures and its lines, as text; a figure that is not verified has a †.
+
+    Columns: method, pretraining or teacher, OA in %, parameters in millions where any are stated, source.
+    """
+    stated = any(result.parameters for result in results)
+    head = ["method", "pretraining or teacher", "OA (%)", *(["parameters (M)"] if stated else []), "source"]
+    lines = []
+    for result in results:
+        oa = f"{100 * result.oa:.2f}" + (f" ± {100 * result.std:.2f}" if result.std is not None else "")
+        size = [f"{result.parameters / 1e6:.1f}" if result.parameters else "-"] if stated else []
+        mark = "" if result.verified else f" {UNVERIFIED}"
+        lines.append([result.method, result.teaching or "-", oa + mark, *size, result.source])
+    return head, lines
+
+
+def published_table(data: str, ratio: float) -> str:
+    """Markdown: a heading, the table with linked sources, the notes and the caution; "" where nothing is known."""
+    results = published(data, ratio)
+    if not results:
+        return ""
+    head, lines = published_rows(tuple(replace(one, source=f"[{one.source}]({one.url})") for one in results))
+    figure = head.index("OA (%)")
+    rule = [
+        "---:" if column in (figure, figure + 1) and column < len(head) - 1 else "---" for column in range(len(head))
+    ]
+    rows = [head, rule, *lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in rows)
+    title = f"**Published by others: {lookup(data).name}, {100 * ratio:g} % training**"
+    listed = "\n".join(f"- {note}" for note in notes(results))
+    return "\n\n".join(filter(None, [title, table, listed, CAUTION]))
+
+
+def notes(results: tuple[PublishedResult, ...]) -> list[str]:
+    """What is to be known of single figures, each thing said once."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        if result.note:
+            said.setdefault(result.note, []).append(result.method)
+    told = [f"{', '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
+    if any(not result.verified for result in results):
+        told.insert(0, f"{UNVERIFIED} not read at its authors', worked out, or not certain.")
+    return told
+
+
+def _results(entry: Entry) -> list[PublishedResult]:
+    """The figures of one method, each its own result; what an entry gives in percent becomes a share."""
+    return [
+        PublishedResult(
+            method=entry.method,
+            data=data,
+            ratio=ratio,
+            oa=round(percent / 100, 6),
+            std=None if std is None else round(std / 100, 6),
+            teaching=entry.teaching,
+            parameters=entry.parameters,
+            source=entry.source.name,
+            url=entry.source.url,
+            verified=entry.verified and data not in entry.doubtful,
+            note=" ".join(filter(None, [entry.note, entry.doubtful.get(data, "")])),
+        )
+        for (data, ratio), (percent, std) in entry.figures.items()
+    ]
+
+
+PUBLISHED: tuple[PublishedResult, ...] = tuple(result for entry in ENTRIES for result in _results(entry))

@@ -1,0 +1,97 @@
+"""A grid on a real Ray cluster of this machine, of two workers of which one is killed on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.errors import UserError
+from scenedistill.experiments.cluster import RayEngine, on_cluster
+from scenedistill.experiments.grid import grid
+from scenedistill.experiments.grid_config import ClusterConfig, GridConfig, MethodConfig
+
+STUDENT = "table1_printed"
+
+
+@pytest.fixture
+def config(tiny_scenes: Path, tmp_path: Path) -> GridConfig:
+    fit = FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0)
+    return GridConfig(
+        datasets={"scenes": str(tiny_scenes)},
+        ratios=[0.5],
+        seeds=[0, 1],
+        students=[STUDENT],
+        methods={"plain": MethodConfig(epochs=60), "dkd": MethodConfig()},
+        cluster=ClusterConfig(gpus=0),
+        base=RunConfig(
+            image_size=32,
+            data=DataConfig(stored_size=32, cache_dir=tmp_path / "cache"),
+            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=fit),
+            student=StudentConfig(knowledge_views=1, fit=dataclasses.replace(fit)),
+            machine=MachineConfig(accelerator="cpu"),
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_dies_and_its_cell_goes_on_elsewhere(config: GridConfig, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    out = tmp_path / "out"
+    folder = out / "scenes-50" / "seed0" / STUDENT
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill() -> None:
+        """The worker of the first long training, once it has finished an epoch."""
+        while not stop.wait(0.01):
+            if (folder / "plain" / "checkpoints" / "last.ckpt").exists():
+                found = re.match(r"process (\d+) on ", (folder / ".plain.holder").read_text(encoding="utf-8"))
+                assert found
+                killed.append(int(found[1]))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    killer = threading.Thread(target=kill, daemon=True)
+    try:
+        prepared, engine = on_cluster(config)
+        assert engine.slots == 2 and prepared.base.machine.precision in ("fp32", "bf16")
+        killer.start()
+        said = io.StringIO()
+        outcome = grid(prepared, out, engine=engine, console=Console(file=said, width=300))
+    finally:
+        stop.set()
+        ray.shutdown()
+    assert killed and not outcome.failures, said.getvalue()
+    rows = {(row.variant, row.seed) for row in outcome.results["scenes-50"].rows}
+    assert rows == {(variant, seed) for variant in ("teacher", "plain", "dkd") for seed in (0, 1)}
+    log = out / "logs" / "scenes-50" / "seed0" / STUDENT / "plain.log"
+    assert 60 <= log.read_text(encoding="utf-8").count("  epoch ") <= 62, "from its last epoch, not from the start"
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'scenedistill\[ray\]'"):
+        RayEngine(ClusterConfig())
+
+
+@pytest.mark.slow
+def test_a_cell_larger_than_the_cluster_is_refused() -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    try:
+        with pytest.raises(UserError, match="A cell takes 2 CPUs and 0 GPUs, and the cluster has 1"):
+            RayEngine(ClusterConfig(cpus=2, gpus=0))
+        assert ray.is_initialized(), "a cluster of others is left alone"
+    finally:
+        ray.shutdown()

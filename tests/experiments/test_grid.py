@@ -1,0 +1,622 @@
+"""A grid on tiny scenes: every cell done once, failures named and passed by, killed and continued, its time told."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from scenedistill.commands.grid import command, grid_config, parser
+from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.data.scenes import scan
+from scenedistill.data.split_files import read_split, write_split
+from scenedistill.data.splits import assemble
+from scenedistill.errors import UserError
+from scenedistill.experiments.grid import GridOutcome, dry_run, grid
+from scenedistill.experiments.grid_cells import Board, Cell, needs, plan
+from scenedistill.experiments.grid_config import GridConfig, MethodConfig, TuningConfig, grid_text, student_of
+from scenedistill.experiments.grid_engine import Ended, Order, disk_full, one_line, share
+from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
+from scenedistill.experiments.grid_time import duration
+from scenedistill.experiments.results import read_result
+from scenedistill.experiments.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDENT = "table1_printed"
+METHODS = {
+    "plain_no_da": MethodConfig(method="plain", dual_attention=False),
+    "plain": MethodConfig(),
+    "da": MethodConfig(method="dkd", losses={"ss": 0.0}),
+    "dkd": MethodConfig(),
+}
+WILD = MethodConfig(method="dkd", losses={"da": 1e39})
+
+Make = Callable[..., GridConfig]
+
+
+@dataclasses.dataclass
+class Done:
+    outcome: GridOutcome
+    said: str
+
+
+def do(config: GridConfig, out: Path, **more: Any) -> Done:
+    said = io.StringIO()
+    outcome = grid(config, out, console=Console(file=said, width=300), **more)
+    return Done(outcome, said.getvalue())
+
+
+def trained(out: Path) -> int:
+    """Epochs that the cells' logs tell of."""
+    return sum(log.read_text(encoding="utf-8").count("  epoch ") for log in out.glob("logs/**/*.log"))
+
+
+@pytest.fixture(scope="session")
+def make(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes a tiny grid: one data set, one ratio, one epoch each."""
+    cache = tmp_path_factory.mktemp("grid-cache") / "40"
+
+    def made(**changes: Any) -> GridConfig:
+        fit = FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0.0)
+        base = RunConfig(
+            image_size=32,
+            data=DataConfig(stored_size=40, cache_dir=cache),
+            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=fit),
+            student=StudentConfig(knowledge_views=1, fit=dataclasses.replace(fit)),
+            machine=MachineConfig(accelerator="cpu", precision="fp32", threads=1),
+        )
+        config = GridConfig(
+            name="tiny",
+            datasets={"scenes": str(tiny_scenes)},
+            ratios=[0.5],
+            seeds=[0, 1],
+            students=[STUDENT],
+            methods=dict(METHODS),
+            base=base,
+        )
+        return dataclasses.replace(config, **changes)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A finished grid. Read only: copy the folder to go on in it."""
+    out = tmp_path_factory.mktemp("grids") / "tiny"
+    return out, do(make(), out, command="scenedistill grid tiny.yaml")
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, Done], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "tiny"))
+
+
+def test_every_cell_has_its_place_its_row_and_its_log(finished: tuple[Path, Done]) -> None:
+    out, done = finished
+    assert not done.outcome.failures, done.said
+    names = [f"seed{seed}/{STUDENT}/{label}" for seed in (0, 1) for label in METHODS]
+    for name in [*names, "seed0/teacher", "seed1/teacher"]:
+        assert (out / "scenes-50" / name / "weights.safetensors").is_file(), name
+        assert (out / "scenes-50" / name / "evaluation" / "outputs.npz").is_file(), name
+        assert "  epoch 1/1" in (out / "logs" / "scenes-50" / f"{name}.log").read_text(encoding="utf-8")
+    rows = {(row.variant, row.student, row.teacher, row.seed) for row in done.outcome.results["scenes-50"].rows}
+    wanted = {("teacher", None, STUDENT), ("plain", STUDENT, None), ("plain_no_da", STUDENT, None)}
+    wanted |= {("da", STUDENT, STUDENT), ("dkd", STUDENT, STUDENT)}
+    assert rows == {(*row, seed) for row in wanted for seed in (0, 1)}
+    assert trained(out) == 10
+
+
+def test_results_and_summary_say_what_came_out(finished: tuple[Path, Done], tmp_path: Path) -> None:
+    out, done = finished
+    shutil.copy(out / "results.json", tmp_path / "tiny.json")
+    result = read_result(tmp_path / "tiny.json")
+    assert (result.experiment, result.command, result.pixels) == ("tiny", "scenedistill grid tiny.yaml", 32)
+    assert result.train_ratio == 0.5 and set(result.split_hash) == {"0", "1"}
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "## scenes-50: scenes" in text and text.count("(n = 2)") == 3 and "## Failed" not in text
+    assert not (out / "failures.json").exists()
+    assert "scenes-50/seed1/table1_printed/dkd: OA " in done.said and "10 of 10 done" in done.said
+    assert "about " in done.said, "the time left is told as soon as a like cell is done"
+
+
+def test_the_resolved_grid_is_kept_and_can_be_given_again(finished: tuple[Path, Done], make: Make) -> None:
+    settings = parser().parse_args([str(finished[0] / "grid.yaml")])
+    assert grid_text(grid_config(settings)) == grid_text(make())
+
+
+def test_the_second_call_does_nothing_and_another_seed_is_added(copy: Path, make: Make) -> None:
+    again = do(make(), copy)
+    assert trained(copy) == 10 and "10 of 10 cells were done before" in again.said
+    more = do(make(seeds=[0, 1, 2]), copy, only=["plain"])
+    assert trained(copy) == 11
+    assert len(more.outcome.results["scenes-50"].rows) == 11, "what was done of other methods is told too"
+    assert not (copy / "scenes-50" / "seed2" / "teacher").exists(), "plain needs no teacher"
+
+
+def test_what_run_has_trained_is_taken_over(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    """And the other way round: the grid makes its cells of the same stages."""
+    config = make(seeds=[0], methods={"plain": MethodConfig(), "dkd": MethodConfig()})
+    base = dataclasses.replace(config.base, seeds=[0], data=dataclasses.replace(config.base.data, train_ratio=0.5))
+    base.student.name = STUDENT
+    quiet = Console(quiet=True)
+    theirs = run(tiny_scenes, tmp_path / "grid" / "scenes-50", base, console=quiet)
+    done = do(config, tmp_path / "grid")
+    assert trained(tmp_path / "grid") == 0 and "3 of 3 cells were done before" in done.said
+    assert done.outcome.results["scenes-50"].rows == theirs.rows
+
+
+def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    seconds = dry_run(make(seeds=[0]), tmp_path / "new", console=Console(file=said, width=300))
+    assert not (tmp_path / "new").exists() and seconds > 0
+    for name in ("seed0/teacher", f"seed0/{STUDENT}/plain_no_da", f"seed0/{STUDENT}/dkd"):
+        assert re.search(rf"scenes-50/{name} .* to do ", said.getvalue()), said.getvalue()
+    assert "0 of 5 done, about" in said.getvalue()
+    assert "from finished cells of the same kind for 0 cells, from 3 short measurements for 5" in said.getvalue()
+
+    before = sorted(path for path in copy.rglob("*"))
+    said = io.StringIO()
+    assert dry_run(make(), copy, console=Console(file=said, width=300)) == 0
+    assert "10 of 10 done" in said.getvalue()
+    more = dry_run(make(seeds=[0, 1, 2]), copy, jobs=2, console=Console(file=said, width=300))
+    assert more > 0 and "same kind for 5 cells, from 0 short measurements for 0" in said.getvalue()
+    assert sorted(path for path in copy.rglob("*")) == before
+
+
+def test_a_failing_cell_is_named_and_the_others_go_on(make: Make, tmp_path: Path) -> None:
+    config = make(seeds=[0], methods={"plain": MethodConfig(), "wild": WILD, "dkd": MethodConfig()})
+    config.base.teacher.min_oa = 0.0
+    out = tmp_path / "out"
+    done = do(config, out)
+    name = f"scenes-50/seed0/{STUDENT}/wild"
+    assert list(done.outcome.failures) == [name]
+    reason = done.outcome.failures[name]
+    assert reason.startswith("The loss is not a finite number at step 1 (epoch 1)") and "fit.lr is 0.02" in reason
+    assert json.loads((out / "failures.json").read_text(encoding="utf-8")) == {name: reason}
+    assert f"- `{name}`: {reason}" in (out / "summary.md").read_text(encoding="utf-8")
+    assert {row.variant for row in done.outcome.results["scenes-50"].rows} == {"teacher", "plain", "dkd"}
+
+    other = do(config, out, only=["dkd"])
+    assert list(other.outcome.failures) == [name], "what was not tried again is still failed"
+    config.methods["wild"] = MethodConfig(method="kd")
+    assert not do(config, out).outcome.failures and not (out / "failures.json").exists()
+
+
+def test_what_needs_a_failed_teacher_fails_with_that_reason(make: Make, tmp_path: Path) -> None:
+    config = make(seeds=[0])
+    config.base.teacher.fit.lr = 1e30
+    config.base.teacher.fit.clip_norm = 0.0
+    done = do(config, tmp_path / "out")
+    assert len(done.outcome.failures) == 3
+    assert "diverged" in done.outcome.failures["scenes-50/seed0/teacher"]
+    needy = done.outcome.failures[f"scenes-50/seed0/{STUDENT}/da"]
+    assert needy == "it needs scenes-50/seed0/teacher, which has failed"
+    assert {row.variant for row in done.outcome.results["scenes-50"].rows} == {"plain", "plain_no_da"}
+
+
+def test_tuning_has_one_budget_and_never_sees_the_test_part(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    tuning = TuningConfig(factors=[0.1, 1, 1e40], val_fraction=0.25, seed=5)
+    config = make(seeds=[0], tuning=tuning, methods={name: METHODS[name] for name in ("plain", "dkd")})
+    out = tmp_path / "out"
+    done = do(config, out, jobs=2)
+    assert not done.outcome.failures, done.said
+
+    folder = out / "tuning" / "scenes-50" / "seed5"
+    stages = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("stage.json")}
+    assert stages == {"teacher", *(f"{STUDENT}/dkd@{factor}" for factor in ("0.1", "1", "1e+40"))}, "nothing is tested"
+    index = scan(tiny_scenes)
+    final, tuned = (read_split(path / "split.csv", index) for path in (out / "scenes-50" / "seed0", folder))
+    assert len(tuned.val) == 8 and len(tuned.train) == 24 and len(tuned.test) == len(final.test) == 32
+    record = json.loads((folder / "teacher" / "stage.json").read_text(encoding="utf-8"))
+    assert record["settings"]["data"]["split"] == tuned.hash, "its teacher has not seen the validation part"
+
+    kept = json.loads((out / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]
+    assert list(kept) == ["dkd"] and list(kept["dkd"]["validation_oa"]) == ["0.1", "1", "1e+40"]
+    assert kept["dkd"]["validation_oa"]["1e+40"] is None, "diverged"
+    row = next(row for row in done.outcome.results["scenes-50"].rows if row.variant == "dkd")
+    assert row.more["factor"] == kept["dkd"]["factor"] in (0.1, 1)
+    settings = json.loads((out / "scenes-50" / "seed0" / STUDENT / "dkd" / "stage.json").read_text(encoding="utf-8"))
+    weights = settings["settings"]["student"]["losses"]
+    assert weights == ({} if row.more["factor"] == 1 else {"da": 0.1, "ss": 0.1})
+    assert "| scenes-50 | table1_printed | dkd |" in (out / "summary.md").read_text(encoding="utf-8")
+
+    count = trained(out)
+    assert "7 of 7 cells were done before" in do(config, out).said, "nor is a diverged run tried again"
+    assert trained(out) == count
+
+
+def when(path: Path, then: Callable[[str], object]) -> threading.Thread:
+    """Do something with what a file holds as soon as it is there."""
+
+    def watch() -> None:
+        for _ in range(12000):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except OSError:
+                text = ""
+            if text:
+                then(text)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def pid_in(holder: str) -> int:
+    found = re.match(r"process (\d+) on ", holder)
+    assert found, holder
+    return int(found[1])
+
+
+def test_a_killed_cell_is_named_and_goes_on_with_the_next_call(make: Make, tmp_path: Path) -> None:
+    config = make(seeds=[0], methods={"plain": MethodConfig(), "plain_no_da": METHODS["plain_no_da"]})
+    config.base.student.fit.epochs = 40
+    out = tmp_path / "out"
+    folder = out / "scenes-50" / "seed0" / STUDENT
+    checkpoint = folder / "plain" / "checkpoints" / "last.ckpt"
+
+    def kill(holder: str) -> None:
+        while not checkpoint.exists():
+            time.sleep(0.005)
+        os.kill(pid_in(holder), signal.SIGKILL)
+
+    config.methods["plain_no_da"].epochs = 1
+    watcher = when(folder / ".plain.holder", kill)
+    done = do(config, out)
+    watcher.join(5)
+    (reason,) = done.outcome.failures.values()
+    assert reason == "its process was ended from outside (signal 9, as for want of memory)"
+    assert [row.variant for row in done.outcome.results["scenes-50"].rows] == ["plain_no_da"]
+    before = len(re.findall("  epoch ", (out / "logs/scenes-50/seed0" / STUDENT / "plain.log").read_text()))
+    assert 0 < before < 40
+    assert not do(config, out).outcome.failures
+    assert 40 <= trained(out) - 1 <= 41, "it went on from its last epoch"
+
+
+@pytest.mark.slow
+def test_a_killed_grid_takes_its_cells_along_and_goes_on(make: Make, tmp_path: Path) -> None:
+    config = make(seeds=[0], methods={"plain": MethodConfig()})
+    config.base.student.fit.epochs = 40
+    out, file = tmp_path / "out", tmp_path / "grid.yaml"
+    file.write_text(grid_text(config), encoding="utf-8")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom scenedistill.commands.grid import command, grid_config, parser\n"
+        "from scenedistill.experiments.grid import grid\n"
+        "if __name__ == '__main__':\n    grid(grid_config(parser().parse_args([sys.argv[1]])), sys.argv[2])\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen([sys.executable, str(script), str(file), str(out)], env=environment)
+    folder = out / "scenes-50" / "seed0" / STUDENT
+    found: list[int] = []
+    try:
+        when(folder / ".plain.holder", lambda text: found.append(pid_in(text))).join(120)
+        while not (folder / "plain" / "checkpoints" / "last.ckpt").exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+    finally:
+        running.kill()
+        running.wait()
+    for _ in range(1000):
+        try:
+            os.kill(found[0], 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the cell outlived its grid")
+    assert not do(config, out).outcome.failures
+    assert 40 <= trained(out) <= 42
+
+
+class Full:
+    """An engine whose first cell finds the disk full."""
+
+    slots, threads = 1, 1
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.cell: Cell | None = None
+
+    def start(self, order: Order) -> None:
+        self.cell = order.cell
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
+        assert self.cell
+        return [(self.cell, Ended("the disk is full", full=True))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_full_disk_stops_all_and_loses_nothing(copy: Path, make: Make) -> None:
+    engine = Full()
+    with pytest.raises(OSError) as stopped:
+        do(make(seeds=[0, 1, 2]), copy, engine=engine)
+    assert stopped.value.errno == errno.ENOSPC and engine.closed
+    assert "10 of 10 cells were done before" in do(make(), copy).said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_cell_tells_that_the_disk_is_full(copy: Path, make: Make) -> None:
+    part = copy / "scenes-50" / "seed2" / STUDENT / "plain" / "checkpoints" / "last.ckpt.part"
+    part.parent.mkdir(parents=True)
+    part.symlink_to("/dev/full")
+    (part.parents[1] / "stage.json").unlink(missing_ok=True)
+    config = make(seeds=[2], methods={"plain": MethodConfig()})
+    board = Board(config, copy, Console(quiet=True))
+    stage = board.stage(Cell("scenes-50", 2, STUDENT, "plain"))
+    assert stage
+    stage._write({"finished": False})  # as an earlier try has left it
+    with pytest.raises(OSError) as stopped:
+        do(config, copy)
+    assert stopped.value.errno == errno.ENOSPC
+    assert not part.exists()
+    assert not do(config, copy).outcome.failures
+
+
+def test_a_class_missing_from_the_test_part_is_no_failure(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    index = scan(tiny_scenes)
+    part = np.array([0 if label == 0 or number % 2 else 2 for number, label in enumerate(index.labels)], np.int8)
+    split = assemble(index, part, None, None)
+    write_split(split, index, tmp_path / "split.csv")
+    config = make(seeds=[0], methods={"plain": MethodConfig()})
+    config.base.data.split_file = tmp_path / "split.csv"
+    done = do(config, tmp_path / "out")
+    (row,) = done.outcome.results["scenes-50"].rows
+    assert not done.outcome.failures and row.oa == row.aa, "each of the classes that are there has as many images"
+    folder = tmp_path / "out" / "scenes-50" / "seed0" / STUDENT / "plain" / "evaluation"
+    seen = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["record"]
+    assert list(seen["per_class"]) == list(index.classes[1:]) and seen["images"] == 24
+
+
+def test_the_command_writes_the_result_and_tells_of_failures(copy: Path, make: Make, tmp_path: Path) -> None:
+    said = io.StringIO()
+    results = tmp_path / "results" / "mine.json"
+    words = [str(copy / "grid.yaml"), "--out", str(copy)]
+    settings = parser().parse_args([*words, "--results", str(results)])
+    assert command(settings, Console(file=said, width=300), "scenedistill grid") == 0
+    assert read_result(results).experiment == "mine" and "Result written to" in said.getvalue()
+    config = make(methods={"plain": MethodConfig(), "wild": WILD}, seeds=[0])
+    (tmp_path / "wild.yaml").write_text(grid_text(config), encoding="utf-8")
+    settings = parser().parse_args([str(tmp_path / "wild.yaml"), "--out", str(copy)])
+    assert command(settings, Console(file=said, width=300), "scenedistill grid") == 1
+    assert "1 cells failed" in said.getvalue()
+    settings = parser().parse_args([str(tmp_path / "wild.yaml"), "--out", str(tmp_path / "new"), "--dry_run", "true"])
+    assert command(settings, Console(file=said, width=300), "scenedistill grid") == 0
+    assert re.search(r"/wild .* to do .* \? ", said.getvalue()), "what cannot be measured is not known"
+
+
+def test_the_reasons_are_lines() -> None:
+    assert one_line(UserError("Two\nlines.")) == "Two lines."
+    assert one_line(ValueError("a\nb")) == "ValueError: a"
+    assert one_line(KeyError()) == "KeyError"
+    wrapped = RuntimeError("x")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    assert disk_full(wrapped) and not disk_full(OSError(errno.EACCES, "no"))
+    assert (share(None, 1), share(8, 1), share(8, 3), share(1, 4)) == (None, 8, 2, 1)
+
+
+def test_the_plan_puts_before_each_cell_what_it_needs(make: Make) -> None:
+    config = make(ratios=[0.2, 0.5], tuning=TuningConfig(factors=[0.5, 2]))
+    cells = plan(config)
+    place = {cell: number for number, cell in enumerate(cells)}
+    assert len(place) == len(cells) == 2 * (1 + 2 * 2) + 2 * 2 * (1 + 4)
+    for cell in cells:
+        assert all(place[other] < place[cell] for other in needs(config, cell)), cell
+    dkd = Cell("scenes-20", 1, STUDENT, "dkd")
+    assert [other.name for other in needs(config, dkd)] == [
+        "scenes-20/seed1/teacher",
+        f"tuning/scenes-20/seed0/{STUDENT}/dkd@0.5",
+        f"tuning/scenes-20/seed0/{STUDENT}/dkd@2",
+    ]
+    assert needs(config, dataclasses.replace(dkd, label="plain_no_da")) == []
+    assert {cell.label for cell in plan(config, ["plain"])} == {"plain"}
+
+
+def test_several_blocks_have_a_result_each(make: Make, tmp_path: Path) -> None:
+    config = make(seeds=[0], ratios=[0.25, 0.5], methods={"plain": MethodConfig()})
+    done = do(config, tmp_path / "out", jobs=2)
+    assert set(done.outcome.results) == {"scenes-25", "scenes-50"}
+    for block, ratio in (("scenes-25", 0.25), ("scenes-50", 0.5)):
+        shutil.copy(tmp_path / "out" / block / "results.json", tmp_path / f"tiny_{block}.json")
+        assert read_result(tmp_path / f"tiny_{block}.json").train_ratio == ratio
+
+
+CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
+    "no data": (lambda c: c.datasets.clear(), "datasets is empty; expected {AID: path/to/AID}"),
+    "data that are not there": (lambda c: c.datasets.update(x="nowhere"), "datasets.x: there is no nowhere"),
+    "a label with a slash": (lambda c: c.methods.update({"a/b": MethodConfig()}), "labelled 'a/b'"),
+    "the teacher's label": (lambda c: c.methods.update(teacher=MethodConfig()), "and not teacher"),
+    "a ratio": (lambda c: c.ratios.append(20), "ratios holds 20"),
+    "a ratio twice": (lambda c: c.ratios.append(0.5), "one value twice"),
+    "a seed twice": (lambda c: c.seeds.append(0), "each once"),
+    "no such baseline": (lambda c: setattr(c, "baseline", "plane"), "no method is called 'plane'. Did you mean plain?"),
+    "no such method": (lambda c: c.methods.update(kdd=MethodConfig()), "methods.kdd: no method is called 'kdd'"),
+    "no such loss": (
+        lambda c: c.methods.update(dkd=MethodConfig(losses={"zz": 1})),
+        "methods.dkd: No loss is called zz",
+    ),
+    "no such option": (
+        lambda c: c.methods.update(kd=MethodConfig(loss_options={"kd": {"heat": 1}})),
+        "methods.kd: Loss 'kd'",
+    ),
+    "losses of the base": (lambda c: c.base.student.losses.update(da=1), "give them below methods"),
+    "no epochs": (lambda c: c.methods.update(kd=MethodConfig(epochs=0)), "methods.kd.epochs is 0"),
+    "plain that asks": (lambda c: c.methods.update(plain=MethodConfig(method="dkd")), "methods.plain asks the teacher"),
+    "a factor of 0": (lambda c: setattr(c, "tuning", TuningConfig(factors=[0, 1])), "tuning.factors is [0, 1]"),
+    "all validation": (lambda c: setattr(c, "tuning", TuningConfig(val_fraction=1)), "tuning.val_fraction is 1"),
+    "a given teacher": (
+        lambda c: (setattr(c, "tuning", TuningConfig()), setattr(c.base.teacher, "checkpoint", Path("x"))),
+        "Tuning needs a teacher that has not seen the validation images",
+    ),
+    "the cluster": (lambda c: setattr(c.cluster, "cpus", 0), "cluster.cpus is 0"),
+    "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_wrong_is_said_before_anything_is_done(change: str, make: Make, tmp_path: Path) -> None:
+    config = make()
+    CHANGES[change][0](config)
+    with pytest.raises(UserError) as refused:
+        do(config, tmp_path / "out")
+    assert CHANGES[change][1] in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_label_is_said_before_anything_is_done(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--only: no method is called 'plane'\. Did you mean plain\?"):
+        do(make(), tmp_path / "out", only=["plane"])
+    with pytest.raises(UserError, match="--jobs is 0"):
+        do(make(), tmp_path / "out", jobs=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_and_options_make_a_grid(tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text(
+        "name: mine\ndatasets: {AID: here}\nmethods:\n  plain:\n  da: {method: dkd, losses: {ss: 0}}\n"
+        "tuning: {epochs: 3}\nbase: {image_size: 64, student: {fit: {epochs: 9}}}\n",
+        encoding="utf-8",
+    )
+    options = ["--datasets.AID", "there", "--seeds", "[4]", "--base.student.fit.lr", "0.5", "--only", "da", "plain"]
+    settings = parser().parse_args([str(file), *options, "--jobs", "2"])
+    config = grid_config(settings)
+    assert (config.name, config.seeds, config.datasets) == ("mine", [4], {"AID": "there"})
+    assert config.methods == {"plain": MethodConfig(), "da": MethodConfig("dkd", {"ss": 0.0})}
+    assert config.tuning == TuningConfig(epochs=3)
+    assert (config.base.image_size, config.base.student.fit.epochs, config.base.student.fit.lr) == (64, 9, 0.5)
+    assert (settings.only, settings.jobs, settings.dry_run) == (["da", "plain"], 2, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("methods: {da: {metod: dkd}}", "methods.da has no setting 'metod'. Did you mean method?"),
+        ("tuning: {factor: [1]}", "tuning has no setting 'factor'. Did you mean factors?"),
+        ("dataset: {}", "There is no setting 'dataset'. Did you mean datasets?"),
+        ("base: {student: {fit: {epoch: 3}}}", "base.student.fit has no setting 'epoch'. Did you mean epochs?"),
+        ("methods: {da: {losses: {ss: x}}}", "expected a number"),
+        ("seeds: 3", "seeds: found '3', expected a list such as [0, 1]"),
+        ("just text", "holds no settings"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_name_in_the_file_gets_a_hint(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "g.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args([str(tmp_path / "g.yaml")])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["table2_aid20", "table4_aid20"])
+def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
+    config = grid_config(parser().parse_args([str(ROOT / "configs" / f"{name}.yaml")]))
+    wanted = {
+        "table2_aid20": ["plain_no_da", "plain", "da", "ss", "dkd"],
+        "table4_aid20": [
+            "plain",
+            "kd",
+            "fitnet",
+            "at",
+            "sp",
+            "cc",
+            "rkd",
+            "crd",
+            "decoupled",
+            "dist",
+            "logit_std",
+            "srd",
+            "dkd",
+        ],
+    }[name]
+    assert list(config.methods) == wanted and config.blocks() == {"AID-20": ("AID", 0.2)}
+    assert student_of(config, "table1_resnet", "dkd") == dataclasses.replace(config.base.student)
+    assert (config.base.image_size, config.base.data.stored_size, config.base.teacher.name) == (64, 80, "densenet169")
+
+
+def test_the_time_left_is_that_of_what_is_left() -> None:
+    cells = [Cell("a", seed, "net", "plain") for seed in range(4)]
+    progress = Progress(cells, slots=2, expected={cell: 100.0 for cell in cells})
+    assert progress.seconds_left(0.0) == 200
+    progress.oa[cells[0]] = 0.5
+    progress.running = {cells[1]: 0.0, cells[2]: 0.0}
+    progress.epochs[cells[1]] = (3, 4)
+    assert progress.seconds_left(50.0) == 100, "the last one alone takes as long"
+    progress.slots = 1
+    assert progress.seconds_left(50.0) == pytest.approx(25 + 50 + 100)
+    progress.slots = 2
+    assert summary_line(progress, 50.0) == "1 of 4 done, 2 running, about 2 min left"
+    progress.expected[cells[3]] = None
+    assert summary_line(progress, 50.0) == "1 of 4 done, 2 running, time left not known yet"
+    progress.failed = {cells[3]: "why"}
+    assert summary_line(progress, 50.0) == "1 of 4 done, 2 running, 1 failed, about 50 s left"
+
+
+def test_the_live_table_shows_every_method_with_what_runs() -> None:
+    cells = [
+        Cell("AID-20", seed, student, label) for seed in (0, 1) for student, label in ((None, "teacher"), ("n", "kd"))
+    ]
+    cells.append(Cell("AID-20", 0, "n", "kd", 0.1, tuning=True))
+    progress = Progress(cells, oa={cells[0]: 0.8, cells[2]: 0.9}, running={cells[1]: 0.0}, failed={cells[4]: "why"})
+    progress.epochs[cells[1]] = (7, 30)
+    said = io.StringIO()
+    Console(file=said, width=120).print(progress_table(progress, 1.0))
+    assert re.search(r"AID-20 .*teacher .* 2/2 .* 85\.00 ± 7\.07 ", said.getvalue())
+    assert re.search(r"AID-20 .* n .* kd .* 0/2 .* seed 0: epoch 7/30", said.getvalue())
+    assert re.search(r"AID-20 tuning .* kd .* 0/1 .* x 0\.1 failed", said.getvalue())
+    assert "2 of 5 done, 1 running, 1 failed" in said.getvalue()
+
+    screen = io.StringIO()
+    with Display(progress, Console(file=screen, width=120, force_terminal=True)) as display:
+        progress.oa[cells[1]] = 0.7
+        display.ended(cells[1], 3.0)
+    assert "3 of 5 done" in screen.getvalue()
+
+
+def test_the_last_epoch_is_read_from_the_end_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert epochs_of(log, 0) is None
+    log.write_text("  n plain  epoch 9/9  ce 1.0\n", encoding="utf-8")
+    start = log.stat().st_size
+    assert epochs_of(log, start) is None, "that was an earlier try"
+    with log.open("a", encoding="utf-8") as file:
+        file.write("  n plain  epoch 2/30  ce 1.0\n  n plain  epoch 3/30  ce 0.9\n")
+    assert epochs_of(log, start) == (3, 30)
+
+
+def test_times_are_told_as_people_do() -> None:
+    found = [duration(seconds) for seconds in (None, 3, 600, 3660 * 3, 86400 * 3)]
+    assert found == ["?", "3 s", "10 min", "3 h 03 min", "3.0 days"]
+
+
+def test_the_grid_file_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "g.yaml").write_text(block, encoding="utf-8")
+    config = grid_config(parser().parse_args([str(tmp_path / "g.yaml")]))
+    assert set(yaml.safe_load(block)["methods"]) == set(config.methods)

@@ -1,0 +1,113 @@
+"""How hard each loss pulls at the student is measured rightly, now and then, and changes nothing of what is learnt."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.module import SceneDataModule
+from scenedistill.data.splits import Split
+from scenedistill.data.views import ViewConfig
+from scenedistill.models.files import weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.models.student import build_student
+from scenedistill.training import student as student_module
+from scenedistill.training.fitting import fit
+from scenedistill.training.gradients import due, gradient_norms
+from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.student import StudentTraining
+
+WEIGHTS = {"ce": 1.0, "da": 0.5, "ss": 2.0}
+
+
+def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = WEIGHTS) -> StudentTraining:
+    """A student with dropout, so that a random number drawn in between would show."""
+    torch.manual_seed(7)
+    teacher = build_student("table1_printed", 4, image_size=32).eval()
+    knowledge = Knowledge(teacher, all_images, views=0, config=views, image_size=32, seed=0, precision="fp32")
+    torch.manual_seed(0)
+    net: SceneNet = build_student("table1_printed", 4, image_size=32)
+    net.head = nn.Sequential(nn.Dropout(0.5), net.head)  # type: ignore[assignment]
+    net.head.weight = net.head[1].weight  # type: ignore[index]  # whose type a SceneNet asks for
+    return StudentTraining(
+        net, StudentConfig(fit=FitConfig(epochs=3, batch_size=16, lr=0.02, warmup_epochs=1)), weights, views,
+        image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
+    )  # fmt: skip
+
+
+def test_the_norms_are_those_of_each_loss_alone(all_images: ScenePart, mild: ViewConfig) -> None:
+    module = build(all_images, mild)
+    module.net.head[0].p = 0.0  # type: ignore[index]
+    assert module.knowledge is not None
+    module.knowledge.open(0, torch.device("cpu"))
+    batch = all_images.fetch(range(0, 64, 8))
+    view = module.view(batch, 0)
+    target = module.knowledge.of(batch, view, True)
+    found = module.gradient_norms(batch, view, target)
+    assert list(found) == list(WEIGHTS)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    for name, weight in WEIGHTS.items():
+        alone = copy.deepcopy(module.net)
+        (weight * module.losses[name](alone(view), target, batch.labels)).backward()
+        squares = [(value.grad**2).sum() for value in alone.parameters() if value.grad is not None]
+        assert found[name] == pytest.approx(float(torch.stack(squares).sum().sqrt()), rel=1e-4), name
+        assert found[name] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_weights_with_and_without(
+    precision: Any, all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    machine = MachineConfig(accelerator="cpu", precision=precision)
+    data = SceneDataModule(all_images.cache, all_train, batch_size=16, seed=0)
+    counted = []
+
+    def counting(*given: Any) -> dict[str, float]:
+        counted.append(1)
+        return gradient_norms(*given)
+
+    monkeypatch.setattr(student_module, "gradient_norms", counting)
+    hashes = {}
+    for measured in (False, True):
+        monkeypatch.setattr(student_module, "due", lambda *_, measured=measured: measured)
+        module = build(all_images, mild)
+        record = fit(module, data, tmp_path / str(measured), machine, title="tiny", console=Console(quiet=True))
+        hashes[measured] = weights_hash(module)
+        assert set(record["last_epoch"]) == {*WEIGHTS, "train_oa"}
+    assert hashes[True] == hashes[False]
+    assert len(counted) == 3, "once an epoch and no oftener"
+    with (tmp_path / "True" / "logs" / "attempt_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["gradient_ss"]]
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert all(float(row[f"gradient_{name}"]) > 0 for row in rows for name in WEIGHTS)
+
+
+def test_one_loss_alone_is_not_measured(
+    all_images: ScenePart, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_module, "gradient_norms", lambda *_: pytest.fail("measured"))
+    train(build(all_images, mild, {"ce": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"),
+    [(3, 200, [0, 1, 2]), (10, 37, [0, 3, 6, 9]), (5, 4, [4]), (1, 1, [0])],
+)
+def test_it_is_measured_every_hundred_steps_and_in_the_end(epochs: int, steps: int, expected: list[int]) -> None:
+    assert [epoch for epoch in range(epochs) if due(epoch, epochs, steps)] == expected
+
+
+def test_a_part_that_is_constant_pulls_not_at_all() -> None:
+    net = nn.Linear(2, 1)
+    parts = {"still": torch.ones(()), "moving": net(torch.ones(1, 2)).sum()}
+    assert gradient_norms(net, net, lambda: parts) == pytest.approx({"still": 0.0, "moving": 3**0.5})
