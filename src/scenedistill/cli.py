@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     try:
         words = files_first(given) or ["--help"]
-        settings = build_parser(words[0] not in QUICK).parse_args(words)
+        settings = build_parser(words[0] in (*TRAININGS, "bench")).parse_args(words)
         name = settings.subcommand
         return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0
     except UserError as problem:
@@ -116,7 +116,6 @@ COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {
     "bench": (bench.parser, bench.command),
 }
 TRAININGS = ("run", "teacher", "distill")
-QUICK = ("--help", "-h", "--version", "split", "data")  # first words with which no training is asked for
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -151,6 +151,9 @@ def test_networks_and_seeds_are_chosen(show: Callable[..., Any], page: Path, gri
     )  # fmt: skip
     assert sum(sums) == 8, "the test images of one class and one seed"
     tab = show(grid_page)
+    tab.locator("#matrix select").nth(2).select_option(label="table1_printed, kd_hot")
+    notes = tab.locator("figure.matrix .note").all_inner_texts()
+    assert all(", seed 0. " in note for note in notes[:2]), "the seed that both have"
     tab.locator("#matrix select").nth(0).select_option(label="tiny, 50 % training")
     assert tab.locator("figure.matrix h3").all_inner_texts()[:2] == ["table1_printed, plain", "table1_printed, dkd"]
     assert (

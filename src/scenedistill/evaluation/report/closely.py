@@ -73,7 +73,7 @@ def curves(focus: Focus) -> Section:
 
 
 def parts(focus: Focus) -> Section:
-    """Parts of the loss and how hard each pulls, of one seed; and hints from all trainings of the student."""
+    """Parts of the loss and how hard each pulls, of the first seed in which that was measured, and hints."""
     section = Section(
         "parts",
         "Parts of the loss",
@@ -87,16 +87,19 @@ def parts(focus: Focus) -> Section:
             said[network.label] = said.get(network.label) or lines
     section.blocks += [Text(line, "warn") for lines in said.values() for line in lines]
     for label, networks in focus.groups.items():
-        found = _curves(networks[0])
-        if found is None or len(found.parts) < 2:
+        known = {network.seed: curves for network in networks if (curves := _curves(network))}
+        measured = [seed for seed, curves in known.items() if curves.pulls]
+        seed = next(iter([*measured, *known]), None)
+        if seed is None or len(known[seed].parts) < 2:
             continue
+        found = known[seed]
         names = list(found.parts)
         epochs = found.epochs.tolist()
         weighted = [
             Series(name, epochs, (found.weights.get(name, 1.0) * values).tolist(), names.index(name))
             for name, values in found.parts.items()
         ]
-        title = f"{label}, seed {networks[0].seed}: parts, weighted"
+        title = f"{label}, seed {seed}: parts, weighted"
         charts = [(title, line_chart(weighted, x_label="epoch", y_label="part of the loss", logarithmic=True))]
         pulls = [
             Series(name, epochs, values.tolist(), names.index(name) if name in names else len(names))
@@ -104,7 +107,7 @@ def parts(focus: Focus) -> Section:
         ]
         if pulls:
             drawn = line_chart(pulls, x_label="epoch", y_label="gradient norm", logarithmic=True)
-            charts.append((f"{label}, seed {networks[0].seed}: gradient norms", drawn))
+            charts.append((f"{label}, seed {seed}: gradient norms", drawn))
         weights = ", ".join(f"{name} × {weight:g}" for name, weight in found.weights.items())
         shares = ", ".join(f"{name} {share:.0%}" for name, share in found.pull_shares.items())
         caption = f"Weights: {weights or 'not known'}." + (f" Shares of all pulls: {shares}." if shares else "")

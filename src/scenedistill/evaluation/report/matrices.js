@@ -6,18 +6,28 @@
   const cells = data.matrices;
   const STRONG = 0.645; // from here on light text is read more easily than dark
 
-  /** Counts [K][K] of a network over the chosen seeds. */
-  function counted(cell, network, seed) {
+  /** What two networks have of the chosen seed or, of all, of those that both have: others were tested on other images. */
+  function chosenSeeds(first, second, seed) {
+    const has = (network) => network.seeds.map((one) => String(one.seed));
+    const both = has(first).filter((one) => has(second).includes(one));
+    return (network) => network.seeds.filter((one) => {
+      if (seed !== "all") return String(one.seed) === seed;
+      return !both.length || both.includes(String(one.seed));
+    });
+  }
+
+  /** Counts [K][K] over some seeds. */
+  function counted(cell, seeds) {
     const counts = cell.classes.map(() => new Array(cell.classes.length).fill(0));
-    for (const one of network.seeds) {
-      if (seed !== "all" && String(one.seed) !== seed) continue;
+    for (const one of seeds) {
       for (const [row, column, count] of one.counts) counts[row][column] += count;
     }
     return counts;
   }
 
   const sum = (row) => row.reduce((total, count) => total + count, 0);
-  const shares = (counts) => counts.map((row) => { const all = sum(row); return row.map((count) => (all ? count / all : NaN)); });
+  const share = (row, all = sum(row)) => row.map((count) => (all ? count / all : NaN));
+  const shares = (counts) => counts.map((row) => share(row));
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
   const points = (share) => `${share >= 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)} points`;
 
@@ -41,10 +51,10 @@
       });
       body.append(line);
     });
-    const head = make("tr", {}, make("td", { class: "corner", hidden: "" }), make("th", {}));
-    head.firstChild.remove();
+    const head = make("tr", {}, make("td", {}));
     for (const name of cell.classes) head.append(make("th", { scope: "col", title: name }, name));
-    const table = make("table", { role: "grid", "aria-label": `${title}: rows are true classes, columns predicted ones` }, make("thead", {}, head), body);
+    const label = `${title}: rows are true classes, columns predicted ones`;
+    const table = make("table", { role: "grid", "aria-label": label }, make("thead", {}, head), body);
     table.style.setProperty("--classes", cell.classes.length);
     const at = (r, c) => table.querySelector(`td[data-r="${r}"][data-c="${c}"]`);
     const go = (target) => {
@@ -68,9 +78,9 @@
     return make("figure", { class: "matrix" }, make("h3", {}, title), make("p", { class: "note" }, note), scroll);
   }
 
-  function plainGrid(cell, network, counts, open) {
+  function plainGrid(cell, network, counts, note, open) {
     const share = shares(counts);
-    return grid(cell, network.name, `OA ${accuracy(counts)}. Percent of each true class.`, (r, c) => {
+    return grid(cell, network.name, note, (r, c) => {
       const count = counts[r][c];
       const empty = Number.isNaN(share[r][c]);
       const words = `true: ${cell.classes[r]}\npredicted: ${cell.classes[c]}\n`;
@@ -103,11 +113,10 @@
   // the images behind an entry
   const dialog = document.getElementById("images");
 
-  function pictures(cell, network, seed, r, c, counts) {
+  function pictures(cell, network, seeds, r, c, counts) {
     const row = make("div", { class: "row" });
     const others = [];
-    for (const one of network.seeds) {
-      if (seed !== "all" && String(one.seed) !== seed) continue;
+    for (const one of seeds) {
       for (const [image, sure] of one.behind[`${r},${c}`] ?? []) {
         const [path, small] = cell.images[image];
         const words = `${path.split("/").pop()}, ${sure} % sure, seed ${one.seed}`;
@@ -124,11 +133,12 @@
     return [make("h3", {}, `${network.name}: ${count}`), row, make("p", { class: "note" }, note)];
   }
 
-  function openEntry(cell, chosen, seed, r, c) {
+  function openEntry(cell, chosen, r, c) {
     document.getElementById("images-title").textContent = r === c
       ? `${cell.classes[r]}, rightly named`
       : `${cell.classes[r]} taken for ${cell.classes[c]}`;
-    dialog.querySelector(".content").replaceChildren(...chosen.flatMap(([network, counts]) => pictures(cell, network, seed, r, c, counts)));
+    const content = chosen.flatMap(([network, seeds, counts]) => pictures(cell, network, seeds, r, c, counts));
+    dialog.querySelector(".content").replaceChildren(...content);
     tip.hidden = true;
     dialog.showModal();
   }
@@ -147,25 +157,33 @@
     const seeds = [...new Set(cell.networks.flatMap((network) => network.seeds.map((one) => String(one.seed))))];
     seed = seeds.includes(seed) ? seed : seeds.length > 1 ? "all" : seeds[0];
     const again = (focus) => {
-      const moved = cells[cellBox.value] === cell ? [firstBox.value, secondBox.value] : [cells[cellBox.value].first, cells[cellBox.value].second];
-      show(Number(cellBox.value), Number(moved[0]), Number(moved[1]), seedBox.value);
+      const other = cells[cellBox.value];
+      const pair = other === cell ? [Number(firstBox.value), Number(secondBox.value)] : [other.first, other.second];
+      show(Number(cellBox.value), ...pair, seedBox.value);
       place.querySelectorAll("select")[focus].focus();
     };
     const [cellLabel, cellBox] = select("data", cells.map((one, i) => [i, one.title]), index, () => again(0));
     const [firstLabel, firstBox] = select("first network", names, first, () => again(1));
     const [secondLabel, secondBox] = select("second network", names, second, () => again(2));
-    const seedNames = [...(seeds.length > 1 ? [["all", "all seeds together"]] : []), ...seeds.map((one) => [one, `seed ${one}`])];
+    const together = seeds.length > 1 ? [["all", "all that both have"]] : [];
+    const seedNames = [...together, ...seeds.map((one) => [one, `seed ${one}`])];
     const [seedLabel, seedBox] = select("seeds", seedNames, seed, () => again(3));
     cellLabel.hidden = cells.length < 2;
     const [a, b] = [cell.networks[first], cell.networks[second]];
-    const [before, after] = [counted(cell, a, seed), counted(cell, b, seed)];
-    const open = (chosen) => (r, c) => openEntry(cell, chosen, seed, r, c);
+    const seedsOf = chosenSeeds(a, b, seed);
+    const [before, after] = [counted(cell, seedsOf(a)), counted(cell, seedsOf(b))];
+    const [mine, other] = [[a, seedsOf(a), before], [b, seedsOf(b), after]];
+    const open = (...chosen) => (r, c) => openEntry(cell, chosen, r, c);
+    const noteOf = ([, seeds, counts]) => {
+      const numbers = seeds.map((one) => one.seed).join(", ") || "not there";
+      return `OA ${accuracy(counts)}, seed ${numbers}. Percent of each true class.`;
+    };
     place.replaceChildren(
       make("div", { class: "controls" }, cellLabel, firstLabel, secondLabel, seedLabel),
       make("div", { class: "matrices" },
-        plainGrid(cell, a, before, open([[a, before]])),
-        plainGrid(cell, b, after, open([[b, after]])),
-        differenceGrid(cell, a, b, before, after, open([[a, before], [b, after]]))),
+        plainGrid(cell, a, before, noteOf(mine), open(mine)),
+        plainGrid(cell, b, after, noteOf(other), open(other)),
+        differenceGrid(cell, a, b, before, after, open(mine, other))),
     );
   }
 

@@ -83,10 +83,10 @@ def what_was_run(data: ReportData) -> Section:
             settings = networks[0].settings
             parts = _parts(cell, seed)
             hashes = dict.fromkeys(str(n.settings.get("data", {}).get("split", "-")) for n in networks)
-            pixels = f"{settings.get('image_size', '-')} of {settings.get('data', {}).get('stored_size', '-')}"
+            pixels = f"{settings.get('image_size', '-')} / {settings.get('data', {}).get('stored_size', '-')}"
             counts = [number(float(count), "{:.0f}") for count in (*(parts[name] for name in PARTS), len(cell.classes))]
             rows.append((word(data.title_of(cell)), word(seed), word(", ".join(hashes)), *counts, word(pixels)))
-    head = ("data", "seed", "split hash", "training", "validation", "test", "classes", "pixels of stored")
+    head = ("data", "seed", "split hash", "training", "validation", "test", "classes", "pixels seen / stored")
     note = "Two splits with one hash are the same split. Every network of a seed was tested on the same images."
     blocks.append(Table("splits", "Images and splits", head, tuple(rows), note=note))
     if data.grid:

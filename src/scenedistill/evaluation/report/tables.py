@@ -138,11 +138,12 @@ def seeds_table(cell: Cell) -> Table:
 
 def cost_table(cell: Cell) -> Table:
     """What each network costs to keep and to run, beside its OA; of several seeds the median time."""
-    rows = []
+    rows, places = [], set[str]()
     for (name, label), networks in cell.groups().items():
         costs = [n.tested["cost"] for n in networks if n.tested.get("cost")]
         if not costs:
             continue
+        places.update(f"{c['device']}, batch {c['batch_size']}, {c['threads']} threads" for c in costs)
         first = costs[0]
         rows.append(
             (
@@ -154,7 +155,6 @@ def cost_table(cell: Cell) -> Table:
                 number(first["operations"] / 1e9, "{:.3f}"),
                 number(statistics.median(cost["milliseconds"] for cost in costs)),
                 _range([c["milliseconds_low"] for c in costs], [c["milliseconds_high"] for c in costs]),
-                word(f"{first['device']}, batch {first['batch_size']}, threads {first['threads']}"),
                 mean([n.record.get("seconds") for n in networks], "{:.1f}", 1 / 60),
             )
         )
@@ -162,10 +162,11 @@ def cost_table(cell: Cell) -> Table:
     return Table(
         key=_key("cost", cell),
         caption="Cost",
-        head=(*head, "quartiles (ms)", "timed on", "training (min)"),
+        head=(*head, "quartiles (ms)", "training (min)"),
         rows=tuple(rows),
         note="Operations are multiply-accumulates for one image. The time is for one image at a time after a warm-up; "
-        "it says something only where nothing else ran on the machine.",
+        "it says something only where nothing else ran on the machine. Timed on: "
+        f"{'; '.join(sorted(places))}.",
     )
 
 
