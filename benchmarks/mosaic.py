@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def build(data: Path, path: Path, side: int, tile: int, seed: int, compress: str
     """
     index, count = scan(data), -(-side // tile)
     order = np.random.default_rng(seed).permutation(len(index.paths))
-    drawn = (Path(data) / index.paths[order[number % len(order)]] for number in range(10**9))
+    drawn = (index.root / index.paths[place] for place in itertools.cycle(order))
     layout = {"driver": "GTiff", "tiled": True, "blockxsize": 512, "blockysize": 512, "BIGTIFF": "IF_SAFER"}
     if compress != "none":
         layout["compress"] = compress
@@ -88,13 +90,16 @@ def map_it(given: dict[str, Any]) -> None:
 def agreement(
     model: SceneModel, images: list[list[Path]], found: dict[str, Any], side: int, tile: int
 ) -> dict[str, Any]:
-    """How the classes read back at the middle of each whole image compare with the network's word on the image alone."""
+    """What is read back at the middle of each whole image against the network's word on the image alone."""
     whole = side // tile
-    alone, files = [], []
+    alone, files, seconds = [], [], 0.0
     size = model.card.stored_size or model.card.image_size
     for row in images[:whole]:
         alone.append(model.predict([read_image(path) for path in row[:whole]]).probabilities)
-        files.append(model.predict(np.stack([read_scene(path, size) for path in row[:whole]])).probabilities)
+        scenes = np.stack([read_scene(path, size) for path in row[:whole]])
+        started = time.perf_counter()
+        files.append(model.predict(scenes).probabilities)
+        seconds += time.perf_counter() - started
     expected, of_files = np.stack(alone), np.stack(files)
     with rasterio.open(found["classes"]) as raster:
         middles = (np.arange(whole) + 0.5) * tile * METRES
@@ -119,6 +124,7 @@ def agreement(
         "agree_polygons": float((polygons == expected.argmax(2)).mean()),
         "agree_files": float((cells == of_files.argmax(2)).mean()),  # as `predict` reads the image files
         "largest_difference": apart,  # of a probability
+        "network_alone_ms": 1000 * seconds / whole**2,  # for one image decoded before, in batches of a row
     }
 
 
@@ -130,7 +136,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("results", type=Path, help="JSON file that gets the section `mosaic`")
     parser.add_argument("--out", type=Path, default=Path("runs/mosaic"), help="for the mosaic and its maps")
     parser.add_argument("--side", type=int, default=20_000, help="of the mosaic, pixels")
-    parser.add_argument("--tile", type=int, default=600, help="of an image, and of a window, pixels")
+    parser.add_argument("--tile", type=int, help="of an image, and of a window, pixels; of the first when not given")
     parser.add_argument("--compress", default="deflate", help="of the GeoTIFF, lossless, or none")
     parser.add_argument("--seed", type=int, default=0, help="that draws the images")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -148,6 +154,9 @@ def main() -> None:
         map_it(json.loads(sys.argv[2]))
         return
     given = parse()
+    if given.tile is None:
+        index = scan(given.data)
+        given.tile = read_image(index.root / index.paths[0]).shape[0]
     given.out.mkdir(parents=True, exist_ok=True)
     raster, maps = given.out / "mosaic.tif", given.out / "maps"
     images = build(given.data, raster, given.side, given.tile, given.seed, given.compress)
@@ -162,6 +171,7 @@ def main() -> None:
     }
     found = measure(raster, maps, given.model, opened, settings)
     model = open_model(given.model, **opened)
+    compared = agreement(model, images, found, given.side, given.tile)
     section = {
         "command": f"python benchmarks/mosaic.py {given.data.resolve().name} MODEL results/{given.results.name}",
         "date": datetime.date.today().isoformat(),
@@ -187,7 +197,8 @@ def main() -> None:
         "writing": round(found["writing"], 4),
         "network_share_target": TARGET,
         "peak_memory_mib": found["peak_memory_mib"],
-        **agreement(model, images, found, given.side, given.tile),
+        **compared,
+        "of_network_alone": round(compared["network_alone_ms"] / 1000 * found["windows"] / found["seconds"], 4),
     }
     content = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
     given.results.parent.mkdir(parents=True, exist_ok=True)

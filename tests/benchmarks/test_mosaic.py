@@ -26,7 +26,7 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     results = tmp_path / "use.json"
     results.write_text('{"latency": 1}')
     words = [sys.executable, SCRIPT, tiny_scenes, tmp_path / "weights.safetensors", results, "--out", tmp_path / "out"]
-    options = ["--side", "250", "--tile", "48", "--threads", "1", "--device", "cpu", "--precision", "fp32"]
+    options = ["--side", "250", "--threads", "1", "--device", "cpu", "--precision", "fp32"]
     subprocess.run([*words, *options], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     content = json.loads(results.read_text(encoding="utf-8"))
     assert content["latency"] == 1
@@ -34,4 +34,5 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     assert found["images"] == 25 and found["windows"] == 36
     assert found["agree_geotiff"] == found["agree_polygons"] == found["agree_files"] == 1
     assert found["largest_difference"] < 1e-4 and found["peak_memory_mib"] > 50
+    assert found["network_alone_ms"] > 0 and found["of_network_alone"] > 0
     assert 0 < found["network_share"] < 1 and found["megapixels_per_second"] > 0

@@ -1,0 +1,214 @@
+"""The files of a raster's maps: written from the answers, put in place at once, known again when finished."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from scenedistill import __version__
+from scenedistill.deploy.raster_config import RasterConfig, RasterResult
+from scenedistill.deploy.raster_progress import RasterProgress
+from scenedistill.deploy.raster_style import class_colours
+from scenedistill.deploy.raster_windows import average
+from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
+from scenedistill.errors import UserError
+
+FILES = ("polygons", "regions", "classes")  # of a RasterResult
+
+
+class Names:
+    """The files of one raster's maps.
+
+    Args:
+        out: their folder.
+        raster: as it was given.
+    """
+
+    def __init__(self, out: Path, raster: str) -> None:
+        self.out = Path(out)
+        stem = Path(raster).stem if Path(raster).exists() else raster
+        self.stem = (re.sub(r"[^\w.-]+", "_", stem).strip("._")[-100:] or "raster") + "_scenes"
+        self.record = self.out / f"{self.stem}.json"
+        self.unfinished = self.out / f"{self.stem}.part"
+        self.made = self.unfinished / "maps"
+
+    def files(self, config: RasterConfig) -> dict[str, Path]:
+        """What is written, by its name in `RasterResult`."""
+        found = {}
+        if config.vectors != "none":
+            found["polygons"] = self.out / f"{self.stem}.{config.vectors}"
+            if config.regions:
+                merged = self.stem.removesuffix("_scenes") + "_regions.geojson"
+                found["regions"] = found["polygons"] if config.vectors == "gpkg" else self.out / merged
+        if config.classes:
+            found["classes"] = self.out / f"{self.stem}.tif"
+        return found
+
+
+@contextmanager
+def alone(names: Names) -> Iterator[None]:
+    """Hold the maps of a raster, which the system frees when its holder dies.
+
+    Raises:
+        UserError: another process holds them, or the folder cannot be made.
+    """
+    try:
+        names.out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{names.out} cannot be written: {problem.strerror}. Choose another folder.") from problem
+    lock = filelock.FileLock(names.out / f".{names.stem}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"Another process is at work on {names.record}. Wait for it, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def write_maps(
+    classes: tuple[str, ...],
+    place: Place,
+    progress: RasterProgress,
+    names: Names,
+    config: RasterConfig,
+    tags: Mapping[str, str],
+) -> tuple[dict[str, int], int]:
+    """Write all maps, unfinished, below `names.made`.
+
+    Args:
+        classes: K names.
+        place: where the cells lie.
+        progress: every window is done.
+        names: of the files.
+        config: what is wanted.
+        tags: what the GeoTIFF says of itself.
+
+    Returns:
+        The number of cells of each class, and of windows that were left out.
+    """
+    shutil.rmtree(names.made, ignore_errors=True)
+    names.made.mkdir()
+    wanted, grid = names.files(config), place.grid
+    made = {name: names.made / path.name for name, path in wanted.items()}
+    polygons = Polygons(made["polygons"], "scenes", place, classes, ("row", "column")) if "polygons" in made else None
+    raster = ClassRaster(made["classes"], names.made, place, classes, tags) if "classes" in made else None
+    labels, left_out, across = np.full(grid.cells, -1, np.int32), 0, np.arange(grid.cells[1])
+
+    def read_row(row: int) -> np.ndarray:
+        nonlocal left_out
+        found = progress.probabilities(row * grid.shape[1], grid.shape[1])
+        left_out += int((~found.any(1)).sum())
+        return found
+
+    for row, probabilities in enumerate(average(grid, read_row)):
+        best, valid = probabilities.argmax(1), probabilities.any(1) & progress.holds_data(row)
+        labels[row] = np.where(valid, best, -1)
+        if raster is not None:
+            raster.add(row, best, probabilities.max(1), valid)
+        if polygons is not None and valid.any():
+            numbers = np.stack([np.full(valid.sum(), row), across[valid]], axis=1)
+            polygons.add(place.squares(row, across[valid]), best[valid], probabilities[valid], numbers)
+    if raster is not None:
+        raster.close()
+    if polygons is not None:
+        polygons.close()
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    if "regions" in made:
+        merged = Polygons(made["regions"], "regions", place, classes, ("cells",))
+        _add_regions(merged, labels, place, progress)
+        merged.close()
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}, left_out
+
+
+def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: RasterProgress) -> None:
+    """Neighbouring cells of one class as one polygon with their mean probabilities."""
+    numbers, columns = regions(labels), place.grid.shape[1]
+    sums = np.zeros((int(numbers.max(initial=-1)) + 1, len(merged.classes)))
+    rows = average(place.grid, lambda row: progress.probabilities(row * columns, columns))
+    for row, probabilities in enumerate(rows):
+        valid = numbers[row] >= 0
+        np.add.at(sums, numbers[row][valid], probabilities[valid])
+    valid = numbers >= 0
+    counts = np.bincount(numbers[valid], minlength=len(sums))
+    named = np.zeros(len(sums), np.int64)
+    named[numbers[valid]] = labels[valid]
+    found = outlines(numbers, place)
+    while chunk := [pair for pair, _ in zip(found, range(CHUNK), strict=False)]:
+        which = np.array([number for number, _ in chunk])
+        means = sums[which] / counts[which, None]
+        merged.add([shape for _, shape in chunk], named[which], means, counts[which, None])
+
+
+def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> RasterResult | None:
+    """What an earlier call made of the same plan, with all its files; None when there is no such thing."""
+    record = _read_record(names)
+    wanted = names.files(config)
+    if record is None or record["plan"] != plan or record["files"] != {name: wanted[name].name for name in wanted}:
+        return None
+    if not all(path.exists() for path in wanted.values()):
+        return None
+    shutil.rmtree(names.unfinished, ignore_errors=True)  # left by a kill at the very end
+    files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
+    return RasterResult(**files, record=names.record, **record["result"])
+
+
+def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> None:
+    """Maps of the same raster may be replaced, and nothing else.
+
+    Raises:
+        UserError: there are files that come from elsewhere.
+    """
+    record = _read_record(names)
+    if record is not None and record["plan"].get("raster") != plan["raster"]:
+        raise UserError(
+            f"{names.record} is of another raster, {record['plan'].get('raster')}. Choose another folder for this one."
+        )
+    for path in names.files(config).values():
+        if path.exists() and record is None and not names.unfinished.exists():
+            raise UserError(f"{path} is there already, and not from here. Choose another folder, or move it away.")
+
+
+def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result: RasterResult) -> None:
+    """Put the maps where they belong, then the record, and let go of what is no longer needed."""
+    wanted = names.files(config)
+    for path in dict.fromkeys(wanted.values()):
+        for made in (names.made / f"{path.name}.aux.xml", names.made / path.name):
+            if made.exists():
+                made.replace(path.with_name(made.name))
+    classes = plan["class names"]
+    content = {
+        "kind": "raster map",
+        "scenedistill": __version__,
+        "plan": dict(plan),
+        "files": {name: path.name for name, path in wanted.items()},
+        "colours": dict(
+            zip(classes, [f"#{bytes(colour).hex()}" for colour in class_colours(len(classes))], strict=True)
+        ),
+        "result": {name: value for name, value in asdict(result).items() if name not in (*FILES, "record")},
+    }
+    part = names.made / "record.json"
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(names.record)
+    shutil.rmtree(names.unfinished, ignore_errors=True)
+
+
+def _read_record(names: Names) -> dict[str, Any] | None:
+    try:
+        content = json.loads(names.record.read_text(encoding="utf-8"))
+        return content if content["kind"] == "raster map" and {"plan", "files", "result"} <= set(content) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

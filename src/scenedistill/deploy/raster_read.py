@@ -1,0 +1,348 @@
+"""Pixels of a raster as uint8: any bands, any depth, holes told from data, and GDAL's troubles in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from scenedistill.errors import UserError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+#: Bytes of undecoded pixels held at once by one reader.
+SLAB_BYTES = 16 << 20
+#: The percentiles of a stretch are taken from this many patches along each axis, of this many pixels a side.
+PATCHES, PATCH = 10, 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the pixels of a raster become what the network sees; plain values, so that other processes can read too.
+
+    Attributes:
+        path: as GDAL takes it.
+        drivers: of GDAL that may open it; any when empty.
+        bands: numbers of the bands read, from 1.
+        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), or a
+            `palette` looked up.
+        stretch: for each band read, the values that become 0 and 255; None for 8-bit values as they are.
+        hole: how pixels without data are told: by `value`, by the file's own `mask`, or there are `none`.
+        nodata: for each band read, the value that means no data; for `value`.
+    """
+
+    path: str
+    drivers: tuple[str, ...]
+    bands: tuple[int, ...]
+    colour: Literal["bands", "repeated", "grey", "palette"]
+    stretch: tuple[tuple[float, float], ...] | None
+    hole: Literal["none", "value", "mask"]
+    nodata: tuple[float, ...] = ()
+
+
+def raster_library() -> Any:
+    """The module `rasterio`.
+
+    Raises:
+        UserError: not installed.
+    """
+    try:
+        import rasterio
+    except ImportError as problem:
+        raise UserError(
+            "Rasters need rasterio and pyogrio. `pip install 'scenedistill[use]'` brings them."
+        ) from problem
+    return rasterio
+
+
+def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
+    """Open a raster for reading.
+
+    Args:
+        path: a file, or anything that GDAL takes as a name.
+        drivers: of GDAL that may open it, such as `GTiff`; any when empty.
+
+    Raises:
+        UserError: GDAL cannot open it, or it holds nothing that is an image.
+    """
+    rasterio = raster_library()
+    opened: DatasetReader | None = None
+    for driver in drivers or (None,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                opened = rasterio.open(str(path), driver=driver, sharing=False)
+            break
+        except rasterio.errors.RasterioError as problem:
+            reason = gdal_reason(problem, path)
+    if opened is None:
+        raise UserError(f"{path} cannot be opened as a raster: {reason}")
+    if opened.count == 0:
+        inside = [f"\n  {name}" for name in opened.subdatasets]
+        raise UserError(
+            f"{path} holds {'several rasters. Give one of these:' if inside else 'no bands.'}" + "".join(inside)
+        )
+    return opened
+
+
+def gdal_reason(problem: BaseException, path: str | Path = "") -> str:
+    """What GDAL said first, in one line."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    text = " ".join((getattr(problem, "errmsg", "") or str(problem) or type(problem).__name__).split())
+    return text.removeprefix(f"{path}: ").removeprefix(f"'{path}' ")[:200]
+
+
+def describe(
+    raster: DatasetReader,
+    wanted: int,
+    *,
+    bands: Sequence[int] = (),
+    stretch: str = "auto",
+    each_band: bool = False,
+    nodata: float | None = None,
+    drivers: Sequence[str] = (),
+) -> Source:
+    """Decide how a raster is read.
+
+    Args:
+        raster: opened.
+        wanted: bands of the network.
+        bands: numbers of the bands to take, from 1, in the network's order; when empty the first ones that are not
+            alpha.
+        stretch: `auto`, `none`, `low%,high%` or `low,high`; see `RasterConfig`.
+        each_band: percentiles for each band by itself.
+        nodata: value that means no data; when not given, what the file says.
+        drivers: kept in the `Source`.
+
+    Raises:
+        UserError: bands that are not there, values that are no image, or a stretch that cannot be understood.
+    """
+    chosen, colour = _choose(raster, wanted, bands)
+    kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
+    for kind in kinds:
+        if kind.kind not in "uif":
+            raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
+    source = Source(raster.name, tuple(drivers), chosen, colour, None, *_holes(raster, chosen, nodata))
+    limits = _parse_stretch(stretch)
+    plain = kinds == {np.dtype(np.uint8)}
+    if limits == "none" and not plain:
+        found = ", ".join(sorted(map(str, kinds)))
+        raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
+    if colour == "palette" or limits == "none" or (limits == "auto" and plain):
+        return source
+    if limits == "auto":
+        limits = ("%", 2.0, 98.0)
+    unit, low, high = limits
+    if not unit:
+        return replace(source, stretch=((low, high),) * len(chosen))
+    return replace(source, stretch=_percentiles(raster, source, low, high, each_band))
+
+
+def read_pixels(
+    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a part of a raster.
+
+    Args:
+        raster: `source.path` opened, by this thread alone.
+        source: from `describe`.
+        row, column: first pixel of the part, down and across.
+        height, width: of the part in pixels; it lies within the raster.
+
+    Returns:
+        uint8 `[height, width, C]`, C the network's bands; and where there is data, bool `[height, width]`, or None
+        where that is everywhere.
+
+    Raises:
+        UserError: the file is damaged there.
+    """
+    palette = _palette(raster, source)
+    pixels: np.ndarray | None = None
+    known: np.ndarray | None = None
+    for start, values, valid in _slabs(raster, source, row, column, height, width):
+        part = _to_bands(_to_uint8(values, source), source, palette)
+        if pixels is None:
+            pixels = np.empty((height, width, part.shape[2]), np.uint8)
+        pixels[start : start + len(part)] = part
+        if valid is not None:
+            known = np.ones((height, width), bool) if known is None else known
+            known[start : start + len(part)] = valid
+    assert pixels is not None
+    return pixels, known
+
+
+def _slabs(
+    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """First row, values `[bands, rows, width]` and mask of a part, some rows at a time."""
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window
+
+    bytes_of_row = width * sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in source.bands)
+    rows = max(1, min(height, SLAB_BYTES // bytes_of_row))
+    for start in range(0, height, rows):
+        window = Window(column, row + start, width, min(rows, height - start))
+        try:
+            values = raster.read(list(source.bands), window=window)
+            mask = raster.read_masks(source.bands[0], window=window) if source.hole == "mask" else None
+        except RasterioError as problem:
+            where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
+            raise UserError(
+                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.\n"
+                "What was found so far is kept; the same command goes on from there."
+            ) from problem
+        valid: np.ndarray | None = None
+        if mask is not None:
+            valid = mask != 0
+        elif source.hole == "value":
+            valid = np.zeros(values.shape[1:], bool)
+            for band, value in zip(values, source.nodata, strict=True):
+                valid |= band != np.asarray(value).astype(band.dtype)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values).all(0)
+            valid = finite if valid is None else valid & finite
+        yield start, values, None if valid is None or valid.all() else valid
+
+
+def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
+    """Stretch `[bands, H, W]`; the same arithmetic as `data.images.read_image`."""
+    if source.stretch is None:
+        return values
+    found = np.empty(values.shape, np.uint8)
+    for band, (low, high), out in zip(values, source.stretch, found, strict=True):
+        if band.dtype.kind in "ui" and band.dtype.itemsize <= 2:
+            unsigned = band.view(f"u{band.dtype.itemsize}")
+            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # nothing to clip, but no copy
+        else:
+            out[:] = _scaled(band, low, high)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _table(kind: str, low: float, high: float) -> np.ndarray:
+    """What every value of an 8- or 16-bit type becomes, by its bits."""
+    dtype = np.dtype(kind)
+    return _scaled(np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype), low, high)
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    exact = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    found: np.ndarray = np.rint(np.clip((exact - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return found
+
+
+def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) -> np.ndarray:
+    """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
+    if palette is not None:
+        return palette[values[0]]
+    pixels = values.transpose(1, 2, 0)
+    if source.colour == "repeated":
+        return np.repeat(pixels, 3, axis=2)
+    if source.colour == "grey":  # Pillow's own rounding, as when an image file is read
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    return pixels
+
+
+def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
+    """Colours of the values, uint8 `[256, 3]`."""
+    if source.colour != "palette":
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for value, colour in raster.colormap(source.bands[0]).items():
+        table[value & 255] = colour[:3]
+    return table
+
+
+def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
+    """Band numbers, and how the network's bands are made of them."""
+    from rasterio.enums import ColorInterp
+
+    for band in bands:
+        if not 1 <= band <= raster.count:
+            raise UserError(f"--bands {band}: {raster.name} has bands 1 to {raster.count}.")
+    alpha = {number for number, kind in enumerate(raster.colorinterp, 1) if kind == ColorInterp.alpha}
+    chosen = tuple(bands) or tuple(number for number in range(1, raster.count + 1) if number not in alpha)
+    first = raster.colorinterp[chosen[0] - 1] if chosen else None
+    if wanted == 3 and len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8":
+        return chosen, "palette"
+    if wanted == 3 and len(chosen) == 1:
+        return chosen, "repeated"
+    if wanted == 1 and (len(chosen) == 3 or (len(chosen) > 3 and not bands)):
+        return chosen[:3], "grey"
+    if len(chosen) == wanted or (len(chosen) > wanted and not bands):
+        return chosen[:wanted], "bands"
+    found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
+    raise UserError(f"The network takes {wanted} bands; {found}. Name {wanted} with --bands, such as --bands 3,2,1.")
+
+
+def _holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:
+    """How pixels without data are told, and their values."""
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    if nodata is not None:
+        return "value", (nodata,) * len(bands)
+    if any(raster.colorinterp[band - 1] == ColorInterp.alpha for band in bands):
+        return "none", ()  # asked for as a band, such as a near infrared that was declared wrongly
+    flags = [raster.mask_flag_enums[band - 1] for band in bands]
+    if all(MaskFlags.nodata in flag for flag in flags):
+        return "value", tuple(raster.nodatavals[band - 1] for band in bands)
+    return ("none" if all(MaskFlags.all_valid in flag for flag in flags) else "mask"), ()
+
+
+def _parse_stretch(text: str) -> Any:
+    """`auto`, `none`, or ("%" or "", low, high)."""
+    word = text.strip().lower()
+    if word in ("auto", "none"):
+        return word
+    ends = [part.strip() for part in word.split(",")]
+    unit = "%" if all(end.endswith("%") for end in ends) else ""
+    with contextlib.suppress(ValueError):
+        low, high = (float(end.removesuffix(unit)) for end in ends)
+        if low < high and np.isfinite([low, high]).all() and (not unit or (low >= 0 and high <= 100)):
+            return unit, low, high
+    raise UserError(f"--stretch {text}: expected auto, none, percentiles such as 2%,98% or values such as 0,4000.")
+
+
+def _percentiles(
+    raster: DatasetReader, source: Source, low: float, high: float, each_band: bool
+) -> tuple[tuple[float, float], ...]:
+    """The ends of the stretch for each band, from patches spread evenly over the raster: all of a small one."""
+    found: list[list[np.ndarray]] = [[] for _ in source.bands]
+    for row, height in _patches(raster.height):
+        for column, width in _patches(raster.width):
+            for _, values, valid in _slabs(raster, source, row, column, height, width):
+                for band, into in zip(values, found, strict=True):
+                    into.append(band.ravel() if valid is None else band[valid])
+    bands = [np.concatenate(parts) for parts in found]
+    groups = bands if each_band else [np.concatenate(bands)]
+    ends = []
+    for values in groups:
+        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if not len(values):
+            raise UserError(
+                f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
+                " Give --stretch low,high."
+            )
+        first, last = (float(end) for end in np.percentile(values, (low, high)))
+        if first == last:
+            first, last = float(values.min()), float(values.max())
+        if first == last:  # one flat value becomes mid-grey
+            first, last = first - 0.5, last + 0.5
+        ends.append((first, last))
+    return tuple(ends if each_band else ends * len(bands))
+
+
+def _patches(length: int) -> list[tuple[int, int]]:
+    """First pixel and pixels of the patches along an axis, which do not overlap."""
+    if length <= PATCHES * PATCH:
+        return [(start, min(PATCH, length - start)) for start in range(0, length, PATCH)]
+    return [(int(start), PATCH) for start in np.linspace(0, length - PATCH, PATCHES).round()]
