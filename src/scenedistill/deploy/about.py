@@ -1,0 +1,114 @@
+"""What a network's file says of itself beside its weights: where it was trained, how, and how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from scenedistill import __version__
+from scenedistill.data.catalog import CATALOG, normalise
+from scenedistill.data.facts import DatasetFacts
+from scenedistill.deploy.source import Training, of
+from scenedistill.errors import UserError
+from scenedistill.models.files import NetCard
+
+#: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
+CARD, ABOUT = "scenedistill", "about"
+
+
+def find_about(weights: Path) -> Mapping[str, Any]:
+    """What is known of the network of a safetensors file: from the file itself when it was exported, else from the run
+    it lies in; empty when there is none."""
+    with safe_open(weights, "pt") as file:
+        own = (file.metadata() or {}).get(ABOUT)
+    return json.loads(own) if own else about_training(of(weights.parent))
+
+
+def about_training(training: Training) -> dict[str, Any]:
+    """What a run says of one of its networks; a key is left out where the run does not say.
+
+    Returns:
+        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `licence`,
+        `reference`, `doi`, `method`, `teacher`, `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain
+        JSON values.
+    """
+    if not training.settings:
+        return {}
+    tested, data, run = training.tested, training.settings.get("data", {}), run_settings(training)
+    name, facts = _data(training, data.get("classes", ()))
+    teacher = training.teacher
+    found = {
+        "oa": tested.get("oa"),
+        "test_images": tested.get("images"),
+        "split_hash": data.get("split"),
+        "train_ratio": None if run.get("split_file") else run.get("train_ratio"),
+        "seed": training.settings.get("seed"),
+        "data": name,
+        "licence": facts.licence if facts else None,
+        "reference": facts.reference if facts else None,
+        "doi": facts.doi if facts else None,
+        "method": training.method,
+        "teacher": training.record.get("teacher") or (teacher.record.get("name") if teacher else None),
+        "teacher_oa": teacher.tested.get("oa") if teacher else None,
+        "weights_hash": training.record.get("weights_hash"),
+        "precision": training.settings.get("precision"),
+        "scenedistill": __version__,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def completed(card: NetCard, training: Training) -> NetCard:
+    """The card with the stored size that the run has used, where an older file does not say it."""
+    size = training.settings.get("data", {}).get("stored_size")
+    return replace(card, stored_size=size) if card.stored_size is None and size else card
+
+
+def as_metadata(card: NetCard, about: Mapping[str, Any]) -> dict[str, str]:
+    """The two entries of a file's metadata."""
+    return {CARD: json.dumps(asdict(card), ensure_ascii=False), ABOUT: json.dumps(about, ensure_ascii=False)}
+
+
+def read_about(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[str, Any]]:
+    """The card and what else a file's metadata says.
+
+    Raises:
+        UserError: the file was not made by `export`.
+    """
+    try:
+        fields = json.loads(metadata[CARD])
+        card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
+        return card, dict(json.loads(metadata.get(ABOUT) or "{}"))
+    except (KeyError, ValueError, TypeError) as problem:
+        raise UserError(
+            f"{path} does not say which classes it knows. Give a file that `scenedistill export` made."
+        ) from problem
+
+
+def run_settings(training: Training) -> dict[str, Any]:
+    """The `data` section of the run's settings."""
+    if training.run is None:
+        return {}
+    content = yaml.safe_load((training.run / "settings.yaml").read_text(encoding="utf-8"))
+    section = content.get("data") if isinstance(content, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, DatasetFacts | None]:
+    """Name of the images it was trained on, and their catalogue entry when it has all of these classes."""
+    wanted = {normalise(name) for name in classes}
+    for facts in CATALOG.values():
+        known = {normalise(name) for name in (*facts.counts, *facts.class_aliases)}
+        if wanted and wanted <= known and len(wanted) >= 0.6 * len(facts.counts):
+            return facts.name, facts
+    try:
+        assert training.run is not None
+        summary = json.loads((training.run / "summary.json").read_text(encoding="utf-8"))
+        return str(summary["data"]), None
+    except (AssertionError, OSError, ValueError, KeyError):
+        return None, None

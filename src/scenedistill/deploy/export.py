@@ -1,0 +1,263 @@
+"""The student alone, as files to take away: each is checked on test images before it may stay."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+
+from scenedistill.deploy.about import about_training, as_metadata, completed
+from scenedistill.deploy.check import FileCheck, check_file, logits_of, time_models
+from scenedistill.deploy.export_config import ExportConfig, Format
+from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel
+from scenedistill.deploy.model_card import model_card
+from scenedistill.deploy.onnx_graph import build_graph
+from scenedistill.deploy.program import write_program
+from scenedistill.deploy.quantise import quantise
+from scenedistill.deploy.run_images import RunImages, run_images
+from scenedistill.deploy.source import EXPORTED, WEIGHTS, Training, find_training, of
+from scenedistill.errors import UserError
+from scenedistill.experiments.results import hardware, versions
+from scenedistill.models.files import NetCard, load_net
+from scenedistill.models.network import SceneNet
+from scenedistill.precision import resolve_precision
+from scenedistill.training.runs import write_json
+
+CPU = torch.device("cpu")
+NAMES: dict[Format, str] = {
+    "safetensors": "model.safetensors",
+    "onnx": "model.onnx",
+    "int8": "model.int8.onnx",
+    "pt2": "model.pt2",
+}
+#: Beside the networks: their card as JSON, what was found of them, and the page for people.
+CARD, RECORD, README = "model.json", "export.json", "README.md"
+PART = ".part"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has left.
+
+    Attributes:
+        folder: of the files.
+        files: what was found of each.
+        others: what was timed beside them: the network in PyTorch and its teacher; bytes and milliseconds.
+    """
+
+    folder: Path
+    files: tuple[FileCheck, ...]
+    others: Mapping[str, Mapping[str, Any]]
+
+
+def export(
+    source: Path | str,
+    out: Path | str | None = None,
+    config: ExportConfig | None = None,
+    *,
+    data: Path | str | None = None,
+    console: Console | None = None,
+) -> Exported:
+    """Write a student as files that need no run, and check each of them on test images at once.
+
+    Args:
+        source: a run's folder with one distilled student, or the folder of one training.
+        out: folder for the files; `export` in the training's folder when not given. What an earlier export has left
+            there is replaced.
+        config: every setting.
+        data: images of the run, where they are no longer in the decoded cache.
+        console: to print to.
+
+    Raises:
+        UserError: no such student, no images to check with, or a file that failed its check: it is not kept, the
+            others are.
+    """
+    config, console = config or ExportConfig(), console or Console()
+    _check_settings(config)
+    source = Path(source)
+    training = of(source.parent) if source.name == WEIGHTS else find_training(source)
+    net, card = load_net(training.weights)
+    card = completed(card, training)
+    about = about_training(training)
+    images = run_images(
+        training, card, Path(data) if data else None, calibration=config.calibration, test=config.images
+    )
+    console.print(
+        f"{card.name}, {len(card.classes)} classes, {card.image_size} pixels: {training.folder}\n"
+        f"Checked on {len(images.test)} of {images.of} test images",
+        markup=False,
+    )
+    folder = Path(out) if out else training.folder / "export"
+    with ExitStack() as leaving:
+        part = folder / PART
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        leaving.callback(shutil.rmtree, part, ignore_errors=True)
+        _write(config, net, card, about, images, part)
+        files, models = _check(config, net, card, images, part)
+        others = _time(config, training, net, card, images, files, models)
+        exported = Exported(folder, tuple(files), others)
+        _keep(exported, card, about, part, threads=config.threads or torch.get_num_threads())
+    console.print(table(exported))
+    failed = [file for file in files if file.failure]
+    if failed:
+        raise UserError(
+            f"{'; '.join(f'{file.name} failed its check and was not kept: {file.failure}' for file in failed)}."
+            + (f" The other files are in {folder}." if len(failed) < len(files) else "")
+        )
+    return exported
+
+
+def _check_settings(config: ExportConfig) -> None:
+    unknown = [name for name in config.formats if name not in get_args(Format)]
+    if unknown or not config.formats:
+        raise UserError(f"--formats is {config.formats}; expected one or more of {', '.join(get_args(Format))}.")
+    for name, least in (("images", 0), ("repeats", 0), ("calibration", 1)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
+
+
+def _write(
+    config: ExportConfig, net: SceneNet, card: NetCard, about: Mapping[str, Any], images: RunImages, folder: Path
+) -> None:
+    """Write the files that are wanted into a folder."""
+    if "safetensors" in config.formats:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+        (folder / NAMES["safetensors"]).write_bytes(save(tensors, metadata=as_metadata(card, about)))
+    if {"onnx", "int8"} & set(config.formats):
+        with _explained("ONNX", card):
+            graph = build_graph(net, card, about)
+        if "onnx" in config.formats:
+            (folder / NAMES["onnx"]).write_bytes(graph.SerializeToString())
+        if "int8" in config.formats:
+            with _explained("8-bit ONNX", card):
+                quantise(graph, images.training, folder / NAMES["int8"])
+    if "pt2" in config.formats:
+        with _explained("a program", card):
+            write_program(net, card, about, folder / NAMES["pt2"])
+
+
+@contextlib.contextmanager
+def _explained(what: str, card: NetCard) -> Iterator[None]:
+    """Say in one line what an exporter could not do; their own errors go over pages."""
+    try:
+        yield
+    except ImportError as problem:
+        raise UserError(
+            f"Export as {what} needs {problem.name}. `pip install 'scenedistill[use]'` brings it; --formats can leave "
+            "this one out."
+        ) from problem
+    except Exception as problem:  # of any library beneath
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
+        raise UserError(
+            f"{card.name} cannot be exported as {what}: {reason}. Leave it out with --formats."
+        ) from problem
+
+
+def _check(
+    config: ExportConfig, net: SceneNet, card: NetCard, images: RunImages, folder: Path
+) -> tuple[list[FileCheck], dict[str, SceneModel]]:
+    """Open every file as a user would, and compare it with the network."""
+    exact = TorchSceneModel(net, card, {}, folder, device=CPU, precision="fp32")
+    expected = logits_of(exact, images.test)
+    files, models = [], dict[str, SceneModel]()
+    for name in (NAMES[kind] for kind in NAMES if kind in config.formats):
+        models[name] = model = _opened(folder / name, config.threads)
+        max_loss = config.max_loss if name == NAMES["int8"] else None
+        files.append(check_file(model, images.test, images.labels, expected, files=images.files, max_loss=max_loss))
+    return files, models
+
+
+def _opened(path: Path, threads: int | None) -> SceneModel:
+    if path.suffix == ".onnx":
+        return OnnxSceneModel(path, device="cpu", threads=threads or torch.get_num_threads())
+    if path.suffix == ".pt2":
+        return ProgramSceneModel(path)
+    net, card = load_net(path)
+    return TorchSceneModel(net, card, {}, path, device=CPU, precision="fp32")
+
+
+def _time(
+    config: ExportConfig,
+    training: Training,
+    net: SceneNet,
+    card: NetCard,
+    images: RunImages,
+    files: list[FileCheck],
+    models: dict[str, SceneModel],
+) -> dict[str, dict[str, Any]]:
+    """Put the times into the checks, and give what was timed beside them."""
+    if not config.repeats:
+        return {}
+    beside: dict[str, SceneModel] = {
+        "PyTorch fp32": TorchSceneModel(net, card, {}, training.weights, device=CPU, precision="fp32")
+    }
+    if resolve_precision("auto", CPU) == "bf16":
+        beside["PyTorch bf16"] = TorchSceneModel(net, card, {}, training.weights, device=CPU, precision="bf16")
+    if (teacher := training.teacher) and teacher.weights.is_file():
+        large, its = load_net(teacher.weights)
+        its = completed(its, teacher)
+        name = f"teacher {its.name}, fp32"
+        beside[name] = TorchSceneModel(large, its, {}, teacher.weights, device=CPU, precision="fp32")
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        # the safetensors file is the network in PyTorch, which is timed beside them
+        timed = {name: model for name, model in models.items() if name != NAMES["safetensors"]} | beside
+        times = time_models(timed, images.test[:64], config.repeats)
+    finally:
+        torch.set_num_threads(before)
+    for file in files:
+        file.milliseconds = times.get(file.name, {})
+    return {name: {"bytes": model.source.stat().st_size, "milliseconds": times[name]} for name, model in beside.items()}
+
+
+def _keep(exported: Exported, card: NetCard, about: Mapping[str, Any], part: Path, *, threads: int) -> None:
+    """Put what has passed in place of an earlier export."""
+    passed = [file for file in exported.files if not file.failure]
+    for name in (*EXPORTED, CARD, RECORD, README):
+        (exported.folder / name).unlink(missing_ok=True)
+    if not passed:
+        return
+    record = {
+        "about": about,
+        "files": {file.name: asdict(file) for file in exported.files},
+        "others": exported.others,
+        "threads": threads,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    write_json(exported.folder / CARD, {**asdict(card), **about})
+    write_json(exported.folder / RECORD, record)
+    kept = Exported(exported.folder, tuple(passed), exported.others)
+    (exported.folder / README).write_text(model_card(kept.files, kept.others, card, about), encoding="utf-8")
+    for file in passed:
+        (part / file.name).replace(exported.folder / file.name)
+
+
+def table(exported: Exported) -> Table:
+    """What was found, for the terminal."""
+    found = Table()
+    found.add_column("file", no_wrap=True)
+    for heading in ("MB", "OA (%)", "same class (%)", "logits differ by", "ms, one image", "ms, 64 at once"):
+        found.add_column(heading, justify="right")
+    for file in exported.files:
+        name = f"{file.name} (failed)" if file.failure else file.name
+        shares = (f"{100 * file.oa:.2f}", f"{100 * file.equal:.2f}", f"{file.difference:.1e}")
+        found.add_row(name, f"{file.bytes / 1e6:.1f}", *shares, *_times(file.milliseconds))
+    for name, other in exported.others.items():
+        found.add_row(name, f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"]))
+    return found
+
+
+def _times(milliseconds: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64"))

@@ -1,0 +1,206 @@
+"""The page that goes with an exported student: what it is, how good, how fast, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from scenedistill.deploy.check import FileCheck
+from scenedistill.models.files import NetCard
+
+WHAT = {
+    "model.safetensors": "weights, for `scenedistill` and PyTorch",
+    "model.onnx": "ONNX, float32",
+    "model.int8.onnx": "ONNX, 8-bit integers (QDQ, one scale a channel)",
+    "model.pt2": "a program of `torch.export`, for PyTorch alone",
+}
+
+WITH_US = """
+With `pip install scenedistill`:
+
+```python
+from pathlib import Path
+
+from scenedistill.data.images import read_image
+from scenedistill.deploy.model import open_model
+
+model = open_model("MODEL")
+image = read_image(Path("scene.jpg"), model.card.bands)  # uint8 [height, width, bands]
+probabilities = model.predict([image]).probabilities[0]
+print(model.card.classes[probabilities.argmax()], probabilities.max())
+```
+
+`scenedistill predict MODEL FOLDER` does it for a folder of images or a large GeoTIFF.
+"""
+
+WITH_ONNX = """
+With ONNX Runtime alone; the images of a batch have one size, any size:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("MODEL")
+card = json.loads(session.get_modelmeta().custom_metadata_map["scenedistill"])
+images = np.asarray(Image.open("scene.jpg").convert("RGB"))[None]  # uint8 [batch, height, width, 3]
+probabilities, embedding, logits = session.run(None, {"images": images})
+print(card["classes"][probabilities[0].argmax()])
+```
+"""
+
+WITH_TORCH = """
+With PyTorch alone:
+
+```python
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+notes = {"scenedistill": ""}
+program = torch.export.load("model.pt2", extra_files=notes).module()
+images = torch.from_numpy(np.array(Image.open("scene.jpg").convert("RGB")))[None]  # uint8 [batch, height, width, 3]
+probabilities, embedding, logits = program(images)
+print(json.loads(notes["scenedistill"])["classes"][probabilities[0].argmax()])
+```
+"""
+
+
+def model_card(
+    files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]], card: NetCard, about: Mapping[str, Any]
+) -> str:
+    """Markdown with the head that Hugging Face reads.
+
+    Args:
+        files: that passed their check.
+        others: what was timed beside them, see `Exported`.
+        card: of the network.
+        about: what the run says of it; what it does not say is left out.
+    """
+    parts = [
+        f"---\n{yaml.safe_dump(_head(card, about), sort_keys=False, allow_unicode=True)}---",
+        f"# {_title(card, about)}\n\n{_what_it_is(card, about)}",
+        f"## Files\n\n{_files(files, others)}",
+        f"## Use\n\n{_use([file.name for file in files])}",
+        f"## Classes\n\n{', '.join(card.classes)}",
+        f"## Images\n\n{_images(files, card)}",
+        f"## Where it comes from\n\n{_origin(card, about)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(card: NetCard, about: Mapping[str, Any]) -> str:
+    return f"{card.name} for scenes of {about['data']}" if "data" in about else f"{card.name} for remote-sensing scenes"
+
+
+def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of the card that Hugging Face lists."""
+    head: dict[str, Any] = {
+        "pipeline_tag": "image-classification",
+        "library_name": "scenedistill",
+        "tags": ["remote-sensing", "scene-classification", "knowledge-distillation", "onnx"],
+    }
+    if "oa" in about:
+        name = str(about.get("data", "unnamed"))
+        metric = {"type": "accuracy", "name": "overall accuracy (OA)", "value": round(float(about["oa"]), 4)}
+        task = {"type": "image-classification"}
+        result = {"task": task, "dataset": {"name": name, "type": name.lower(), "split": "test"}, "metrics": [metric]}
+        head["model-index"] = [{"name": card.name, "results": [result]}]
+    return head
+
+
+def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
+    """One paragraph: what it sees, who taught it, how good it is."""
+    said = [f"A small network that tells {len(card.classes)} kinds of aerial and satellite scenes apart."]
+    if about.get("teacher"):
+        said.append(f"It was distilled from {about['teacher']} by the method `{about.get('method')}`.")
+    if "oa" in about:
+        count = f" of {about['test_images']:,} images" if "test_images" in about else ""
+        with_teacher = f"; its teacher reaches {about['teacher_oa']:.2%}" if "teacher_oa" in about else ""
+        said.append(f"Overall accuracy on the test split{count}: **{about['oa']:.2%}**{with_teacher}.")
+    return " ".join(said)
+
+
+def _files(files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of files, and of what was timed beside them."""
+    count = files[0].images
+    lines = [
+        f"OA and agreement with the network in PyTorch (fp32) on {count:,} test images; times for an image on the CPU "
+        "of the exporting machine, preparation of the image included.",
+        "",
+        "| file | what | MB | OA (%) | same class (%) | largest logit difference | ms, one image | ms, 64 at once |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for file in files:
+        shares = f"{100 * file.oa:.2f} | {100 * file.equal:.2f} | {file.difference:.1e}"
+        row = f"`{file.name}` | {WHAT[file.name]} | {file.bytes / 1e6:.1f} | {shares}"
+        lines.append(f"| {row} | {_times(file.milliseconds)} |")
+    for name, other in others.items():
+        lines.append(f"| | {name} | {other['bytes'] / 1e6:.1f} | | | | {_times(other['milliseconds'])} |")
+    return "\n".join(lines)
+
+
+def _times(milliseconds: Mapping[str, float]) -> str:
+    return " | ".join(f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64"))
+
+
+def _use(names: Sequence[str]) -> str:
+    """A few lines of Python for each kind of file."""
+    shown = [WITH_US.replace("MODEL", names[0])]
+    if onnx := next((name for name in names if name.endswith(".onnx")), None):
+        shown.append(WITH_ONNX.replace("MODEL", onnx))
+    if "model.pt2" in names:
+        shown.append(WITH_TORCH)
+    return "\n\n".join(text.strip() for text in shown)
+
+
+def _images(files: Sequence[FileCheck], card: NetCard) -> str:
+    """How an image is prepared, and how near a graph of its own comes to it."""
+    stored = card.stored_size or card.image_size
+    said = [
+        f"uint8, {card.bands} band{'s' if card.bands > 1 else ''}, any size. An image is squashed to a square of "
+        f"{stored} pixels (bicubic, antialiased), then seen at {card.image_size} pixels in 0..1 (bilinear, "
+        "antialiased), and normalised with the mean and standard deviation the backbone expects. The files do all of "
+        "this by themselves: give them plain pixels. Windows that cover as much ground as the training images did give "
+        "the best answers."
+    ]
+    for file in files:
+        if seen := file.from_files:
+            said.append(
+                f"`{file.name}` was also given {seen['images']:.0f} test files in their own size: "
+                f"{seen['equal']:.1%} have the same class as in the test, and the largest difference of a logit is "
+                f"{seen['difference']:.1e}."
+            )
+    return "\n\n".join(said)
+
+
+def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
+    """The facts that let somebody find the run again, and the data's terms."""
+    licence = about.get("licence")
+    facts = {
+        "data": about.get("data"),
+        "licence of the data": f"{licence}. Whether it also binds a network trained on them is for you to judge."
+        if licence
+        else "not known to scenedistill; ask whoever gave you the images.",
+        "reference of the data": " ".join(filter(None, (about.get("reference"), _doi(about)))) or None,
+        "train ratio": about.get("train_ratio"),
+        "seed": about.get("seed"),
+        "hash of the split": about.get("split_hash"),
+        "hash of the weights": about.get("weights_hash"),
+        "network": f"{card.name}, {'with' if card.dual_attention else 'without'} dual attention",
+        "method": about.get("method"),
+        "teacher": about.get("teacher"),
+        "tested in": about.get("precision"),
+        "made by": f"scenedistill {about['scenedistill']}" if "scenedistill" in about else None,
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None)
+
+
+def _doi(about: Mapping[str, Any]) -> str | None:
+    return f"(doi:{about['doi']})" if about.get("doi") else None

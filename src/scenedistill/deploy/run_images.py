@@ -1,0 +1,128 @@
+"""The images of a run, found again: training ones to calibrate on, test ones to check with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scenedistill.data.cache import build_cache, cache_home
+from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored
+from scenedistill.data.scenes import SceneIndex, scan
+from scenedistill.data.split_files import read_split
+from scenedistill.data.splits import Split
+from scenedistill.deploy.about import run_settings
+from scenedistill.deploy.source import Training
+from scenedistill.errors import UserError
+from scenedistill.models.files import NetCard
+
+
+class RunImages(NamedTuple):
+    """Of S pixels, as `read_scene` decodes them.
+
+    Attributes:
+        training: uint8 `[C, S, S, bands]`.
+        test: uint8 `[N, S, S, bands]`.
+        labels: of the test images, in the network's own order, int64 `[N]`.
+        files: of the test images; they may be gone.
+        of: number of images in the whole test split.
+    """
+
+    training: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+    files: tuple[Path, ...]
+    of: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """`images[rows[i]]` is the image at `index.paths[i]`."""
+
+    index: SceneIndex
+    images: Images
+    rows: np.ndarray
+
+
+def run_images(training: Training, card: NetCard, data: Path | None, *, calibration: int, test: int) -> RunImages:
+    """Images of the split that a network was trained and tested on, drawn at random but always the same.
+
+    Args:
+        training: of the network.
+        card: of the network.
+        data: the folder or manifest it was trained on; the run's decoded images serve when not given.
+        calibration: number of training images wanted.
+        test: number of test images wanted; 0 takes all.
+
+    Raises:
+        UserError: the images cannot be found, or are split otherwise than the run says.
+    """
+    if training.split is None:
+        raise UserError(
+            f"{training.folder} lies in no run: there is no split.csv above it to say which images are for test. "
+            "Give a run's folder, or the folder of one training in it."
+        )
+    size = card.stored_size or card.image_size
+    found = _from_folder(data, size, card.bands) if data else _from_cache(training, card, size)
+    split = read_split(training.split, found.index)
+    wanted = training.settings.get("data", {}).get("split")
+    if wanted not in (None, split.hash):
+        raise UserError(
+            f"{training.split} is the split {split.hash}, and {training.folder.name} was trained on {wanted}. "
+            "Export from the run as it was written, or give its images with --data."
+        )
+    return _drawn(found, split, card, calibration, test)
+
+
+def _drawn(found: _Decoded, split: Split, card: NetCard, calibration: int, test: int) -> RunImages:
+    random = np.random.default_rng(0)
+    taught = np.sort(random.permutation(split.train)[: max(calibration, 1)])
+    asked = np.sort(random.permutation(split.test)[: test or None])
+    index = found.index
+    labels = np.array([card.classes.index(name) for name in index.classes], dtype=np.int64)[index.labels]
+    return RunImages(
+        found.images[found.rows[taught]],
+        found.images[found.rows[asked]],
+        labels[asked],
+        tuple(index.root / index.paths[position] for position in asked),
+        len(split.test),
+    )
+
+
+def _from_folder(data: Path, size: int, bands: int) -> _Decoded:
+    cache = build_cache(scan(data), size, bands=bands, on_bad="skip")
+    return _Decoded(cache.index, cache.images, np.arange(len(cache.index)))
+
+
+def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
+    """The decoded images that the run has used, recognised by the paths of its split."""
+    assert training.split is not None
+    with training.split.open(encoding="utf-8", newline="") as file:
+        lines = [(row["path"], row["label"]) for row in csv.DictReader(file)]
+    own = run_settings(training).get("cache_dir")
+    home = Path(own) if own else cache_home()
+    for manifest in sorted([*home.glob("manifest.json"), *home.glob("scenes/*/manifest.json")]):
+        try:
+            content = json.loads(manifest.read_bytes())
+            settings = CacheSettings(**content["settings"]) if content.get("kind") == KIND else None
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if settings != CacheSettings(settings.root if settings else "", size, card.bands, None):
+            continue
+        stored = open_stored(manifest.parent, settings)
+        if stored is None or not all(path in stored.entries for path, _ in lines):
+            continue
+        rows = np.array([stored.entries[path][2] for path, _ in lines])
+        if (rows < 0).any():
+            continue
+        labels = np.array([card.classes.index(label) for _, label in lines], dtype=np.int64)
+        index = SceneIndex(Path(settings.root), tuple(path for path, _ in lines), labels, card.classes)
+        return _Decoded(index, stored.images, rows)
+    raise UserError(
+        f"The images of {training.folder} are no longer among the decoded ones in {home}. Give the folder they come "
+        "from with --data."
+    )

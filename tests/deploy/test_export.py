@@ -1,0 +1,174 @@
+"""Export of a run's student: what lies in the folder, what is checked, what is not left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from scenedistill.deploy import export as exporting
+from scenedistill.deploy.export import export
+from scenedistill.deploy.export_config import ExportConfig
+from scenedistill.deploy.model import OnnxSceneModel, open_model
+from scenedistill.errors import UserError
+
+pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
+QUICK = ExportConfig(formats=["safetensors"], images=8, repeats=0)
+
+
+@pytest.fixture(scope="module")
+def student(tiny_run: Path) -> Path:
+    return tiny_run / "seed3" / "table1_printed" / "dkd"
+
+
+@pytest.fixture
+def cached(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoded images that the finished run has used."""
+    monkeypatch.setenv("SCENEDISTILL_CACHE", str(commands.folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything, by the command. Read only."""
+    out = tmp_path_factory.mktemp("export") / "student"
+    ended = commands("export", tiny_run, "--out", out, "--repeats", "3", "--threads", "1", "--images", "0")
+    assert ended.code == 0, ended.out + ended.err
+    assert "Checked on 32 of 32 test images" in ended.out and "model.int8.onnx" in ended.out
+    return out
+
+
+def test_every_file_is_there_checked_and_opens(exported: Path, student: Path) -> None:
+    files = {"model.safetensors", "model.onnx", "model.int8.onnx", "model.pt2"}
+    assert {path.name for path in exported.iterdir()} == files | {"model.json", "export.json", "README.md"}
+    record = json.loads((exported / "export.json").read_text(encoding="utf-8"))
+    assert set(record["files"]) == files and record["threads"] == 1
+    oa = json.loads((student / "evaluation" / "stage.json").read_text(encoding="utf-8"))["record"]["oa"]
+    for name, found in record["files"].items():
+        assert found["bytes"] == (exported / name).stat().st_size and found["images"] == 32 and not found["failure"]
+        if name != "model.int8.onnx":
+            assert found["oa"] == pytest.approx(oa) and found["equal"] == 1.0
+            assert found["difference"] <= found["allowed"] < 0.1
+        assert set(found["milliseconds"]) == (set() if name == "model.safetensors" else {"1", "64"})
+    assert record["files"]["model.onnx"]["from_files"]["images"] == 32
+    assert "PyTorch fp32" in record["others"] and any(name.startswith("teacher") for name in record["others"])
+
+    models = [open_model(exported / name, device="cpu", precision="fp32") for name in sorted(files)]
+    assert len({model.card for model in models}) == 1
+    assert all(dict(model.about) == dict(models[0].about) for model in models)
+    assert models[0].about["method"] == "dkd" and models[0].about["split_hash"]
+    assert open_model(exported).source.name == "model.safetensors"
+    card = json.loads((exported / "model.json").read_text(encoding="utf-8"))
+    assert card["classes"] == list(models[0].card.classes) and card["oa"] == models[0].about["oa"]
+
+
+def test_the_page_can_be_read_and_its_lines_run(exported: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    _, head, body = text.split("---\n", 2)
+    facts = yaml.safe_load(head)
+    assert facts["pipeline_tag"] == "image-classification"
+    assert facts["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    assert "`model.int8.onnx`" in body and "forêt" in body and "hash of the split" in body
+    assert str(exported) not in text and str(tiny_scenes) not in text
+
+    for path in exported.iterdir():
+        shutil.copy(path, tmp_path)
+    picture = next(iter(sorted((tiny_scenes / "forêt").glob("*.png"))))
+    Image.open(picture).save(tmp_path / "scene.jpg", quality=95)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        pieces = [piece.split("```")[0] for piece in body.split("```python\n")[1:]]
+        assert len(pieces) == 3
+        named = []
+        for piece in pieces:
+            names: dict[str, Any] = {"print": lambda *words: named.append(str(words[0]))}
+            exec(piece, names)
+    assert len(named) == 3 and len(set(named)) == 1 and named[0] in body
+
+
+def test_an_earlier_export_is_replaced(student: Path, cached: None, tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.pt2", "README.md", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    found = export(student, tmp_path, QUICK, console=Console(quiet=True))
+    assert [file.name for file in found.files] == ["model.safetensors"] and not found.others
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model.safetensors", "model.json", "export.json", "README.md", "mine.txt"}
+
+
+def test_a_file_that_fails_is_not_left_behind(
+    student: Path, cached: None, exported_nets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def foreign(net: Any, card: Any, about: Any, path: Path) -> None:
+        shutil.copy(exported_nets["pt2"], path)  # a whole program, of another network
+
+    monkeypatch.setattr(exporting, "write_program", foreign)
+    both = ExportConfig(formats=["pt2", "safetensors"], images=8, repeats=0)
+    (tmp_path / "model.pt2").write_text("old")
+    with pytest.raises(UserError, match=r"model\.pt2 failed its check and was not kept: its logits differ"):
+        export(student, tmp_path, both, console=Console(quiet=True))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model.safetensors", "model.json", "export.json", "README.md"}
+    assert "pt2" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    alone = ExportConfig(formats=["pt2"], images=8, repeats=0)
+    with pytest.raises(UserError, match="failed its check"):
+        export(student, tmp_path / "alone", alone, console=Console(quiet=True))
+    assert not list((tmp_path / "alone").iterdir())
+
+
+def test_images_are_found_or_asked_for(
+    student: Path, tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="Give the folder they come from with --data"):
+        export(student, tmp_path / "out", QUICK, console=Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+    found = export(student, tmp_path / "out", QUICK, data=tiny_scenes, console=Console(quiet=True))
+    assert found.files[0].images == 8 and found.files[0].equal == 1.0
+
+
+def test_another_split_is_refused(student: Path, tiny_run: Path, cached: None, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    split = copy / "seed3" / "split.csv"
+    lines = split.read_text(encoding="utf-8").splitlines()
+    swapped = [line.replace(",test", ",train") if number == 1 else line for number, line in enumerate(lines)]
+    if swapped == lines:
+        swapped = [line.replace(",train", ",test") if number == 1 else line for number, line in enumerate(lines)]
+    split.write_text("\n".join(swapped) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="was trained on"):
+        export(copy, tmp_path / "out", QUICK, console=Console(quiet=True))
+    split.unlink()
+    with pytest.raises(UserError, match="lies in no run"):
+        export(copy, tmp_path / "out", QUICK, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--formats", "[onxx]"), "onxx"),
+        (("--formats", "[]"), "expected one or more of"),
+        (("--calibration", "0"), "--calibration is 0; expected 1 or more"),
+        (("--images", "-1"), "--images is -1"),
+        (("--push_to", "anna"), "expected USER/NAME"),
+    ],
+)
+def test_wrong_settings(options: tuple[str, ...], said: str, student: Path, commands: Any, tmp_path: Path) -> None:
+    ended = commands("export", student, "--out", tmp_path / "out", *options)
+    assert ended.code in (1, 2) and said in ended.err and "Traceback" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_api_takes_a_weights_file(student: Path, cached: None, tmp_path: Path) -> None:
+    weights = student / "weights.safetensors"
+    found = export(str(weights), str(tmp_path), ExportConfig(formats=["onnx"], images=8, repeats=0), console=None)
+    model = open_model(found.folder / "model.onnx")
+    assert isinstance(model, OnnxSceneModel)
+    images = np.random.default_rng(0).integers(0, 256, (2, 50, 31, 3), dtype=np.uint8)
+    expected = open_model(weights, device="cpu", precision="fp32").predict(images)
+    np.testing.assert_allclose(model.predict(images).logits, expected.logits, atol=0.02)
