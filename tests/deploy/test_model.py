@@ -10,9 +10,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from scenedistill.data.images import read_image, read_scene
+from scenedistill.data.images import read_image, read_scene, squash
 from scenedistill.data.views import evaluation_view
-from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel, open_model, squash
+from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel, open_model
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.models.student import build_student

@@ -77,7 +77,12 @@ def read_scene(
     1/8 of its size as long as both sides keep 2 x `size` pixels, and any large image is box-averaged by a whole
     factor to no less than 3 x `size`; the eye cannot tell. Arguments and errors: see `read_image`.
     """
-    pixels = read_image(path, bands, at_least=2 * size, value_range=value_range)
+    return squash(read_image(path, bands, at_least=2 * size, value_range=value_range), size)
+
+
+def squash(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """An image's pixels, uint8 `[H, W, bands]`, as `read_scene` has them: `[size, size, bands]`."""
+    bands = pixels.shape[2]
     if pixels.shape[:2] == (size, size):
         return pixels
     if bands in (1, 3):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.data.images import _resize
+from scenedistill.data.images import squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.deploy.about import completed, find_about, read_about
 from scenedistill.deploy.source import find_model, of
@@ -229,15 +229,6 @@ def open_model(
     card, about = completed(card, of(file.parent)), find_about(file)
     place = compute_device(device)
     return TorchSceneModel(net, card, about, file, device=place, precision=resolve_precision(precision, place))
-
-
-def squash(pixels: np.ndarray, size: int) -> np.ndarray:
-    """An image as `read_scene` stores it: uint8 `[H, W, bands]` to `[size, size, bands]`."""
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    if pixels.shape[2] in (1, 3):
-        return _resize(pixels, size)
-    return np.concatenate([_resize(pixels[:, :, band : band + 1], size) for band in range(pixels.shape[2])], axis=2)
 
 
 def _tensor(images: np.ndarray) -> Tensor:

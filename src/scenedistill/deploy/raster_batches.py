@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scenedistill.data.images import squash
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.deploy.raster_read import Source, open_raster, read_pixels
 from scenedistill.deploy.raster_windows import Grid
@@ -70,8 +71,6 @@ class Batch(NamedTuple):
 
 def read_batch(job: Job, raster: DatasetReader, windows: np.ndarray) -> Batch:
     """Read windows, leave out those with too little data, and squash the others to what the network takes."""
-    from scenedistill.deploy.model import squash
-
     images = np.empty((len(windows), job.side, job.side, job.bands), np.uint8)
     used: list[int] = []
     cells: Cells = []

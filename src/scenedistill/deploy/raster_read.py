@@ -243,7 +243,8 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) -> np.ndarray:
     """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
     if palette is not None:
-        return palette[values[0]]
+        coloured: np.ndarray = palette[values[0]]
+        return coloured
     pixels = values.transpose(1, 2, 0)
     if source.colour == "repeated":
         return np.repeat(pixels, 3, axis=2)

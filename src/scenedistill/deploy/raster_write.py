@@ -284,7 +284,8 @@ class ClassRaster:
         self._draft.unlink()
         with tifffile.TiffFile(self.path, mode="r+") as file:
             for page in file.pages:  # GDAL declares the second band of a palette image as transparency; it is no such
-                page.tags["ExtraSamples"].overwrite(0)
+                if isinstance(page, tifffile.TiffPage):
+                    page.tags["ExtraSamples"].overwrite(0)
         names = "".join(f"<Category>{escape(name)}</Category>" for name in self.classes)
         band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
         Path(f"{self.path}.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
