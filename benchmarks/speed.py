@@ -23,7 +23,6 @@ from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import bench
 from scenedistill.experiments.bench_apart import Apart
 from scenedistill.experiments.bench_loops import WARM_UP, Bench, Loop
-from scenedistill.experiments.records import write_record
 from scenedistill.experiments.speed import draw_speed, speed_table
 
 
@@ -76,10 +75,8 @@ def main() -> None:
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, filled(BenchConfig, settings), more=more, command=command, console=console)
+    result = bench(data, filled(BenchConfig, settings), more=more, command=command, keep=results, console=console)
     console.print(speed_table(result), markup=False)
-    if results:
-        write_record(result, results)
     if settings.picture:
         draw_speed(result, Path(settings.picture))
 

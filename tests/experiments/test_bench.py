@@ -30,11 +30,14 @@ class NotThere:
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_scenes: Path) -> tuple[SpeedResult, str]:
+def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeedResult, str]:
     """A tiny measurement, and what it printed."""
     said = io.StringIO()
     more = {"mine": ("as it is", lambda place: Repeated(place, lambda: None)), "theirs": ("", NotThere)}
-    result = bench(tiny_scenes, TINY, more=more, command="scenedistill bench", console=Console(file=said, width=200))
+    kept = tmp_path_factory.mktemp("bench") / "speed.json"
+    console = Console(file=said, width=200)
+    result = bench(tiny_scenes, TINY, more=more, command="scenedistill bench", keep=kept, console=console)
+    assert len(read_record(kept, SpeedResult, SpeedRow).rows) == len(result.rows)
     return result, said.getvalue()
 
 

@@ -23,14 +23,13 @@ def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
     from scenedistill.config import BenchConfig
     from scenedistill.experiments.bench import bench
-    from scenedistill.experiments.records import write_record
     from scenedistill.experiments.speed import draw_speed, speed_table
 
     results = result_file(settings.results)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, filled(BenchConfig, settings), command=text, console=console)
+    result = bench(data, filled(BenchConfig, settings), command=text, keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if results:
-        console.print(f"Result written to {write_record(result, results)}")
+        console.print(f"Result written to {results}")
     if settings.picture:
         console.print(f"Picture drawn to {draw_speed(result, Path(settings.picture))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -29,6 +30,7 @@ from scenedistill.experiments.bench_loops import (
     teacher_forward,
 )
 from scenedistill.experiments.bench_ours import Ours
+from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.speed import SpeedResult, SpeedRow
 from scenedistill.memory import keep_memory
@@ -60,6 +62,7 @@ def bench(
     *,
     more: Mapping[str, tuple[str, Factory]] | None = None,
     command: str = "",
+    keep: Path | None = None,
     console: Console,
 ) -> SpeedResult:
     """Measure every loop at every size: warmed up, then in turns, so that what else the machine does hits all alike.
@@ -69,6 +72,8 @@ def bench(
         config: what is measured.
         more: further loops, such as those of other packages: name -> (settings, factory).
         command: what repeats it, for the record.
+        keep: file for the result, written anew after each size and student: a measurement that is stopped leaves what
+            it has.
         console: to print to.
 
     Raises:
@@ -96,38 +101,41 @@ def bench(
         console.print(
             f"The machine computes {peak / 1e9:,.0f} GFLOP/s in {precision} at its best, with a matrix product"
         )
-        for pixels, batch_size in zip(config.pixels, _batch_sizes(config), strict=True):
-            for student in config.students:
-                place = Bench(
-                    data,
-                    pixels,
-                    config.teacher,
-                    student,
-                    batch_size,
-                    config.steps,
-                    device,
-                    precision,
-                    compiled,
-                    Path(scratch),
-                    config.repeats,
-                    config.threads,
-                )
-                rows += _measure(place, loops, peak, console)
-    return SpeedResult(
-        experiment="speed",
-        command=command,
-        date=date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
-        data=data.resolve().name,
-        teacher=config.teacher,
-        repeats=config.repeats,
-        steps=config.steps,
-        precision=precision,
-        peak_gflops=round(peak / 1e9, 1),
-        wall_seconds=round(time.monotonic() - started, 1),
-        rows=tuple(rows),
-    )
+        sizes = zip(config.pixels, _batch_sizes(config), strict=True)
+        for (pixels, batch_size), student in itertools.product(sizes, config.students):
+            place = Bench(
+                data,
+                pixels,
+                config.teacher,
+                student,
+                batch_size,
+                config.steps,
+                device,
+                precision,
+                compiled,
+                Path(scratch),
+                config.repeats,
+                config.threads,
+            )
+            rows += _measure(place, loops, peak, console)
+            result = SpeedResult(
+                experiment="speed",
+                command=command,
+                date=date.today().isoformat(),
+                hardware=hardware(),
+                versions=versions(),
+                data=data.resolve().name,
+                teacher=config.teacher,
+                repeats=config.repeats,
+                steps=config.steps,
+                precision=precision,
+                peak_gflops=round(peak / 1e9, 1),
+                wall_seconds=round(time.monotonic() - started, 1),
+                rows=tuple(rows),
+            )
+            if keep:
+                write_record(result, keep)
+    return result
 
 
 def _compiled(make: Factory) -> Factory:
