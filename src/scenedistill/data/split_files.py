@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -51,9 +53,14 @@ def write_split(
         target = path / "split.csv" if path.is_dir() else path
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = sorted((index.paths[i], index.classes[index.labels[i]], part) for part, i in _members(split))
-        with target.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("path", "label", "split"), *rows])
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several processes may write the same one
+        try:
+            part.write_text(text.getvalue(), encoding="utf-8", newline="")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
         return [target]
     base = [p.rpartition("/")[2] for p in index.paths]
     twice = next((name for name, count in Counter(base).items() if count > 1), None)

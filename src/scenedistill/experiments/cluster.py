@@ -27,9 +27,31 @@ def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
         UserError: Ray is not installed, there is no such cluster, or it has no room for one cell.
     """
     engine = RayEngine(config.cluster)
-    machine = replace(config.base.machine, precision=engine.precision(config.base.machine), threads=config.cluster.cpus)
+    try:
+        precision = engine.precision(config.base.machine)
+    except BaseException:
+        engine.close()
+        raise
+    base = config.base
+    data, teacher = base.data, base.teacher
+    weights = Path(teacher.weights)
+    base = replace(
+        base,
+        machine=replace(base.machine, precision=precision, threads=config.cluster.cpus),
+        data=replace(data, cache_dir=_absolute(data.cache_dir), split_file=_absolute(data.split_file)),
+        teacher=replace(
+            teacher,
+            checkpoint=_absolute(teacher.checkpoint),
+            weights=str(weights.resolve()) if weights.is_file() else teacher.weights,
+        ),
+    )
     datasets = {label: str(Path(folder).resolve()) for label, folder in config.datasets.items()}
-    return replace(config, datasets=datasets, base=replace(config.base, machine=machine)), engine
+    return replace(config, datasets=datasets, base=base), engine
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """As a worker with another working folder finds it."""
+    return path and Path(path).resolve()
 
 
 class RayEngine:

@@ -19,6 +19,7 @@ from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_
 from scenedistill.models.student import build_student
 
 LABEL = re.compile(r"\w[\w.+-]*")
+TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
 
 
 @dataclass
@@ -161,10 +162,10 @@ def check_grid(config: GridConfig) -> None:
             raise UserError(f"{name} is empty; expected {example}.")
     for what, labels in (("data set", config.datasets), ("method", config.methods)):
         for label in labels:
-            if not LABEL.fullmatch(label) or (what == "method" and label == "teacher"):
+            if not LABEL.fullmatch(label) or (what == "method" and TAKEN.fullmatch(label)):
                 raise UserError(
                     f"A {what} is labelled {label!r}; it names a folder: expected letters, digits and _ . + - only"
-                    f"{', and not teacher' if what == 'method' else ''}."
+                    f"{', and none of teacher, evaluation, seedN and NAME.previous-N' if what == 'method' else ''}."
                 )
     for label, folder in config.datasets.items():
         if not Path(folder).exists():

@@ -154,7 +154,7 @@ def one_line(problem: BaseException) -> str:
 def disk_full(problem: BaseException | None) -> bool:
     """Whether the cause, or the cause of the cause, is a full disk."""
     while problem is not None:
-        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         problem = problem.__cause__ or problem.__context__
     return False

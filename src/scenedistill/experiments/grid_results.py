@@ -77,7 +77,7 @@ def _print(result: Result, config: GridConfig, block: str, console: Console) -> 
 def _meaning(config: GridConfig) -> str:
     return (
         "± is the sample standard deviation over seeds. A gain is the mean over the n seeds that both have of the "
-        f"difference in OA to {config.baseline} with the same split, teacher and views; its interval is that of "
+        f"difference in OA to {config.baseline} on the same split; its interval is that of "
         "Student's t with n - 1 degrees of freedom. It covers neither the choice of the data set nor that several "
         "methods are compared at once. The last epoch is reported."
     )

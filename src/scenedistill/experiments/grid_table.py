@@ -79,7 +79,7 @@ def summary_line(progress: Progress, now: float) -> str:
 
 def progress_table(progress: Progress, now: float) -> Table:
     """One line for each network of each data set and ratio, over its seeds."""
-    table = Table(caption=summary_line(progress, now), caption_justify="left")
+    table = Table(title=summary_line(progress, now), title_justify="left", title_style="")
     for heading in ("data", "network", "method"):
         table.add_column(heading)
     for heading in ("done", "OA (%)"):

@@ -130,7 +130,7 @@ class KnowledgeStore:
         """Keep a view's answers, uint8 `[N, row_bytes]`."""
         self._make()
         array = rows.numpy()
-        self._put(f"view-{number:05d}-{_checksum(array)}.npy", lambda file: np.save(file, array))
+        self._put(f"view-{number:05d}-{_checksum(array)}.npy", lambda file: _save(file, array))
 
     def read_statistics(self) -> tuple[TeacherStatistics, float] | None:
         """The teacher's statistics and its OA on the training images; None where there are none or damaged ones."""
@@ -218,6 +218,12 @@ def size_text(count: float) -> str:
     power = min(int(math.log10(count) / 3), 4)
     value = count / 1000**power
     return f"{value:.{0 if value >= 100 else 1}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def _save(file: Any, array: np.ndarray) -> None:
+    """As np.save, which does not say why where the disk is full."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array).data)
 
 
 def _checksum(rows: np.ndarray) -> str:

@@ -219,7 +219,7 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
         rows=tuple(rows),
         note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
         f"seed {tuning['seed']}, {tuning['epochs']} epochs, the last one counts. The same budget for every method; no "
-        "test image was looked at.",
+        "test image of that seed's split was looked at.",
     )
 
 
