@@ -4,13 +4,14 @@
 
 makes a GeoTIFF of 20,000 x 20,000 pixels of images that stand side by side, maps it in a process of its own as
 `scenedistill predict` does, and compares the classes read back from the maps with what the network says of the images
-alone. The figures become the section `mosaic` of the JSON file; its other sections stay. `--side`, `--tile` and others
-make it small.
+alone. The figures become the section `mosaic` of the JSON file; its other sections stay. Where a class read back is not
+that of its image alone, the exit code is 1. `--side`, `--tile` and others make it small.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -18,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +34,7 @@ from rasterio.windows import Window
 from scenedistill.data.images import read_image, read_scene
 from scenedistill.data.scenes import scan
 from scenedistill.deploy.model import SceneModel, open_model
+from scenedistill.deploy.raster_work import GDAL_CACHE
 from scenedistill.deploy.rasters import RasterConfig, map_raster
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.training.runs import write_json
@@ -55,7 +58,7 @@ def build(data: Path, path: Path, side: int, tile: int, seed: int, compress: str
     shape = {"width": side, "height": side, "count": 3, "dtype": "uint8", "photometric": "RGB"}
     place = {"crs": "EPSG:32650", "transform": Affine(METRES, 0, 500_000, 0, -METRES, 4_000_000)}
     rows = []
-    with rasterio.open(path, "w", **layout, **shape, **place) as file:
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE), rasterio.open(path, "w", **layout, **shape, **place) as file:
         for row in range(count):
             rows.append([next(drawn) for _ in range(count)])
             band = np.zeros((tile, count * tile, 3), np.uint8)
@@ -80,11 +83,58 @@ def measure(raster: Path, out: Path, model: str, opened: dict[str, Any], setting
 def map_it(given: dict[str, Any]) -> None:
     """In that process."""
     model = open_model(given["model"], **given["opened"])
-    result = map_raster(model, given["raster"], Path(given["out"]), RasterConfig(**given["settings"]))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    found = {**asdict(result), "peak_memory_mib": round(memory), "processor_seconds": used.ru_utime + used.ru_stime}
+    workers, ended = Workers(), threading.Event()
+    watching = threading.Thread(target=workers.watch, args=(ended,))
+    watching.start()
+    try:
+        result = map_raster(model, given["raster"], Path(given["out"]), RasterConfig(**given["settings"]))
+    finally:
+        ended.set()
+        watching.join()
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    found = {
+        **asdict(result),
+        "peak_memory_mib": round(own_peak() + sum(workers.peaks.values())),
+        "peak_memory_mib_of_workers": round(sum(workers.peaks.values())),
+        "processor_seconds": sum(each.ru_utime + each.ru_stime for each in used),
+    }
     print(json.dumps(found, default=str))
+
+
+class Workers:
+    """The largest memory of each process that this one has started, in MiB; `peaks` by process."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, float] = {}
+
+    def watch(self, ended: threading.Event) -> None:
+        """Look at them until told to stop; what one took in its last moment may be missed."""
+        while not ended.wait(0.2):
+            for children in Path("/proc/self/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    for process in children.read_text().split():
+                        if found := peak_of(process):  # grows; the last one is of the program that runs there
+                            self.peaks[process] = found
+
+
+def own_peak() -> float:
+    """The largest memory this process held, in MiB."""
+    if sys.platform.startswith("linux"):
+        return peak_of("self")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(used) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def peak_of(process: str) -> float:
+    """The largest memory a process has held so far, in MiB; 0 when it has ended.
+
+    Not `ru_maxrss`, which is handed down: the largest memory of whoever started a process is its least.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    return 0.0
 
 
 def agreement(
@@ -118,17 +168,21 @@ def agreement(
             polygons[i, j] = model.card.classes.index(table["class"][at])
             said = np.array([table[name][at] for name in meta["fields"] if name.startswith("p_")])
             apart = max(apart, float(np.abs(said - expected[i, j]).max()))
-    return {
-        "images": whole * whole,
+    agree = {
         "agree_geotiff": float((cells == expected.argmax(2)).mean()),
         "agree_polygons": float((polygons == expected.argmax(2)).mean()),
         "agree_files": float((cells == of_files.argmax(2)).mean()),  # as `predict` reads the image files
+    }
+    return {
+        "images": whole * whole,
+        **agree,
+        "equal": min(agree.values()) == 1,
         "largest_difference": apart,  # of a probability
         "network_alone_ms": 1000 * seconds / whole**2,  # for one image decoded before, in batches of a row
     }
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
+def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="class folders")
@@ -145,15 +199,25 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int)
-    return parser.parse_args(words)
+    return parser
 
 
-def main() -> None:
-    """Build, map, compare, write."""
+def command(given: argparse.Namespace) -> str:
+    """The command with every option that is not at its default; of places only the last part."""
+    words = ["python benchmarks/mosaic.py", given.data.resolve().name, "MODEL", f"results/{given.results.name}"]
+    for name, value in vars(given).items():
+        if name not in ("data", "model", "results") and value != options().get_default(name):
+            words.append(f"--{name} {value.name if isinstance(value, Path) else value}")
+    return " ".join(words)
+
+
+def main() -> int:
+    """Build, map, compare, write; 1 when the classes read back are not those of the images alone."""
     if sys.argv[1:2] == ["--map"]:
         map_it(json.loads(sys.argv[2]))
-        return
-    given = parse()
+        return 0
+    given = options().parse_args()
+    said = command(given)
     if given.tile is None:
         index = scan(given.data)
         given.tile = read_image(index.root / index.paths[0]).shape[0]
@@ -173,7 +237,7 @@ def main() -> None:
     model = open_model(given.model, **opened)
     compared = agreement(model, images, found, given.side, given.tile)
     section = {
-        "command": f"python benchmarks/mosaic.py {given.data.resolve().name} MODEL results/{given.results.name}",
+        "command": said,
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {**versions(), "rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__},
@@ -196,7 +260,9 @@ def main() -> None:
         "network_share": round(found["network"], 4),
         "writing": round(found["writing"], 4),
         "network_share_target": TARGET,
+        "network_share_reached": found["network"] >= TARGET,
         "peak_memory_mib": found["peak_memory_mib"],
+        "peak_memory_mib_of_workers": found["peak_memory_mib_of_workers"],
         **compared,
         "of_network_alone": round(compared["network_alone_ms"] / 1000 * found["windows"] / found["seconds"], 4),
     }
@@ -204,7 +270,8 @@ def main() -> None:
     given.results.parent.mkdir(parents=True, exist_ok=True)
     write_json(given.results, {**content, "mosaic": section})
     print(json.dumps(section, indent=1))
+    return 0 if compared["equal"] else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -430,7 +430,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
     command = ("run", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
     ended = commands(*command, stop={"event": event, "path": path, "count": 2, "how": "interrupt"})
     assert ended.code == 130, ended.out + ended.err
-    line = "scenedistill: stopped. The same command goes on from the last finished epoch."
+    line = "scenedistill: stopped. The same command goes on from where it was."
     assert [part for part in ended.err.splitlines() if part.strip()][-1] == line
     assert "Traceback" not in ended.err and "Detected" not in ended.err + ended.out
     ended = commands(*command)

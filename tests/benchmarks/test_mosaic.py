@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -35,4 +38,36 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     assert found["agree_geotiff"] == found["agree_polygons"] == found["agree_files"] == 1
     assert found["largest_difference"] < 1e-4 and found["peak_memory_mib"] > 50
     assert found["network_alone_ms"] > 0 and found["of_network_alone"] > 0
+    assert found["equal"] is True and found["network_share_reached"] == (found["network_share"] >= 0.85)
+    said = " MODEL results/use.json --out out --side 250 --device cpu --precision fp32 --threads 1"
+    assert found["command"].endswith(said)
+    assert found["peak_memory_mib_of_workers"] == 0
     assert 0 < found["network_share"] < 1 and found["megapixels_per_second"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted otherwise elsewhere")
+def test_the_memory_of_each_process_is_its_own() -> None:
+    known = runpy.run_path(str(SCRIPT))
+    workers, ended = known["Workers"](), threading.Event()
+    code = "room = bytearray(300 << 20); room[::4096] = bytes(len(room) // 4096); "
+    code += "del room; print(1, flush=True); input()"
+    small, large = (
+        subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for text in ("print(1, flush=True); input()", code)
+    )
+    watching = threading.Thread(target=workers.watch, args=(ended,))
+    try:
+        for process in (small, large):
+            assert process.stdout and process.stdout.readline() == b"1\n"
+        watching.start()
+        end = time.monotonic() + 60
+        while not {str(small.pid), str(large.pid)} <= set(workers.peaks) and time.monotonic() < end:
+            time.sleep(0.05)
+        found = dict(workers.peaks)
+    finally:
+        ended.set()
+        watching.join()
+        for process in (small, large):
+            process.communicate(b"\n")
+    assert 1 < found[str(small.pid)] < 60 < 300 < found[str(large.pid)] < 400  # not what this process holds
+    assert known["own_peak"]() > 100 and known["peak_of"](str(small.pid)) == 0

@@ -42,9 +42,7 @@ class Colours(SceneModel):
 
 
 def main() -> None:
-    """Map, and print the largest memory this process held, in KiB on Linux."""
-    import resource
-
+    """Map, and print the largest memory this process held, in KiB; 0 where there is no /proc."""
     from scenedistill.deploy.model import open_model
     from scenedistill.deploy.rasters import RasterConfig, map_raster
 
@@ -54,7 +52,10 @@ def main() -> None:
     else:
         model = open_model(name, device="cpu", threads=1)
     map_raster(model, raster, Path(out), RasterConfig(**json.loads(settings)))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # not ru_maxrss, which is at least that of whoever started this process
+    known = Path("/proc/self/status")
+    lines = known.read_text().splitlines() if known.exists() else []
+    print(next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0))
 
 
 if __name__ == "__main__":

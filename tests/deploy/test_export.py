@@ -14,8 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from scenedistill.deploy import export as exporting
+from scenedistill.deploy import run_images
 from scenedistill.deploy.export import export
 from scenedistill.deploy.export_config import ExportConfig
+from scenedistill.deploy.export_folder import PART, claim
 from scenedistill.deploy.model import OnnxSceneModel, open_model
 from scenedistill.errors import UserError
 
@@ -56,23 +58,30 @@ def test_every_file_is_there_checked_and_opens(exported: Path, student: Path) ->
             assert found["oa"] == pytest.approx(oa) and found["equal"] == 1.0
             assert found["difference"] <= found["allowed"] < 0.1
         assert set(found["milliseconds"]) == (set() if name == "model.safetensors" else {"1", "64"})
-    assert record["files"]["model.onnx"]["from_files"]["images"] == 32
+    for name in ("model.onnx", "model.pt2", "model.int8.onnx"):
+        own = record["files"][name]
+        assert own["from_files"]["images"] == own["other_sizes"]["images"] == 32
+        assert name == "model.int8.onnx" or own["from_files"]["equal"] == own["other_sizes"]["equal"] == 1.0
     assert "PyTorch fp32" in record["others"] and any(name.startswith("teacher") for name in record["others"])
 
     models = [open_model(exported / name, device="cpu", precision="fp32") for name in sorted(files)]
     assert len({model.card for model in models}) == 1
-    assert all(dict(model.about) == dict(models[0].about) for model in models)
-    assert models[0].about["method"] == "dkd" and models[0].about["split_hash"]
+    small, exact = models[0].about, models[1].about
+    assert all(dict(model.about) == dict(exact) for model in models[1:])
+    assert exact["method"] == "dkd" and exact["split_hash"] and exact["oa"] == pytest.approx(oa)
+    assert exact["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    own = {"oa": record["files"]["model.int8.onnx"]["oa"], "test_images": 32, "oa_of_the_run": exact["oa"]}
+    assert small == {**exact, **own}
     assert open_model(exported).source.name == "model.safetensors"
     card = json.loads((exported / "model.json").read_text(encoding="utf-8"))
-    assert card["classes"] == list(models[0].card.classes) and card["oa"] == models[0].about["oa"]
+    assert card["classes"] == list(models[0].card.classes) and card["oa"] == exact["oa"]
 
 
 def test_the_page_can_be_read_and_its_lines_run(exported: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     text = (exported / "README.md").read_text(encoding="utf-8")
     _, head, body = text.split("---\n", 2)
     facts = yaml.safe_load(head)
-    assert facts["pipeline_tag"] == "image-classification"
+    assert facts["pipeline_tag"] == "image-classification" and facts["license"] == "other"
     assert facts["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
     assert "`model.int8.onnx`" in body and "forêt" in body and "hash of the split" in body
     assert str(exported) not in text and str(tiny_scenes) not in text
@@ -92,13 +101,64 @@ def test_the_page_can_be_read_and_its_lines_run(exported: Path, tiny_scenes: Pat
     assert len(named) == 3 and len(set(named)) == 1 and named[0] in body
 
 
+def earlier_export(folder: Path, *names: str) -> None:
+    """What an export of these networks has left."""
+    folder.mkdir(exist_ok=True)
+    for name in (*names, "model.json", "README.md"):
+        (folder / name).write_text("old")
+    record = {"about": {}, "files": {name: {"failure": ""} for name in names}}
+    (folder / "export.json").write_text(json.dumps(record))
+
+
 def test_an_earlier_export_is_replaced(student: Path, cached: None, tmp_path: Path) -> None:
-    for name in ("model.onnx", "model.pt2", "README.md", "mine.txt"):
-        (tmp_path / name).write_text("old")
+    earlier_export(tmp_path, "model.onnx", "model.pt2")
+    (tmp_path / "mine.txt").write_text("mine")
     found = export(student, tmp_path, QUICK, console=Console(quiet=True))
     assert [file.name for file in found.files] == ["model.safetensors"] and not found.others
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model.safetensors", "model.json", "export.json", "README.md", "mine.txt"}
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") != "old"
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.json", "export.json", "model.onnx"])
+def test_files_of_others_are_left_alone(student: Path, cached: None, tmp_path: Path, name: str) -> None:
+    if name == "model.onnx":
+        earlier_export(tmp_path, "model.pt2")  # which does not know of it
+    (tmp_path / name).write_text('{"mine": 1}')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=f"holds {name}, which no export has written"):
+        export(student, tmp_path, QUICK, console=Console(quiet=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_export_that_was_killed_while_it_put_its_files_is_brought_to_its_end(tmp_path: Path) -> None:
+    earlier_export(tmp_path, "model.onnx", "model.pt2")
+    earlier_export(tmp_path / PART, "model.safetensors", "model.pt2")
+    for name in ("model.safetensors", "model.pt2", "model.json", "README.md"):
+        (tmp_path / PART / name).write_text("new")
+    (tmp_path / PART / "model.safetensors").replace(tmp_path / "model.safetensors")  # as far as it came
+    (tmp_path / "README.md").unlink()
+    claim(tmp_path)
+    networks = {"model.safetensors", "model.pt2"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        *networks,
+        *("model.json", "export.json", "README.md"),
+    }
+    assert all((tmp_path / name).read_text() == "new" for name in (*networks, "model.json", "README.md"))
+    assert set(json.loads((tmp_path / "export.json").read_text())["files"]) == networks
+
+
+def test_all_test_images_are_asked_unless_that_takes_long(
+    student: Path, cached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Console(record=True, width=300)
+    unsaid = ExportConfig(formats=["safetensors"], repeats=0)
+    assert export(student, tmp_path, unsaid, console=said).files[0].images == 32
+    assert "Checked on 32 of 32 test images\n" in said.export_text()
+    monkeypatch.setattr(exporting, "MOST_SECONDS", 0)
+    monkeypatch.setattr(run_images, "SAMPLE", 8)
+    assert export(student, tmp_path, unsaid, console=said).files[0].images == 8
+    assert "Checked on 8 of 32 test images: all would take more" in said.export_text()
 
 
 def test_a_file_that_fails_is_not_left_behind(
@@ -109,16 +169,18 @@ def test_a_file_that_fails_is_not_left_behind(
 
     monkeypatch.setattr(exporting, "write_program", foreign)
     both = ExportConfig(formats=["pt2", "safetensors"], images=8, repeats=0)
-    (tmp_path / "model.pt2").write_text("old")
+    earlier_export(tmp_path, "model.pt2")
     with pytest.raises(UserError, match=r"model\.pt2 failed its check and was not kept: its logits differ"):
         export(student, tmp_path, both, console=Console(quiet=True))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model.safetensors", "model.json", "export.json", "README.md"}
     assert "pt2" not in (tmp_path / "README.md").read_text(encoding="utf-8")
     alone = ExportConfig(formats=["pt2"], images=8, repeats=0)
-    with pytest.raises(UserError, match="failed its check"):
-        export(student, tmp_path / "alone", alone, console=Console(quiet=True))
-    assert not list((tmp_path / "alone").iterdir())
+    for place in (tmp_path, tmp_path / "alone"):  # nothing passed: nothing is taken away
+        before = {path.name: path.read_bytes() for path in place.glob("*")}
+        with pytest.raises(UserError, match="failed its check"):
+            export(student, place, alone, console=Console(quiet=True))
+        assert {path.name: path.read_bytes() for path in place.glob("*")} == before
 
 
 def test_images_are_found_or_asked_for(

@@ -116,6 +116,11 @@ def test_a_file_with_a_georeference_is_a_raster_where_it_is_named_itself(tmp_pat
     assert found.rasters == (str(tmp_path / "map.tif"), str(tmp_path / "some.vrt"))
     assert [path.name for path in found.images] == ["plain.tif", "photo.png"]
     assert [path.name for path in find_inputs([tmp_path]).images] == ["map.tif", "photo.png", "plain.tif"]
+    for pattern in (f"{tmp_path}/*.tif", f"{tmp_path}/**/*.tif"):  # georeferenced scenes in thousands
+        found = find_inputs([pattern])
+        assert not found.rasters and [path.name for path in found.images] == ["map.tif", "plain.tif"]
+        assert len(find_inputs([pattern], raster=True).rasters) == 2
+    assert find_inputs([f"{tmp_path}/*.vrt"]).rasters == (str(tmp_path / "some.vrt"),)
     assert find_inputs(["/vsimem/x.tif"], raster=True).rasters == ("/vsimem/x.tif",)
     assert len(find_inputs(named, raster=True).rasters) == 4 and len(find_inputs(named, raster=False).images) == 4
 
@@ -145,7 +150,9 @@ def test_the_results_are_those_of_the_network_in_the_order_of_the_inputs(
     assert result.images == len(paths) == sum(result.counts.values()) and not result.skipped and result.before == 0
     assert {file.name for file in result.files} == {file.name for file in out.iterdir()}
     again = predict_images(model, [paths[5]], out, sheet="none")  # other inputs: the tables hold these alone
-    assert len(table(out)) == 1 and again.images == 1 and not (out / "embeddings.npz").exists()
+    assert len(table(out)) == 1 and again.images == 1 and not list(out.glob("contact_sheet_*"))
+    with np.load(out / "embeddings.npz") as kept:  # may have taken hours, and says what it is of
+        assert len(kept["paths"]) == len(paths)
 
 
 def test_odd_images_are_treated_as_in_training_and_bad_ones_named(model: SceneModel, tmp_path: Path) -> None:
@@ -317,6 +324,21 @@ def test_the_journal_forgets_what_was_not_written_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_files_that_no_call_has_written_stay(model: SceneModel, tmp_path: Path) -> None:
+    image, out = draw(tmp_path / "in" / "a.png"), tmp_path / "out"
+    out.mkdir()
+    for name in ("contact_sheet_02.png", "skipped.csv", "embeddings.npz", "mine.txt"):
+        (out / name).write_text("mine")
+    predict_images(model, [image], out)
+    assert [
+        name for name in ("contact_sheet_02.png", "skipped.csv", "embeddings.npz") if not (out / name).exists()
+    ] == []
+    assert (out / "contact_sheet_01.png").exists()
+    (out / "predict.files.json").write_text('{"files": ["../in/a.png", "contact_sheet_01.png"]}')  # and no way out
+    predict_images(model, [image], out, sheet="none")
+    assert image.exists() and not (out / "contact_sheet_01.png").exists() and (out / "mine.txt").exists()
+
+
 # the contact sheet
 
 
@@ -340,7 +362,6 @@ def test_a_sheet_shows_the_least_sure_and_every_class_when_not_all_fit() -> None
 def test_pages_are_written_and_hold_what_they_should(tmp_path: Path) -> None:
     red = Image.new("RGB", (60, 30), (250, 0, 0))
     red.save(tmp_path / "red.png")
-    (tmp_path / "contact_sheet_07.png").write_text("of an earlier call")
     images = [Shown(tmp_path / "red.png", "a name that is far too long to be printed whole.png", 0, 0.97)]
     images += [Shown(tmp_path / "gone.png", "gone.png", 1, 0.4)] * (COLUMNS * ROWS)
     written = draw_sheets(images, ["forêt 森林 with a very long name indeed", "river"], tmp_path)

@@ -22,6 +22,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub as an upload of small files asks for."""
 
     asked: list[tuple[str, Any]]
+    there: tuple[str, ...] = ()  # files of the repository
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -35,6 +36,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            self.answer([{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in self.there])
+            return
         self.answer({"id": "anna/net", "sha": "0" * 40, "siblings": [], "private": True})
 
     def do_POST(self) -> None:
@@ -55,26 +59,27 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+def hub() -> Iterator[tuple[str, list[tuple[str, Any]], Any]]:
     asked: list[tuple[str, Any]] = []
     handler = type("OneHub", (Hub,), {"asked": asked})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", asked, handler
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_only_the_files_of_an_export_are_sent(
-    hub: tuple[str, list[tuple[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: tuple[str, list[tuple[str, Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     contents = {"README.md": "# net\n", "model.json": "{}", "model.safetensors": "weights"}
     for name, content in {**contents, "secret.txt": "mine"}.items():
         (tmp_path / name).write_text(content)
-    endpoint, asked = hub
+    endpoint, asked, handler = hub
+    handler.there = (".gitattributes", "model.onnx", "notes.txt")  # somebody else's
     address = push(tmp_path, "anna/net", endpoint=endpoint)
     assert address == f"{endpoint}/anna/net"
     (_, made), (_, lines) = asked
@@ -82,6 +87,11 @@ def test_only_the_files_of_an_export_are_sent(
     assert made["name"] == "net" and made["organization"] == "anna"
     sent = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
     assert {name: base64.b64decode(content).decode() for name, content in sent.items()} == contents
+    assert not [line for line in lines if line["key"].startswith("deleted")]
+    handler.there = (*handler.there, "export.json", "model.safetensors")  # an earlier export
+    push(tmp_path, "anna/net", endpoint=endpoint)
+    gone = [line["value"]["path"] for line in asked[-1][1] if line["key"].startswith("deleted")]
+    assert gone == ["model.onnx"]
 
 
 def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

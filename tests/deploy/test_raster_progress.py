@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scenedistill.deploy.raster_progress import PLAN, RasterProgress
+from scenedistill.deploy.raster_progress import CELLS, DONE, PLAN, RasterProgress, read_plan
 from scenedistill.errors import UserError
 
 SHAPE = (6, 2, (2, 4))  # windows, classes, cells
@@ -52,3 +53,28 @@ def test_a_folder_without_its_plan_is_begun_anew(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_said_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="MiB left"):
         RasterProgress.begin(tmp_path / "part", {}, 10**12, 1000, (2, 2))
+
+
+@pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="this system does not tell what lies on the disk")
+def test_what_is_written_through_memory_has_its_room_on_the_disk(tmp_path: Path) -> None:
+    RasterProgress.begin(tmp_path / "part", {}, 3_000_000, 2, (1500, 2000)).close()
+    with (tmp_path / "zeros").open("wb") as file:
+        file.write(bytes(3_000_000))
+        file.flush()
+        os.fsync(file.fileno())
+    for name in (DONE, CELLS):
+        found = (tmp_path / "part" / name).stat()
+        assert found.st_size == 3_000_000 and found.st_blocks >= (tmp_path / "zeros").stat().st_blocks
+
+
+def test_a_plan_may_gain_entries_of_a_table_and_nothing_else(tmp_path: Path) -> None:
+    files = {"a.vrt": [9, 1]}
+    RasterProgress.begin(tmp_path / "part", {"files": files}, *SHAPE).close()
+    more = {"files": {**files, "was missing.tif": [4, 2]}}
+    RasterProgress.begin(tmp_path / "part", more, *SHAPE).close()
+    assert read_plan(tmp_path / "part") == more
+    for other in (files, {"a.vrt": [9, 2], "was missing.tif": [4, 2]}):
+        with pytest.raises(UserError, match="not the same files"):
+            RasterProgress.begin(tmp_path / "part", {"files": other}, *SHAPE)
+    with pytest.raises(UserError, match="not the same files"):
+        RasterProgress.begin(tmp_path / "part", {}, *SHAPE)

@@ -237,3 +237,63 @@ def test_a_file_with_several_rasters_lists_them(tmp_path: Path, colours: np.ndar
     with pytest.raises(UserError, match=r"several rasters.*\n  GPKG:.*:first\n  GPKG:.*:second"):
         open_raster(path)
     open_raster(f"GPKG:{path}:second").close()
+
+
+def two_types(folder: Path, first: np.ndarray, second: np.ndarray, nodata: tuple[str, str] = ("", "")) -> Path:
+    """A virtual raster of two bands of different types."""
+    height, width = first.shape
+    lines = [f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">']
+    for number, (values, kind, empty) in enumerate(zip((first, second), ("Byte", "UInt16"), nodata, strict=True), 1):
+        write(folder / f"{number}.tif", values[None])
+        lines.append(f'<VRTRasterBand dataType="{kind}" band="{number}">')
+        lines.append(f"<NoDataValue>{empty}</NoDataValue>" if empty else "")
+        lines.append(f'<SimpleSource><SourceFilename relativeToVRT="1">{number}.tif</SourceFilename></SimpleSource>')
+        lines.append("</VRTRasterBand>")
+    (folder / "two.vrt").write_text("".join(lines) + "</VRTDataset>")
+    return folder / "two.vrt"
+
+
+def test_bands_of_different_types_are_read_together(tmp_path: Path) -> None:
+    first = RNG.integers(1, 256, (20, 30), dtype=np.uint8)
+    second = RNG.integers(1, 4000, (20, 30), dtype=np.uint16)
+    first[:5], second[:5] = 0, 3999
+    path = two_types(tmp_path, first, second, ("0", "3999"))
+    pixels, valid = read(path, 2, stretch="0,3998")
+    assert np.array_equal(valid, np.repeat(np.arange(20) >= 5, 30).reshape(20, 30))
+    for band, values in zip(pixels.transpose(2, 0, 1), (first, second), strict=True):
+        assert np.array_equal(band[5:], np.rint(values[5:] / 3998 * 255).astype(np.uint8))
+    with open_raster(path) as raster:
+        assert describe(raster, 2, stretch="0%,100%").stretch == ((1, second[5:].max()),) * 2
+    with pytest.raises(UserError, match=r"--nodata 3999: band 1 .* is uint8"):
+        read(path, 2, nodata=3999)
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodata"),
+    [
+        ("uint8", 256),
+        ("uint8", 0.5),
+        ("uint8", float("nan")),
+        ("uint16", -9999),
+        ("int16", float("inf")),
+        ("float32", 1e300),
+    ],
+)
+def test_a_nodata_value_that_bands_cannot_hold_is_refused(tmp_path: Path, kind: str, nodata: float) -> None:
+    path = write(tmp_path / "a.tif", np.zeros((3, 9, 9), kind))
+    with pytest.raises(UserError, match=rf"--nodata .*: band 1 of .*a.tif is {kind} and cannot hold it"):
+        read(path, nodata=nodata, stretch="0,1")
+
+
+def test_a_file_whose_nodata_value_no_pixel_can_have_has_no_holes(tmp_path: Path) -> None:
+    first, second = np.zeros((9, 9), np.uint8), np.full((9, 9), 55_537, np.uint16)  # -9999, were it cut to 16 bits
+    path = two_types(tmp_path, first, second, ("256", "-9999"))
+    assert read(path, 2, stretch="0,1")[1] is None
+    assert read(path, 2, stretch="0,1", nodata=0)[1] is None  # the second band has data
+
+
+def test_a_real_nodata_value_is_rounded_as_the_band_rounds_it(tmp_path: Path) -> None:
+    values = np.ones((3, 9, 9), np.float32)
+    values[:, :4] = 0.1
+    _, valid = read(write(tmp_path / "a.tif", values), nodata=0.1, stretch="0,1")
+    assert valid is not None and not valid[:4].any() and valid[4:].all()

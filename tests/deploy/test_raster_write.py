@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from scenedistill.deploy.raster_write import (
     probability_fields,
     regions,
 )
+from scenedistill.errors import UserError
 
 CLASSES = ("car park", "fields & <woods>", "forêt")
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 5_000_000)
@@ -221,6 +223,17 @@ def test_regions_are_what_can_be_walked_to_without_leaving_the_class(labels: np.
     assert np.array_equal(regions(labels), expected)
 
 
+def test_numbering_regions_takes_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    for labels in (rng.integers(-1, 3, (700, 800)), np.zeros((700, 800), int)):
+        labels = labels.astype(np.int32)
+        tracemalloc.start()
+        found = regions(labels)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 40 * labels.size and found.dtype == np.int32
+
+
 def test_outlines_are_cut_at_the_edge_and_have_holes() -> None:
     labels = np.zeros((3, 4), int)
     labels[1, 1], labels[2, 3] = 1, -1
@@ -263,3 +276,14 @@ def test_a_large_class_raster_has_overviews_of_its_own_values(tmp_path: Path) ->
         assert file.overviews(1) == [2] and file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     with rasterio.open(tmp_path / "a.tif", OVERVIEW_LEVEL=0) as half:
         assert set(np.unique(half.read(1))) <= {0, 2} and half.colorinterp[1].name != "alpha"
+
+
+def test_a_write_that_fails_is_said_and_a_full_disk_as_the_system_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tif").mkdir()
+    for full, kind, said in ((0, UserError, "cannot be written"), (1 << 60, OSError, "No space left")):
+        monkeypatch.setattr("scenedistill.deploy.raster_write.FULL", full)
+        raster = ClassRaster(tmp_path / "a.tif", tmp_path, place(), CLASSES, {})
+        with pytest.raises(kind, match=said):
+            raster.close()

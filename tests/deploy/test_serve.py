@@ -28,6 +28,7 @@ import tifffile
 from PIL import Image
 
 from scenedistill.data.images import read_scene
+from scenedistill.deploy import serve_work
 from scenedistill.deploy.model import SceneModel, open_model
 from scenedistill.deploy.serve_answers import Answerer, find_teacher
 from scenedistill.deploy.serve_files import Shelf, image_kind, shown_name
@@ -38,7 +39,7 @@ from scenedistill.errors import UserError
 pytest.importorskip("starlette", reason="the page needs the extra `use`")
 
 from scenedistill.deploy.serve import serve, worker_setup
-from scenedistill.deploy.serve_work import Worker
+from scenedistill.deploy.serve_work import Worker, Workers
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PAGE_CLASSES = ("car park", "fields", "forêt", "<b>river</b>", "quarry", "beach")
@@ -68,6 +69,16 @@ def tiff_bytes(pixels: np.ndarray, **more: Any) -> bytes:
     memory = io.BytesIO()
     tifffile.imwrite(memory, pixels, **more)
     return memory.getvalue()
+
+
+def tiff_head(side: int, depth: int, content: bytes, *, inflates: bool = False, tile: int = 0) -> bytes:
+    """A grey TIFF of one strip, or of one tile, that may hold anything."""
+    place, kind = ((324, 325), (322, 323)) if tile else ((273, 279), ())
+    tags = {256: side, 257: side, 258: depth, 259: 8 if inflates else 1, 262: 1, 277: 1}
+    tags |= dict.fromkeys(kind, tile) if tile else {278: side}
+    tags |= {place[0]: 8 + 2 + 12 * (len(tags) + 2) + 4, place[1]: len(content)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0) + content
 
 
 # what it answers
@@ -195,6 +206,12 @@ def test_what_is_no_fit_image_is_refused_in_a_line(page: Any, name: str, body: b
 def test_a_tiff_of_many_pages_counts_them_all(page: Any) -> None:
     pages = tiff_bytes(np.zeros((40, 500, 500), np.uint8), photometric="minisblack", compression="zlib")
     status, answer, _ = page.call("POST", "/classify?name=pages.tif", pages)
+    assert status == 422 and "MiB of memory" in answer["error"]
+
+
+def test_a_tile_counts_as_a_whole(page: Any) -> None:
+    body = tiff_head(64, 16, bytes(8), tile=30_000)
+    status, answer, _ = page.call("POST", "/classify?name=tile.tif", body)
     assert status == 422 and "MiB of memory" in answer["error"]
 
 
@@ -327,6 +344,60 @@ def test_work_that_hangs_or_dies_takes_nothing_along(worker: Worker, tmp_path: P
         worker.ask(task)
     assert died.value.status == 500
     assert worker.ask(task)["files"] == ["result.csv", "result.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its memory")
+def test_a_bomb_gets_no_more_memory_than_it_may(page_networks: tuple[Path, Path], tmp_path: Path) -> None:
+    """A strip of 0.4 MB, and of 384 MiB when it is inflated."""
+    packer = zlib.compressobj(9)
+    packed = b"".join([*(packer.compress(bytes(2**24)) for _ in range(24)), packer.flush()])
+    upload = tmp_path / "upload.tif"
+    limits = ServeLimits(memory=0.25)
+    one = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    one.start()
+    try:
+        for content, fits in ((packed, False), (zlib.compress(bytes(2 * 64 * 64)), True)):
+            upload.write_bytes(tiff_head(64, 16, content, inflates=True))
+            task = {"upload": str(upload), "name": "a.tif", "kind": "auto"}
+            if fits:
+                assert one.ask(task)["kind"] == "scene"
+                continue
+            with pytest.raises(Refused, match="memory") as refused:
+                one.ask(task)
+            assert refused.value.status in (422, 500)
+    finally:
+        one.stop()
+
+
+def test_a_process_that_is_not_ready_in_time_is_ended(
+    page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_work, "OPENING", 0.01)
+    limits = ServeLimits()
+    slow = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    with pytest.raises(UserError, match=r"not ready after 0\.01 seconds"):
+        slow.start()
+    assert slow.process and not slow.process.is_alive()
+
+
+def test_a_process_that_cannot_be_started_is_asked_again(
+    page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, tries = ServeLimits(), list[int]()
+    workers = Workers(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits)
+
+    def no_room(self: Worker) -> Any:
+        tries.append(1)
+        raise RuntimeError("can't start new thread")
+
+    async def twice() -> None:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="new thread"):
+                await asyncio.wait_for(workers.ask({}), 10)
+
+    monkeypatch.setattr(Worker, "start", no_room)
+    asyncio.run(twice())
+    assert len(tries) >= 3
 
 
 def test_a_network_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
@@ -490,6 +561,25 @@ def test_only_own_plain_files_are_kept_and_only_for_a_while() -> None:
     asyncio.run(use())
 
 
+def test_kept_results_take_no_more_disk_than_they_may() -> None:
+    async def use() -> None:
+        shelf = Shelf(ServeLimits(kept_megabytes=2.5))
+        try:
+            tokens = []
+            for size in (1, 1, 1, 4):
+                with shelf.folder() as folder:
+                    (folder / "result.json").write_bytes(bytes(size * 2**20))
+                    shelf.keep(folder, ["result.json"])
+                tokens.append(folder.name)
+                if len(tokens) == 3:
+                    assert list(shelf.results) == tokens[1:]
+            assert [path.name for path in shelf.root.iterdir()] == tokens[3:], "the newest stays however large"
+        finally:
+            shelf.close()
+
+    asyncio.run(use())
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -583,6 +673,13 @@ def test_how_a_map_is_made_can_be_chosen(page: Any, tmp_path: Path) -> None:
     assert (answer["grid"]["cell_width"], answer["grid"]["cell_height"]) == (20, 20)
     webp = page.call("POST", "/classify?name=a.webp&kind=map", encoded(noise(), "WEBP"))
     assert webp[0] == 422 and "a.webp cannot be a map" in webp[1]["error"]
+
+
+def test_a_map_of_too_many_cells_is_refused_before_it_is_made(page: Any) -> None:
+    body, before = tiff_bytes(np.zeros((900, 900), np.uint8), compression="zlib"), page.folders()
+    status, answer, _ = page.call("POST", "/classify?name=a.tif&kind=map&window=8&overlap=0.75", body)
+    assert status == 422 and "would have 202,500 cells; the limit of this page is 100,000" in answer["error"]
+    assert page.folders() == before
 
 
 def test_a_disguised_vrt_is_not_opened_as_a_map(page: Any, tmp_path: Path) -> None:

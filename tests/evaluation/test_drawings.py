@@ -14,7 +14,6 @@ from scenedistill.evaluation.curves import Curves
 from scenedistill.evaluation.differences import ClassGain, ConfusedPair
 from scenedistill.evaluation.drawings import (
     activation_figure,
-    agreement_figure,
     class_gains_figure,
     confused_pairs_figure,
     confusion_difference_figure,
@@ -99,14 +98,6 @@ def test_maps_lie_over_the_images(bands: int, tmp_path: Path) -> None:
     over = figure.axes[-1].images[1]
     assert tuple(over.get_extent()) == (-0.5, 11.5, 15.5, -0.5)
     np.testing.assert_array_equal(over.get_array(), maps["DKD"][1])
-    drawn(figure, tmp_path)
-
-
-def test_the_agreement_over_the_test(tmp_path: Path) -> None:
-    figure = agreement_figure({"plain": np.array([0.0, 0.5]), "DKD": np.array([0.9, 0.7])}, "correlation")
-    assert {"plain, mean 0.250", "DKD, mean 0.800", "correlation with the teacher's"} <= set(texts(figure))
-    steps = figure.axes[0].lines[1].get_xydata()
-    np.testing.assert_allclose(steps, [[0.7, 100], [0.9, 50]])
     drawn(figure, tmp_path)
 
 

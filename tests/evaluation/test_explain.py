@@ -103,16 +103,18 @@ def test_the_text_has_a_table_for_each_image(explained: list[Explained]) -> None
 
 
 def test_the_sheet_has_pages_and_shows_the_images(explained: list[Explained], tmp_path: Path) -> None:
-    (tmp_path / "explain_09.png").write_text("of an earlier call")
+    (tmp_path / "explain_09.png").write_text("of nobody knows whom")
     pages = draw_explained(explained, tmp_path)
     assert [page.name for page in pages] == ["explain_01.png", "explain_02.png"] and len(explained) > ON_A_PAGE
-    assert sorted(tmp_path.glob("*.png")) == pages
+    assert sorted(tmp_path.glob("*.png")) == [*pages, tmp_path / "explain_09.png"]
     sizes = []
     for page in pages:
         with Image.open(page) as picture:
             sizes.append(picture.size)
             assert np.asarray(picture.convert("RGB")).std() > 30
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] > 1.4 * sizes[1][1]
+    (one,) = draw_explained(explained[:1], tmp_path)
+    assert sorted(tmp_path.glob("*.png")) == [one, tmp_path / "explain_09.png"], "the second page was of that call"
 
 
 def test_the_command_writes_both_and_refuses_many(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_the_command_writes_both_and_refuses_many(tiny_run: Path, tiny_scenes: P
     image = next(tiny_scenes.glob("fields/*.png"))
     settings = explain_command.parser().parse_args([str(tiny_run), str(image), "--out", str(out)])
     explain_command.command(settings, console, "")
-    assert sorted(path.name for path in out.iterdir()) == ["explain_01.png", "explained.txt"]
+    assert sorted(path.name for path in out.iterdir()) == ["explain.files.json", "explain_01.png", "explained.txt"]
     assert (out / "explained.txt").read_text(encoding="utf-8").rstrip() in console.export_text()
     settings = explain_command.parser().parse_args([str(tiny_run), str(tiny_scenes)])
     with pytest.raises(UserError, match="64 images; explain is for 60"):

@@ -30,9 +30,10 @@ from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import assemble
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid import GridOutcome, dry_run, grid
-from scenedistill.experiments.grid_cells import Board, Cell, needs, plan
+from scenedistill.experiments.grid_cells import Board, Cell, do_cell, needs, plan
 from scenedistill.experiments.grid_config import GridConfig, MethodConfig, TuningConfig, grid_text, student_of
 from scenedistill.experiments.grid_engine import Ended, Order, disk_full, one_line, share
+from scenedistill.experiments.grid_results import finish
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.grid_time import duration
 from scenedistill.experiments.results import read_result
@@ -165,7 +166,7 @@ def test_what_run_has_trained_is_taken_over(make: Make, tiny_scenes: Path, tmp_p
 def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Path, tmp_path: Path) -> None:
     said = io.StringIO()
     seconds = dry_run(make(seeds=[0]), tmp_path / "new", console=Console(file=said, width=300))
-    assert not (tmp_path / "new").exists() and seconds > 0
+    assert not (tmp_path / "new").exists() and seconds and seconds > 0
     for name in ("seed0/teacher", f"seed0/{STUDENT}/plain_no_da", f"seed0/{STUDENT}/dkd"):
         assert re.search(rf"scenes-50/{name} .* to do ", said.getvalue()), said.getvalue()
     assert "0 of 5 done, about" in said.getvalue()
@@ -176,7 +177,7 @@ def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Pat
     assert dry_run(make(), copy, console=Console(file=said, width=300)) == 0
     assert "10 of 10 done" in said.getvalue()
     more = dry_run(make(seeds=[0, 1, 2]), copy, jobs=2, console=Console(file=said, width=300))
-    assert more > 0 and "same kind for 5 cells, from 0 short measurements for 0" in said.getvalue()
+    assert more and "same kind for 5 cells, from 0 short measurements for 0" in said.getvalue()
     assert sorted(path for path in copy.rglob("*")) == before
 
 
@@ -232,7 +233,8 @@ def test_tuning_has_one_budget_and_never_sees_the_test_part(make: Make, tiny_sce
     assert kept["dkd"]["validation_oa"]["1e+40"] is None, "diverged"
     row = next(row for row in done.outcome.results["scenes-50"].rows if row.variant == "dkd")
     assert row.more["factor"] == kept["dkd"]["factor"] in (0.1, 1)
-    settings = json.loads((out / "scenes-50" / "seed0" / STUDENT / "dkd" / "stage.json").read_text(encoding="utf-8"))
+    place = "dkd" if row.more["factor"] == 1 else "dkd@0.1"
+    settings = json.loads((out / "scenes-50" / "seed0" / STUDENT / place / "stage.json").read_text(encoding="utf-8"))
     weights = settings["settings"]["student"]["losses"]
     assert weights == ({} if row.more["factor"] == 1 else {"da": 0.1, "ss": 0.1})
     assert "| scenes-50 | table1_printed | dkd |" in (out / "summary.md").read_text(encoding="utf-8")
@@ -240,6 +242,56 @@ def test_tuning_has_one_budget_and_never_sees_the_test_part(make: Make, tiny_sce
     count = trained(out)
     assert "7 of 7 cells were done before" in do(config, out).said, "nor is a diverged run tried again"
     assert trained(out) == count
+
+
+def test_where_every_factor_diverges_the_scores_are_kept(make: Make, tmp_path: Path) -> None:
+    wild, out = TuningConfig(factors=[1e39, 1e40], val_fraction=0.25, epochs=1), tmp_path / "out"
+    config = make(seeds=[0], tuning=wild, methods={"plain": MethodConfig(), "da": METHODS["da"]})
+    done = do(config, out)
+    name = f"scenes-50/seed0/{STUDENT}/da"
+    assert done.outcome.failures == {name: "its loss diverged with every weight that was tried in tuning"}
+    kept = json.loads((out / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]["da"]
+    assert kept == {"factor": None, "validation_oa": {"1e+39": None, "1e+40": None}}
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "| scenes-50 | table1_printed | da | diverged | diverged | none |" in text
+
+
+def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make) -> None:
+    """A tuned method has a place of its own beside the untuned one, and a grid its own files."""
+    before = {file: (copy / file).read_bytes() for file in ("grid.yaml", "results.json", "summary.md")}
+    tuning = TuningConfig(factors=[0.5], val_fraction=0.25)
+    methods = {"plain": MethodConfig(), "dkd": MethodConfig(), "sp": MethodConfig(epochs=2)}
+    config = make(name="rivals", seeds=[0], tuning=tuning, methods=methods)
+    done = do(config, copy)
+    assert not done.outcome.failures and "2 of 7 cells were done before" in done.said, "the teacher and plain"
+    assert {file: (copy / file).read_bytes() for file in before} == before
+    folder = copy / "scenes-50" / "seed0" / STUDENT
+    assert (folder / "dkd@0.5" / "evaluation" / "stage.json").is_file()
+    assert not list(folder.glob("*.previous-*")) and not (copy / "tuning.json").exists()
+    own = copy / "rivals"
+    assert {path.name for path in own.iterdir()} == {"grid.yaml", "results.json", "summary.md", "tuning.json"}
+    assert f"are in {own}" in done.said
+
+    rows = {row.variant: row for row in done.outcome.results["scenes-50"].rows}
+    assert rows["sp"].more["epochs"] == 2 and "epochs" not in rows["dkd"].more, "those that differ"
+    chosen = json.loads((own / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]
+    assert chosen["sp"]["epochs"] == 2 and "epochs" not in chosen["dkd"]
+    notes = done.outcome.results["scenes-50"].notes
+    assert "Not as in their papers: sp (pooled features" in notes and notes in (own / "summary.md").read_text("utf-8")
+    assert "Not as in" not in json.loads(before["results.json"]).get("notes", "")
+
+    assert "10 of 10 cells were done before" in do(make(), copy).said
+    with pytest.raises(UserError, match=r"holds the grid 'tiny'.* Give another --name or another --out"):
+        do(dataclasses.replace(config, name="scenes-50"), copy)
+
+
+def test_published_figures_stand_in_the_summary(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    board = Board(make(seeds=[0], ratios=[0.2], methods={"plain": MethodConfig()}), tmp_path, Console(quiet=True))
+    cell = Cell("scenes-20", 0, STUDENT, "plain")
+    do_cell(board.config, tmp_path, cell, 1.0, 1, Console(quiet=True))
+    board.lab(cell).data_name = "AID"  # as it is when its classes are recognised
+    finish(board, tmp_path, {}, "", Console(quiet=True))
+    assert "Published by others: AID, 20 % training" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
 def when(path: Path, then: Callable[[str], object]) -> threading.Thread:
@@ -405,6 +457,7 @@ def test_the_command_writes_the_result_and_tells_of_failures(copy: Path, make: M
     settings = parser().parse_args([str(tmp_path / "wild.yaml"), "--out", str(tmp_path / "new"), "--dry_run", "true"])
     assert command(settings, Console(file=said, width=300), "scenedistill grid") == 0
     assert re.search(r"/wild .* to do .* \? ", said.getvalue()), "what cannot be measured is not known"
+    assert dry_run(config, tmp_path / "new", only=["wild"], console=Console(quiet=True)) is None
 
 
 def test_the_reasons_are_lines() -> None:
@@ -447,7 +500,7 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     "no data": (lambda c: c.datasets.clear(), "datasets is empty; expected {AID: path/to/AID}"),
     "data that are not there": (lambda c: c.datasets.update(x="nowhere"), "datasets.x: there is no nowhere"),
     "a label with a slash": (lambda c: c.methods.update({"a/b": MethodConfig()}), "labelled 'a/b'"),
-    "the teacher's label": (lambda c: c.methods.update(teacher=MethodConfig()), "and not teacher"),
+    "the teacher's label": (lambda c: c.methods.update(teacher=MethodConfig()), "and none of teacher, evaluation"),
     "a ratio": (lambda c: c.ratios.append(20), "ratios holds 20"),
     "a ratio twice": (lambda c: c.ratios.append(0.5), "one value twice"),
     "a seed twice": (lambda c: c.seeds.append(0), "each once"),
@@ -465,6 +518,10 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     "no epochs": (lambda c: c.methods.update(kd=MethodConfig(epochs=0)), "methods.kd.epochs is 0"),
     "plain that asks": (lambda c: c.methods.update(plain=MethodConfig(method="dkd")), "methods.plain asks the teacher"),
     "a factor of 0": (lambda c: setattr(c, "tuning", TuningConfig(factors=[0, 1])), "tuning.factors is [0, 1]"),
+    "factors whose folders would be one": (
+        lambda c: setattr(c, "tuning", TuningConfig(factors=[1, 1.0000001])),
+        "tuning.factors holds 1.0000001; expected six digits at most",
+    ),
     "all validation": (lambda c: setattr(c, "tuning", TuningConfig(val_fraction=1)), "tuning.val_fraction is 1"),
     "a given teacher": (
         lambda c: (setattr(c, "tuning", TuningConfig()), setattr(c.base.teacher, "checkpoint", Path("x"))),

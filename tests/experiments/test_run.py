@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,10 +23,13 @@ from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import make_split
 from scenedistill.errors import UserError
+from scenedistill.evaluation.outputs import OUTPUTS, load_outputs
+from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, read_result
@@ -263,6 +267,12 @@ def test_a_teacher_of_another_size_is_told_and_teaches(
     assert done.trained == 1
     note = "trained on images stored at 40 pixels and seen at 32; here they are stored at 40 and seen at 40"
     assert done.said.count(note) == 1
+    folder = tmp_path / "out" / "seed0" / "teacher"
+    kept, (net, _) = load_outputs(folder / "evaluation" / OUTPUTS), load_net(folder / WEIGHTS)
+    lab = Lab(tiny_scenes, tmp_path / "out", given, Console(quiet=True))
+    part = ScenePart(lab.cache, kept.rows)
+    seen = predict_logits(net, part, image_size=40, device=torch.device("cpu"), precision="fp32")
+    assert np.abs(seen - kept.logits).max() < 0.02, "it was tested at the size at which it teaches"
     again = do(tiny_scenes, tmp_path / "same", config(seeds=[0], teacher=given.teacher), parts=("teacher",))
     assert "seen at" not in again.said, "nothing to tell where the sizes are the same"
 

@@ -56,9 +56,17 @@ def test_tuning_runs_leave_a_validation_part_out_and_change_nothing_else() -> No
 
 
 def test_all_scores_and_the_choice_are_kept(tmp_path: Path) -> None:
-    choice = Choice("AID-20", "table1_resnet", "kd", {10.0: None, 0.1: 0.5, 1.0: 0.6250001}, 1.0)
+    choice = Choice("AID-20", "table1_resnet", "kd", {10.0: None, 0.1: 0.5, 1.0: 0.6250001}, 1.0, 5)
     write_choices([choice], TuningConfig(epochs=5), 30, tmp_path / "tuning.json")
     kept = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
     assert (kept["epochs"], kept["val_fraction"], kept["factors"]) == (5, 0.2, [0.1, 1.0, 10.0])
     found = kept["chosen"]["AID-20"]["table1_resnet"]["kd"]
     assert found == {"factor": 1.0, "validation_oa": {"0.1": 0.5, "1": 0.625, "10": None}}
+
+
+def test_epochs_of_their_own_and_a_method_that_diverged_are_told(tmp_path: Path) -> None:
+    choices = [Choice("b", "n", "kd", {1.0: 0.5}, 1.0, 30), Choice("b", "n", "sp", {1.0: None}, None, 60)]
+    write_choices(choices, TuningConfig(factors=[1.0]), 30, tmp_path / "tuning.json")
+    kept = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    assert kept["epochs"] == 30 and "epochs" not in kept["chosen"]["b"]["n"]["kd"]
+    assert kept["chosen"]["b"]["n"]["sp"] == {"factor": None, "validation_oa": {"1": None}, "epochs": 60}

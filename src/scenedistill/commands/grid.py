@@ -113,14 +113,14 @@ def command(settings: Namespace, console: Console, text: str) -> int:
         check_grid(config)
         config, engine = on_cluster(config)
     outcome = grid(config, out, only=settings.only, jobs=settings.jobs, engine=engine, command=text, console=console)
-    console.print(f"Everything lies in {out}: summary.md, and each cell's networks, figures and logs")
+    console.print(f"Each cell's networks, figures and logs lie in {out}")
     if results:
         for block, result in outcome.results.items():
             path = results if len(outcome.results) == 1 else results.with_stem(f"{results.stem}_{block}")
             console.print(f"Result written to {write_result(named(result, path.stem), path)}")
     if outcome.failures:
         console.print(
-            f"{len(outcome.failures)} cells failed: {out / 'failures.json'}. The same command tries them again."
+            f"{len(outcome.failures)} cells failed, as failures.json says. The same command tries them again."
         )
     return int(bool(outcome.failures))
 

@@ -104,8 +104,8 @@ def _images(
         console=Console(stderr=True),
     )
     console.print(str(replace(result, twice=result.twice + twice)), markup=False, highlight=False)
-    written = [file.name for file in result.files if not file.name.startswith("contact_sheet")]
-    pages = len(result.files) - len(written)
+    written = [file.name for file in result.files if not file.name.endswith((".png", ".files.json"))]
+    pages = sum(file.suffix == ".png" for file in result.files)
     sheets = f" and {pages} contact sheet{'s' if pages > 1 else ''}" if pages else ""
     console.print(f"Written to {out}: {', '.join(written)}{sheets}", markup=False, highlight=False)
     return result.images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -20,6 +22,8 @@ def parser() -> CommandParser:
         default=None,
         help="folder of the images where the record does not tell, or {NAME: folder} for the data sets of a grid",
     )
+    parser.add_argument("--figures", type=str | None, default=None, help="folder for the pictures as files for a paper")
+    parser.add_argument("--as", type=Literal["pdf", "svg", "png"], default="pdf", help="what these files are")
     parser.add_class_arguments(ReportConfig)
     return parser
 
@@ -32,7 +36,11 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         settings.folder,
         settings.out,
         data=settings.data,
+        figures=settings.figures,
+        ending=settings["as"],
         config=filled(ReportConfig, settings),
         say=lambda line: console.print(f"  {line}", markup=False),
     )
     console.print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB). Open it in a browser.", markup=False)
+    if settings.figures:
+        console.print(f"Figures: {settings.figures}", markup=False)

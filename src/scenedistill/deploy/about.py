@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -12,11 +13,12 @@ import yaml
 from safetensors import safe_open
 
 from scenedistill import __version__
-from scenedistill.data.catalog import CATALOG, normalise
+from scenedistill.data.catalog import CATALOG, lookup, normalise
 from scenedistill.data.facts import DatasetFacts
 from scenedistill.deploy.source import Training, of
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard
+from scenedistill.models.network import SceneNet
 
 #: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
 CARD, ABOUT = "scenedistill", "about"
@@ -34,14 +36,14 @@ def about_training(training: Training) -> dict[str, Any]:
     """What a run says of one of its networks; a key is left out where the run does not say.
 
     Returns:
-        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `licence`,
-        `reference`, `doi`, `method`, `teacher`, `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain
-        JSON values.
+        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `data_guessed`
+        (true where only the class names tell), `licence`, `reference`, `doi`, `method`, `teacher`, `teacher_oa`,
+        `weights_hash`, `precision` and `scenedistill`: plain JSON values.
     """
     if not training.settings:
         return {}
     tested, data, run = training.tested, training.settings.get("data", {}), run_settings(training)
-    name, facts = _data(training, data.get("classes", ()))
+    name, facts, guessed = _data(training, data.get("classes", ()))
     teacher = training.teacher
     found = {
         "oa": tested.get("oa"),
@@ -50,6 +52,7 @@ def about_training(training: Training) -> dict[str, Any]:
         "train_ratio": None if run.get("split_file") else run.get("train_ratio"),
         "seed": training.settings.get("seed"),
         "data": name,
+        "data_guessed": guessed or None,
         "licence": facts.licence if facts else None,
         "reference": facts.reference if facts else None,
         "doi": facts.doi if facts else None,
@@ -61,6 +64,11 @@ def about_training(training: Training) -> dict[str, Any]:
         "scenedistill": __version__,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def normalisation(net: SceneNet) -> dict[str, list[float]]:
+    """Mean and standard deviation of each band, of images in 0..1, with which the network normalises."""
+    return {name: [round(float(value), 6) for value in getattr(net, name).flatten()] for name in ("mean", "std")}
 
 
 def completed(card: NetCard, training: Training) -> NetCard:
@@ -99,16 +107,26 @@ def run_settings(training: Training) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, DatasetFacts | None]:
-    """Name of the images it was trained on, and their catalogue entry when it has all of these classes."""
-    wanted = {normalise(name) for name in classes}
-    for facts in CATALOG.values():
-        known = {normalise(name) for name in (*facts.counts, *facts.class_aliases)}
-        if wanted and wanted <= known and len(wanted) >= 0.6 * len(facts.counts):
-            return facts.name, facts
+def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, DatasetFacts | None, bool]:
+    """Name of the images it was trained on, their catalogue entry, and whether both are only a guess.
+
+    The run's own word counts. Where it has none, a catalogue entry with all of these class names is the guess.
+    """
+    wanted = {normalise(one) for one in classes}
     try:
         assert training.run is not None
         summary = json.loads((training.run / "summary.json").read_text(encoding="utf-8"))
-        return str(summary["data"]), None
-    except (AssertionError, OSError, ValueError, KeyError):
-        return None, None
+        name = str(summary["data"])
+    except (AssertionError, OSError, ValueError, KeyError, TypeError):
+        for facts in CATALOG.values():
+            if wanted and wanted <= _known(facts) and len(wanted) >= 0.6 * len(facts.counts):
+                return facts.name, facts, True
+        return None, None, False
+    with contextlib.suppress(UserError):  # not in the catalogue
+        if 2 * len(wanted & _known(lookup(name))) >= len(wanted):  # any folder may be called so
+            return name, lookup(name), False
+    return name, None, False
+
+
+def _known(facts: DatasetFacts) -> set[str]:
+    return {normalise(name) for name in (*facts.counts, *facts.class_aliases)}

@@ -83,7 +83,7 @@ def draw_sheets(
     pages: int = 20,
     value_range: tuple[float, float] | None = None,
 ) -> list[Path]:
-    """Write `contact_sheet_01.png` and so on, in place of any that were there.
+    """Write `contact_sheet_01.png` and so on.
 
     A small image keeps its proportions. The bar below it is as long as the confidence: green from 90 %, amber from
     60 %, red below. An image that is no longer there is left as a grey field.
@@ -100,8 +100,6 @@ def draw_sheets(
     Returns:
         The files, in order.
     """
-    for old in folder.glob("contact_sheet_*.png"):
-        old.unlink()
     planned = plan(images, order, pages)
     labels = list(dict.fromkeys(image.label for image in planned.shown))
     tint = {label: BANDS[place % 2] for place, label in enumerate(labels)}

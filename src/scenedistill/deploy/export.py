@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import copy
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
-from scenedistill.deploy.about import about_training, as_metadata, completed
+from scenedistill.deploy.about import about_training, as_metadata, completed, normalisation
 from scenedistill.deploy.check import FileCheck, check_file, logits_of, time_models
 from scenedistill.deploy.export_config import ExportConfig, Format
+from scenedistill.deploy.export_folder import CARD, README, RECORD, claim, part_of, replace
 from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel
 from scenedistill.deploy.model_card import model_card
-from scenedistill.deploy.onnx_graph import build_graph
+from scenedistill.deploy.onnx_graph import build_graph, write_metadata
 from scenedistill.deploy.program import write_program
 from scenedistill.deploy.quantise import quantise
 from scenedistill.deploy.run_images import RunImages, run_images
-from scenedistill.deploy.source import EXPORTED, WEIGHTS, Training, find_training, of
+from scenedistill.deploy.source import WEIGHTS, Training, find_training, of
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.models.files import NetCard, load_net
@@ -39,9 +41,8 @@ NAMES: dict[Format, str] = {
     "int8": "model.int8.onnx",
     "pt2": "model.pt2",
 }
-#: Beside the networks: their card as JSON, what was found of them, and the page for people.
-CARD, RECORD, README = "model.json", "export.json", "README.md"
-PART = ".part"
+#: Seconds, and bytes of images, that a check on all test images may take where nobody has said how many.
+MOST_SECONDS, MOST_BYTES = 60.0, 2**30
 
 
 @dataclass(frozen=True)
@@ -72,41 +73,45 @@ def export(
     Args:
         source: a run's folder with one distilled student, or the folder of one training.
         out: folder for the files; `export` in the training's folder when not given. What an earlier export has left
-            there is replaced.
+            there is replaced, once a file of the new one has passed.
         config: every setting.
         data: images of the run, where they are no longer in the decoded cache.
         console: to print to.
 
     Raises:
-        UserError: no such student, no images to check with, or a file that failed its check: it is not kept, the
-            others are.
+        UserError: no such student, no images to check with, a folder with other people's files of these names, or a
+            file that failed its check: it is not kept, the others are.
     """
     config, console = config or ExportConfig(), console or Console()
     _check_settings(config)
     source = Path(source)
     training = of(source.parent) if source.name == WEIGHTS else find_training(source)
+    folder = Path(out) if out else training.folder / "export"
+    claim(folder)
     net, card = load_net(training.weights)
     card = completed(card, training)
-    about = about_training(training)
+    about = {**about_training(training), "normalisation": normalisation(net)}
     images = run_images(
-        training, card, Path(data) if data else None, calibration=config.calibration, test=config.images
+        training,
+        card,
+        Path(data) if data else None,
+        calibration=config.calibration,
+        test=config.images,
+        most=_most_images(net, card, len(config.formats)) if config.images is None else 0,
     )
     console.print(
         f"{card.name}, {len(card.classes)} classes, {card.image_size} pixels: {training.folder}\n"
-        f"Checked on {len(images.test)} of {images.of} test images",
+        f"Checked on {len(images.test)} of {images.of} test images" + _why_not_all(config, images),
         markup=False,
     )
-    folder = Path(out) if out else training.folder / "export"
-    with ExitStack() as leaving:
-        part = folder / PART
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        leaving.callback(shutil.rmtree, part, ignore_errors=True)
+    with part_of(folder) as part:
         _write(config, net, card, about, images, part)
-        files, models = _check(config, net, card, images, part)
+        files, models = _check(config, net, card, about, images, part)
         others = _time(config, training, net, card, images, files, models)
         exported = Exported(folder, tuple(files), others)
-        _keep(exported, card, about, part, threads=config.threads or torch.get_num_threads())
+        if not all(file.failure for file in files):
+            _describe(exported, card, about, part, threads=config.threads or torch.get_num_threads())
+            replace(folder)
     console.print(table(exported))
     failed = [file for file in files if file.failure]
     if failed:
@@ -122,8 +127,29 @@ def _check_settings(config: ExportConfig) -> None:
     if unknown or not config.formats:
         raise UserError(f"--formats is {config.formats}; expected one or more of {', '.join(get_args(Format))}.")
     for name, least in (("images", 0), ("repeats", 0), ("calibration", 1)):
-        if getattr(config, name) < least:
+        if (getattr(config, name) or 0) < least:
             raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
+
+
+def _most_images(net: SceneNet, card: NetCard, files: int) -> int:
+    """Test images on which so many files and the network itself are checked within `MOST_SECONDS` and `MOST_BYTES`."""
+    own = copy.deepcopy(net)  # what is exported keeps its layout in memory
+    model = TorchSceneModel(own, card, {}, Path(), device=CPU, precision="fp32")
+    side = model.stored_size
+    blank = np.zeros((16, side, side, card.bands), np.uint8)
+    model.predict(blank[:1])
+    start = time.perf_counter()
+    model.predict(blank)
+    each = (time.perf_counter() - start) / len(blank)
+    return int(min(MOST_SECONDS / (each * (1 + files)), MOST_BYTES / blank[0].nbytes))
+
+
+def _why_not_all(config: ExportConfig, images: RunImages) -> str:
+    """What is said of a sample that nobody asked for."""
+    if config.images is not None or len(images.test) == images.of:
+        return ""
+    limits = f"{MOST_SECONDS:g} seconds or {MOST_BYTES / 2**30:g} GiB"
+    return f": all would take more than {limits}. --images 0 takes them"
 
 
 def _write(
@@ -164,9 +190,12 @@ def _explained(what: str, card: NetCard) -> Iterator[None]:
 
 
 def _check(
-    config: ExportConfig, net: SceneNet, card: NetCard, images: RunImages, folder: Path
+    config: ExportConfig, net: SceneNet, card: NetCard, about: Mapping[str, Any], images: RunImages, folder: Path
 ) -> tuple[list[FileCheck], dict[str, SceneModel]]:
-    """Open every file as a user would, and compare it with the network."""
+    """Open every file as a user would, and compare it with the network.
+
+    The exact files are the run's network and carry its figures; 8 bits are another network, whose file gets its own.
+    """
     exact = TorchSceneModel(net, card, {}, folder, device=CPU, precision="fp32")
     expected = logits_of(exact, images.test)
     files, models = [], dict[str, SceneModel]()
@@ -174,6 +203,13 @@ def _check(
         models[name] = model = _opened(folder / name, config.threads)
         max_loss = config.max_loss if name == NAMES["int8"] else None
         files.append(check_file(model, images.test, images.labels, expected, files=images.files, max_loss=max_loss))
+    for file in files:
+        if file.name == NAMES["int8"]:
+            its = {**about, "oa": file.oa, "test_images": file.images}
+            if "oa" in about:
+                its["oa_of_the_run"] = about["oa"]
+            write_metadata(folder / file.name, card, its)
+            file.bytes = (folder / file.name).stat().st_size
     return files, models
 
 
@@ -221,13 +257,8 @@ def _time(
     return {name: {"bytes": model.source.stat().st_size, "milliseconds": times[name]} for name, model in beside.items()}
 
 
-def _keep(exported: Exported, card: NetCard, about: Mapping[str, Any], part: Path, *, threads: int) -> None:
-    """Put what has passed in place of an earlier export."""
-    passed = [file for file in exported.files if not file.failure]
-    for name in (*EXPORTED, CARD, RECORD, README):
-        (exported.folder / name).unlink(missing_ok=True)
-    if not passed:
-        return
+def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part: Path, *, threads: int) -> None:
+    """Put card, page and record beside the files; the record last, for `claim` believes it."""
     record = {
         "about": about,
         "files": {file.name: asdict(file) for file in exported.files},
@@ -236,12 +267,10 @@ def _keep(exported: Exported, card: NetCard, about: Mapping[str, Any], part: Pat
         "hardware": hardware(),
         "versions": versions(),
     }
-    write_json(exported.folder / CARD, {**asdict(card), **about})
-    write_json(exported.folder / RECORD, record)
-    kept = Exported(exported.folder, tuple(passed), exported.others)
-    (exported.folder / README).write_text(model_card(kept.files, kept.others, card, about), encoding="utf-8")
-    for file in passed:
-        (part / file.name).replace(exported.folder / file.name)
+    write_json(part / CARD, {**asdict(card), **about})
+    passed = tuple(file for file in exported.files if not file.failure)
+    (part / README).write_text(model_card(passed, exported.others, card, about), encoding="utf-8")
+    write_json(part / RECORD, record)
 
 
 def table(exported: Exported) -> Table:

@@ -23,12 +23,15 @@ from scenedistill.deploy.contact_sheet import Shown, draw_sheets
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import Predicted, SceneModel
+from scenedistill.deploy.own_files import replaced
 from scenedistill.errors import UserError
 from scenedistill.training.runs import file_hash
 
 #: Batches that the network may lag behind the decoders.
 AHEAD = 2
 ROUND = 6  # decimals of a probability
+#: Holds the paths it is of, and may have taken hours: a call that writes none leaves it.
+EMBEDDINGS = "embeddings.npz"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def predict_images(
 
     In `out`: `predictions.csv` and `predictions.jsonl`, a line for each image in the order of the inputs;
     `embeddings.npz` with the arrays `paths` [N] and `embeddings` float32 [N, D] if asked for; `contact_sheet_01.png`
-    and further pages; `skipped.csv` if a file could not be read. They hold the images of this call and nothing else.
+    and further pages; `skipped.csv` if a file could not be read. They hold the images of this call and nothing else;
+    pages and `skipped.csv` of an earlier call, which `predict.files.json` names, go. Only its `embeddings.npz` stays,
+    with its own paths in it.
 
     What is done is kept in `out` as it comes. After an interruption, the same call does only what is missing, and what
     has changed on the disk meanwhile.
@@ -141,6 +146,7 @@ def predict_images(
             sheets = draw_sheets(
                 shown, classes, out, bands=bands, order=sheet, pages=sheet_pages, value_range=value_range
             )
+        note = replaced(out, "predict", [*results.files, *sheets], keep=[EMBEDDINGS])
         journal.remove()
     return ImagesResult(
         images=len(results.named),
@@ -149,7 +155,7 @@ def predict_images(
         twice=found.twice,
         counts=dict(Counter(model.card.classes[label] for _, label, _ in results.named).most_common()),
         seconds=seconds,
-        files=(*results.files, *sheets),
+        files=(*results.files, *sheets, note),
     )
 
 
@@ -283,9 +289,7 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
     for part, file in zip(parts, (table, lines), strict=True):
         part.replace(file)
     results.files += [table, lines]
-    kept, bad = out / "embeddings.npz", out / "skipped.csv"
-    for stale in (kept, bad):
-        stale.unlink(missing_ok=True)
+    kept, bad = out / EMBEDDINGS, out / "skipped.csv"
     if embeddings:
         paths = np.array([name for name, _, _ in results.named], dtype=np.str_)
         vectors = journal.embeddings()

@@ -40,7 +40,8 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
     images and folders it fits. Within a folder or a pattern the order is that of the names.
 
     A file is a raster when its ending is .vrt or no image's, when it has a georeference (by rasterio, where that is
-    installed), or more than `RASTER_PIXELS`; but all files of a folder are images.
+    installed), or more than `RASTER_PIXELS`; but all files of a folder or a pattern are images, except a pattern's
+    .vrt.
 
     Args:
         given: what was named.
@@ -80,7 +81,7 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
 
 
 def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
-    """The files behind one name, and whether each was named itself and not by its folder."""
+    """The files behind one name, and whether each may be a raster: those of a folder or a pattern are many scenes."""
     own = leave_out.resolve() if leave_out else None
     if path.is_dir():
         yield from ((file, False) for file in _walk(path, own, set()))
@@ -89,7 +90,7 @@ def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
     elif glob.has_magic(str(path)):
         for found in _fitting(path):
             if found.suffix.lower() in IMAGE_SUFFIXES | {".vrt"} and not found.is_dir():
-                yield found, True
+                yield found, found.suffix.lower() == ".vrt"
             elif "**" not in path.parts and found.is_dir():
                 yield from ((file, False) for file in _walk(found, own, set()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +54,10 @@ class SceneModel(ABC):
         about: what the file says of itself (`oa`, `split_hash`, `data`, `licence`, `teacher`, `method`, ...); may be
             empty.
         source: the file it comes from.
+        prepares: whether the file itself takes images of any size.
     """
+
+    prepares: ClassVar[bool] = False
 
     def __init__(self, card: NetCard, about: Mapping[str, Any], source: Path) -> None:
         self.card = card
@@ -86,6 +89,10 @@ class SceneModel(ABC):
             empty = np.zeros((0, len(self.card.classes)), np.float32)
             return Predicted(empty, np.zeros((0, self._width()), np.float32), empty)
         return self._answer(self._prepared(images))
+
+    def unaided(self, images: np.ndarray) -> Predicted:
+        """What the file itself makes of images `[B, H, W, bands]`, B >= 1, of any size where it `prepares`."""
+        return self._answer(images)
 
     def _prepared(self, images: Images) -> np.ndarray:
         """One array `[B, S, S, bands]` of the stored size."""
@@ -143,6 +150,8 @@ class TorchSceneModel(SceneModel):
 class OnnxSceneModel(SceneModel):
     """A network in ONNX Runtime, whose file prepares images itself; `session` is the runtime's own."""
 
+    prepares = True
+
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         try:
             import onnxruntime as ort
@@ -182,6 +191,8 @@ class OnnxSceneModel(SceneModel):
 class ProgramSceneModel(SceneModel):
     """A network as an exported program of PyTorch, which prepares images itself; it computes where it was exported, on
     the CPU in fp32."""
+
+    prepares = True
 
     def __init__(self, path: Path) -> None:
         files = {"scenedistill": "", "about": ""}

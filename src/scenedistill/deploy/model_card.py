@@ -17,6 +17,14 @@ WHAT = {
     "model.pt2": "a program of `torch.export`, for PyTorch alone",
 }
 
+#: Licences by the names that Hugging Face lists; any other is `other` there.
+LICENCES = frozenset(
+    (
+        *("mit", "apache-2.0", "cc0-1.0", "odc-by", "odbl", "pddl", "cc-by-3.0", "cc-by-sa-3.0", "cc-by-nc-3.0"),
+        *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    )
+)
+
 WITH_US = """
 With `pip install scenedistill`:
 
@@ -89,30 +97,40 @@ def model_card(
         f"## Files\n\n{_files(files, others)}",
         f"## Use\n\n{_use([file.name for file in files])}",
         f"## Classes\n\n{', '.join(card.classes)}",
-        f"## Images\n\n{_images(files, card)}",
+        f"## Images\n\n{_images(files, card, about)}",
         f"## Where it comes from\n\n{_origin(card, about)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _title(card: NetCard, about: Mapping[str, Any]) -> str:
-    return f"{card.name} for scenes of {about['data']}" if "data" in about else f"{card.name} for remote-sensing scenes"
+    known = "data" in about and not about.get("data_guessed")
+    return f"{card.name} for scenes of {about['data']}" if known else f"{card.name} for remote-sensing scenes"
 
 
 def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the card that Hugging Face lists."""
     head: dict[str, Any] = {
+        "license": _licence(about),
         "pipeline_tag": "image-classification",
         "library_name": "scenedistill",
         "tags": ["remote-sensing", "scene-classification", "knowledge-distillation", "onnx"],
     }
     if "oa" in about:
-        name = str(about.get("data", "unnamed"))
+        name = "unnamed" if about.get("data_guessed") else str(about.get("data", "unnamed"))
         metric = {"type": "accuracy", "name": "overall accuracy (OA)", "value": round(float(about["oa"]), 4)}
         task = {"type": "image-classification"}
         result = {"task": task, "dataset": {"name": name, "type": name.lower(), "split": "test"}, "metrics": [metric]}
         head["model-index"] = [{"name": card.name, "results": [result]}]
     return head
+
+
+def _licence(about: Mapping[str, Any]) -> str:
+    """The licence of the images in the hub's words; `other` where it has none for it, or nobody knows it for sure."""
+    if about.get("data_guessed"):
+        return "other"
+    name = "-".join(str(about.get("licence", "")).lower().split())
+    return name if name in LICENCES else "other"
 
 
 def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
@@ -160,32 +178,38 @@ def _use(names: Sequence[str]) -> str:
     return "\n\n".join(text.strip() for text in shown)
 
 
-def _images(files: Sequence[FileCheck], card: NetCard) -> str:
+def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any]) -> str:
     """How an image is prepared, and how near a graph of its own comes to it."""
     stored = card.stored_size or card.image_size
+    normal = about.get("normalisation")
+    statistics = f" ({normal['mean']} and {normal['std']})" if normal else ""
     said = [
         f"uint8, {card.bands} band{'s' if card.bands > 1 else ''}, any size. An image is squashed to a square of "
         f"{stored} pixels (bicubic, antialiased), then seen at {card.image_size} pixels in 0..1 (bilinear, "
-        "antialiased), and normalised with the mean and standard deviation the backbone expects. The files do all of "
-        "this by themselves: give them plain pixels. Windows that cover as much ground as the training images did give "
-        "the best answers."
+        f"antialiased), and normalised with the mean and standard deviation the backbone expects{statistics}. The ONNX "
+        "files and the program do all of this by themselves, and `open_model` does it for the weights: give plain "
+        "pixels. Windows that cover as much ground as the training images did give the best answers."
     ]
     for file in files:
-        if seen := file.from_files:
-            said.append(
-                f"`{file.name}` was also given {seen['images']:.0f} test files in their own size: "
-                f"{seen['equal']:.1%} have the same class as in the test, and the largest difference of a logit is "
-                f"{seen['difference']:.1e}."
-            )
+        pairs = ((file.from_files, "test files in their own size"), (file.other_sizes, "pictures of another size"))
+        for seen, what in pairs:
+            if seen:
+                said.append(
+                    f"`{file.name}` was also given {seen['images']:.0f} {what}: it names {seen['equal']:.1%} as it "
+                    f"does when they are prepared for it, and the largest difference of a logit is "
+                    f"{seen['difference']:.1e}."
+                )
     return "\n\n".join(said)
 
 
 def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
     """The facts that let somebody find the run again, and the data's terms."""
-    licence = about.get("licence")
+    licence, guessed = about.get("licence"), bool(about.get("data_guessed"))
+    data = about.get("data")
     facts = {
-        "data": about.get("data"),
-        "licence of the data": f"{licence}. Whether it also binds a network trained on them is for you to judge."
+        "data": f"{data}, by its class names; the run does not say" if guessed else data,
+        "licence of the data": f"{licence}{f', if it is {data}' if guessed else ''}. Whether it also binds a network "
+        "trained on them is for you to judge."
         if licence
         else "not known to scenedistill; ask whoever gave you the images.",
         "reference of the data": " ".join(filter(None, (about.get("reference"), _doi(about)))) or None,

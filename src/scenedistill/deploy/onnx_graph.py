@@ -8,6 +8,7 @@ import copy
 import io
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -56,6 +57,16 @@ def build_graph(net: SceneNet, card: NetCard, about: Mapping[str, Any]) -> onnx.
     model.doc_string = f"{card.name}: {len(card.classes)} scene classes; takes uint8 images of any size"
     helper.set_model_props(model, as_metadata(card, about))
     return shape_inference.infer_shapes(model)
+
+
+def write_metadata(path: Path, card: NetCard, about: Mapping[str, Any]) -> None:
+    """Replace what an ONNX file says of itself."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(path)
+    helper.set_model_props(model, as_metadata(card, about))
+    path.write_bytes(model.SerializeToString())
 
 
 class _Answer(nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from scenedistill.deploy.export_folder import CARD, README, RECORD
 from scenedistill.deploy.source import EXPORTED
 from scenedistill.errors import UserError
 
-BESIDE = ("README.md", "model.json", "export.json")
+BESIDE = (README, CARD, RECORD)
 
 
 def check_name(name: str) -> None:
@@ -24,6 +25,8 @@ def check_name(name: str) -> None:
 def push(folder: Path, name: str, *, endpoint: str | None = None) -> str:
     """Upload an export and give its address. A new repository is private until you open it; who you are the hub learns
     from `hf auth login` or from HF_TOKEN.
+
+    Networks that an earlier export has left in the repository, and this one has not, are deleted in the same commit.
 
     Args:
         folder: of `export`; nothing but its files is sent.
@@ -41,10 +44,12 @@ def push(folder: Path, name: str, *, endpoint: str | None = None) -> str:
     hub = HfApi(endpoint=endpoint)
     try:
         address = hub.create_repo(name, private=True, exist_ok=True)
+        earlier = RECORD in hub.list_repo_files(name)
         hub.upload_folder(
             repo_id=name,
             folder_path=folder,
             allow_patterns=[*EXPORTED, *BESIDE],
+            delete_patterns=list(EXPORTED) if earlier else None,
             commit_message="Export of scenedistill",
         )
     except Exception as problem:  # of the hub's client, and of whatever library it speaks through

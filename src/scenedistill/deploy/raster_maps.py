@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 
 from scenedistill import __version__
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult
-from scenedistill.deploy.raster_progress import RasterProgress
+from scenedistill.deploy.raster_progress import RasterProgress, read_plan
+from scenedistill.deploy.raster_read import gdal_reason
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import average
 from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
@@ -107,6 +110,7 @@ def write_maps(
     polygons = Polygons(made["polygons"], "scenes", place, classes, ("row", "column")) if "polygons" in made else None
     raster = ClassRaster(made["classes"], names.made, place, classes, tags) if "classes" in made else None
     labels, left_out, across = np.full(grid.cells, -1, np.int32), 0, np.arange(grid.cells[1])
+    counts = np.zeros(len(classes), np.int64)
 
     def read_row(row: int) -> np.ndarray:
         nonlocal left_out
@@ -117,6 +121,7 @@ def write_maps(
     for row, probabilities in enumerate(average(grid, read_row)):
         best, valid = probabilities.argmax(1), probabilities.any(1) & progress.holds_data(row)
         labels[row] = np.where(valid, best, -1)
+        counts += np.bincount(best[valid], minlength=len(classes))
         if raster is not None:
             raster.add(row, best, probabilities.max(1), valid)
         if polygons is not None and valid.any():
@@ -126,7 +131,6 @@ def write_maps(
         raster.close()
     if polygons is not None:
         polygons.close()
-    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     if "regions" in made:
         merged = Polygons(made["regions"], "regions", place, classes, ("cells",))
         _add_regions(merged, labels, place, progress)
@@ -137,20 +141,23 @@ def write_maps(
 def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: RasterProgress) -> None:
     """Neighbouring cells of one class as one polygon with their mean probabilities."""
     numbers, columns = regions(labels), place.grid.shape[1]
-    sums = np.zeros((int(numbers.max(initial=-1)) + 1, len(merged.classes)))
+    count = int(numbers.max(initial=-1)) + 1
+    sums = np.zeros((count, len(merged.classes)), np.float32)
+    cells, named = np.zeros(count, np.int32), np.zeros(count, np.int32)
     rows = average(place.grid, lambda row: progress.probabilities(row * columns, columns))
     for row, probabilities in enumerate(rows):
         valid = numbers[row] >= 0
-        np.add.at(sums, numbers[row][valid], probabilities[valid])
-    valid = numbers >= 0
-    counts = np.bincount(numbers[valid], minlength=len(sums))
-    named = np.zeros(len(sums), np.int64)
-    named[numbers[valid]] = labels[valid]
+        which, turn = np.unique(numbers[row][valid], return_inverse=True)
+        part = np.zeros((len(which), len(merged.classes)))  # row by row, so that nothing small is added to a large sum
+        np.add.at(part, turn, probabilities[valid])
+        sums[which] += part
+        cells[which] += np.bincount(turn, minlength=len(which)).astype(np.int32)
+        named[numbers[row][valid]] = labels[row][valid]
     found = outlines(numbers, place)
-    while chunk := [pair for pair, _ in zip(found, range(CHUNK), strict=False)]:
+    while chunk := list(islice(found, CHUNK)):
         which = np.array([number for number, _ in chunk])
-        means = sums[which] / counts[which, None]
-        merged.add([shape for _, shape in chunk], named[which], means, counts[which, None])
+        means = sums[which] / cells[which, None]
+        merged.add([shape for _, shape in chunk], named[which], means, cells[which, None])
 
 
 def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> RasterResult | None:
@@ -161,7 +168,8 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
         return None
     if not all(path.exists() for path in wanted.values()):
         return None
-    shutil.rmtree(names.unfinished, ignore_errors=True)  # left by a kill at the very end
+    if read_plan(names.unfinished) == plan:  # left by a kill at the very end; of another plan it is unfinished work
+        shutil.rmtree(names.unfinished, ignore_errors=True)
     files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
     return RasterResult(**files, record=names.record, **record["result"])
 
@@ -170,8 +178,14 @@ def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfi
     """Maps of the same raster may be replaced, and nothing else.
 
     Raises:
-        UserError: there are files that come from elsewhere.
+        UserError: there are files that come from elsewhere, or unfinished work on another raster.
     """
+    begun = read_plan(names.unfinished)
+    if begun is not None and begun.get("raster") != plan["raster"]:
+        raise UserError(
+            f"{names.unfinished} is unfinished work on another raster, {begun.get('raster')}. Choose another folder for"
+            " this one, or remove that."
+        )
     record = _read_record(names)
     if record is not None and record["plan"].get("raster") != plan["raster"]:
         raise UserError(
@@ -183,13 +197,11 @@ def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfi
 
 
 def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result: RasterResult) -> None:
-    """Put the maps where they belong, then the record, and let go of what is no longer needed."""
-    wanted = names.files(config)
-    for path in dict.fromkeys(wanted.values()):
-        for made in (names.made / f"{path.name}.aux.xml", names.made / path.name):
-            if made.exists():
-                made.replace(path.with_name(made.name))
-    classes = plan["class names"]
+    """Put the maps where they belong, then the record, and let go of what is no longer needed.
+
+    While maps are replaced there is no record, so that a kill leaves none over maps that it does not speak of.
+    """
+    wanted, classes = names.files(config), plan["class names"]
     content = {
         "kind": "raster map",
         "scenedistill": __version__,
@@ -202,8 +214,30 @@ def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result:
     }
     part = names.made / "record.json"
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    names.record.unlink(missing_ok=True)
+    for path in dict.fromkeys(wanted.values()):
+        for made in (names.made / f"{path.name}.aux.xml", names.made / path.name):
+            if made.exists():
+                made.replace(path.with_name(made.name))
     part.replace(names.record)
     shutil.rmtree(names.unfinished, ignore_errors=True)
+
+
+@contextmanager
+def plain_errors(raster: str) -> Iterator[None]:
+    """Troubles of the system and of GDAL as a `UserError`; that of a full disk comes from an `OSError` with ENOSPC."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as problem:
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "the disk is full. Make room and give the same command: it goes on from where it was."
+            ) from problem
+        named = isinstance(problem, OSError) and problem.filename
+        reason = f"{problem.strerror}: {problem.filename}" if named else gdal_reason(problem)
+        raise UserError(f"{raster} cannot be mapped: {reason}") from problem
 
 
 def _read_record(names: Names) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -50,7 +51,8 @@ class RasterProgress:
 
         Args:
             folder: for the files.
-            plan: all that the answers depend on, as plain JSON values.
+            plan: all that the answers depend on, as plain JSON values. What is there may have been begun with fewer
+                entries in a dict of it.
             windows: W.
             classes: K.
             cells: rows and columns of cells.
@@ -59,17 +61,18 @@ class RasterProgress:
         Raises:
             UserError: what is there was begun with another plan, or the disk has no room.
         """
-        known = None if restart else _read_plan(folder)
+        known = None if restart else read_plan(folder)
         # as it will be read back: tuples become lists
         wanted = json.loads(json.dumps(plan))
         if known is None:
             _make(folder, wanted, {PROBABILITIES: windows * classes * 4, CELLS: cells[0] * cells[1], DONE: windows})
-        elif known != wanted:
-            other = [name for name in wanted if known.get(name) != wanted[name]]
+        elif other := [name for name in {**wanted, **known} if not _holds(known.get(name), wanted.get(name))]:
             raise UserError(
-                f"{folder} holds unfinished work, begun otherwise: not the same {', '.join(other) or 'version'}.\n"
+                f"{folder} holds unfinished work, begun otherwise: not the same {', '.join(other)}.\n"
                 "Give the same again to go on with it, or --restart true to begin anew."
             )
+        elif known != wanted:
+            _write_plan(folder, wanted)
         return cls(folder, windows, classes, cells)
 
     @property
@@ -119,7 +122,7 @@ class RasterProgress:
         del self._done, self._cells
 
 
-def _read_plan(folder: Path) -> dict[str, Any] | None:
+def read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of unfinished work; None where there is none that could be gone on with."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
@@ -137,13 +140,38 @@ def _make(folder: Path, plan: Mapping[str, Any], sizes: Mapping[str, int]) -> No
         raise UserError(
             f"The answers for this raster take {needed / 2**20:,.0f} MiB in {folder.parent}, which has"
             f" {free / 2**20:,.0f} MiB left. Make room, or give a larger window or less overlap."
-        )
-    for name, size in sizes.items():
-        with (folder / name).open("wb") as file:
-            file.truncate(size)
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        for name, size in sizes.items():
+            with (folder / name).open("wb", buffering=0) as file:
+                if name == PROBABILITIES:
+                    file.truncate(size)
+                else:
+                    _write_zeros(file, size)
+        _write_plan(folder, plan)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     part = folder / f"{PLAN}.part"
     part.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(folder / PLAN)
+
+
+def _holds(known: Any, wanted: Any) -> bool:
+    """Whether what was begun with one value of a plan may go on with another."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        return all(name in wanted and wanted[name] == value for name, value in known.items())
+    return bool(known == wanted)
+
+
+def _write_zeros(file: Any, size: int) -> None:
+    """Room on the disk, not only in its books: where that ends, writing to mapped memory ends the process."""
+    for start in range(0, size, 1 << 20):
+        _write_all(file, bytes(min(1 << 20, size - start)))
+    os.fsync(file.fileno())
 
 
 def _write_all(file: Any, content: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from scenedistill.deploy.raster_holes import find_holes
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,14 +125,15 @@ def describe(
         drivers: kept in the `Source`.
 
     Raises:
-        UserError: bands that are not there, values that are no image, or a stretch that cannot be understood.
+        UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
+            no-data value that the bands cannot hold.
     """
     chosen, colour = _choose(raster, wanted, bands)
     kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
     for kind in kinds:
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
-    source = Source(raster.name, tuple(drivers), chosen, colour, None, *_holes(raster, chosen, nodata))
+    source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
     limits = _parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     if limits == "none" and not plain:
@@ -187,12 +189,13 @@ def _slabs(
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
-    bytes_of_row = width * sum(np.dtype(raster.dtypes[band - 1]).itemsize for band in source.bands)
+    kind = np.result_type(*(raster.dtypes[band - 1] for band in source.bands))
+    bytes_of_row = width * kind.itemsize * len(source.bands)
     rows = max(1, min(height, SLAB_BYTES // bytes_of_row))
     for start in range(0, height, rows):
         window = Window(column, row + start, width, min(rows, height - start))
         try:
-            values = raster.read(list(source.bands), window=window)
+            values = _read(raster, source.bands, window)
             mask = raster.read_masks(source.bands[0], window=window) if source.hole == "mask" else None
         except RasterioError as problem:
             where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
@@ -211,6 +214,14 @@ def _slabs(
             finite = np.isfinite(values).all(0)
             valid = finite if valid is None else valid & finite
         yield start, values, None if valid is None or valid.all() else valid
+
+
+def _read(raster: DatasetReader, bands: tuple[int, ...], window: Any) -> np.ndarray:
+    """Values `[bands, rows, width]`; of bands of different types in one that holds them all."""
+    if len({raster.dtypes[band - 1] for band in bands}) == 1:
+        values: np.ndarray = raster.read(list(bands), window=window)
+        return values
+    return np.stack([raster.read(band, window=window) for band in bands])
 
 
 def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
@@ -283,20 +294,6 @@ def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[t
         return chosen[:wanted], "bands"
     found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
     raise UserError(f"The network takes {wanted} bands; {found}. Name {wanted} with --bands, such as --bands 3,2,1.")
-
-
-def _holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:
-    """How pixels without data are told, and their values."""
-    from rasterio.enums import ColorInterp, MaskFlags
-
-    if nodata is not None:
-        return "value", (nodata,) * len(bands)
-    if any(raster.colorinterp[band - 1] == ColorInterp.alpha for band in bands):
-        return "none", ()  # asked for as a band, such as a near infrared that was declared wrongly
-    flags = [raster.mask_flag_enums[band - 1] for band in bands]
-    if all(MaskFlags.nodata in flag for flag in flags):
-        return "value", tuple(raster.nodatavals[band - 1] for band in bands)
-    return ("none" if all(MaskFlags.all_valid in flag for flag in flags) else "mask"), ()
 
 
 def _parse_stretch(text: str) -> Any:

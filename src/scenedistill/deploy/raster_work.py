@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
@@ -20,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scenedistill.data.decoding import usable_cores
 from scenedistill.deploy.raster_batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.deploy.raster_read import raster_library
@@ -59,6 +59,7 @@ def answer_all(model: SceneModel, job: Job, processes: int, console: Console) ->
 
     Raises:
         UserError: the raster cannot be read, or a process ended.
+        OSError: what was found cannot be written.
     """
     progress = job.open_progress()
     remaining = progress.remaining
@@ -166,12 +167,7 @@ def _in_processes(model: SceneModel, job: Job, windows: np.ndarray, processes: i
     """Share out the batches; each process opens the network's file for itself."""
     batches = [windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size)]
     processes = min(processes, len(batches))
-    place = getattr(model, "device", None)
-    how = {
-        "device": "auto" if place is None else place.type,
-        "precision": getattr(model, "precision", "auto"),
-        "threads": max(1, (os.cpu_count() or 1) // processes),
-    }
+    how = _how(model, processes)
     context, workers, lines = multiprocessing.get_context("spawn"), [], []
     try:
         for number in range(processes):
@@ -184,20 +180,42 @@ def _in_processes(model: SceneModel, job: Job, windows: np.ndarray, processes: i
         while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
             time.sleep(0.2)
             tell()
-        said = [line.recv() if line.poll() else None for line in lines]
+        said = [_heard(line) for line in lines]
     finally:
         for worker in workers:
             worker.terminate()  # does nothing to one that has ended
             worker.join()
     for problem in said:
-        if isinstance(problem, str):
-            raise UserError(problem)
+        if isinstance(problem, Exception):
+            raise problem
     if any(worker.exitcode for worker in workers) or None in said:
         raise UserError(
             "One of the processes ended unexpectedly; perhaps memory is short.\n"
             "The same command goes on where they were; --processes takes fewer."
         )
     return Times(*(sum(getattr(times, name) for times in said) / processes for name in vars(Times())))
+
+
+def _heard(line: Connection) -> Any:
+    """What a process said: its times or its trouble; None where it ended without a word."""
+    try:
+        return line.recv() if line.poll() else None
+    except (EOFError, OSError):
+        return None
+
+
+def _how(model: SceneModel, processes: int) -> dict[str, Any]:
+    """How each of several processes opens the network: as this one did, with its share of the cores at most."""
+    import torch
+
+    place, session = getattr(model, "device", None), getattr(model, "session", None)
+    threads = torch.get_num_threads()  # those of `--threads`, also for an exported program
+    device = "cpu" if place is None else place.type
+    if session is not None:
+        device = "auto" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+        threads = session.get_session_options().intra_op_num_threads or usable_cores()
+    share = max(1, usable_cores() // processes)
+    return {"device": device, "precision": getattr(model, "precision", "auto"), "threads": min(threads, share)}
 
 
 def _work(line: Connection, job: Job, source: Path, how: dict[str, Any], windows: np.ndarray) -> None:
@@ -208,8 +226,8 @@ def _work(line: Connection, job: Job, source: Path, how: dict[str, Any], windows
     progress = job.open_progress()
     try:
         line.send(answer_windows(open_model(source, **how), job, windows, progress, lambda count: None))
-    except UserError as problem:
-        line.send(str(problem))
+    except (UserError, OSError) as problem:
+        line.send(problem)
         raise SystemExit(1) from None
     finally:
         progress.close()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import shutil
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Polygons that go to a GeoPackage at a time.
 CHUNK = 20_000
+#: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
+FULL = 32 << 20
 #: One polygon of four corners in well-known binary, little-endian.
 SQUARE = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("corners", "<f8", (5, 2))])
 
@@ -212,7 +218,15 @@ def _write_layer(
                 layer_options=dict(options or {}),
             )
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as problem:
-        raise UserError(f"{path.name} cannot be written: {gdal_reason(problem)}") from problem
+        raise _write_error(path, problem) from problem
+
+
+def _write_error(path: Path, problem: Exception) -> Exception:
+    """What to raise where GDAL could not write; of a full disk, whose errors have many names, what the system says."""
+    told = re.search("no space left|disk is full|quota exceeded", str(problem), re.IGNORECASE)
+    if told or shutil.disk_usage(path.parent).free < FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return UserError(f"{path.name} cannot be written: {gdal_reason(problem)}")
 
 
 class ClassRaster:
@@ -267,20 +281,22 @@ class ClassRaster:
 
         level = np.rint(confidence * self.steps)
         bands = np.where(valid, np.stack([labels, level]), self.nodata).astype(self.kind)
-        self._file.write(bands[:, None, :], window=Window(0, row, bands.shape[1], 1))
+        try:
+            self._file.write(bands[:, None, :], window=Window(0, row, bands.shape[1], 1))
+        except Exception as problem:  # not all of GDAL's errors have a base that is public
+            raise _write_error(self.path, problem) from problem
 
     def close(self) -> None:
         """Make the file what it is to be."""
-        import rasterio.errors
         import rasterio.shutil
 
-        self._file.close()
         try:
+            self._file.close()
             rasterio.shutil.copy(
                 str(self._draft), str(self.path), driver="COG", COMPRESS="DEFLATE", OVERVIEW_RESAMPLING="NEAREST"
             )
-        except rasterio.errors.RasterioError as problem:
-            raise UserError(f"{self.path.name} cannot be written: {gdal_reason(problem)}") from problem
+        except Exception as problem:
+            raise _write_error(self.path, problem) from problem
         self._draft.unlink()
         with tifffile.TiffFile(self.path, mode="r+") as file:
             for page in file.pages:  # GDAL declares the second band of a palette image as transparency; it is no such
@@ -295,22 +311,19 @@ def regions(labels: np.ndarray) -> np.ndarray:
     """Number the regions of cells of one class that share edges.
 
     Args:
-        labels: class of each cell, int `[rows, columns]`; below 0 without data.
+        labels: class of each cell, int `[rows, columns]`; below 0 without data. Fewer than 2^31 cells,
+            each of which takes about 30 bytes at most.
 
     Returns:
         int32 `[rows, columns]` from 0 in reading order; -1 without data.
     """
-    numbers = np.arange(labels.size).reshape(labels.shape)
     beside = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] >= 0)
     below = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
-    pairs = np.concatenate(
-        [
-            np.stack([numbers[:, :-1][beside], numbers[:, 1:][beside]]),
-            np.stack([numbers[:-1][below], numbers[1:][below]]),
-        ],
-        axis=1,
-    )
-    first = numbers.ravel().copy()  # of each cell, a cell of its region with a smaller number, or itself
+    start = np.arange(labels.size, dtype=np.int32).reshape(labels.shape)  # where a cell's run in its row begins
+    start[:, 1:][beside] = -1
+    np.maximum.accumulate(start, axis=1, out=start)
+    pairs = np.stack([start[:-1][below], start[1:][below]])
+    first = start.ravel()  # of each cell, a cell of its region with a smaller number, or itself
     while True:
         a, b = first[pairs[0]], first[pairs[1]]
         apart = a != b
@@ -318,12 +331,13 @@ def regions(labels: np.ndarray) -> np.ndarray:
             break
         pairs, a, b = pairs[:, apart], a[apart], b[apart]
         np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
-        while not np.array_equal(first, first[first]):
-            first = first[first]
+        while not np.array_equal(first, further := first[first]):
+            first = further
+    del pairs, a, b
     kept = labels.ravel() >= 0
-    found = np.full(labels.size, -1, np.int32)
-    found[kept] = np.unique(first[kept], return_inverse=True)[1]
-    return found.reshape(labels.shape)
+    begins = kept & (first == np.arange(labels.size, dtype=np.int32))
+    number = np.cumsum(begins, dtype=np.int32) - np.int32(1)
+    return np.where(kept, number[first], np.int32(-1)).reshape(labels.shape)
 
 
 def outlines(numbers: np.ndarray, place: Place) -> Iterator[tuple[int, bytes]]:

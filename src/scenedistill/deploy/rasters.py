@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scenedistill import __version__
+from scenedistill.data.decoding import usable_cores
 from scenedistill.deploy.raster_batches import REGION_BYTES, Job
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult, band_numbers, check_config
-from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, publish, write_maps
+from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, plain_errors, publish, write_maps
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.deploy.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid
@@ -57,14 +58,15 @@ def map_raster(
         console: to say what is done.
 
     Raises:
-        UserError: the raster cannot be read, a setting does not fit it, or the maps cannot be written.
+        UserError: the raster cannot be read, a setting does not fit it, or the maps cannot be written. Where the disk
+            is full, its cause is an `OSError` with ENOSPC.
     """
     config, console = config or RasterConfig(), console or Console(quiet=True)
     say: Say = partial(console.print, markup=False, highlight=False)  # a name may hold brackets
     check_config(config)
     started, waited = time.perf_counter(), Times()
     names, rasterio = Names(Path(out), str(raster)), raster_library()
-    with alone(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+    with plain_errors(str(raster)), alone(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         with waited.of("reading"):
             job, place, plan = _plan(model, str(raster), names, config, say)
         if (known := finished(names, plan, config)) is not None:
@@ -126,8 +128,9 @@ def _plan(
             nodata=config.nodata,
             drivers=config.drivers or (),
         )
+        files = _watched(raster, opened, config.drivers or ())
     window_bytes = grid.window[0] * grid.window[1] * model.card.bands
-    readers = config.readers or min(4, os.cpu_count() or 1)
+    readers = config.readers or min(4, usable_cores())
     readers = max(1, min(readers, 8 * REGION_BYTES // max(window_bytes, REGION_BYTES)))
     job = Job(
         source=source,
@@ -142,11 +145,9 @@ def _plan(
     )
     _describe(job, raster, crs, config, ground, say)
     file = Path(raster)
-    stat = file.stat() if file.is_file() else None
     plan = {
-        "raster": str(file.resolve()) if stat else raster,
-        "size of the file": stat.st_size if stat else None,
-        "time of the file": stat.st_mtime_ns if stat else None,
+        "raster": str(file.resolve()) if file.is_file() else raster,
+        "files": files,
         "size": grid.size,
         "transform": list(transform)[:6],
         "crs": None if crs is None else crs.to_string(),
@@ -162,6 +163,26 @@ def _plan(
         "min_valid": config.min_valid,
     }
     return job, Place(grid, transform, crs), json.loads(json.dumps(plan))
+
+
+def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict[str, list[int]]:
+    """Size and time of every file that the raster is read from, such as those that a VRT names, and VRTs in it.
+
+    Overviews are not read, and what GIS programs keep in an .aux.xml after a look at a raster changes no pixel.
+    """
+    found: dict[str, list[int]] = {}
+    names = [raster, *opened.files]
+    for name in names:  # grows
+        path = Path(name)
+        beside = name != raster and name.endswith((".aux.xml", ".ovr"))
+        if beside or not path.is_file() or str(path.resolve()) in found:
+            continue
+        stat = path.stat()
+        found[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
+        if path.suffix.lower() == ".vrt" and name != raster:
+            with suppress(UserError), open_raster(path, drivers) as inner:
+                names += inner.files
+    return found
 
 
 def _check_geojson(raster: str, grid: Grid, crs: CRS | None) -> None:

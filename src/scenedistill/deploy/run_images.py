@@ -20,6 +20,9 @@ from scenedistill.deploy.source import Training
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard
 
+#: Test images that are drawn where all are too many.
+SAMPLE = 1000
+
 
 class RunImages(NamedTuple):
     """Of S pixels, as `read_scene` decodes them.
@@ -48,7 +51,9 @@ class _Decoded:
     rows: np.ndarray
 
 
-def run_images(training: Training, card: NetCard, data: Path | None, *, calibration: int, test: int) -> RunImages:
+def run_images(
+    training: Training, card: NetCard, data: Path | None, *, calibration: int, test: int | None, most: int = 0
+) -> RunImages:
     """Images of the split that a network was trained and tested on, drawn at random but always the same.
 
     Args:
@@ -56,7 +61,8 @@ def run_images(training: Training, card: NetCard, data: Path | None, *, calibrat
         card: of the network.
         data: the folder or manifest it was trained on; the run's decoded images serve when not given.
         calibration: number of training images wanted.
-        test: number of test images wanted; 0 takes all.
+        test: number of test images wanted; 0 takes all; None takes all where they are `most` or fewer, else `SAMPLE`.
+        most: see `test`.
 
     Raises:
         UserError: the images cannot be found, or are split otherwise than the run says.
@@ -75,6 +81,8 @@ def run_images(training: Training, card: NetCard, data: Path | None, *, calibrat
             f"{training.split} is the split {split.hash}, and {training.folder.name} was trained on {wanted}. "
             "Export from the run as it was written, or give its images with --data."
         )
+    if test is None:
+        test = 0 if len(split.test) <= most else SAMPLE
     return _drawn(found, split, card, calibration, test)
 
 

@@ -63,6 +63,17 @@ class Answerer:
             if self.no_looks[role] is None:
                 look(network, blank, [0])
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no network is on a GPU, whose driver maps far more memory than it takes."""
+        for model in self.models.values():
+            session = getattr(model, "session", None)  # of ONNX Runtime
+            if session is not None and "CUDAExecutionProvider" in session.get_providers():
+                return False
+        return not torch.cuda.is_available() or all(
+            getattr(model, "device", torch.device("cpu")).type == "cpu" for model in self.models.values()
+        )
+
     def about(self) -> Answer:
         """The networks, for the head of the page."""
         keys = ("oa", "data", "method")
@@ -100,7 +111,8 @@ class Answerer:
 
             reason = map_reason()
             if reason is None:
-                return map_answer(self.models["student"], path, name, window=window, overlap=overlap)
+                student, most = self.models["student"], self.limits.cells
+                return map_answer(student, path, name, window=window, overlap=overlap, most=most)
             if kind == "map":
                 raise UserError(reason)
             note = f"Taken as one scene. {reason}"
@@ -249,10 +261,16 @@ def measured(path: Path) -> tuple[int, int, int]:
         with tifffile.TiffFile(path) as tif:
             page = tif.pages.first
             samples = int(page.samplesperpixel)
-            pages = 1 if samples > 1 else min(len(tif.pages), 4096)  # pages may be the bands of one image
+            pages = [page] if samples > 1 else tif.pages[:4096]  # pages may be the bands of one image
             width, height = int(page.imagewidth), int(page.imagelength)
-            deep = 8 if page.bitspersample > 8 else 1  # such values are stretched in float64
-            return width, height, width * height * samples * pages * deep
+            # a tile is decoded as a whole, however little of it the image shows
+            area = sum(
+                max(p.imagewidth, p.tilewidth) * max(p.imagelength, p.tilelength)
+                for p in pages
+                if isinstance(p, tifffile.TiffPage)
+            )
+            deep = max(8, page.bitspersample // 8) if page.bitspersample > 8 else 1  # stretched in float64
+            return width, height, int(area) * samples * deep
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says it better
         largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -24,14 +24,15 @@ DOWNLOADS = {
 class Shelf:
     """A temporary folder that only its owner can read, with a sub-folder for each request.
 
-    A result lies there under a name that cannot be guessed, until `limits.kept` newer ones came or `limits.minutes`
-    passed. Everything goes with `close`.
+    A result lies there under a name that cannot be guessed, until `limits.kept` newer ones came, the newer ones take
+    `limits.kept_megabytes`, or `limits.minutes` passed. Everything goes with `close`.
     """
 
     def __init__(self, limits: ServeLimits) -> None:
         self.limits = limits
         self.root = Path(tempfile.mkdtemp(prefix="scenedistill-serve-"))
         self.results: dict[str, dict[str, Path]] = {}  # oldest first
+        self.bytes: dict[str, int] = {}  # of each result
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -65,7 +66,9 @@ class Shelf:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
-        while len(self.results) > self.limits.kept:
+        self.bytes[folder.name] = sum(path.stat().st_size for path in self.results[folder.name].values())
+        most = self.limits.kept_megabytes * 2**20
+        while len(self.results) > self.limits.kept or (len(self.results) > 1 and sum(self.bytes.values()) > most):
             self._forget(next(iter(self.results)))
         asyncio.get_running_loop().call_later(60 * self.limits.minutes, self._forget, folder.name)
         return {name: f"results/{folder.name}/{name}" for name in self.results[folder.name]}
@@ -84,10 +87,12 @@ class Shelf:
     def close(self) -> None:
         """Remove everything."""
         self.results.clear()
+        self.bytes.clear()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _forget(self, token: str) -> None:
         if self.results.pop(token, None) is not None:
+            del self.bytes[token]
             shutil.rmtree(self.root / token, ignore_errors=True)
 
 

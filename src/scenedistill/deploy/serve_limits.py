@@ -39,23 +39,31 @@ class ServeLimits:
         megapixels: largest image or raster, in millions of pixels, more than 0; looked up in the file's head, before
             anything is decoded.
         seconds: longest time for an upload, and again for the work on it, more than 0; waiting is not counted.
+        memory: largest memory that the work on a file may take beside the networks, in GiB, more than 0; held by the
+            system on Linux, for networks on the CPU.
+        cells: largest number of cells of a map, 1 or more; it bounds what a map takes on the disk.
         parallel: requests worked on at once, 1 or more; each has a process of its own with the networks in it.
         waiting: further requests that may wait, 0 or more; the next one is told to come again.
         kept: results kept for download, 1 or more; the oldest goes first.
+        kept_megabytes: disk that they may take together, in MiB, more than 0; the newest one is kept all the same.
         minutes: longest time a result is kept, more than 0.
     """
 
     megabytes: float = 64
     megapixels: float = 50
     seconds: float = 60
+    memory: float = 4
+    cells: int = 100_000
     parallel: int = 1
     waiting: int = 8
     kept: int = 20
+    kept_megabytes: float = 1024
     minutes: float = 30
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), {"waiting": 0, "parallel": 1, "kept": 1}.get(field.name)
+            value = getattr(self, field.name)
+            least = {"waiting": 0, "parallel": 1, "kept": 1, "cells": 1}.get(field.name)
             if value <= 0 if least is None else value < least:
                 expected = "more than 0" if least is None else f"{least} or more"
                 raise UserError(f"limits.{field.name}: found {value}, expected {expected}.")

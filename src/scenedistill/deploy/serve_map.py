@@ -19,7 +19,7 @@ from scenedistill.deploy.model import SceneModel
 from scenedistill.deploy.raster_config import RasterConfig
 from scenedistill.deploy.raster_read import describe, open_raster, read_pixels
 from scenedistill.deploy.raster_style import class_colours
-from scenedistill.deploy.raster_windows import to_map
+from scenedistill.deploy.raster_windows import plan_grid, to_map
 from scenedistill.deploy.rasters import map_raster
 from scenedistill.errors import UserError
 
@@ -58,7 +58,9 @@ def map_reason() -> str | None:
     return f"Maps need {' and '.join(missing)}: `pip install 'scenedistill[use]'`." if missing else None
 
 
-def map_answer(model: SceneModel, path: Path, name: str, *, window: int | None, overlap: float) -> dict[str, Any]:
+def map_answer(
+    model: SceneModel, path: Path, name: str, *, window: int | None, overlap: float, most: int
+) -> dict[str, Any]:
     """Classify a raster window by window; the maps go into its folder.
 
     Args:
@@ -67,9 +69,10 @@ def map_answer(model: SceneModel, path: Path, name: str, *, window: int | None, 
         name: what the user calls it.
         window: side in pixels; the network's own when not given.
         overlap: see `RasterConfig`.
+        most: largest number of cells.
 
     Raises:
-        UserError: the raster cannot be read, or is none.
+        UserError: the raster cannot be read, or is none; or the map would have too many cells.
     """
     if path.suffix not in DRIVERS:
         raise UserError(f"{name} cannot be a map: give a TIFF, PNG or JPEG.")
@@ -77,6 +80,12 @@ def map_answer(model: SceneModel, path: Path, name: str, *, window: int | None, 
     config = RasterConfig(window=window, overlap=overlap, regions=True, drivers=drivers)
     with open_raster(path, drivers) as raster:
         size, crs = (raster.height, raster.width), raster.crs
+        rows, columns = plan_grid(size, window or model.stored_size, overlap).cells
+        if rows * columns > most:
+            raise UserError(
+                f"The map of {name} would have {rows * columns:,} cells; the limit of this page is {most:,}. "
+                "Choose a larger window or less overlap."
+            )
         transform = None if raster.transform.is_identity else list(raster.transform)[:6]
         shown = preview(raster, model.card.bands)
     result = map_raster(model, path, path.parent, config)

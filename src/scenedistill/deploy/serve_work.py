@@ -19,6 +19,9 @@ from scenedistill.errors import UserError
 
 Answer = dict[str, Any]
 
+#: Seconds in which a new process must have opened its networks.
+OPENING = 300.0
+
 #: For GDAL in these processes: no neighbours of a file are looked at, no drivers that name other files, no network.
 GDAL_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -48,7 +51,7 @@ class Worker:
         """Start the process, unless it runs, and wait until its networks are open; what it says of them.
 
         Raises:
-            UserError: a network cannot be opened.
+            UserError: a network cannot be opened, or not within `OPENING` seconds.
         """
         if self.process is not None and self.process.is_alive():
             return self.about
@@ -60,8 +63,11 @@ class Worker:
         self.process.start()
         there.close()
         try:
+            if not self.line.poll(OPENING):
+                self.stop()
+                raise UserError(f"The process that opens the network was not ready after {OPENING:g} seconds.")
             said = json.loads(self.line.recv_bytes())
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             self.stop()
             raise UserError("The process that opens the network ended unexpectedly; perhaps memory is short.") from None
         if "refused" in said:
@@ -85,7 +91,7 @@ class Worker:
             said = json.loads(self.line.recv_bytes())
         except UserError as problem:
             raise Refused(500, str(problem)) from problem
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             self.stop()
             line = "The work on this file ended unexpectedly: it may be damaged, or need more memory than there is."
             raise Refused(500, line) from None
@@ -149,11 +155,14 @@ class Workers:
             worker.stop()
 
     async def _take_back(self, worker: Worker, asked: asyncio.Task[Answer]) -> None:
-        await asyncio.wait([asked])
-        asked.exception()  # whoever asked has it, or is gone
-        with contextlib.suppress(UserError):  # said to the next one who asks, if it is so still
-            await asyncio.to_thread(worker.start)
-        self.free.put_nowait(worker)
+        try:
+            await asyncio.wait([asked])
+            if not asked.cancelled():
+                asked.exception()  # whoever asked has it, or is gone
+            with contextlib.suppress(Exception):  # said to the next one who asks, if it is so still
+                await asyncio.to_thread(worker.start)
+        finally:
+            self.free.put_nowait(worker)
 
 
 def _work(line: Connection, setup: dict[str, Any]) -> None:
@@ -172,10 +181,28 @@ def _work(line: Connection, setup: dict[str, Any]) -> None:
             line.send_bytes(json.dumps({"refused": str(problem)}).encode())
             return
         Image.MAX_IMAGE_PIXELS = answerer.limits.pixels  # the decoder's own guard, behind that of `check_size`
+        if answerer.on_cpu:
+            limit_memory(int(answerer.limits.memory * 2**30))
         line.send_bytes(json.dumps({"answer": answerer.about()}).encode())
         while True:
             task = json.loads(line.recv_bytes())
             line.send_bytes(json.dumps(_said(answerer, task)).encode())
+
+
+def limit_memory(more: int) -> None:
+    """Have the system refuse this process so many bytes beyond what it has now: a decoder may believe a small file that
+    it is a huge one. Only Linux says what a process has; elsewhere nothing is done."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = [int(field) for field in Path("/proc/self/statm").read_text(encoding="ascii").split()]
+    # what it may write to; where the system does not count that, all of its addresses
+    kind, now = (resource.RLIMIT_DATA, pages[5]) if pages[5] else (resource.RLIMIT_AS, pages[0])
+    most, (_, hard) = now * resource.getpagesize() + more, resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def _said(answerer: Any, task: dict[str, Any]) -> Answer:

@@ -38,11 +38,11 @@ class Calibration:
         """What the figures say, in a sentence."""
         off, sure, right = (100 * value for value in (self.ece, self.mean_confidence, self.oa))
         if self.ece < 0.02:
-            return f"Its confidence may be taken at its word: on average it is off by {off:.1f} points."
+            return f"Its confidence may be taken at its word: its expected calibration error (ECE) is {off:.1f} points."
         side = "over-confident" if sure > right else "under-confident"
         return (
             f"It is {side}: {sure:.1f} % sure on average and right on {right:.1f} %; "
-            f"the calibration error is {off:.1f} points."
+            f"the expected calibration error (ECE) is {off:.1f} points."
         )
 
 

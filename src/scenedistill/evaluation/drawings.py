@@ -162,25 +162,6 @@ def activation_figure(
     return figure
 
 
-def agreement_figure(scores: Mapping[str, np.ndarray], label: str) -> Figure:
-    """For each student, on which share of the images it agrees with the teacher at least so much.
-
-    Args:
-        scores: student to its agreement on each image, `[N]` in -1..1.
-        label: what the score is.
-    """
-    figure, axes = _figure(5.0, 3.4)
-    for number, (name, values) in enumerate(scores.items()):
-        ordered = np.sort(values)
-        share = 100 * (1 - np.arange(len(ordered)) / max(len(ordered), 1))
-        text = f"{name}, mean {values.mean():.3f}" if len(values) else name
-        axes.step(ordered, share, where="pre", label=text, **_style(number, marker=False))
-    axes.set(xlabel=f"{label} with the teacher's", ylabel="images with at least so much (%)", ylim=(0, 101))
-    axes.grid(color="0.9")
-    axes.legend(fontsize=8, loc="lower left", frameon=False)
-    return figure
-
-
 def embedding_figure(
     maps: Mapping[str, np.ndarray],
     labels: np.ndarray,

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from scenedistill.deploy.own_files import replaced
 from scenedistill.evaluation.drawings import COLOURS
 from scenedistill.evaluation.explain import TEACHER, Explained, likeliest
 from scenedistill.evaluation.gradcam import AGREEMENT
@@ -20,14 +21,16 @@ TILE = 2.1  # inches
 
 
 def draw_explained(explained: Sequence[Explained], folder: Path) -> list[Path]:
-    """Write `explain_01.png` and further pages into a folder, `ON_A_PAGE` images on each; returns the files."""
+    """Write `explain_01.png` and further pages into a folder, `ON_A_PAGE` images on each; returns the files.
+
+    Pages of an earlier call, which `explain.files.json` names, go.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("explain_*.png"):
-        old.unlink()
     written = []
     for start in range(0, len(explained), ON_A_PAGE):
         written.append(folder / f"explain_{1 + start // ON_A_PAGE:02d}.png")
         explained_figure(explained[start : start + ON_A_PAGE]).savefig(written[-1], dpi=110)
+    replaced(folder, "explain", written)
     return written
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student, needs, plan
-from scenedistill.experiments.grid_config import GridConfig, check_grid, grid_text, unknown
+from scenedistill.experiments.grid_config import GridConfig, check_grid, grid_home, grid_text, unknown
 from scenedistill.experiments.grid_engine import Ended, Engine, LocalEngine, Order, share
-from scenedistill.experiments.grid_results import finish, read_failures, write_failures
+from scenedistill.experiments.grid_results import FAILURES, finish, keep_choices, read_failures, write_failures
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, plan_table, summary_line
 from scenedistill.experiments.grid_time import Clock
 from scenedistill.experiments.results import Result
@@ -40,7 +40,8 @@ def grid(
     command: str = "",
     console: Console | None = None,
 ) -> GridOutcome:
-    """Do every cell that is not done, and write `results.json`, `summary.md` and, where cells failed, `failures.json`.
+    """Do every cell that is not done, and write `results.json`, `summary.md` and, where cells failed, `failures.json`;
+    where these are another grid's, into a folder of this one's name.
 
     Each cell is a process of its own: call this below `if __name__ == "__main__":` in a script. A grid that was stopped
     goes on with the same call; what is done with the same settings is not done again. A cell that fails is named with
@@ -48,7 +49,7 @@ def grid(
 
     Args:
         config: the grid.
-        out: its folder.
+        out: its folder; several grids may share it, and with it the cells that they have in common.
         only: labels of the methods to do; what was done of others is reported too.
         jobs: cells at a time on this machine, which share its cores and GPUs.
         engine: what does the cells, when not this machine.
@@ -66,29 +67,35 @@ def grid(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"{out} cannot be the grid's folder: {problem.strerror}. Give another with --out.") from problem
-    (out / "grid.yaml").write_text(grid_text(config), encoding="utf-8")
+    home = grid_home(config, out)
+    home.mkdir(exist_ok=True)
+    (home / "grid.yaml").write_text(grid_text(config), encoding="utf-8")
     board = Board(config, out, console)
     cells = plan(config, only)
     if engine is None:
         engine = LocalEngine(jobs, config.base.machine.threads, share_gpus=config.base.machine.devices == 1)
-    now = _Work(board, cells, engine, console).run()
+    now = _Work(board, cells, engine, console, home).run()
     asked, there = {cell.name for cell in cells}, {cell.name for cell in plan(config)}
-    before = {name: reason for name, reason in read_failures(out).items() if name in there - asked}
+    before = {name: reason for name, reason in read_failures(home).items() if name in there - asked}
     failures = before | now
-    write_failures(failures, out)
-    return GridOutcome(finish(board, failures, command, console), failures)
+    write_failures(failures, home)
+    results = finish(board, home, failures, command, console)
+    if home != out:
+        told = f"{out} holds another grid, so this one's summary.md, results.json and {FAILURES} are in {home}"
+        console.print(told, markup=False)
+    return GridOutcome(results, failures)
 
 
 def dry_run(
     config: GridConfig, out: Path | str, *, only: Sequence[str] = (), jobs: int = 1, console: Console | None = None
-) -> float:
+) -> float | None:
     """Print every cell, whether it is done, and how long the rest will take; nothing is written to the grid's folder.
 
     Images are decoded if they are not, as the grid will need them. Where no finished cell tells how long its kind
     takes, a few batches are trained and thrown away.
 
     Returns:
-        Seconds that the rest will take.
+        Seconds that the rest will take; None where that cannot be said.
     """
     console = console or Console()
     check_grid(config)
@@ -115,7 +122,7 @@ def dry_run(
             f"Estimated from finished cells of the same kind for {known} cells, from {measured} short measurements for "
             f"{len(todo) - known}."
         )
-    return progress.seconds_left(time.monotonic()) or 0.0
+    return progress.seconds_left(time.monotonic())
 
 
 def _check_call(config: GridConfig, only: Sequence[str], jobs: int) -> None:
@@ -145,8 +152,8 @@ def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]
 class _Work:
     """Gives cells to the engine in their order, as soon as what they need is done."""
 
-    def __init__(self, board: Board, cells: Sequence[Cell], engine: Engine, console: Console) -> None:
-        self.board, self.engine, self.console = board, engine, console
+    def __init__(self, board: Board, cells: Sequence[Cell], engine: Engine, console: Console, home: Path) -> None:
+        self.board, self.engine, self.console, self.home = board, engine, console, home
         self.config = board.config
         self.clock = Clock(board)
         self.progress = Progress(cells, engine.slots)
@@ -212,6 +219,8 @@ class _Work:
             self._failed(cell, ended.reason, seconds)
             return
         self._done(cell)
+        if cell.factor is not None:
+            keep_choices(self.board, self.home)
         self._expect()
         self.display.ended(cell, seconds)
 

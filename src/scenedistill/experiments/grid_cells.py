@@ -45,10 +45,15 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Its place below the grid's folder."""
+        """Its place below the grid's folder, before a factor is chosen."""
         upper = Path("tuning") / self.block if self.tuning else Path(self.block)
         label = self.label if self.factor is None else f"{self.label}@{self.factor:g}"
         return upper / f"seed{self.seed}" / (Path(self.student) / label if self.student else "teacher")
+
+    def place(self, factor: float = 1.0) -> Path:
+        """The same once it is: a weight that tuning has changed has a place of its own, so that grids with and without
+        tuning may share a folder."""
+        return self.folder if self.tuning or factor == 1 else self.folder.with_name(f"{self.label}@{factor:g}")
 
     @property
     def name(self) -> str:
@@ -149,7 +154,7 @@ def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, 
     settings: dict[str, Any] = {"student": plain(student)}
     if needs_teacher(student):
         settings["teacher"] = stage_of(lab, config, out, cell.teacher, split).fingerprint
-    return lab.stage(out / cell.folder, cell.seed, split, settings)
+    return lab.stage(out / cell.place(factor), cell.seed, split, settings)
 
 
 def do_cell(config: GridConfig, out: Path, cell: Cell, factor: float, threads: int | None, console: Console) -> None:
@@ -166,7 +171,7 @@ def do_cell(config: GridConfig, out: Path, cell: Cell, factor: float, threads: i
         student = cell_student(config, cell, factor)
         teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
         try:
-            (stage,) = train_students(lab, cell.seed, split, [(out / cell.folder, student)], teacher)
+            (stage,) = train_students(lab, cell.seed, split, [(out / cell.place(factor), student)], teacher)
         except Diverged as problem:
             if not cell.tuning:
                 raise
@@ -233,7 +238,7 @@ class Board:
         return choice.factor if choice else None
 
     def choice(self, cell: Cell) -> Choice | None:
-        """What the tuning of a cell's method has found, once it is complete."""
+        """What the tuning of a cell's method has found, once it is complete; no factor where all of them diverged."""
         scores: dict[float, float | None] = {}
         for trial in trials(self.config, cell):
             stage = self.stage(trial)
@@ -241,8 +246,8 @@ class Board:
                 return None
             assert trial.factor
             scores[trial.factor] = self.validation_oa(trial)
-        factor = choose(scores)
-        return None if factor is None else Choice(cell.block, str(cell.student), cell.label, scores, factor)
+        epochs = self.epochs(trials(self.config, cell)[0])
+        return Choice(cell.block, str(cell.student), cell.label, scores, choose(scores), epochs)
 
     def validation_oa(self, cell: Cell) -> float | None:
         """Of the last epoch of a finished tuning run, 0..1; None where it diverged."""
@@ -269,6 +274,8 @@ class Board:
         row = test(self.lab(cell), stage, self.split(cell), cell.seed, cell.label)
         if cell.student and not asks(self.config, cell.student, cell.label):
             row = replace(row, teacher=None)
+        if cell.student and (epochs := self.epochs(cell)) != self.config.base.student.fit.epochs:
+            row = replace(row, more={**row.more, "epochs": epochs})
         if trials(self.config, cell):
             row = replace(row, more={**row.more, "factor": self.factor(cell)})
         return row

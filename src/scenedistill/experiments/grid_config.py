@@ -137,6 +137,30 @@ def needs_teacher(student: StudentConfig) -> bool:
     return any(LOSSES[name].needs_teacher for name in resolve_weights(student.method, student.losses))
 
 
+def grid_home(config: GridConfig, out: Path) -> Path:
+    """Where a grid's own files go: its folder, or below that one of its name where another grid's are there already.
+
+    Raises:
+        UserError: it would have to be a folder of its name, and that cannot be.
+    """
+    try:
+        other = yaml.safe_load((out / "grid.yaml").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return out
+    if other == config.name:
+        return out
+    home = out / config.name
+    taken = config.name in ("tuning", "logs", *config.blocks()) or (
+        home.exists() and not (home / "grid.yaml").is_file()
+    )
+    if taken or not LABEL.fullmatch(config.name):
+        raise UserError(
+            f"{out} holds the grid '{other}', and the results of '{config.name}' would go into a folder of that name "
+            "in it, which cannot be. Give another --name or another --out."
+        )
+    return home
+
+
 def grid_text(config: GridConfig) -> str:
     """The grid as YAML, to be given to `scenedistill grid` again."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
@@ -233,6 +257,9 @@ def _check_methods(config: GridConfig) -> None:
 def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
     if not tuning.factors or min(tuning.factors) <= 0 or len(set(tuning.factors)) < len(tuning.factors):
         raise UserError(f"tuning.factors is {tuning.factors}; expected numbers above 0, each once.")
+    for factor in tuning.factors:
+        if float(f"{factor:g}") != factor:
+            raise UserError(f"tuning.factors holds {factor}; expected six digits at most: they name folders.")
     if not 0 < tuning.val_fraction < 1:
         raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
     if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):

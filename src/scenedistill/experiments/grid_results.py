@@ -11,25 +11,34 @@ from rich.console import Console
 from rich.table import Table
 
 from scenedistill.experiments.grid_cells import Board, plan, trials
-from scenedistill.experiments.grid_config import GridConfig
+from scenedistill.experiments.grid_config import GridConfig, student_of
 from scenedistill.experiments.pairs import pairs_lines, pairs_table
+from scenedistill.experiments.published import published_table
 from scenedistill.experiments.results import Result, to_json
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.tuning import FILE, Choice, write_choices
+from scenedistill.losses.registry import resolve_weights
 from scenedistill.training.runs import write_json
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
+#: How a loss differs from its paper's, for the record; its class says more.
+DIFFERENCES = {
+    "cc": "no linear layer to a common width, and a weight of our own",
+    "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
+    "decoupled": "its weight at once, not raised over the first epochs",
+    "fitnet": "a hint averaged over its positions, beside the cross-entropy and not in a stage before it",
+    "sp": "pooled features, not the last feature map",
+}
 
 
-def finish(board: Board, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
-    """Write and print what all finished cells of the grid say, also those that were not asked for this time."""
-    config, out = board.config, board.out
+def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
+    """Write into `home` and print what all finished cells of the grid say, also those that were not asked for now."""
+    config = board.config
     cells = [cell for cell in plan(config) if not cell.tuning and board.done(cell)]
-    choices = _choices(board)
-    notes = ""
+    choices = keep_choices(board, home)
+    notes = _differences(config)
     if config.tuning and choices:
-        write_choices(choices, config.tuning, config.base.student.fit.epochs, out / FILE)
-        notes = f"Weights chosen from {len(config.tuning.factors)} factors on validation images."
+        notes = f"Weights chosen from {len(config.tuning.factors)} factors on validation images. {notes}".strip()
     results, sections = {}, []
     for block in config.blocks():
         own = [cell for cell in cells if cell.block == block]
@@ -41,27 +50,41 @@ def finish(board: Board, failures: Mapping[str, str], command: str, console: Con
         result = summarise(lab, [board.row(cell) for cell in own], name=name, command=command, splits=splits)
         result = dataclasses.replace(result, notes=notes)
         results[block] = result
-        write_json((out if len(config.blocks()) == 1 else out / block) / RESULTS, to_json(result))
+        place = home if len(config.blocks()) == 1 else home / block
+        place.mkdir(exist_ok=True)
+        write_json(place / RESULTS, to_json(result))
         heading = f"## {block}: {lab.data_name}, {100 * config.blocks()[block][1]:g} % training, {result.pixels} pixels"
         sections += [heading, pairs_table(result, list(config.methods), config.baseline)]
+        if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
+            sections.append(others)
         _print(result, config, block, console)
-    sections += [_meaning(config), *_tuning_section(choices), *_failure_section(failures)]
+    sections += [f"{_meaning(config)} {notes}".strip(), *_tuning_section(choices), *_failure_section(failures)]
     text = "\n\n".join([f"# {config.name}", f"`{command or 'scenedistill.experiments.grid'}`", *sections])
-    (out / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    (home / SUMMARY).write_text(text + "\n", encoding="utf-8")
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", markup=False, highlight=False, style="red")
     return results
 
 
-def _choices(board: Board) -> list[Choice]:
-    """Of every method whose tuning is complete."""
-    seed, found = board.config.seeds[0], []
-    for cell in plan(board.config):
-        if cell.seed == seed and cell.student and not cell.tuning and trials(board.config, cell):
+def keep_choices(board: Board, home: Path) -> list[Choice]:
+    """What tuning has found, of every method with which it is through; kept in `tuning.json`."""
+    config, found = board.config, list[Choice]()
+    for cell in plan(config):
+        if cell.seed == config.seeds[0] and cell.student and not cell.tuning and trials(config, cell):
             choice = board.choice(cell)
             if choice:
                 found.append(choice)
+    if config.tuning and found:
+        write_choices(found, config.tuning, config.base.student.fit.epochs, home / FILE)
     return found
+
+
+def _differences(config: GridConfig) -> str:
+    """In a sentence, which losses are not quite those of their papers; "" where all are."""
+    students = [student_of(config, student, label) for student in config.students for label in config.methods]
+    used = {name for student in students for name in resolve_weights(student.method, student.losses)}
+    told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
+    return f"Not as in their papers: {'; '.join(told)}." if told else ""
 
 
 def _print(result: Result, config: GridConfig, block: str, console: Console) -> None:
@@ -92,7 +115,8 @@ def _tuning_section(choices: Sequence[Choice]) -> list[str]:
     for choice in choices:
         scores = [choice.scores.get(factor) for factor in factors]
         shown = ["diverged" if score is None else f"{100 * score:.2f}" for score in scores]
-        lines.append([choice.block, choice.student, choice.label, *shown, f"{choice.factor:g}"])
+        chosen = "none" if choice.factor is None else f"{choice.factor:g}"
+        lines.append([choice.block, choice.student, choice.label, *shown, chosen])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return ["## Tuning", "OA (%) on validation images for each factor on the method's weight.", table]
 
@@ -103,18 +127,18 @@ def _failure_section(failures: Mapping[str, str]) -> list[str]:
     return ["## Failed", "\n".join(f"- `{name}`: {reason}" for name, reason in failures.items())]
 
 
-def read_failures(out: Path) -> dict[str, str]:
+def read_failures(home: Path) -> dict[str, str]:
     """Why cells failed the last time, by name."""
     try:
-        found = json.loads((out / FAILURES).read_text(encoding="utf-8"))
+        found = json.loads((home / FAILURES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def write_failures(failures: Mapping[str, str], out: Path) -> None:
+def write_failures(failures: Mapping[str, str], home: Path) -> None:
     """Keep why cells failed; no file where none did."""
     if failures:
-        write_json(out / FAILURES, failures)
+        write_json(home / FAILURES, failures)
     else:
-        (out / FAILURES).unlink(missing_ok=True)
+        (home / FAILURES).unlink(missing_ok=True)

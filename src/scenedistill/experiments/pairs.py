@@ -32,7 +32,8 @@ class Gain:
 def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Gain | None:
     """The gain of ours over theirs on the seeds both have; None where there is no such seed.
 
-    A pair shares split, teacher and views, so that what these do to both falls out of the difference.
+    A pair shares the split, and the teacher where both ask one, so that what these do to both falls out of the
+    difference.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:

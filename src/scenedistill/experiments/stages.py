@@ -130,7 +130,10 @@ def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> Non
 
 
 def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
-    """Look at the test split, once for each finished network, and keep what was seen."""
+    """Look at the test split, once for each finished network, and keep what was seen.
+
+    At the size of the run: a teacher that was given and trained at another one is tested as it teaches.
+    """
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
     if not final.done:
         if lab.lead or world_size() > 1:
@@ -163,9 +166,10 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
 def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
     net, card = load_net(stage.folder / WEIGHTS)
+    size = lab.config.image_size
     part = ScenePart(lab.cache, split.test)
     started = time.monotonic()
-    logits = predict_logits(net, part, image_size=card.image_size, device=lab.device, precision=lab.precision)
+    logits = predict_logits(net, part, image_size=size, device=lab.device, precision=lab.precision)
     seconds = time.monotonic() - started
     if not lab.lead:
         return
@@ -186,6 +190,6 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
             "per_class": metrics.per_class,
             "images": len(part),
             "seconds": round(seconds, 2),
-            "cost": asdict(model_cost(net, card.image_size, card.bands)),
+            "cost": asdict(model_cost(net, size, card.bands)),
         }
     )

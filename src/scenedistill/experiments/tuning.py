@@ -18,13 +18,15 @@ FILE = "tuning.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """What tuning found for one method: validation OA (0..1) of the last epoch by factor, and the factor chosen."""
+    """What tuning found for one method: validation OA (0..1) of the last epoch by factor, the factor chosen, and how
+    many epochs the runs had."""
 
     block: str
     student: str
     label: str
     scores: Mapping[float, float | None]  # None where the training diverged
-    factor: float
+    factor: float | None  # None where all of them did
+    epochs: int
 
 
 def tuned(student: StudentConfig, factor: float) -> StudentConfig:
@@ -56,20 +58,30 @@ def choose(scores: Mapping[float, float | None]) -> float | None:
 
 
 def write_choices(choices: list[Choice], tuning: TuningConfig, epochs: int, path: Path) -> None:
-    """Keep all scores and choices as JSON: block -> student -> label."""
+    """Keep all scores and choices as JSON: block -> student -> label.
+
+    Args:
+        choices: of every method whose tuning is complete.
+        tuning: the budget.
+        epochs: of a run that has no number of its own; what differs from it stands at its method.
+        path: of the file.
+    """
+    epochs = tuning.epochs or epochs
     found: dict[str, dict[str, dict[str, object]]] = {}
     for choice in choices:
         scores = {f"{factor:g}": tidy(score) for factor, score in sorted(choice.scores.items())}
-        entry = {"factor": choice.factor, "validation_oa": scores}
+        entry: dict[str, object] = {"factor": choice.factor, "validation_oa": scores}
+        if choice.epochs != epochs:
+            entry["epochs"] = choice.epochs
         found.setdefault(choice.block, {}).setdefault(choice.student, {})[choice.label] = entry
     write_json(
         path,
         {
             "what": "factor on the weight of all losses that ask the teacher; OA on the validation images after the "
-            "last epoch, null where the training diverged",
+            "last epoch, null where the training diverged; a factor of null where all did",
             "val_fraction": tuning.val_fraction,
             "seed": tuning.seed,
-            "epochs": tuning.epochs or epochs,
+            "epochs": epochs,
             "factors": tuning.factors,
             "chosen": found,
         },

@@ -64,12 +64,17 @@ def copied(made: Made, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def grid_folder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `scenedistill grid` leaves it: two ratios, tuning, a failure, a cell that is not done."""
+    """A folder as `scenedistill grid` leaves it: two ratios, tuning, a failure, a cell that is not done; and beside its
+    own cells those of a grid without tuning."""
     out = tmp_path_factory.mktemp("grid") / "mine"
     for block in ("tiny-50", "tiny-25"):
         shutil.copytree(made.run, out / block)
         shutil.copytree(out / block / "seed0/table1_printed/dkd", out / block / "seed0/table1_printed/kd_hot")
         (out / block / "summary.json").rename(out / block / "results.json")
+    for seed in ("seed0", "seed1"):
+        folder = out / "tiny-50" / seed / "table1_printed"
+        shutil.copytree(folder / "dkd", folder / "dkd@0.1")
+        shutil.copytree(folder / "dkd", folder / "sp")
     settings = yaml.safe_load((out / "tiny-25" / "settings.yaml").read_text(encoding="utf-8"))
     settings["data"]["train_ratio"] = 0.25
     (out / "tiny-25" / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -83,9 +88,15 @@ def grid_folder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "datasets": {"tiny": str(made.manifest)},
         "methods": {"plain": {}, "kd_hot": {}, "dkd": {}},
         "baseline": "plain",
+        "tuning": {"factors": [0.1, 1]},
     }
     (out / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
-    chosen = {"tiny-50": {"table1_printed": {"dkd": {"factor": 0.1, "validation_oa": {"0.1": 0.5, "1": None}}}}}
+    tried = {"factor": 0.1, "validation_oa": {"0.1": 0.5, "1": None}}
+    same, none = {**tried, "factor": 1}, {"factor": None, "validation_oa": {"0.1": None, "1": None}}
+    chosen = {
+        "tiny-25": {"table1_printed": {"dkd": same, "kd_hot": same, "wild": none}},
+        "tiny-50": {"table1_printed": {"dkd": tried, "kd_hot": same}},
+    }
     tuning = {"val_fraction": 0.2, "seed": 0, "epochs": 2, "factors": [0.1, 1], "chosen": chosen}
     (out / "tuning.json").write_text(json.dumps(tuning), encoding="utf-8")
     failure = {"tiny-25/seed1/table1_printed/kd_hot": "the loss is not finite at step 3 <nan>"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split
@@ -69,6 +70,9 @@ def test_a_grid_has_its_cells_tuning_and_failures(grid_folder: Path) -> None:
     assert [data.title_of(cell) for cell in data.cells] == ["tiny, 25 % training", "tiny, 50 % training"]
     labels = list(dict.fromkeys(n.label for n in data.cells[0].networks))
     assert labels == ["teacher", "plain", "kd_hot", "dkd"], "the grid's own order"
+    tuned = [n.folder.name for n in data.cells[1].networks if n.label == "dkd"]
+    assert tuned == ["dkd@0.1"] * 2, "nor the untuned one, nor the other grid's sp"
+    assert not data.others
     assert data.tuning["factors"] == [0.1, 1] and len(data.failures) == 1
     unfinished = [n.folder.relative_to(grid_folder).as_posix() for n in data.unfinished]
     assert unfinished == ["tiny-50/seed1/table1_printed/kd_hot"], "a tuning run is done without a test"
@@ -95,3 +99,41 @@ def test_damaged_files_are_like_missing_ones(copied: Path) -> None:
     teachers = [n for n in data.cells[0].networks if n.label == "teacher"]
     assert [n.seed for n in teachers] == [1] and teachers[0].outputs is None and teachers[0].confusion is None
     assert data.cells[0].summary == {} and data.name == "copied"
+
+
+def test_a_second_grid_of_the_same_folder_shows_its_own_cells(grid_folder: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(grid_folder, tmp_path / "both"))
+    second = {"name": "second", "datasets": {"tiny": "x"}, "ratios": [0.5], "seeds": [1]}
+    second["methods"] = {"plain": {}, "sp": {}}
+    (out / "second").mkdir()
+    (out / "second" / "grid.yaml").write_text(yaml.safe_dump(second), encoding="utf-8")
+    (out / "second" / "results.json").write_text(json.dumps({"data": "its own"}), encoding="utf-8")
+    data = collect(out / "second")
+    (cell,) = data.cells
+    assert (data.name, cell.key, cell.summary) == ("second", "tiny-50", {"data": "its own"})
+    assert [(n.label, n.seed) for n in cell.networks] == [("teacher", 1), ("plain", 1), ("sp", 1)]
+    assert not data.tuning and not data.failures and not data.unfinished
+    assert collect(out).name == "mine" and [cell.key for cell in collect(out).cells] == ["tiny-25", "tiny-50"]
+
+
+def change(stage: Path, **settings: Any) -> None:
+    """Other settings and another fingerprint, tested as they were."""
+    record = json.loads((stage / "stage.json").read_text(encoding="utf-8"))
+    record["settings"].update(settings)
+    record["fingerprint"] = f"{record['fingerprint']}-changed"
+    (stage / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    test = json.loads((stage / "evaluation" / "stage.json").read_text(encoding="utf-8"))
+    test["settings"]["of"] = record["fingerprint"]
+    (stage / "evaluation" / "stage.json").write_text(json.dumps(test), encoding="utf-8")
+
+
+def test_networks_of_other_settings_or_another_teacher_are_left_out_and_told(copied: Path) -> None:
+    change(copied / "seed0" / "table1_printed" / "plain", image_size=64)
+    change(copied / "seed1" / "teacher")
+    data = collect(copied)
+    assert [(n.label, n.seed) for n in data.others] == [("plain", 0), ("dkd", 1)]
+    left = [(n.label, n.seed) for n in data.cells[0].networks]
+    assert left == [("teacher", 0), ("teacher", 1), ("plain", 1), ("dkd", 0)]
+    (copied / "seed1" / "teacher" / "stage.json").unlink()
+    assert [(n.label, n.seed) for n in collect(copied).others] == [("plain", 0)], "no teacher is there to differ from"
+    assert [n.label for n in collect(copied).cells[0].networks if n.seed == 1] == ["plain", "dkd"]

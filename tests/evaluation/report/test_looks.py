@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scenedistill.evaluation.report.collect import collect
 from scenedistill.evaluation.report.config import ReportConfig
 from scenedistill.evaluation.report.focus import choose
 from scenedistill.evaluation.report.looks import DRAWN, Lookers
+from scenedistill.models.files import load_net, save_net
 
 pytest.importorskip("pytorch_grad_cam")
 pytest.importorskip("sklearn")
@@ -66,3 +68,16 @@ def test_without_a_teacher_there_are_maps_and_no_agreement(made: Any) -> None:
     )
     assert lookers.agreements(lookers.part([0, 1])) == {}
     assert all(score is None for look in lookers.side_by_side() for _, _, score in look.maps.values())
+
+
+def test_a_given_teacher_of_another_size_looks_at_what_it_was_tested_on(copied: Path, made: Any) -> None:
+    weights = copied / "seed0" / "teacher" / "weights.safetensors"
+    net, card = load_net(weights)
+    save_net(net, dataclasses.replace(card, image_size=48, stored_size=64), weights)
+    networks = choose(collect(copied), ReportConfig()).of_one_seed()
+    lookers = Lookers(networks, made.manifest.parent, torch.device("cpu"))
+    part = lookers.part(lookers.sample(8))
+    assert part.fetch(range(1)).images.shape[1:3] == (40, 40)
+    assert all(values.shape == (8,) for values in lookers.agreements(part).values())
+    assert set(lookers.positions().values()) == {"1 x 1"}
+    assert len(lookers.side_by_side()) and list(lookers.embeddings(part)) == ["teacher", "plain", "dkd"]

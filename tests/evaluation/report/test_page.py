@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from rich.console import Console
 
 from scenedistill.commands import report as report_command
 from scenedistill.errors import UserError
+from scenedistill.evaluation.outputs import load_outputs, save_outputs
 from scenedistill.evaluation.report import page as page_module
 from scenedistill.evaluation.report.config import ReportConfig
 from scenedistill.evaluation.report.page import write_report
 
 PLAINLY = ReportConfig(gradcam_images=0, map_images=0)
+CLOSELY = ReportConfig(gradcam_images=8, map_images=12, device="cpu")
 
 
 class Reader(HTMLParser):
@@ -172,11 +175,12 @@ def test_long_lists_of_images_are_cut(made: Any, tmp_path: Path, monkeypatch: py
         found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
         assert found
         networks = json.loads(found[1])["matrices"][0]["networks"]
-        return max(len(images) for network in networks for one in network["seeds"] for images in one["behind"].values())
+        lists = [images for network in networks for one in network["seeds"] for images in one["behind"].values()]
+        return max(map(len, lists), default=0)
 
     assert longest(write_report(made.run, tmp_path / "long.html", data=made.manifest, config=PLAINLY)) > 3
     monkeypatch.setattr(page_module, "LISTS", 0)
-    assert longest(write_report(made.run, tmp_path / "cut.html", data=made.manifest, config=PLAINLY)) == 1
+    assert longest(write_report(made.run, tmp_path / "cut.html", data=made.manifest, config=PLAINLY)) == 0
 
 
 def test_what_is_looked_at_closely_can_be_chosen(grid_folder: Path, tmp_path: Path) -> None:
@@ -202,6 +206,63 @@ def test_the_command(made: Any, tmp_path: Path) -> None:
     settings = report_command.parser().parse_args([*arguments, "--gradcam_images", "0", "--map_images", "0"])
     said = io.StringIO()
     report_command.command(settings, Console(file=said, width=300), "")
-    assert f"Report: {out} (0." in said.getvalue() and out.is_file()
+    assert f"Report: {out} (0." in said.getvalue() and out.is_file() and "Figures" not in said.getvalue()
+    more = ["--gradcam_images", "0", "--map_images", "0", "--figures", str(tmp_path / "figures"), "--as", "png"]
+    report_command.command(report_command.parser().parse_args([*arguments, *more]), Console(file=said, width=300), "")
+    assert f"Figures: {tmp_path / 'figures'}" in said.getvalue() and (tmp_path / "figures" / "curves.png").is_file()
     settings = report_command.parser().parse_args([str(made.run), "--data", "{tiny: a/b}", "--cell", "AID-20"])
     assert settings.data == {"tiny": "a/b"} and settings.cell == "AID-20" and settings.gradcam_images == 300
+
+
+def test_where_there_is_no_room_for_all_matrices_those_looked_at_stay(
+    grid_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "LISTS", 0)
+    text = write_report(grid_folder, tmp_path / "page.html", config=PLAINLY).read_text(encoding="utf-8")
+    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert found and [cell["title"] for cell in json.loads(found[1])["matrices"]] == ["tiny, 25 % training"]
+    assert "no room for confusion matrices but those of tiny, 25 % training" in text
+
+
+def test_what_the_page_leaves_out_and_how_a_method_was_chosen_is_said(copied: Path, made: Any, tmp_path: Path) -> None:
+    for name in ("sp", "kd"):
+        shutil.copytree(copied / "seed0" / "table1_printed" / "dkd", copied / "seed0" / "table1_printed" / name)
+    for seed in ("seed0", "seed1"):
+        shutil.rmtree(copied / seed / "table1_printed" / "dkd")
+    stage = copied / "seed1" / "table1_printed" / "plain" / "stage.json"
+    record = json.loads(stage.read_text(encoding="utf-8"))
+    record["settings"]["precision"] = "bf16"
+    stage.write_text(json.dumps(record), encoding="utf-8")
+    text = write_report(copied, tmp_path / "page.html", config=PLAINLY).read_text(encoding="utf-8")
+    assert "is shown because its mean OA on the test images is the highest of 2 methods" in text
+    assert "taught by another one: seed1/table1_printed/plain." in text
+    chosen = dataclasses.replace(PLAINLY, method="sp")
+    assert "is shown because" not in write_report(copied, tmp_path / "page.html", config=chosen).read_text("utf-8")
+
+
+def test_tests_that_do_not_fit_each_other_leave_the_pictures_out(copied: Path, made: Any, tmp_path: Path) -> None:
+    outputs = copied / "seed0" / "table1_printed" / "plain" / "evaluation" / "outputs.npz"
+    kept = load_outputs(outputs)
+    save_outputs(kept.logits, kept.labels, kept.rows + 1, outputs)
+    config = dataclasses.replace(CLOSELY, map_images=0)
+    text = write_report(copied, tmp_path / "page.html", data=made.manifest, config=config).read_text(encoding="utf-8")
+    assert "Grad-CAM or the map of embeddings: &#39;plain&#39; was tested on other images" in text
+
+
+def test_the_figures_for_a_paper_are_those_of_the_page(made: Any, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("sklearn")
+    out, folder = tmp_path / "page.html", tmp_path / "deep" / "figures"
+    write_report(made.run, out, data=made.manifest, figures=folder, ending="svg", config=CLOSELY)
+    names = {path.stem for path in folder.iterdir()}
+    matrices = {"confusion-teacher", "confusion-plain", "confusion-dkd", "confusion-difference", "class-gains"}
+    others = {"gradcam", "embeddings", "curves", "loss-teacher", "loss-dkd", "reliability"}
+    assert names - {"confused-pairs"} == matrices | others, "a network that errs nowhere confuses nothing"
+    assert all(path.read_text(encoding="utf-8").startswith("<?xml") for path in folder.iterdir())
+    write_report(made.run, out, data=tmp_path, figures=tmp_path / "few", ending="png", config=PLAINLY)
+    few = {path.stem for path in (tmp_path / "few").glob("*.png")}
+    assert few == names - {"gradcam", "embeddings", "confused-pairs"}
+    with pytest.raises(UserError, match=r"--figures .* is a file"):
+        write_report(made.run, out, figures=out)
+    with pytest.raises(UserError, match="--as is gif; expected one of pdf, svg, png"):
+        write_report(made.run, out, figures=folder, ending="gif")

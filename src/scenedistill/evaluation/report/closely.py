@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from scenedistill.errors import UserError
-from scenedistill.evaluation.calibration import calibration
+from scenedistill.evaluation.calibration import BINS, Calibration, calibration
 from scenedistill.evaluation.curves import Curves, hints, read_curves
 from scenedistill.evaluation.differences import class_gains
 from scenedistill.evaluation.report.blocks import Charts, Section, Text
@@ -19,26 +20,47 @@ from scenedistill.evaluation.report.focus import Focus
 from scenedistill.evaluation.report.tables import Table, class_table, number, word
 
 
+class Compared(NamedTuple):
+    """Two groups of networks on the seeds that both have.
+
+    Attributes:
+        names: captions of the first and the second.
+        counts: the confusion matrix of each, a sum over the seeds, int64 `[K, K]`.
+        seeds: in order.
+    """
+
+    names: tuple[str, str]
+    counts: tuple[np.ndarray, np.ndarray]
+    seeds: list[int]
+
+
+def compared(focus: Focus) -> Compared | None:
+    """The last group beside the one before it; None where there is none, or not every matrix was kept."""
+    if len(focus.groups) < 2:
+        return None
+    (before_name, before), (after_name, after) = list(focus.groups.items())[-2:]
+    both = {n.seed for n in before} & {n.seed for n in after}
+    counts = [summed([n for n in group if n.seed in both]) for group in (before, after)]
+    if counts[0] is None or counts[1] is None:
+        return None
+    return Compared((before_name, after_name), (counts[0], counts[1]), sorted(both))
+
+
 def classes(focus: Focus) -> Section:
     """Gain of each class, of the last group over the one before it."""
     section = Section("classes", "Gain of each class")
-    if len(focus.groups) < 2:
-        return section
-    (before_name, before), (after_name, after) = list(focus.groups.items())[-2:]
-    both = {n.seed for n in before} & {n.seed for n in after}
-    counts = [_confusion([n for n in group if n.seed in both]) for group in (before, after)]
-    if counts[0] is not None and counts[1] is not None:
-        gains = class_gains(counts[0], counts[1], focus.cell.classes)
+    if pair := compared(focus):
+        gains = class_gains(*pair.counts, focus.cell.classes)
         tips = [
             f"{g.name}: {100 * g.before:.1f} % to {100 * g.after:.1f} %, {g.points:+.1f} points, {g.images} images"
             for g in gains
         ]
-        label = f"points of accuracy: {after_name} over {before_name}"
+        label = f"points of accuracy: {pair.names[1]} over {pair.names[0]}"
         chart = bar_chart([g.name for g in gains], [g.points for g in gains], x_label=label, tips=tips)
         worse = sum(g.points < 0 for g in gains)
-        said = f"{worse} of {len(gains)} classes lose. Seeds taken together: {', '.join(map(str, sorted(both)))}."
+        said = f"{worse} of {len(gains)} classes lose. Seeds taken together: {', '.join(map(str, pair.seeds))}."
         section.blocks.append(Charts([("", chart)], caption=said))
-    if all(n.tested.get("per_class") for group in focus.groups.values() for n in group):
+    if len(focus.groups) > 1 and all(n.tested.get("per_class") for group in focus.groups.values() for n in group):
         section.blocks.append(class_table(focus.cell, focus.groups))
     return section
 
@@ -51,18 +73,15 @@ def curves(focus: Focus) -> Section:
         "Mean over seeds. The training views are varied anew in every epoch, so they are harder than the images "
         "themselves; no test image is looked at on the way.",
     )
-    groups: dict[str, list[Curves]] = {}
-    for network in focus.cell.networks:
-        if network.student in (None, focus.student) and (found := _curves(network)):
-            groups.setdefault(network.label, []).append(found)
-    labels = list(groups)
+    found = mean_curves(focus)
+    labels = list(found)
     charts, tables = [], []
     for key, title in (("train_oa", "OA on training views (%)"), ("val_oa", "OA on validation images (%)")):
-        lines = []
-        for label, several in groups.items():
-            epochs, values = _mean_curve([(c.epochs, 100 * c.accuracies[key]) for c in several if key in c.accuracies])
-            if len(epochs):
-                lines.append(Series(label, epochs.tolist(), values.tolist(), labels.index(label)))
+        lines = [
+            Series(label, own.epochs.tolist(), (100 * own.accuracies[key]).tolist(), labels.index(label))
+            for label, own in found.items()
+            if key in own.accuracies and len(own.epochs)
+        ]
         if lines:
             charts.append((title, line_chart(lines, x_label="epoch", y_label=title, form="{:.1f} %")))
             tables.append(_values(f"curves-{key}", f"Values: {title}", lines))
@@ -70,6 +89,26 @@ def curves(focus: Focus) -> Section:
         section.blocks.append(Charts(charts, [(label, colour_class(i), None) for i, label in enumerate(labels)]))
     section.blocks += tables
     return section
+
+
+def mean_curves(focus: Focus) -> dict[str, Curves]:
+    """By training of the student, and of the teacher: its accuracies, means over the seeds and over the epochs that all
+    of them have."""
+    groups: dict[str, list[Curves]] = {}
+    for network in focus.cell.networks:
+        if network.student in (None, focus.student) and (found := _curves(network)):
+            groups.setdefault(network.label, []).append(found)
+    means = {}
+    for label, several in groups.items():
+        epochs = several[0].epochs
+        for other in several[1:]:
+            epochs = np.intersect1d(epochs, other.epochs)
+        known = [key for key in several[0].accuracies if all(key in one.accuracies for one in several)]
+        accuracies = {
+            key: np.mean([one.accuracies[key][np.isin(one.epochs, epochs)] for one in several], axis=0) for key in known
+        }
+        means[label] = Curves(epochs, {}, {}, {}, accuracies)
+    return means
 
 
 def parts(focus: Focus) -> Section:
@@ -82,17 +121,11 @@ def parts(focus: Focus) -> Section:
     )
     said: dict[str, list[str]] = {}  # of each training the hints of the first seed that has any
     for network in focus.cell.networks:
-        if network.student in (None, focus.student) and (found := _curves(network)):
-            lines = [f"{network.label}, seed {network.seed}: {hint}" for hint in hints(found)]
+        if network.student in (None, focus.student) and (curves := _curves(network)):
+            lines = [f"{network.label}, seed {network.seed}: {hint}" for hint in hints(curves)]
             said[network.label] = said.get(network.label) or lines
     section.blocks += [Text(line, "warn") for lines in said.values() for line in lines]
-    for label, networks in focus.groups.items():
-        known = {network.seed: curves for network in networks if (curves := _curves(network))}
-        measured = [seed for seed, curves in known.items() if curves.pulls]
-        seed = next(iter([*measured, *known]), None)
-        if seed is None or len(known[seed].parts) < 2:
-            continue
-        found = known[seed]
+    for label, (seed, found) in loss_curves(focus).items():
         names = list(found.parts)
         epochs = found.epochs.tolist()
         weighted = [
@@ -117,21 +150,32 @@ def parts(focus: Focus) -> Section:
     return section
 
 
+def loss_curves(focus: Focus) -> dict[str, tuple[int, Curves]]:
+    """By caption: the first seed in which pulls were measured, or else the first one, and its curves; only of trainings
+    whose loss has several parts."""
+    found = {}
+    for label, networks in focus.groups.items():
+        known = {network.seed: curves for network in networks if (curves := _curves(network))}
+        measured = [seed for seed, curves in known.items() if curves.pulls]
+        seed = next(iter([*measured, *known]), None)
+        if seed is not None and len(known[seed].parts) > 1:
+            found[label] = (seed, known[seed])
+    return found
+
+
 def calibrations(focus: Focus) -> Section:
     """Confidence against accuracy, all seeds together."""
     section = Section(
         "calibration",
         "Calibration",
-        "A point below the dashed line is a confidence that promises too much. ECE is the mean gap to that line.",
+        "A point below the dashed line is a confidence that promises too much. The expected calibration error (ECE) is "
+        "the mean gap to that line, each point counting as often as it has images.",
     )
     lines, rows, said = [], [], list[Text]()
     for (name, label), networks in focus.cell.groups().items():
-        kept = [n.outputs for n in networks if n.outputs is not None]
-        if not kept:
+        found = pooled(networks)
+        if found is None:
             continue
-        pooled = np.concatenate([outputs.probabilities for outputs in kept])
-        found = calibration(pooled, np.concatenate([outputs.labels for outputs in kept]))
-        single = [calibration(outputs.probabilities, outputs.labels).ece for outputs in kept]
         if networks in focus.groups.values():
             filled = found.counts > 0
             place = list(focus.groups.values()).index(networks)
@@ -139,16 +183,8 @@ def calibrations(focus: Focus) -> Section:
             notes = [f", {count} images" for count in found.counts[filled]]
             lines.append(Series(label, places, heights, place, notes))
             said.append(Text(f"{label}: {found.words}"))
-        rows.append(
-            (
-                word(name),
-                word(label),
-                number(100 * float(np.mean(single))),
-                number(100 * found.mce),
-                number(100 * found.mean_confidence),
-                number(100 * found.oa),
-            )
-        )
+        figures = [number(100 * value) for value in (found.ece, found.mce, found.mean_confidence, found.oa)]
+        rows.append((word(name), word(label), *figures))
     if not rows:
         return section
     if lines:
@@ -164,9 +200,18 @@ def calibrations(focus: Focus) -> Section:
         legend = [(line.name, colour_class(line.colour), None) for line in lines]
         section.blocks += [Charts([("Reliability diagram", chart)], legend), *said]
     head = ("network", "training", "ECE (points)", "largest gap (points)", "mean confidence (%)", "OA (%)")
-    note = "ECE with 15 bins of equal width, mean over seeds; the other columns take the seeds together."
+    note = f"The answers of all seeds taken together, in {BINS} bins of equal width, here as in words and diagram."
     section.blocks.append(Table("calibration", "Calibration", head, tuple(rows), note=note))
     return section
+
+
+def pooled(networks: Sequence[Network]) -> Calibration | None:
+    """Of networks that differ by seed only, their answers taken together; None where these were not kept."""
+    kept = [network.outputs for network in networks if network.outputs is not None]
+    if not kept:
+        return None
+    probabilities = np.concatenate([outputs.probabilities for outputs in kept])
+    return calibration(probabilities, np.concatenate([outputs.labels for outputs in kept]))
 
 
 def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
@@ -177,7 +222,8 @@ def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
     return Table(key, caption, ("epoch", *(line.name for line in lines)), tuple(rows), folded=True)
 
 
-def _confusion(networks: Sequence[Network]) -> np.ndarray | None:
+def summed(networks: Sequence[Network]) -> np.ndarray | None:
+    """The sum of their confusion matrices, int64 `[K, K]`; None where one was not kept, or there are none."""
     found = [n.confusion for n in networks if n.confusion is not None]
     return np.sum(found, axis=0) if found and len(found) == len(networks) else None
 
@@ -187,13 +233,3 @@ def _curves(network: Network) -> Curves | None:
         return read_curves(network.folder)
     except UserError:  # a teacher that was given and not trained
         return None
-
-
-def _mean_curve(several: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Over the epochs that all of them have."""
-    if not several:
-        return np.zeros(0), np.zeros(0)
-    epochs = several[0][0]
-    for other, _ in several[1:]:
-        epochs = np.intersect1d(epochs, other)
-    return epochs, np.mean([values[np.isin(own, epochs)] for own, values in several], axis=0)

@@ -18,6 +18,7 @@ import yaml
 from scenedistill.data.splits import nfc
 from scenedistill.errors import UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
+from scenedistill.evaluation.report.selection import of_grid, of_one_setting
 from scenedistill.training.runs import ASIDE, RECORD
 
 _SEED = re.compile(r"seed(\d+)")
@@ -32,7 +33,8 @@ class Network:
         folder: of its stage.
         seed: of the run.
         student: the student's name; None for a teacher.
-        label: how it was trained: `teacher`, or the name of the student's last folder, such as `plain` or `dkd`.
+        label: how it was trained: `teacher`, or the name of the student's last folder, such as `plain` or `dkd`; of a
+            grid the method's label.
         stage: content of its stage.json.
         tested: what the test found (`oa`, `aa`, `kappa`, `per_class`, `cost`, ...); empty before the test.
         tuning: one of a grid's tuning runs, which see no test image.
@@ -104,7 +106,7 @@ class Cell:
 
     Attributes:
         folder: that holds `seed0`, `seed1`, ...
-        key: its place in the report's folder; empty for a run.
+        key: its place in the folder of all cells; empty for a run.
         networks: finished ones, teachers first, then each student: plain first, then by label; seeds within.
         settings: the run's settings as they were given.
         summary: the record in its `results.json` or `summary.json`, or in the grid's; empty while there is none.
@@ -154,18 +156,22 @@ class ReportData:
 
     Attributes:
         folder: that was given.
+        root: of all cells: the folder itself, or the one above it for a grid that shares that one with another.
         name: of the experiment.
         cells: with at least one finished network.
         unfinished: trainings that were begun and are not done.
+        others: of other settings or another teacher than the rest of their seed, and so not in the cells.
         grid: the grid's resolved configuration; empty for a run.
         tuning: scores and choices of a grid's tuning; empty where there was none.
         failures: cell of a grid to what went wrong.
     """
 
     folder: Path
+    root: Path
     name: str
     cells: tuple[Cell, ...]
     unfinished: tuple[Network, ...] = ()
+    others: tuple[Network, ...] = ()
     grid: dict[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -188,7 +194,8 @@ class ReportData:
 def collect(folder: Path) -> ReportData:
     """Read a run's or a grid's folder.
 
-    What another run has moved aside is left out, and so is a test of other weights than those that are there.
+    What another run has moved aside is left out, and so are a test of other weights than those that are there, and of
+    a grid the cells of others in the same folder.
 
     Raises:
         UserError: no such folder, or no finished network in it.
@@ -196,35 +203,43 @@ def collect(folder: Path) -> ReportData:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected that of a run or a grid, which the command wrote to.")
-    everything = list(_networks(folder))
-    cells: dict[str, list[Network]] = {}
+    grid, own, tuning = _yaml(folder / "grid.yaml"), _summary(folder), _json(folder / "tuning.json")
+    shares = grid and not any(folder.glob("*/seed*")) and (folder.parent / "grid.yaml").is_file()
+    root = folder.parent if shares else folder
+    found = ((key, of_grid(network, key, grid, tuning)) for key, network in _networks(root))
+    everything = [(key, network) for key, network in found if network]
+    by_key: dict[str, list[Network]] = {}
     for key, network in everything:
         if network.finished and not network.tuning:
-            cells.setdefault(key, []).append(network)
-    if not cells:
+            by_key.setdefault(key, []).append(network)
+    if not by_key:
         begun = f" {len(everything)} were begun and are not done." if everything else ""
         raise UserError(
             f"{folder} holds no trained and tested network.{begun} "
             "Give the folder of a run or a grid, the one with seed0 or grid.yaml in it."
         )
-    grid, own = _yaml(folder / "grid.yaml"), _summary(folder)
     methods = list(grid.get("methods") or {})
-    found = [
-        Cell(
-            folder=folder / key,
-            key=key,
-            networks=tuple(sorted(networks, key=lambda network: _order_of(network, methods))),
-            settings=_yaml(folder / key / "settings.yaml"),
-            summary=_summary(folder / key) or own,
+    cells, others = list[Cell](), list[Network]()
+    for key, networks in by_key.items():
+        kept, strange = of_one_setting(networks)
+        others += strange
+        cells.append(
+            Cell(
+                folder=root / key,
+                key=key,
+                networks=tuple(sorted(kept, key=lambda network: _order_of(network, methods))),
+                settings=_yaml(root / key / "settings.yaml"),
+                summary=_json(folder / key / "results.json") or own or _summary(root / key),
+            )
         )
-        for key, networks in cells.items()
-    ]
     return ReportData(
         folder=folder,
+        root=root,
         name=str(grid.get("name") or own.get("experiment") or folder.resolve().name),
-        cells=tuple(found),
-        tuning=_json(folder / "tuning.json"),
+        cells=tuple(cells),
+        tuning=tuning if grid.get("tuning") else {},
         unfinished=tuple(network for _, network in everything if not network.finished),
+        others=tuple(others),
         grid=grid,
         failures={str(cell): str(reason) for cell, reason in _json(folder / "failures.json").items()},
     )

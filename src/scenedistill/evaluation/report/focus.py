@@ -20,11 +20,13 @@ class Focus:
         student: its name; None where there are only teachers.
         groups: by caption: the networks that differ by seed only; of teacher, baseline and the chosen method, in this
             order, those that there are.
+        note: how the method was chosen, where a reader must know.
     """
 
     cell: Cell
     student: str | None
     groups: dict[str, list[Network]]
+    note: str = ""
 
     def of_one_seed(self, *, outputs: bool = True) -> dict[str, Network]:
         """One network of each group, all of the first seed that the most groups have with their outputs kept.
@@ -60,17 +62,22 @@ def choose(data: ReportData, config: ReportConfig) -> Focus:
         if network.student in (None, student):
             groups.setdefault(network.label, []).append(network)
     methods = [label for label in groups if label not in (TEACHER, data.baseline)]
-    method = _favourite(groups, methods)
+    method, note = _favourite(groups, methods)
     if config.method is not None:
-        method = methods[_place("method", config.method, methods)]
+        method, note = methods[_place("method", config.method, methods)], ""
     wanted = [label for label in (TEACHER, data.baseline, method) if label in groups]
-    return Focus(cell, student, {label: groups[label] for label in wanted if label is not None})
+    return Focus(cell, student, {label: groups[label] for label in wanted if label is not None}, note)
 
 
-def _favourite(groups: dict[str, list[Network]], methods: Sequence[str]) -> str | None:
-    if "dkd" in methods or not methods:
-        return "dkd" if methods else None
-    return max(methods, key=lambda label: statistics.fmean(n.tested["oa"] for n in groups[label]))
+def _favourite(groups: dict[str, list[Network]], methods: Sequence[str]) -> tuple[str | None, str]:
+    """What is shown when nobody chooses, and what to say of it."""
+    if "dkd" in methods or len(methods) < 2:
+        return ("dkd" if "dkd" in methods else next(iter(methods), None)), ""
+    best = max(methods, key=lambda label: statistics.fmean(n.tested["oa"] for n in groups[label]))
+    return best, (
+        f"{best} is shown because its mean OA on the test images is the highest of {len(methods)} methods, which "
+        "flatters it: some of that lead is luck. Choose a method with --method."
+    )
 
 
 def _place(what: str, name: str, known: Sequence[str]) -> int:

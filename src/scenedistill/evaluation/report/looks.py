@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from scenedistill.evaluation.differences import most_different
 from scenedistill.evaluation.embedding_map import embedding_map, embeddings_of, even_sample, neighbour_purity
 from scenedistill.evaluation.gradcam import agreement, agreement_with_teacher, class_activation
 from scenedistill.evaluation.report.collect import TEACHER, Network
-from scenedistill.evaluation.report.images import colours, overlay, picture
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
 
@@ -36,16 +35,16 @@ class Look:
         path: of the image below the data folder.
         label: number of its true class.
         drawn: taken evenly from all, not for its difference.
-        image: data URI.
-        maps: by network: data URI of the map over the image, number of the predicted class, agreement with the teacher
-            (None for the teacher itself, and for what is not known).
+        image: uint8 `[PICTURE, PICTURE, bands]`.
+        maps: by network: the map, float32 `[PICTURE, PICTURE]` in 0..1, number of the predicted class, agreement with
+            the teacher (None for the teacher itself, and for what is not known).
     """
 
     path: str
     label: int
     drawn: bool
-    image: str
-    maps: dict[str, tuple[str, int | None, float | None]]
+    image: np.ndarray
+    maps: dict[str, tuple[np.ndarray, int | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,23 @@ class EmbeddingMap:
     purity: float
 
 
+@dataclass
+class Seen:
+    """What has been found out with the networks and the images; what was left out is empty.
+
+    Attributes:
+        looks: images side by side.
+        embeddings: by network.
+        labels: true classes of the images in the maps of the embeddings, int64 `[N]`.
+    """
+
+    looks: list[Look] = field(default_factory=list)
+    embeddings: dict[str, EmbeddingMap] = field(default_factory=dict)
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
 class Lookers:
-    """A teacher and its students, or some of them, on the test images of one seed.
+    """A teacher and its students, or some of them, on the test images of one seed, at the size of their test.
 
     Args:
         networks: by caption, two or more, all of one seed, so that they have the same test images; the teacher, if
@@ -76,6 +90,8 @@ class Lookers:
 
     def __init__(self, networks: Mapping[str, Network], root: Path, device: torch.device) -> None:
         self.networks, self.root, self.device = networks, root, device
+        settings = next(iter(networks.values())).settings  # of a given teacher, its card may tell another size
+        self.size, self.stored_size = int(settings["image_size"]), int(settings["data"]["stored_size"])
         self.nets: Nets = {name: load_net(network.folder / "weights.safetensors") for name, network in networks.items()}
         self.outputs = {name: network.outputs for name, network in networks.items() if network.outputs is not None}
         known = next(iter(self.outputs))
@@ -86,16 +102,16 @@ class Lookers:
         return even_sample(self.labels, limit)
 
     def part(self, positions: Sequence[int] | np.ndarray) -> ScenePart:
-        """These test images, decoded as the networks were given them.
+        """These test images, decoded as the networks were given them in the test.
 
         Raises:
             UnreadableImage: one of them.
         """
         card = next(iter(self.nets.values()))[1]
-        size, paths = card.stored_size or card.image_size, tuple(self.paths[i] for i in positions)
-        images = np.stack([read_scene(self.root / path, size, card.bands) for path in paths])
+        paths = tuple(self.paths[i] for i in positions)
+        images = np.stack([read_scene(self.root / path, self.stored_size, card.bands) for path in paths])
         index = SceneIndex(self.root, paths, self.labels[np.asarray(positions)], card.classes)
-        cache = SceneCache(index, images, size, card.bands, (), self.root)
+        cache = SceneCache(index, images, self.stored_size, card.bands, (), self.root)
         return ScenePart(cache, np.arange(len(paths)))
 
     def positions(self) -> dict[str, str]:
@@ -103,7 +119,7 @@ class Lookers:
         found = {}
         for name, (net, card) in self.nets.items():
             with torch.inference_mode():
-                images = torch.zeros(1, card.bands, card.image_size, card.image_size, device=self.device)
+                images = torch.zeros(1, card.bands, self.size, self.size, device=self.device)
                 height, width = net.to(self.device)(images, attention=True).attention[-1].energy.shape[-2:]
             found[name] = f"{height} x {width}"
         return found
@@ -112,9 +128,9 @@ class Lookers:
         """By student: agreement with the teacher on each image, float32 `[N]`."""
         if TEACHER not in self.nets:
             return {}
-        teacher, card = self.nets[TEACHER]
+        teacher, _ = self.nets[TEACHER]
         others = {name: net for name, (net, _) in self.nets.items() if name != TEACHER}
-        return agreement_with_teacher(teacher, others, part, size=card.image_size, device=self.device)
+        return agreement_with_teacher(teacher, others, part, size=self.size, device=self.device)
 
     def side_by_side(self) -> list[Look]:
         """Images with each network's map of the evidence for the true class."""
@@ -126,8 +142,8 @@ class Lookers:
         part = self.part(positions)
         batch = part.fetch(range(len(part)))
         maps = {
-            name: class_activation(net.to(self.device), batch.images, size=card.image_size, classes=batch.labels)
-            for name, (net, card) in self.nets.items()
+            name: class_activation(net.to(self.device), batch.images, size=self.size, classes=batch.labels)
+            for name, (net, _) in self.nets.items()
         }
         scores = {
             name: agreement(maps[TEACHER], found) for name, found in maps.items() if TEACHER in maps and name != TEACHER
@@ -137,21 +153,21 @@ class Lookers:
             small = _view(batch.images[place])
             seen = {
                 name: (
-                    picture(overlay(small, _resized(found[place]))),
+                    _resized(found[place]),
                     int(self.outputs[name].predicted[position]) if name in self.outputs else None,
                     float(scores[name][place]) if name in scores else None,
                 )
                 for name, found in maps.items()
             }
             label, is_drawn = int(self.labels[position]), place >= len(differing)
-            looks.append(Look(self.paths[position], label, is_drawn, picture(colours(small)), seen))
+            looks.append(Look(self.paths[position], label, is_drawn, small, seen))
         return looks
 
     def embeddings(self, part: ScenePart) -> dict[str, EmbeddingMap]:
         """By network: where its embeddings of the images lie."""
         found = {}
-        for name, (net, card) in self.nets.items():
-            wide = embeddings_of(net, part, image_size=card.image_size, device=self.device, precision="fp32")
+        for name, (net, _) in self.nets.items():
+            wide = embeddings_of(net, part, image_size=self.size, device=self.device, precision="fp32")
             found[name] = EmbeddingMap(embedding_map(wide), neighbour_purity(wide, part.labels))
         return found
 

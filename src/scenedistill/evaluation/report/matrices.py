@@ -51,7 +51,7 @@ def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Ma
     Args:
         cell: the cell.
         closely: networks whose images come first.
-        listed: images named for an entry off the diagonal, at most; a quarter of it for one on it.
+        listed: images named for an entry off the diagonal, at most; a quarter of it for one on it. 0 names none.
     """
     numbers: dict[str, int] = {}  # of images, by path
     ranked: list[tuple[tuple[int, ...], int]] = []
@@ -91,5 +91,5 @@ def _behind(network: Network, listed: int) -> Iterator[tuple[int, int, int, str,
         row, column = int(outputs.labels[i]), int(named[i])
         place = places.setdefault((row, column), 0)
         places[row, column] += 1
-        if place < (max(1, listed // 4) if row == column else listed):
+        if place < (min(listed, max(1, listed // 4)) if row == column else listed):
             yield row, column, place, paths[i], round(100 * float(sure[i]))

@@ -51,6 +51,8 @@ def in_short(data: ReportData, focus: Focus) -> Section:
             verdict = "leaves 0 out" if gain.clear else "holds 0: these seeds do not show a difference"
             said += f" The 95 % interval is {gain.low:+.2f} to {gain.high:+.2f} and {verdict}."
         blocks.append(Text(said))
+    if focus.note:
+        blocks.append(Text(focus.note))
     if len(data.cells) > 1 or len(focus.cell.groups()) > len(focus.groups):
         blocks.append(
             Text(
@@ -104,7 +106,7 @@ def results(data: ReportData) -> Section:
         if len(data.cells) > 1:
             blocks.append(Text(f"{data.title_of(cell)}:"))
         blocks += [results_table(cell, data.baseline), seeds_table(cell)]
-    known = [(data.data_of(cell), cell.ratio) for cell in data.cells if cell.ratio]
+    known = [(str(cell.summary.get("data") or data.data_of(cell)), cell.ratio) for cell in data.cells]
     blocks += published_tables([(name, ratio) for name, ratio in known if ratio])
     return Section(
         "results",
@@ -130,11 +132,20 @@ def tuning(data: ReportData) -> Section:
 def missing(data: ReportData, left_out: Sequence[str]) -> Section:
     """What failed, what is not finished, and what this report had to leave out."""
     blocks: list[Block] = [Text(line, "warn") for line in left_out]
+    if data.others:
+        names = [network.folder.relative_to(data.root).as_posix() for network in data.others]
+        blocks.append(
+            Text(
+                "Left out, for they have other settings than the teacher of their seed or were taught by another one: "
+                f"{', '.join(names)}. The same command trains them again.",
+                "warn",
+            )
+        )
     if data.failures:
         rows = tuple((word(where), word(why)) for where, why in data.failures.items())
         blocks.append(Table("failures", "Failures", ("cell", "what went wrong"), rows))
     if data.unfinished:
-        names = [network.folder.relative_to(data.folder).as_posix() for network in data.unfinished]
+        names = [network.folder.relative_to(data.root).as_posix() for network in data.unfinished]
         blocks.append(Text(f"Not finished or not tested: {', '.join(names)}. The same command goes on with them."))
     return Section("missing", "What is missing", blocks=blocks)
 

@@ -19,8 +19,10 @@ from scenedistill.evaluation.report import closely, overview
 from scenedistill.evaluation.report.blocks import Section
 from scenedistill.evaluation.report.collect import TEACHER, Cell, ReportData, collect
 from scenedistill.evaluation.report.config import ReportConfig
+from scenedistill.evaluation.report.figures import ENDINGS, write_figures
 from scenedistill.evaluation.report.focus import Focus, choose
 from scenedistill.evaluation.report.images import Thumbnails, find_data
+from scenedistill.evaluation.report.looks import Seen
 from scenedistill.evaluation.report.matrices import LISTED, Matrices, matrices
 from scenedistill.evaluation.report.pictures import looks, matrix_section, pairs
 
@@ -34,6 +36,8 @@ def write_report(
     out: Path | str | None = None,
     *,
     data: Path | str | Mapping[str, Path | str] | None = None,
+    figures: Path | str | None = None,
+    ending: str = "pdf",
     config: ReportConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -47,11 +51,13 @@ def write_report(
         out: the file; `report.html` in the folder when not given.
         data: folder of the images, or data set of the grid to folder; when not given it is looked for where the run's
             or the grid's record says.
+        figures: folder for the pictures as files for a paper too; none when not given.
+        ending: of these files: `pdf`, `svg` or `png`.
         config: what is looked at closely.
         say: told what takes a while.
 
     Raises:
-        UserError: no finished network in the folder, or a name in `config` that is not there.
+        UserError: no finished network in the folder, a name in `config` that is not there, or an impossible setting.
     """
     given = {name: Path(path) for name, path in data.items()} if isinstance(data, Mapping) else Path(data or "")
     config = config or ReportConfig()
@@ -62,12 +68,13 @@ def write_report(
     target = Path(out) if out is not None else found.folder / "report.html"
     if target.is_dir():
         raise UserError(f"--out {target} is a folder; expected a file such as {target / 'report.html'}.")
+    _check_figures(figures, ending)
 
     left_out: list[str] = []
     roots = {cell.key: _root(found, cell, given if data else None, left_out) for cell in found.cells}
     thumbnails = Thumbnails(THUMBNAILS)
-    drawn = _matrices(found, focus)
-    pictured = looks(focus, roots[focus.cell.key], config, say, left_out)
+    drawn, seen = _matrices(found, focus, left_out), Seen()
+    pictured = looks(focus, roots[focus.cell.key], config, say, left_out, seen)
     confused = pairs(focus, roots[focus.cell.key], thumbnails)
     sections = [
         overview.in_short(found, focus),
@@ -94,11 +101,21 @@ def write_report(
         "matrices": [_view(found, focus, cell, matrix) for cell, matrix in _first(drawn, focus.cell)],
     }
     text = _page(found, [*sections, overview.missing(found, left_out)], _as_script(content))
+    if figures is not None:
+        say("figures for a paper")
+        write_figures(focus, roots[focus.cell.key], seen, Path(figures), ending)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     part.write_text(text, encoding="utf-8", newline="\n")
     part.replace(target)
     return target
+
+
+def _check_figures(figures: Path | str | None, ending: str) -> None:
+    if ending not in ENDINGS:
+        raise UserError(f"--as is {ending}; expected one of {', '.join(ENDINGS)}.")
+    if figures is not None and Path(figures).is_file():
+        raise UserError(f"--figures {figures} is a file; expected a folder for the figures.")
 
 
 def _root(found: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None, left_out: list[str]) -> Path | None:
@@ -110,16 +127,20 @@ def _root(found: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None
     return root
 
 
-def _matrices(found: ReportData, focus: Focus) -> list[tuple[Cell, Matrices]]:
-    """Of every cell that has any, with as many images listed as the page has room for."""
+def _matrices(found: ReportData, focus: Focus, left_out: list[str]) -> list[tuple[Cell, Matrices]]:
+    """Of every cell that has any, with as many images listed as the page has room for; where it has none even for the
+    counts, of the cell looked at closely alone."""
     closely = [network for group in focus.groups.values() for network in group]
     drawn: list[tuple[Cell, Matrices]] = []
-    for listed in (LISTED, 6, 3, 1):
+    for listed in (LISTED, 6, 3, 1, 0):
         made = [(cell, matrices(cell, closely, listed)) for cell in found.cells]
         drawn = [(cell, matrix) for cell, matrix in made if matrix is not None]
         if sum(matrix.size for _, matrix in drawn) <= LISTS:
-            break
-    return drawn
+            return drawn
+    own = [(cell, matrix) for cell, matrix in drawn if cell is focus.cell]
+    if len(own) < len(drawn):
+        left_out.append(f"The page has no room for confusion matrices but those of {found.title_of(focus.cell)}.")
+    return own
 
 
 def _attach(

@@ -15,8 +15,8 @@ from scenedistill.evaluation.report.blocks import Charts, Gallery, MatrixView, S
 from scenedistill.evaluation.report.charts import hue, point_chart
 from scenedistill.evaluation.report.config import ReportConfig
 from scenedistill.evaluation.report.focus import Focus
-from scenedistill.evaluation.report.images import Thumbnails
-from scenedistill.evaluation.report.looks import Lookers
+from scenedistill.evaluation.report.images import Thumbnails, colours, overlay, picture
+from scenedistill.evaluation.report.looks import Lookers, Seen
 from scenedistill.evaluation.report.tables import Table, number, word
 from scenedistill.precision import compute_device
 
@@ -63,9 +63,9 @@ def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
 
 
 def looks(
-    focus: Focus, root: Path | None, config: ReportConfig, say: Callable[[str], None], left_out: list[str]
+    focus: Focus, root: Path | None, config: ReportConfig, say: Callable[[str], None], left_out: list[str], seen: Seen
 ) -> list[Section]:
-    """Grad-CAM and the map of embeddings; what cannot be done is told in `left_out`."""
+    """Grad-CAM and the map of embeddings; what cannot be done is told in `left_out`, what was found kept in `seen`."""
     camera, atlas = Section("gradcam", "Where the networks look"), Section("map", "Map of the embeddings")
     networks = focus.of_one_seed(outputs=False)
     if root is None or not focus.of_one_seed() or not (config.gradcam_images or config.map_images):
@@ -74,16 +74,16 @@ def looks(
         lookers = Lookers(networks, root, compute_device(config.device))
         if config.gradcam_images and len(networks) > 1:
             say(f"Grad-CAM of {len(networks)} networks on {min(config.gradcam_images, len(lookers.paths))} test images")
-            _camera(focus, lookers, lookers.part(lookers.sample(config.gradcam_images)), camera)
+            _camera(focus, lookers, lookers.part(lookers.sample(config.gradcam_images)), camera, seen)
         if config.map_images:
             say(f"embeddings of {min(config.map_images, len(lookers.paths))} test images")
-            _atlas(focus, lookers, lookers.sample(config.map_images), atlas)
-    except UserError as problem:
+            _atlas(focus, lookers, lookers.sample(config.map_images), atlas, seen)
+    except (UserError, ValueError) as problem:  # a file damaged, tests that do not fit each other, a network gone wild
         left_out.append(f"Grad-CAM or the map of embeddings: {' '.join(str(problem).split())}")
     return [camera, atlas]
 
 
-def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section) -> None:
+def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section, seen: Seen) -> None:
     classes = focus.cell.classes
     section.help = (
         "Grad-CAM: bright is where the network finds evidence for the true class. The score is the "
@@ -104,13 +104,15 @@ def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section) -
     if rows:
         section.blocks.append(Table("agreement", "Agreement with the teacher", head, tuple(rows), note=note))
     strips = []
-    for look in lookers.side_by_side():
+    seen.looks = lookers.side_by_side()
+    for look in seen.looks:
         true = classes[look.label]
-        tiles = [Tile(f"{true}: {look.path}", "the image", look.image)]
-        for name, (uri, named, score) in look.maps.items():
+        tiles = [Tile(f"{true}: {look.path}", "the image", picture(colours(look.image)))]
+        for name, (heat, named, score) in look.maps.items():
             words = name + ("" if named is None else f": {classes[named]}")
             words += "" if score is None else f", agreement {score:.2f}"
             tone = "" if named is None else "right" if named == look.label else "wrong"
+            uri = picture(overlay(look.image, heat))
             tiles.append(Tile(f"where {name} finds evidence for {true}", words, uri, tone=tone))
         why = "drawn evenly" if look.drawn else "among the most different"
         strips.append((true, f"{Path(look.path).name}, {why}", tiles))
@@ -122,14 +124,15 @@ def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section) -
     section.blocks.append(Gallery(strips, caption))
 
 
-def _atlas(focus: Focus, lookers: Lookers, positions: np.ndarray, section: Section) -> None:
+def _atlas(focus: Focus, lookers: Lookers, positions: np.ndarray, section: Section, seen: Seen) -> None:
     section.help = (
         "Test images placed by t-SNE of their embeddings: neighbours are alike to the network. Sizes of clusters and "
         "distances between them mean nothing."
     )
     classes, labels = focus.cell.classes, lookers.labels[positions].tolist()
     charts = []
-    for name, found in lookers.embeddings(lookers.part(positions)).items():
+    seen.embeddings, seen.labels = lookers.embeddings(lookers.part(positions)), lookers.labels[positions]
+    for name, found in seen.embeddings.items():
         named = lookers.outputs[name].predicted[positions].tolist() if name in lookers.outputs else labels
         tips = [
             classes[label] + ("" if said == label else f", taken for {classes[said]}")

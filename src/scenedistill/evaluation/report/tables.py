@@ -210,7 +210,9 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
                 }  # None: diverged
                 scores = {float(factor): 100 * float(oa) for factor, oa in known.items()}
                 tried = [number(scores.get(factor)) for factor in factors]
-                rows.append((word(block), word(student), word(label), *tried, number(float(found["factor"]), "{:g}")))
+                own = f"{label} ({found['epochs']} epochs)" if "epochs" in found else label
+                chosen = number(found["factor"] and float(found["factor"]), "{:g}")  # None: all of them diverged
+                rows.append((word(block), word(student), word(own), *tried, chosen))
     head = ("data", "network", "training", *(f"OA (%) at {factor:g}" for factor in factors), "chosen factor")
     return Table(
         key="tuning",
@@ -218,8 +220,8 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
         head=head,
         rows=tuple(rows),
         note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
-        f"seed {tuning['seed']}, {tuning['epochs']} epochs, the last one counts. The same budget for every method; no "
-        "test image of that seed's split was looked at.",
+        f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts. As many trials "
+        "for every method; no test image of that seed's split was looked at. Where all diverged none is chosen.",
     )
 
 

@@ -1,0 +1,72 @@
+"""The folder of an export: only what an earlier export has left there is replaced, and by a whole new one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scenedistill.deploy.source import EXPORTED
+from scenedistill.errors import UserError
+
+#: Beside the networks: their card as JSON, what was found of them, and the page for people.
+CARD, RECORD, README = "model.json", "export.json", "README.md"
+PART = ".scenedistill-export"
+
+
+def claim(folder: Path) -> None:
+    """See that a folder can take an export; one that was killed while it put its files in place is brought to its end.
+
+    Raises:
+        UserError: it holds a file of a name that an export writes, and no export's record names it.
+    """
+    if _recorded(folder / PART):
+        replace(folder)
+    own = _recorded(folder)
+    foreign = [name for name in (*EXPORTED, CARD, RECORD, README) if name not in own and (folder / name).exists()]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {', '.join(foreign)}, which no export has written there. Give another folder with --out, "
+            "or move that away."
+        )
+
+
+@contextmanager
+def part_of(folder: Path) -> Iterator[Path]:
+    """An empty folder within it for files that are not checked yet; removed at the end."""
+    part = folder / PART
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def replace(folder: Path) -> None:
+    """Put what lies ready in `PART` in place of an earlier export: networks first, the page last. So a folder with a
+    page holds one whole export; `claim` finishes what a kill has left."""
+    part = folder / PART
+    new, old = _recorded(part), _recorded(folder)
+    (folder / README).unlink(missing_ok=True)
+    for name in EXPORTED:
+        if name in new and (part / name).is_file():
+            (part / name).replace(folder / name)
+        elif name in old - new:
+            (folder / name).unlink(missing_ok=True)
+    for name in (CARD, RECORD, README):
+        if (part / name).is_file():
+            (part / name).replace(folder / name)
+
+
+def _recorded(folder: Path) -> set[str]:
+    """The files that a folder's record names as an export's; none where there is no record, or not one of ours."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        networks = {name for name, found in content["files"].items() if not found["failure"]}
+        assert "about" in content
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return set()
+    return {CARD, RECORD, README} | (networks & set(EXPORTED))
