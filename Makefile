@@ -5,7 +5,7 @@
 #   VENV=path             where the environment lies (default .venv)
 #   PIP_ARGS="..."        further arguments for pip install, such as an index with CPU-only builds of torch
 #   DATA=path             class folders that make bench measures on (default: generated scenes)
-#   BENCH_ARGS="..."      further arguments for make bench, such as "--pixels '[64]' --repeats 3"
+#   BENCH_ARGS="..."      options of make bench, such as "--pixels '[64]' --repeats 3"
 #   PYTEST_ARGS="..."     further arguments for pytest, such as "-m 'not slow'"
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 DATA ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= --batch_size '[64, 32, 16]' --also_compiled true
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.scenedistill-installed
