@@ -27,7 +27,7 @@ def quantise(model: onnx.ModelProto, images: np.ndarray, path: Path) -> None:
 
     Activations are uint8, weights int8 with one symmetric scale a channel: the pair for which x86 has instructions.
     Weights keep to 7 bits (`reduce_range`): processors without VNNI add two products in 16 bits, which 8 bits could
-    overflow; on AID it cost nothing. Preparing images, normalisation and attention stay in float32.
+    overflow. Preparing images, normalisation and attention stay in float32.
 
     Args:
         model: of `build_graph`; left as it is.

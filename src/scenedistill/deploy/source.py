@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scenedistill.errors import UserError
-from scenedistill.training.runs import ASIDE, RECORD
+from scenedistill.training.runs import ASIDE, RECORD, read_json
 
 WEIGHTS = "weights.safetensors"
 ENDINGS = (".safetensors", ".onnx", ".pt2")
@@ -117,8 +116,4 @@ def of(folder: Path) -> Training:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(folder / RECORD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from scenedistill.errors import UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
 from scenedistill.training.gradients import PULL
-from scenedistill.training.runs import RECORD
+from scenedistill.training.runs import RECORD, read_json
 
 DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
 IDLE = 0.02  # share below which a part has none
@@ -60,7 +59,7 @@ def read_curves(stage: Path) -> Curves:
     Raises:
         UserError: nothing was logged.
     """
-    record = _json(stage / RECORD)
+    record = read_json(stage / RECORD)
     rows, prefix = _rows(stage / "logs"), ""
     if not rows:
         rows, prefix = _rows_together(stage, record)
@@ -163,11 +162,3 @@ def _weights(settings: Mapping[str, Any]) -> dict[str, float]:
     if isinstance(teacher, dict):
         return {"ce": 1.0, "triplet": float(teacher.get("triplet_weight", 1.0))}
     return {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

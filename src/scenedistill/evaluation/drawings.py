@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scenedistill.evaluation.calibration import Calibration
 from scenedistill.evaluation.curves import Curves, hints
 from scenedistill.evaluation.differences import ClassGain, ConfusedPair
-from scenedistill.evaluation.plots import CELL, readable_names
+from scenedistill.evaluation.plots import CELL, name_classes, readable_names
 
 #: Okabe and Ito (2008), told apart with every common kind of colour blindness; each goes with a dash and a marker, so
 #: that the lines are told apart in grey too.
@@ -58,15 +58,7 @@ def confusion_difference_figure(difference: np.ndarray, classes: Sequence[str], 
         value = difference[row, column]
         colour = "white" if np.mean(picture.to_rgba(better[row, column])[:3]) < 0.5 else "black"
         axes.text(column, row, f"{value:+.0f}".replace("-", "−"), ha="center", va="center", fontsize=7, color=colour)
-    places = np.arange(count)
-    axes.set_xticks(places, labels, rotation=90, fontsize=8.5, fontfamily=families, parse_math=False)
-    axes.set_yticks(places, labels, fontsize=8.5, fontfamily=families, parse_math=False)
-    axes.set_xticks(places[1:] - 0.5, minor=True)
-    axes.set_yticks(places[1:] - 0.5, minor=True)
-    axes.grid(which="minor", color="0.85", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    name_classes(axes, labels, families)
     axes.set_title(
         f"{after} − {before}: points of each true class\nviolet: {after} is better, orange: {before} is better",
         fontsize=9 + count / 10,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -56,7 +58,18 @@ def confusion_figure(metrics: SceneMetrics) -> Figure:
         colour = "white" if value > 35 else "black"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
 
-    places = np.arange(count)
+    name_classes(axes, labels, families)
+    axes.set_title(
+        f"Percent of each true class\n{metrics.images} images: OA {100 * metrics.oa:.2f} %, "
+        f"AA {100 * metrics.aa:.2f} %, kappa {metrics.kappa:.3f}",
+        fontsize=9 + count / 10,
+    )
+    return figure
+
+
+def name_classes(axes: Axes, labels: Sequence[str], families: Sequence[str]) -> None:
+    """Names at the rows (true) and columns (predicted) of a confusion matrix, and lines between its cells."""
+    places = np.arange(len(labels))
     axes.set_xticks(places, labels, rotation=90, fontsize=8.5, fontfamily=families, parse_math=False)
     axes.set_yticks(places, labels, fontsize=8.5, fontfamily=families, parse_math=False)
     axes.set_xticks(places[1:] - 0.5, minor=True)
@@ -65,12 +78,6 @@ def confusion_figure(metrics: SceneMetrics) -> Figure:
     axes.tick_params(which="both", length=0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(
-        f"Percent of each true class\n{metrics.images} images: OA {100 * metrics.oa:.2f} %, "
-        f"AA {100 * metrics.aa:.2f} %, kappa {metrics.kappa:.3f}",
-        fontsize=9 + count / 10,
-    )
-    return figure
 
 
 def readable_names(names: tuple[str, ...]) -> tuple[list[str], list[str]]:

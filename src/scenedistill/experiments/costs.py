@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scenedistill.evaluation.cost import NetworkCost
-from scenedistill.experiments.records import machine_text
-from scenedistill.experiments.results import Scalar
+from scenedistill.experiments.records import Measurement, machine_text
 
 KIND = "cost"
 
@@ -35,15 +34,9 @@ class CostRow:
 
 
 @dataclass(frozen=True)
-class CostResult:
+class CostResult(Measurement):
     """One measurement; the first network's rows are what the others are compared with."""
 
-    experiment: str
-    command: str
-    date: str
-    hardware: dict[str, Scalar]
-    versions: dict[str, Scalar]
-    data: str
     pixels: int
     threads: int  # of PyTorch on the CPU
     precision: str

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scenedistill.experiments.records import machine_text
-from scenedistill.experiments.results import Scalar
+from scenedistill.experiments.records import Measurement, machine_text
 
 KIND = "figures"
 
@@ -21,15 +20,9 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Figures(Measurement):
     """Measurements of one run."""
 
-    experiment: str
-    command: str
-    date: str
-    hardware: dict[str, Scalar]
-    versions: dict[str, Scalar]
-    data: str
     rows: tuple[Figure, ...]
     notes: str = ""
     kind: str = KIND

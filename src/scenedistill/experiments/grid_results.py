@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from scenedistill.experiments.results import Result, to_json
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.tuning import FILE, Choice, write_choices
 from scenedistill.losses.registry import resolve_weights
-from scenedistill.training.runs import write_json
+from scenedistill.training.runs import read_json, write_json
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 #: How a loss differs from its paper's, for the record; its class says more.
@@ -129,11 +128,7 @@ def _failure_section(failures: Mapping[str, str]) -> list[str]:
 
 def read_failures(home: Path) -> dict[str, str]:
     """Why cells failed the last time, by name."""
-    try:
-        found = json.loads((home / FAILURES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(home / FAILURES)
 
 
 def write_failures(failures: Mapping[str, str], home: Path) -> None:

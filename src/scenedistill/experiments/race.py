@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scenedistill.experiments.records import machine_text
-from scenedistill.experiments.results import Scalar
+from scenedistill.experiments.records import Measurement, machine_text
 
 KIND = "race"
 
@@ -23,15 +22,9 @@ class RaceRow:
 
 
 @dataclass(frozen=True)
-class Race:
+class Race(Measurement):
     """One run of the measurement."""
 
-    experiment: str
-    command: str
-    date: str
-    hardware: dict[str, Scalar]
-    versions: dict[str, Scalar]
-    data: str
     teacher: str
     student: str
     pixels: int

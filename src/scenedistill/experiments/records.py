@@ -15,6 +15,27 @@ from scenedistill.training.runs import write_json
 Record = TypeVar("Record")
 
 
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What begins the record of every measurement; a kind of measurement adds its settings, its rows and its name.
+
+    Attributes:
+        experiment: name; the file is results/<experiment>.json.
+        command: what repeats it.
+        date: ISO 8601.
+        hardware: of `results.hardware`.
+        versions: of `results.versions`.
+        data: name of the data set.
+    """
+
+    experiment: str
+    command: str
+    date: str
+    hardware: dict[str, Scalar]
+    versions: dict[str, Scalar]
+    data: str
+
+
 def write_record(record: Any, path: Path) -> Path:
     """Write a dataclass with `rows` of dataclasses as JSON, whole or not at all."""
     content = dataclasses.asdict(record)

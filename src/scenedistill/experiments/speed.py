@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenedistill.experiments.records import machine_text
-from scenedistill.experiments.results import Scalar
+from scenedistill.experiments.records import Measurement, machine_text
 
 KIND = "speed"
 
@@ -30,15 +29,9 @@ class SpeedRow:
 
 
 @dataclass(frozen=True)
-class SpeedResult:
+class SpeedResult(Measurement):
     """One run of the benchmark."""
 
-    experiment: str
-    command: str
-    date: str
-    hardware: dict[str, Scalar]
-    versions: dict[str, Scalar]
-    data: str
     teacher: str
     repeats: int
     steps: int

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -16,6 +14,7 @@ from scenedistill.data.cache import cache_home
 from scenedistill.data.cache_files import KIND, remove_arrays
 from scenedistill.errors import UserError
 from scenedistill.training.knowledge_store import ABOUT, VIEW, size_text
+from scenedistill.training.runs import read_json
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ def stored(root: Path | None = None) -> list[Stored]:
     found = []
     # a folder given as --data.cache_dir holds decoded images itself, and knowledge below
     for manifest in [*root.glob("manifest.json"), *root.glob("scenes/*/manifest.json")]:
-        if _read(manifest).get("kind") != KIND:
+        if read_json(manifest).get("kind") != KIND:
             continue
-        settings = _read(manifest).get("settings", {})
+        settings = read_json(manifest).get("settings", {})
         what = f"{settings.get('root', '?')} at {settings.get('size', '?')} pixels"
         found.append(Stored("images", manifest.parent, what, _bytes(manifest.parent)))
     for about in root.glob(f"knowledge/*/{ABOUT}"):
-        said = _read(about)
+        said = read_json(about)
         views = sum(bool(VIEW.fullmatch(file.name)) for file in about.parent.iterdir())
         what = (
             f"{said.get('teacher', '?')} on {said.get('data', '?')} at {said.get('pixels', '?')} pixels, seed "
@@ -91,11 +90,3 @@ def stored_table(entries: Sequence[Stored]) -> Table:
 
 def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -131,8 +131,13 @@ def _named(holder: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    return read_json(folder / RECORD)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds by name; nothing where there is no such file, or none with names."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from scenedistill.data.splits import nfc
 from scenedistill.errors import UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
 from scenedistill.evaluation.report.selection import of_grid, of_one_setting
-from scenedistill.training.runs import ASIDE, RECORD
+from scenedistill.training.runs import ASIDE, RECORD, read_json
 
 _SEED = re.compile(r"seed(\d+)")
 TEACHER, PLAIN = "teacher", "plain"
@@ -203,7 +202,7 @@ def collect(folder: Path) -> ReportData:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected that of a run or a grid, which the command wrote to.")
-    grid, own, tuning = _yaml(folder / "grid.yaml"), _summary(folder), _json(folder / "tuning.json")
+    grid, own, tuning = _yaml(folder / "grid.yaml"), _summary(folder), read_json(folder / "tuning.json")
     shares = grid and not any(folder.glob("*/seed*")) and (folder.parent / "grid.yaml").is_file()
     root = folder.parent if shares else folder
     found = ((key, of_grid(network, key, grid, tuning)) for key, network in _networks(root))
@@ -229,7 +228,7 @@ def collect(folder: Path) -> ReportData:
                 key=key,
                 networks=tuple(sorted(kept, key=lambda network: _order_of(network, methods))),
                 settings=_yaml(root / key / "settings.yaml"),
-                summary=_json(folder / key / "results.json") or own or _summary(root / key),
+                summary=read_json(folder / key / "results.json") or own or _summary(root / key),
             )
         )
     return ReportData(
@@ -241,7 +240,7 @@ def collect(folder: Path) -> ReportData:
         unfinished=tuple(network for _, network in everything if not network.finished),
         others=tuple(others),
         grid=grid,
-        failures={str(cell): str(reason) for cell, reason in _json(folder / "failures.json").items()},
+        failures={str(cell): str(reason) for cell, reason in read_json(folder / "failures.json").items()},
     )
 
 
@@ -254,10 +253,10 @@ def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
             continue
         *cell, seed = place[: seeds[-1] + 1]
         rest = place[seeds[-1] + 1 :]
-        stage = _json(path)
+        stage = read_json(path)
         if not rest or not stage:
             continue
-        test = _json(path.parent / "evaluation" / RECORD)
+        test = read_json(path.parent / "evaluation" / RECORD)
         current = test.get("finished") and test.get("settings", {}).get("of") == stage.get("fingerprint")
         student = "/".join(rest[:-1]) or None
         number = int(seed.removeprefix("seed"))
@@ -289,15 +288,7 @@ def _test_paths(split: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    return _json(folder / "results.json") or _json(folder / "summary.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(folder / "results.json") or read_json(folder / "summary.json")
 
 
 def _yaml(path: Path) -> dict[str, Any]:
