@@ -42,6 +42,7 @@ class RivalLoop:
         notes = {"notes": place.scratch / "rivals"} if name.endswith("-tuned") else {}
         self.rival = RIVALS[name](settings, **notes)
         self.description = f"{self.rival.settings}: {self.rival.description}"
+        self.steps = place.steps if name.endswith("-tuned") else place.slow_steps
 
     def seconds(self) -> float:
         """See `bench_loops.Loop`."""
@@ -50,12 +51,12 @@ class RivalLoop:
             next(walk)
         wait_for(self.place.device)
         started = time.perf_counter()
-        for _ in range(self.place.slow_steps):
+        for _ in range(self.steps):
             next(walk)
         wait_for(self.place.device)
         taken = time.perf_counter() - started
         self.rival.close()
-        return taken / self.place.slow_steps
+        return taken / self.steps
 
     def close(self) -> None:
         """See `bench_loops.Loop`."""

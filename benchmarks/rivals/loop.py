@@ -213,7 +213,7 @@ class Loop(ABC):
         return ", ".join([*parts, f"{self.workers} workers"])
 
 
-def pace(rival: Rival, device: torch.device, *, warm_steps: int = 2, steps: int = 2, seconds: float = 3.0) -> float:
+def pace(rival: Rival, device: torch.device, *, warm_steps: int = 2, steps: int = 2, seconds: float = 2.0) -> float:
     """Images per second of a loop, from its workers' start to their end.
 
     Args:

@@ -13,7 +13,7 @@ from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
 
 from scenedistill.models.files import weights_hash
-from scenedistill.models.freeze import TOLERANCE, WORSE, freeze
+from scenedistill.models.freeze import TOLERANCE, WORSE, FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.models.teacher import build_teacher
@@ -296,6 +296,15 @@ def test_only_usual_batches_are_compiled() -> None:
             graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[:2] == [0, 0] and graphs[2] > 0 and set(graphs[2:]) == {graphs[2]}
     assert len(frozen.report) == 4
+    # weights laid out at compile time, each convolution one kernel with what follows: else a sixth slower
+    assert "aten::convolution" in kernels(plain, full) and "aten::convolution" not in kernels(frozen, full)
+
+
+def kernels(net: FrozenTeacher, images: Tensor) -> set[str]:
+    """Names of what a call runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        net(images)
+    return {event.key for event in profile.key_averages()}
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ class Bench:
     @property
     def slow_steps(self) -> int:
         """Steps of a turn of a loop that is many times slower than ours."""
-        return max(2, self.steps // 6)
+        return max(2, self.steps // 3)
 
     @property
     def images_wanted(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ class FrozenTeacher:
         with torch.no_grad(), autocast(view.device, self._autocast):
             if self._compiled is not None and self._is_usual(view.shape):
                 try:
-                    return self._compiled(view, attention)
+                    with _frozen_weights(view.device):
+                        return self._compiled(view, attention)
                 except Exception as problem:  # compilers fail in many ways, and none of them is worth a training
                     self._compiled = None
                     self.report += (f"compile: given up: {_reason(problem)}",)
@@ -91,11 +93,8 @@ class FrozenTeacher:
         self._net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = next(self._net.parameters()).device
         if self._compile and self.device != before:
-            # freezing lays the weights out once for the CPU's kernels, which else do it in every call
-            settings: dict[str, Any] = (
-                {"options": {"freezing": True}} if device.type == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-            )
-            self._compiled = torch.compile(self._net, dynamic=False, **settings)
+            mode = None if device.type == "cpu" else "max-autotune-no-cudagraphs"
+            self._compiled = torch.compile(self._net, dynamic=False, mode=mode)
             self._shapes.clear()
         return self
 
@@ -145,6 +144,16 @@ def freeze(
 
 
 Step = Callable[[SceneNet, Tensor], str]
+
+
+def _frozen_weights(device: torch.device) -> AbstractContextManager[object]:
+    """Lets what is compiled inside take the weights for constants, laid out once for the CPU's kernels and fused with
+    what follows them. As an option of `torch.compile` that has no effect: the tracer asks the setting too."""
+    if device.type != "cpu":
+        return nullcontext()
+    import torch._inductor.config as inductor  # here: slow to import
+
+    return inductor.patch(freezing=True)  # type: ignore[no-any-return]
 
 
 def _if_equal(step: Step, net: SceneNet, probe: Tensor, expected: SceneOutput) -> tuple[SceneNet, str]:
