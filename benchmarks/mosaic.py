@@ -37,7 +37,7 @@ from scenedistill.deploy.model import SceneModel, open_model
 from scenedistill.deploy.raster_work import GDAL_CACHE
 from scenedistill.deploy.rasters import RasterConfig, map_raster
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.training.runs import write_json
+from scenedistill.experiments.use import keep_section
 
 METRES = 0.5  # side of a pixel, as in a usual orthophoto
 TARGET = 0.85  # share of the time that the network takes
@@ -266,9 +266,7 @@ def main() -> int:
         **compared,
         "of_network_alone": round(compared["network_alone_ms"] / 1000 * found["windows"] / found["seconds"], 4),
     }
-    content = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.results, {**content, "mosaic": section})
+    keep_section(given.results, "mosaic", section)
     print(json.dumps(section, indent=1))
     return 0 if compared["equal"] else 1
 

@@ -33,10 +33,10 @@ from scenedistill.deploy.run_images import RunImages, run_images
 from scenedistill.deploy.source import find_training
 from scenedistill.evaluation.cost import stored_bytes
 from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.use import keep_section
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.teacher import build_teacher
 from scenedistill.precision import resolve_precision
-from scenedistill.training.runs import write_json
 
 BATCHES = (1, 64)
 TEACHER = "resnet101"
@@ -234,10 +234,8 @@ def main() -> None:
     test = len(next(iter(students.values())).images.test)
     latency = {**shared, "test_images": test, **measure_latency(students, given.turns, given.seconds)}
     predicted = {**shared, "batch_size": 64, **measure_predict(students, given.out, given.files, given.turns)}
-    content = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    name = {"experiment": given.results.stem}
-    write_json(given.results, {**name, **content, "latency": latency, "predict": predicted})
+    keep_section(given.results, "latency", latency)
+    keep_section(given.results, "predict", predicted)
     print(json.dumps({"latency": latency, "predict": predicted}, indent=1))
 
 

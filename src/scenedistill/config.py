@@ -162,6 +162,8 @@ class RunConfig:
         also_students: further students, compared for the first seed alone.
         side_by_side: with fresh views in every epoch, distil the students of a seed in one training, on one teacher
             pass of each batch; all of them must fit into the memory.
+        best_epoch: report, beside each student's last epoch, the one that was best on the validation images; there
+            must be such (`--data.val_fraction`).
         data: images and split.
         views: random views of training images, the same for teacher and student.
         teacher: the large network.
@@ -174,6 +176,7 @@ class RunConfig:
     students: list[str] = field(default_factory=list)
     also_students: list[str] = field(default_factory=list)
     side_by_side: bool = True
+    best_epoch: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -190,7 +193,7 @@ class BenchConfig:
         teacher: name of the teacher.
         students: names of the students; each is measured.
         batch_size: images of a step: one number for all sizes, or one for each.
-        steps: of a turn; loops many times slower than ours take a sixth of them.
+        steps: of a turn; loops many times slower than ours take a third of them.
         repeats: turns that every loop takes, one after the other.
         precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
         compile: compile the networks in our own loops; on a GPU when not given.

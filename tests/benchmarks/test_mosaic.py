@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from scenedistill.data.scenes import scan
+from scenedistill.experiments.use import read_use, use_table
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 
@@ -27,12 +28,12 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     net, classes = build_student("table1_printed", 4, image_size=32), scan(tiny_scenes).classes
     save_net(net, NetCard("table1_printed", tuple(classes), 3, 32), tmp_path / "weights.safetensors")
     results = tmp_path / "use.json"
-    results.write_text('{"latency": 1}')
+    results.write_text('{"other": 1}')
     words = [sys.executable, SCRIPT, tiny_scenes, tmp_path / "weights.safetensors", results, "--out", tmp_path / "out"]
     options = ["--side", "250", "--threads", "1", "--device", "cpu", "--precision", "fp32"]
     subprocess.run([*words, *options], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     content = json.loads(results.read_text(encoding="utf-8"))
-    assert content["latency"] == 1
+    assert content["other"] == 1 and content["kind"] == "use"
     found = content["mosaic"]
     assert found["images"] == 25 and found["windows"] == 36
     assert found["agree_geotiff"] == found["agree_polygons"] == found["agree_files"] == 1
@@ -43,6 +44,7 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     assert found["command"].endswith(said)
     assert found["peak_memory_mib_of_workers"] == 0
     assert 0 < found["network_share"] < 1 and found["megapixels_per_second"] > 0
+    assert "| class read back equals that of the image alone | 100.00 % of 25 images |" in use_table(read_use(results))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted otherwise elsewhere")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scenedistill.experiments.use import read_use, use_table
+
 pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"
 
@@ -17,13 +19,13 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"
 @pytest.mark.slow
 def test_figures_and_targets_of_a_run(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     results = tmp_path / "use.json"
-    results.write_text('{"mosaic": 1}')
+    results.write_text('{"other": 1}')
     words = [sys.executable, SCRIPT, tiny_scenes, results, tiny_run, "--out", tmp_path / "out"]
     options = ["--turns", "2", "--seconds", "0.01", "--files", "12", "--threads", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SCENEDISTILL_CACHE": str(tmp_path / "cache")}
     subprocess.run([*words, *options], check=True, env=environment)
     content = json.loads(results.read_text(encoding="utf-8"))
-    assert content["mosaic"] == 1 and content["experiment"] == "use"
+    assert content["other"] == 1 and content["experiment"] == "use"
     rows = {(row["network"], row["form"]): row for row in content["latency"]["rows"]}
     forms = {("table1_printed", form) for form in ("PyTorch fp32", "ONNX fp32", "ONNX int8")}
     assert {("resnet101", "PyTorch fp32")} | forms <= set(rows)
@@ -40,3 +42,4 @@ def test_figures_and_targets_of_a_run(tiny_run: Path, tiny_scenes: Path, tmp_pat
     assert len(content["latency"]["targets"]) == 5
     for row in content["predict"]["rows"]:
         assert row["images"] == 12 and row["of_runtime"] > 0 and row["predict_images_per_second"]["min"] > 0
+    assert use_table(read_use(results)).count("| table1_printed | ONNX int8 |") == 2

@@ -36,6 +36,7 @@ from scenedistill.experiments.results import Result, read_result
 from scenedistill.experiments.stages import test as look
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.experiments.tables import result_table
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.teacher import build_teacher
 from scenedistill.training.runs import Stage
@@ -425,6 +426,45 @@ def test_evaluating_on_some_of_the_classes_and_on_others(
     (tmp_path / "two" / "river").rename(tmp_path / "two" / "lake")
     with pytest.raises(UserError, match="does not know lake; it knows car park, fields, forêt, river"):
         evaluate(weights, tmp_path / "two", tmp_path / "figures", console=Console(quiet=True))
+
+
+def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    """Two students side by side, and one of them alone: the same best epoch, by the validation images alone."""
+    wanted, out = config(seeds=[0], best_epoch=True), tmp_path / "out"
+    wanted.data = dataclasses.replace(wanted.data, val_fraction=0.25)
+    wanted.student.fit = dataclasses.replace(wanted.student.fit, epochs=4, lr=0.1)
+    done = do(tiny_scenes, out, wanted)
+    assert done.said.count("its best epoch on the validation images was ") == 4
+    assert "OA of the best epoch (%)" in result_table(done.result)
+    (log,) = out.glob("seed0/together-*/logs/attempt_0/metrics.csv")
+    with log.open() as file:
+        epochs = [row for row in csv.DictReader(file) if row[f"{STUDENTS[0]} dkd val_oa"]]
+    for student in STUDENTS:
+        folder = out / "seed0" / student / "dkd"
+        best = json.loads((folder / "stage.json").read_text())["record"]["best"]
+        found = [float(row[f"{student} dkd val_oa"]) for row in epochs]
+        assert len(found) == 4
+        assert best == {"epoch": found.index(max(found)) + 1, "val_oa": pytest.approx(max(found), abs=1e-5)}
+        (row,) = (row for row in done.result.rows if row.student == student and row.variant == "dkd")
+        assert row.more["best_epoch"] == best["epoch"]
+        tested = evaluate(
+            folder / "best.safetensors",
+            tiny_scenes,
+            tmp_path / student,
+            split=out / "seed0" / "split.csv",
+            precision="fp32",
+            console=Console(quiet=True),
+        )
+        assert tested.oa == pytest.approx(row.more["best_epoch_oa"])
+    alone = dataclasses.replace(wanted, students=STUDENTS[:1], side_by_side=False)
+    again = do(tiny_scenes, tmp_path / "alone", alone)
+    told, before = (
+        {(row.student, row.variant): (row.oa, row.more.get("best_epoch_oa")) for row in each.result.rows}
+        for each in (again, done)
+    )
+    assert told.items() <= before.items()
+    with pytest.raises(UserError, match=r"--best_epoch true needs validation images\. Give --data\.val_fraction"):
+        do(tiny_scenes, tmp_path / "none", config(best_epoch=True))
 
 
 def test_a_split_from_a_file(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:

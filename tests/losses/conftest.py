@@ -36,7 +36,8 @@ def make_output(
         )
         for width, size in zip(dims.stages, sizes, strict=True)
     )
-    return SceneOutput(normal(batch, dims.classes), normal(batch, dims.embedding), attention)
+    features = tuple(normal(batch, width, size, size) for width, size in zip(dims.stages, sizes, strict=True))
+    return SceneOutput(normal(batch, dims.classes), normal(batch, dims.embedding), attention, features)
 
 
 @pytest.fixture

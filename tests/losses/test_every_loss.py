@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.losses.registry import LOSSES
@@ -35,7 +36,7 @@ def with_gradients(output: SceneOutput) -> SceneOutput:
 
 
 def tensors(output: SceneOutput) -> list[Tensor]:
-    return [output.logits, output.embedding, *(tensor for stage in output.attention for tensor in stage)]
+    return tree_leaves(output)
 
 
 def learn(loss: DistillationLoss, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> float:
@@ -58,9 +59,7 @@ def test_its_gradient_is_the_slope_of_its_value(
     labels = torch.tensor([0, 1, 2, 1])
 
     def value(*inputs: Tensor) -> Tensor:
-        logits, embedding, *rest = inputs
-        stages = tuple(type(student.attention[0])(*rest[4 * i : 4 * i + 4]) for i in range(len(student.attention)))
-        return loss(SceneOutput(logits, embedding, stages), teacher, labels)
+        return loss(tree_unflatten(inputs, tree_structure(student)), teacher, labels)
 
     assert torch.autograd.gradcheck(value, tensors(with_gradients(student)))
 

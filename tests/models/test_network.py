@@ -88,6 +88,18 @@ def test_the_attention_is_that_of_the_stage() -> None:
     torch.testing.assert_close(output.logits, net.head(output.embedding))
 
 
+def test_the_features_are_what_comes_out_of_the_gates() -> None:
+    net = build_student("resnet18", 5, image_size=64).eval()
+    given: list[torch.Tensor] = []
+    for stage in net.stages:
+        torch.nn.init.normal_(stage.attention.expand.weight)
+        stage.register_forward_hook(lambda _, __, feature: given.append(feature))
+    output = net(torch.rand(2, 3, 64, 64), attention=False, features=True)
+    assert output.attention == () and len(output.features) == 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(output.features, given, strict=True))
+    assert net(torch.rand(2, 3, 64, 64)).features == ()
+
+
 def test_without_reporting_it_computes_the_same() -> None:
     net = build_student("resnet18", 5, image_size=64).eval()
     images = torch.rand(2, 3, 64, 64)

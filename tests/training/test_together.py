@@ -56,7 +56,7 @@ def test_side_by_side_is_as_alone_with_one_teacher_pass(
     asked = []
     ask = FrozenTeacher.__call__
     monkeypatch.setattr(
-        FrozenTeacher, "__call__", lambda self, view, look: asked.append(len(view)) or ask(self, view, look)
+        FrozenTeacher, "__call__", lambda self, view, *what: asked.append(len(view)) or ask(self, view, *what)
     )
     together = TogetherTraining({method: student(method, knowledge, mild) for method in METHODS})
     asked.clear()

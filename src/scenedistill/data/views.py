@@ -56,8 +56,7 @@ def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: i
     if config.turns:
         theta = _turn(theta, draw[:, 4])
     pixels = images.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(theta, [len(images), pixels.shape[1], size, size], align_corners=False)
-    view = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False) / 255
+    view = F.grid_sample(pixels, _grid(theta, size), mode="bilinear", padding_mode="reflection", align_corners=False)
     view = _colour(view, draw[:, 5:8], config)
     if config.erasing > 0:
         view = _erase(view, draw[:, 8:13], config.erasing)
@@ -120,6 +119,14 @@ def _turn(theta: Tensor, draw: Tensor) -> Tensor:
     return torch.cat((linear, theta[:, :, 2:]), 2)
 
 
+def _grid(theta: Tensor, size: int) -> Tensor:
+    """Where each pixel of a view lies in the image, `[B, size, size, 2]` in -1..1: what torch's `affine_grid` gives, to
+    rounding, in a fraction of its time on a CPU."""
+    middles = (2 * torch.arange(size, device=theta.device) + 1) / size - 1
+    across = theta[:, :, 0, None, None] * middles + theta[:, :, 2, None, None]  # [B, 2, 1, size]
+    return torch.stack((across + theta[:, :, 1, None, None] * middles[:, None]).unbind(1), 3)
+
+
 @lru_cache
 def _symmetries(device: torch.device) -> Tensor:
     """Quarter turns, then the same after a flip, `[8, 2, 2]`."""
@@ -137,15 +144,15 @@ def _luma(device: torch.device) -> Tensor:
 
 
 def _colour(view: Tensor, draw: Tensor, config: ViewConfig) -> Tensor:
-    """Saturation, contrast and brightness as one affine map of each image's colours."""
+    """Saturation, contrast and brightness as one affine map of each image's colours, from 0..255 to 0..1."""
     amounts = (config.brightness, config.contrast, config.saturation)
     factors = (1 + amount * (2 * draw[:, i, None, None, None] - 1) for i, amount in enumerate(amounts))
     brightness, contrast, saturation = factors
     if view.shape[1] == 3 and config.saturation > 0:
         grey = (view * _luma(view.device)).sum(1, keepdim=True)
-        view = grey + saturation * (view - grey)
+        view = grey.lerp(view, saturation)
     mean = view.mean((1, 2, 3), keepdim=True)
-    return (brightness * (mean + contrast * (view - mean))).clamp(0, 1)
+    return mean.lerp(view, contrast).mul_(brightness / 255).clamp_(0, 1)
 
 
 def _erase(view: Tensor, draw: Tensor, probability: float) -> Tensor:

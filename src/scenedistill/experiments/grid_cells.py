@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +14,7 @@ from scenedistill.experiments.grid_config import GridConfig, needs_teacher, stud
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stages import test, train_teacher
-from scenedistill.experiments.students import train_students
+from scenedistill.experiments.students import student_stage, train_students
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
@@ -151,10 +150,8 @@ def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, 
     if cell.student is None:
         return lab.stage(out / cell.folder, cell.seed, split, {"teacher": plain(lab.config.teacher)})
     student = cell_student(config, cell, factor)
-    settings: dict[str, Any] = {"student": plain(student)}
-    if needs_teacher(student):
-        settings["teacher"] = stage_of(lab, config, out, cell.teacher, split).fingerprint
-    return lab.stage(out / cell.place(factor), cell.seed, split, settings)
+    teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
+    return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)
 
 
 def do_cell(config: GridConfig, out: Path, cell: Cell, factor: float, threads: int | None, console: Console) -> None:

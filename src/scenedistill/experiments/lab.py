@@ -24,12 +24,16 @@ from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
 METHOD_VERSION = 2
+
+#: Files in the folder of a finished training: the network after its last epoch, and after its best one where asked for.
+WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"
 
 
 class Lab:
@@ -109,6 +113,8 @@ class Lab:
             split = read_split(settings.split_file, self.cache.index)
         else:
             split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
+        if self.config.best_epoch and not len(split.val):
+            raise UserError("--best_epoch true needs validation images. Give --data.val_fraction, such as 0.1.")
         if self.lead:
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,13 +155,21 @@ class Lab:
             self.console.print(f"  {name}: done before with the same settings", markup=False)
         return stage.done
 
-    def finish(self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any]) -> Stage:
-        """Keep the network and mark the stage as done; every process returns when it is."""
+    def finish(
+        self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any], best: Best | None = None
+    ) -> Stage:
+        """Keep the network, and its best epoch where that is asked for, and mark the stage as done; every process
+        returns when it is."""
         if not self.lead:
             stage.wait()
             return stage
-        save_net(net, card, stage.folder / "weights.safetensors")
-        stage.finish({**record, "name": card.name, "weights_hash": weights_hash(net)})
+        save_net(net, card, stage.folder / WEIGHTS)
+        finished = {**record, "name": card.name, "weights_hash": weights_hash(net)}
+        if best:
+            net.load_state_dict(best.tensors)
+            save_net(net, card, stage.folder / BEST_WEIGHTS)
+            finished["best"] = {"epoch": best.epoch, "val_oa": best.val_oa}
+        stage.finish(finished)
         (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # the optimiser's state has served
         return stage
 

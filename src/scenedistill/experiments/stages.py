@@ -18,7 +18,7 @@ from scenedistill.evaluation.metrics import scene_metrics
 from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
-from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.lab import BEST_WEIGHTS, WEIGHTS, Lab, plain
 from scenedistill.experiments.results import Row
 from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
@@ -27,8 +27,6 @@ from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
 from scenedistill.training.runs import Stage, file_hash
 from scenedistill.training.teacher import TeacherTraining
-
-WEIGHTS = "weights.safetensors"
 
 
 def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
@@ -159,8 +157,20 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
             "train_seconds": stage.record["seconds"],
             "test_seconds": seen["seconds"],
             "peak_memory_mib": stage.record.get("peak_memory_mib"),
+            **{name: seen[name] for name in ("best_epoch", "best_epoch_oa") if name in seen},
         },
     )
+
+
+def _test_best(lab: Lab, stage: Stage, part: ScenePart) -> dict[str, float]:
+    """Number and OA of the epoch that was best on the validation images, where that was asked for."""
+    kept = stage.record.get("best")
+    if not kept:
+        return {}
+    net, _ = load_net(stage.folder / BEST_WEIGHTS)
+    size = lab.config.image_size
+    logits = predict_logits(net, part, image_size=size, device=lab.device, precision=lab.precision)
+    return {"best_epoch": kept["epoch"], "best_epoch_oa": scene_metrics(logits.argmax(1), part.labels, lab.classes).oa}
 
 
 def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
@@ -171,6 +181,7 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     started = time.monotonic()
     logits = predict_logits(net, part, image_size=size, device=lab.device, precision=lab.precision)
     seconds = time.monotonic() - started
+    best = _test_best(lab, stage, part)
     if not lab.lead:
         return
     metrics = scene_metrics(logits.argmax(1), part.labels, lab.classes)
@@ -181,8 +192,12 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
         f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
         f"on {len(part)} test images"
     )
+    if best:
+        said = f"    its best epoch on the validation images was {best['best_epoch']}: OA {best['best_epoch_oa']:.2%}"
+        lab.console.print(said)
     final.finish(
         {
+            **best,
             "oa": metrics.oa,
             "aa": metrics.aa,
             "kappa": metrics.kappa,

@@ -16,12 +16,12 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
-from scenedistill.experiments.lab import Lab, plain
-from scenedistill.experiments.stages import WEIGHTS
+from scenedistill.experiments.lab import WEIGHTS, Lab, plain
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.files import load_net, weights_hash
 from scenedistill.models.student import build_student
 from scenedistill.precision import compiles
+from scenedistill.training.best import BestEpoch, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage, fingerprint
@@ -37,12 +37,7 @@ def train_students(
     Several are trained side by side, on one view and one teacher pass of each batch: their settings may differ in all
     but the training's schedule and the kept views.
     """
-    stages = []
-    for folder, config in wanted:
-        settings: dict[str, Any] = {"student": plain(config)}
-        if teacher:
-            settings["teacher"] = teacher.fingerprint
-        stages.append(lab.stage(folder, seed, split, settings))
+    stages = [student_stage(lab, seed, split, folder, config, teacher) for folder, config in wanted]
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(lab.hold(stage))
@@ -53,6 +48,18 @@ def train_students(
         if todo:
             _train(lab, seed, split, todo, teacher)
     return stages
+
+
+def student_stage(
+    lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
+) -> Stage:
+    """The stage in which a student is trained, with a teacher or plain."""
+    settings: dict[str, Any] = {"student": plain(config)}
+    if teacher:
+        settings["teacher"] = teacher.fingerprint
+    if lab.config.best_epoch:  # else as it was before there was such a setting
+        settings["best_epoch"] = True
+    return lab.stage(folder, seed, split, settings)
 
 
 def _train(
@@ -75,7 +82,8 @@ def _train(
     if len(todo) > 1:
         folder, title = _together(lab, seed, todo), f"{len(todo)} students"
         module = TogetherTraining(modules)
-    record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console)
+    watching = [BestEpoch(folder)] if lab.config.best_epoch else []
+    record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console, callbacks=watching)
     if knowledge:
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
@@ -89,7 +97,9 @@ def _train(
     record["seconds"] = round(record["seconds"] / len(todo), 1)
     for stage, config in todo:
         own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], _title(config), len(todo))}
-        lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own)
+        prefix = f"{_title(config)} " if len(todo) > 1 else ""
+        best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
+        lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own, best)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
 

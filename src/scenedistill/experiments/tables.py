@@ -13,22 +13,22 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from scenedistill.errors import UserError
-from scenedistill.experiments import costs, figures, race, speed
+from scenedistill.experiments import costs, figures, race, speed, use
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"
 NONE = "-"
-#: kind of a measurement -> its record, a row of it, and the table made from it
-KINDS: dict[str, tuple[type[Any], type[Any], Callable[[Any], str]]] = {
-    costs.KIND: (costs.CostResult, costs.CostRow, costs.costs_table),
-    figures.KIND: (figures.Figures, figures.Figure, figures.figures_table),
-    race.KIND: (race.Race, race.RaceRow, race.race_table),
-    speed.KIND: (speed.SpeedResult, speed.SpeedRow, speed.speed_table),
+#: kind of a measurement -> the table of a file of that kind
+KINDS: dict[str, Callable[[Path], str]] = {
+    costs.KIND: lambda path: costs.costs_table(read_record(path, costs.CostResult, costs.CostRow)),
+    figures.KIND: lambda path: figures.figures_table(read_record(path, figures.Figures, figures.Figure)),
+    race.KIND: lambda path: race.race_table(read_record(path, race.Race, race.RaceRow)),
+    speed.KIND: lambda path: speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow)),
+    use.KIND: lambda path: use.use_table(use.read_use(path)),
 }
 
 
@@ -67,18 +67,20 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
     def known(name: str, factor: float = 1) -> list[float]:
         return [factor * value for row in rows if (value := getattr(row, name)) is not None]
 
+    def known_more(name: str, factor: float = 1) -> list[float]:
+        return [factor * float(value) for row in rows if (value := row.more.get(name)) is not None]
+
     seeds = len(rows)
     return {
         "OA (%)": spread(known("oa", 100), seeds, "{:.2f}"),
+        "OA of the best epoch (%)": spread(known_more("best_epoch_oa", 100), seeds, "{:.2f}"),
         "gain (points)": spread(gains(rows, everything), seeds, "{:+.2f}"),
         "AA (%)": spread(known("aa", 100), seeds, "{:.2f}"),
         "kappa": spread(known("kappa"), seeds, "{:.3f}"),
         "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
         "parameters (M)": middle(known("parameters", 1e-6)),
         "ms per image": middle(known("milliseconds")),
-        "training (min)": middle(
-            [float(row.more["train_seconds"] or 0) / 60 for row in rows if "train_seconds" in row.more]
-        ),
+        "training (min)": middle(known_more("train_seconds", 1 / 60)),
     }
 
 
@@ -156,9 +158,8 @@ def fill(text: str, results: Path, where: str) -> str:
 
 def table_of(path: Path) -> str:
     """The table of a result file, of whichever kind it is."""
-    if of_kind := KINDS.get(kind_of(path) or ""):
-        record, row, table = of_kind
-        return table(read_record(path, record, row))
+    if table := KINDS.get(kind_of(path) or ""):
+        return table(path)
     return result_table(read_result(path))
 
 

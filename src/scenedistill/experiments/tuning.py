@@ -41,7 +41,8 @@ def tuned(student: StudentConfig, factor: float) -> StudentConfig:
 
 def tuning_settings(base: RunConfig, tuning: TuningConfig) -> RunConfig:
     """The settings of the tuning runs: a validation part carved from the training part, which nothing trains on."""
-    return replace(base, seeds=[tuning.seed], data=replace(base.data, val_fraction=tuning.val_fraction))
+    data = replace(base.data, val_fraction=tuning.val_fraction)
+    return replace(base, seeds=[tuning.seed], best_epoch=False, data=data)
 
 
 def tuning_student(student: StudentConfig, factor: float, tuning: TuningConfig) -> StudentConfig:

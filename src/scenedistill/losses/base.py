@@ -42,6 +42,8 @@ class DistillationLoss(nn.Module):
     needs_teacher: ClassVar[bool] = True
     #: True when the loss looks at the attention of the stages, which else is not reported.
     needs_attention: ClassVar[bool] = False
+    #: True when the loss looks at the feature maps of the stages; they are never kept, the teacher is asked every time.
+    needs_features: ClassVar[bool] = False
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__()

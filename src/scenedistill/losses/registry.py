@@ -18,6 +18,7 @@ from scenedistill.losses.relations import (
     RelationalKnowledge,
     SimilarityPreserving,
 )
+from scenedistill.losses.review import KnowledgeReview
 from scenedistill.losses.spatial_structure import SpatialStructureLoss
 from scenedistill.models.output import FeatureDims
 
@@ -34,6 +35,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "fitnet": Hint,
     "kd": SoftLogits,
     "logit_std": StandardisedLogits,
+    "reviewkd": KnowledgeReview,
     "rkd": RelationalKnowledge,
     "sp": SimilarityPreserving,
     "srd": SimpleRecipe,
@@ -54,6 +56,7 @@ METHODS: dict[str, dict[str, float]] = {
     "fitnet": {"ce": 1.0, "fitnet": 100.0},
     "kd": {"ce": 0.1, "kd": 0.9},
     "logit_std": {"ce": 1.0, "logit_std": 9.0},
+    "reviewkd": {"ce": 1.0, "reviewkd": 1.0},
     "rkd": {"ce": 1.0, "rkd": 1.0},
     "sp": {"ce": 1.0, "sp": 3000.0},
     "srd": {"ce": 1.0, "srd": 1.0},

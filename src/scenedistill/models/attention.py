@@ -67,8 +67,8 @@ class AttendedStage(nn.Module):
     """A stage of any backbone with a DA module behind it.
 
     Accepts the three layouts found in timm, `[B, C, H, W]`, `[B, H, W, C]` and tokens `[B, P + H*W, C]` with P prefix
-    tokens on a square grid, and returns the same layout. What the gates did is kept for `SceneNet` to collect, while
-    `watched`.
+    tokens on a square grid, and returns the same layout. What the gates did is kept for `SceneNet` to collect while
+    `watched`, and what came out of them while `kept`.
 
     Args:
         stage: gives one of the layouts.
@@ -85,8 +85,9 @@ class AttendedStage(nn.Module):
         self.attention = attention
         self.channels_last = channels_last
         self.prefix_tokens = prefix_tokens
-        self.watched = False
+        self.watched = self.kept = False
         self._seen: StageAttention | None = None
+        self._feature: Tensor | None = None
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Run the stage, then the gates."""
@@ -108,6 +109,12 @@ class AttendedStage(nn.Module):
         assert seen is not None, "nothing was watched since the last collection"
         return seen
 
+    def collect_feature(self) -> Tensor:
+        """The gated feature of the last call, `[B, C, H, W]`; handed out once."""
+        feature, self._feature = self._feature, None
+        assert feature is not None, "nothing was kept since the last collection"
+        return feature
+
     def _gate(self, feature: Tensor) -> Tensor:
         gated, channel, spatial = self.attention(feature)
         if self.watched:
@@ -115,6 +122,8 @@ class AttendedStage(nn.Module):
                 exact = gated.dtype if gated.dtype == torch.float64 else torch.float32
                 energy: Tensor = _Energy.apply(gated)
                 self._seen = StageAttention(channel, spatial, energy, gated.mean((2, 3), dtype=exact))
+        if self.kept:
+            self._feature = gated
         return gated  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:

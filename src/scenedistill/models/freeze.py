@@ -58,18 +58,19 @@ class FrozenTeacher:
         self.device: torch.device | None = None
         self._autocast = autocast_to
         self._compile = compiled
-        self._compiled: Callable[[Tensor, bool], SceneOutput] | None = None
+        self._compiled: Callable[[Tensor, bool, bool], SceneOutput] | None = None
         self._shapes: set[torch.Size] = set()
         self._last: torch.Size | None = None
         self._in_a_row = 0
         self.to(device)
 
-    def __call__(self, view: Tensor, attention: bool = True) -> SceneOutput:
+    def __call__(self, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
         """Classify a batch.
 
         Args:
             view: `[B, bands, H, W]`, float32 in 0..1, on the teacher's device.
             attention: report the attention of each stage.
+            features: report the feature map of each stage.
 
         Returns:
             As `SceneNet` gives it, in tensors without gradients that a loss may save for backward.
@@ -80,11 +81,11 @@ class FrozenTeacher:
             if self._compiled is not None and self._is_usual(view.shape):
                 try:
                     with _frozen_weights(view.device):
-                        return self._compiled(view, attention)
+                        return self._compiled(view, attention, features)
                 except Exception as problem:  # compilers fail in many ways, and none of them is worth a training
                     self._compiled = None
                     self.report += (f"compile: given up: {_reason(problem)}",)
-            output: SceneOutput = self._net(view, attention)
+            output: SceneOutput = self._net(view, attention, features)
         return output
 
     def to(self, device: torch.device) -> FrozenTeacher:

@@ -63,24 +63,26 @@ class SceneNet(nn.Module):
         """The wrapped stages, finest first."""
         return [cast(AttendedStage, self.backbone.get_submodule(name)) for name in self._stage_names]
 
-    def forward(self, images: Tensor, attention: bool = True) -> SceneOutput:
+    def forward(self, images: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
         """Classify a batch.
 
         Args:
             images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics.
             attention: report the attention of each stage; without, that part of the output is empty and cheaper.
+            features: report the feature map of each stage.
 
         Returns:
-            Logits `[B, K]`, embedding `[B, D]` and the attention of each stage.
+            Logits `[B, K]`, embedding `[B, D]` and what else was asked for of each stage.
         """
         stages = self.stages
         for stage in stages:
-            stage.watched = attention
+            stage.watched, stage.kept = attention, features
         normal = (images - self.mean) / self.std
         # a frozen teacher's backbone is in half precision, its head is not
         embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype))
         seen = tuple(stage.collect() for stage in stages) if attention else ()
-        return SceneOutput(self.head(embedding.to(self.head.weight.dtype)), embedding, seen)
+        maps = tuple(stage.collect_feature() for stage in stages) if features else ()
+        return SceneOutput(self.head(embedding.to(self.head.weight.dtype)), embedding, seen, maps)
 
 
 def _stages(backbone: nn.Module) -> list[tuple[str, int]]:

@@ -32,11 +32,13 @@ class SceneOutput(NamedTuple):
         logits: class scores before the softmax, `[B, K]`.
         embedding: pooled last feature, `[B, D]`.
         attention: one entry a stage, from the finest (stride 4) to the coarsest (stride 32).
+        features: the whole feature map of each stage, `[B, C_s, H_s, W_s]`, finest first; empty unless asked for.
     """
 
     logits: Tensor
     embedding: Tensor
     attention: tuple[StageAttention, ...]
+    features: tuple[Tensor, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SceneOutput:
         """The same output with `function(tensor) -> tensor` applied to every tensor in it."""

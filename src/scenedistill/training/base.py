@@ -60,12 +60,12 @@ class SceneTraining(L.LightningModule):
         if self.compiled:
             allow_compiling()
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-            for net in self.networks():
+            for net in self.networks().values():
                 net.compile(dynamic=False)
 
-    def networks(self) -> list[SceneNet]:
-        """What trains."""
-        return [self.net]
+    def networks(self) -> dict[str, SceneNet]:
+        """What trains, by what begins its names in the log."""
+        return {"": self.net}
 
     def transfer_batch_to_device(self, batch: SceneBatch, device: torch.device, dataloader_idx: int) -> SceneBatch:
         """A `SceneBatch` knows how to move itself."""

@@ -115,11 +115,11 @@ class Knowledge:
         assert rows is not None
         self._number, self._rows = number, rows.to(device)
 
-    def of(self, batch: SceneBatch, view: Tensor, attention: bool = True) -> SceneOutput:
+    def of(self, batch: SceneBatch, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
         """The teacher's output for a batch of this epoch and its view; without its attention, where nobody looks at it,
-        an answer is quicker to give."""
-        if self._rows is None:
-            return self._ask(view, attention)
+        an answer is quicker to give. Feature maps are too large to be kept: for them the teacher is asked."""
+        if self._rows is None or features:
+            return self._ask(view, attention, features)
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
 
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
@@ -168,7 +168,7 @@ class Knowledge:
             rows.append(self.packing.pack(self._ask(view)))
         return gather_rows(torch.cat(rows), len(self.part)).cpu()
 
-    def _ask(self, view: Tensor, attention: bool = True) -> SceneOutput:
+    def _ask(self, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
         if self._frozen is None:
             self._frozen = freeze(
                 self.teacher,
@@ -180,7 +180,7 @@ class Knowledge:
             self._frozen_hash = self._frozen.weights_hash()
         if self._frozen.device != view.device:
             self._frozen.to(view.device)
-        return self._frozen(view, attention)
+        return self._frozen(view, attention, features)
 
     @property
     def report(self) -> tuple[str, ...]:

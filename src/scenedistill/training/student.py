@@ -25,6 +25,8 @@ class Distillation(SceneTraining):
 
     #: whether this epoch's next step measures how hard each loss pulls
     measures = False
+    #: whether a loss looks at the "attention" of the stages, at their "features"
+    detail: Mapping[str, bool]
 
     def on_train_epoch_start(self) -> None:
         """See whether to measure."""
@@ -32,20 +34,18 @@ class Distillation(SceneTraining):
         self.measures = due(self.current_epoch, self.fit.epochs, int(self.trainer.num_training_batches))
 
     def open(self, knowledge: Knowledge | None) -> None:
-        """Make the teacher's knowledge ready for the epoch."""
-        if knowledge is not None:
+        """Make the teacher's knowledge ready for the epoch, unless the teacher is asked in each step anyway."""
+        if knowledge is not None and not self.detail["features"]:
             with self.waiting("teacher"):
                 knowledge.open(self.current_epoch, self.device)
 
-    def view_and_target(
-        self, batch: SceneBatch, knowledge: Knowledge | None, attention: bool
-    ) -> tuple[Tensor, SceneOutput | None]:
+    def view_and_target(self, batch: SceneBatch, knowledge: Knowledge | None) -> tuple[Tensor, SceneOutput | None]:
         """The batch's views of this epoch, and what the teacher says of them where there is one."""
         if knowledge is None:
             return self.view(batch, self.current_epoch), None
         view = self.view(batch, knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
-            return view, knowledge.of(batch, view, attention)
+            return view, knowledge.of(batch, view, **self.detail)
 
     def log_gradients(
         self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
@@ -104,8 +104,10 @@ class StudentTraining(Distillation):
         self.knowledge = knowledge
         teacher_dims = net.dims if knowledge is None else knowledge.teacher.dims
         self.losses = build_losses(weights, net.dims, teacher_dims, config.loss_options)
-        #: whether a loss looks at the attention of the stages
-        self.looks = any(loss.needs_attention for _, loss in self._losses())
+        self.detail = {
+            "attention": any(loss.needs_attention for _, loss in self._losses()),
+            "features": any(loss.needs_features for _, loss in self._losses()),
+        }
         if statistics is not None:
             for _, loss in self._losses():
                 loss.prepare(statistics)
@@ -117,7 +119,7 @@ class StudentTraining(Distillation):
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
-        view, target = self.view_and_target(batch, self.knowledge, self.looks)
+        view, target = self.view_and_target(batch, self.knowledge)
         self.log_gradients({"": self}, batch, view, target)
         loss, parts, logits = self.lesson(batch, view, target)
         self.report(parts, logits, batch.labels)
@@ -127,7 +129,7 @@ class StudentTraining(Distillation):
         self, batch: SceneBatch, view: Tensor, target: SceneOutput | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss on a batch, its parts before they are weighted, and the student's logits `[B, K]`."""
-        output = self.net(view, attention=self.looks)
+        output = self.net(view, **self.detail)
         parts = self.parts(output, target, batch.labels)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if "ce" not in self.weights:
@@ -152,7 +154,7 @@ class StudentTraining(Distillation):
         """Norm of the gradient of each weighted loss with respect to the student's parameters."""
 
         def weighted() -> dict[str, Tensor]:
-            output = self.net.forward(view, attention=self.looks)  # past the compiled one, whose graph serves but once
+            output = self.net.forward(view, **self.detail)  # past the compiled one, whose graph serves but once
             return {name: self.weights[name] * part for name, part in self.parts(output, target, batch.labels).items()}
 
         return gradient_norms(self, self.net, weighted)

@@ -35,7 +35,7 @@ class TogetherTraining(Distillation):
         self.names = list(students)
         self.students = nn.ModuleList(students.values())  # a name may hold a dot, which a ModuleDict refuses
         self.knowledge = first.knowledge
-        self.looks = any(student.looks for student in students.values())
+        self.detail = {what: any(one.detail[what] for one in students.values()) for what in first.detail}
 
     def on_train_epoch_start(self) -> None:
         """Have the teacher's knowledge of this epoch's views at hand."""
@@ -44,7 +44,7 @@ class TogetherTraining(Distillation):
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of every student."""
-        view, target = self.view_and_target(batch, self.knowledge, self.looks)
+        view, target = self.view_and_target(batch, self.knowledge)
         self.log_gradients({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():
@@ -60,9 +60,9 @@ class TogetherTraining(Distillation):
             student.validation_oa(student.net(view, attention=False).logits, batch.labels)
             self.log(f"{name} val_oa", student.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
 
-    def networks(self) -> list[SceneNet]:
+    def networks(self) -> dict[str, SceneNet]:
         """Every student's."""
-        return [student.net for _, student in self._each()]
+        return {f"{name} ": student.net for name, student in self._each()}
 
     def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """Those of each student."""

@@ -1,0 +1,128 @@
+"""A record of exported students in use: their size, speed and accuracy, and a large mosaic; and its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scenedistill.errors import UserError
+from scenedistill.experiments.records import machine_text
+from scenedistill.training.runs import write_json
+
+KIND = "use"
+
+
+def keep_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
+    """Write one section of the record; its others stay.
+
+    Args:
+        path: JSON file; made where there is none.
+        name: "latency", "predict" or "mosaic".
+        section: what was measured, with `hardware` and `date`.
+    """
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**content, "experiment": path.stem, "kind": KIND, name: section})
+
+
+def read_use(path: Path) -> dict[str, Any]:
+    """The sections of a record.
+
+    Raises:
+        UserError: no such file, or no such record.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no result file {path}.\nRun the measurement that writes it.") from None
+    except ValueError as problem:
+        raise UserError(f"{path} is not JSON: {problem}.\nMeasure again.") from None
+    return {name: content[name] for name in _TABLES if name in content}
+
+
+def use_table(sections: Mapping[str, Any]) -> str:
+    """Markdown: for each section a table with a line of facts below it."""
+    return "\n\n".join(f"{_TABLES[name](section)}\n\n{_facts(section)}" for name, section in sections.items())
+
+
+def _latency(section: Mapping[str, Any]) -> str:
+    rows = section["rows"]
+    batches = list(rows[0]["milliseconds"])
+    table = [["network", "form", "MB", "OA (%)", *(f"ms per image, batch {batch}" for batch in batches)]]
+    for row in rows:
+        oa = "-" if row["oa"] is None else f"{100 * row['oa']:.2f}"
+        times = [_times(row["milliseconds"][batch]) for batch in batches]
+        table.append([row["network"], row["form"], f"{row['bytes'] / 1e6:.1f}", oa, *times])
+    targets = [["network", "what", "found", "target", "met"]]
+    for target in section["targets"]:
+        points = target["what"].startswith("OA")  # a share of the images
+        found, wanted = (
+            "-" if value is None else f"{100 * value:.2f} points" if points else f"{value:.1f}"
+            for value in (target["found"], target["target"])
+        )
+        targets.append([target["network"], target["what"], found, wanted, _yes(target["met"])])
+    return f"{_markdown(table, 2)}\n\n{_markdown(targets, 2)}"
+
+
+def _predict(section: Mapping[str, Any]) -> str:
+    table = [["network", "form", "images/s from files", "images/s of the runtime alone", "share", "target", "met"]]
+    for row in section["rows"]:
+        speeds = [_speed(row[f"{name}_images_per_second"]) for name in ("predict", "runtime")]
+        shares = [f"{100 * row[name]:.0f} %" for name in ("of_runtime", "target")]
+        table.append([row["network"], row["form"], *speeds, *shares, _yes(row["met"])])
+    return _markdown(table, 2)
+
+
+def _mosaic(section: Mapping[str, Any]) -> str:
+    images = f"{section['images']:,} images"
+    agree = min(section[f"agree_{where}"] for where in ("geotiff", "polygons", "files"))
+    target = f"target {100 * section['network_share_target']:.0f} %"
+    lines = [
+        ["raster", f"{section['side']:,} x {section['side']:,} pixels, {section['windows']:,} windows"],
+        ["network", f"{section['network']}, {section['precision']}, sees {section['image_size']} pixels"],
+        ["speed", f"{section['megapixels_per_second']:.1f} megapixels/s ({section['seconds']:.0f} s)"],
+        ["share of the time in the network", f"{100 * section['network_share']:.0f} % ({target})"],
+        ["waiting for reading; for writing", f"{100 * section['reading']:.0f} %; {100 * section['writing']:.0f} %"],
+        ["of the network's speed on images decoded before", f"{100 * section['of_network_alone']:.0f} %"],
+        ["peak memory", f"{section['peak_memory_mib']:,} MiB"],
+        ["class read back equals that of the image alone", f"{100 * agree:.2f} % of {images}"],
+        ["largest difference of a probability", f"{section['largest_difference']:.1e}"],
+    ]
+    return _markdown([["mosaic", "measured"], *lines], 2)
+
+
+def _facts(section: Mapping[str, Any]) -> str:
+    """One line below a table."""
+    known = [
+        f"{section['test_images']:,} test images" if "test_images" in section else "",
+        f"seen at {section['image_size']} pixels",
+        f"CPU threads: {section['threads']}" if "threads" in section else "",
+        "median (fastest to slowest turn)" if "turns" in section else "",
+        machine_text(section["hardware"]),
+    ]
+    return f"{'; '.join(filter(None, known))}; {section['date']}."
+
+
+def _times(found: Mapping[str, float]) -> str:
+    digits = 2 if found["median"] >= 1 else 3
+    return "{:.{n}f} ({:.{n}f} to {:.{n}f})".format(*(found[name] for name in ("median", "min", "max")), n=digits)
+
+
+def _speed(found: Mapping[str, float]) -> str:
+    return "{:,.0f} ({:,.0f} to {:,.0f})".format(*(found[name] for name in ("median", "min", "max")))
+
+
+def _yes(met: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[met]
+
+
+def _markdown(lines: Sequence[Sequence[str]], words: int) -> str:
+    """The first line is the head; columns after the first few words are figures."""
+    head, *body = lines
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
+
+
+_TABLES = {"latency": _latency, "predict": _predict, "mosaic": _mosaic}
