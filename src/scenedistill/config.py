@@ -205,8 +205,8 @@ class BenchConfig:
     teacher: str = "resnet101"
     students: list[str] = field(default_factory=lambda: ["table1_printed", "table1_resnet"])
     batch_size: list[int] = field(default_factory=lambda: [64])
-    steps: int = 12
-    repeats: int = 3
+    steps: int = 8
+    repeats: int = 5
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | None = None
     also_compiled: bool = False
