@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from scenedistill.data.batches import image_id
-from scenedistill.data.views import ViewConfig, _mix, evaluation_view, training_view, uniform
+from scenedistill.data.views import ViewConfig, _grid, _mix, evaluation_view, training_view, uniform
 
 WHOLE = ViewConfig(scale=(1, 1), ratio=(1, 1), turns=False, brightness=0, contrast=0, saturation=0, erasing=0)
 EVERYTHING = ViewConfig(erasing=0.5)
@@ -292,3 +293,10 @@ def test_the_evaluation_view_is_an_antialiased_resize(size: int) -> None:
 def test_the_evaluation_view_at_the_stored_size_is_the_image() -> None:
     images = noise(2, bands=4)
     assert torch.equal(evaluation_view(images, size=24), images.permute(0, 3, 1, 2) / 255)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_a_grid_is_that_of_torch(size: int) -> None:
+    theta = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = F.affine_grid(theta, [7, 3, size, size], align_corners=False)
+    torch.testing.assert_close(_grid(theta, size), expected, rtol=1e-5, atol=1e-5)
