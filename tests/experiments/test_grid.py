@@ -181,6 +181,20 @@ def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Pat
     assert sorted(path for path in copy.rglob("*")) == before
 
 
+def test_the_best_epoch_of_each_cell_is_there_if_asked(make: Make, tmp_path: Path) -> None:
+    config, said = make(seeds=[0], methods={"plain": MethodConfig()}), io.StringIO()
+    config.base.best_epoch, config.base.data.val_fraction = True, 0.25
+    assert dry_run(config, tmp_path / "new", console=Console(file=said, width=300))
+    done = do(config, tmp_path / "new")
+    (row,) = (row for row in done.outcome.results["scenes-50"].rows if row.variant == "plain")
+    assert row.more["best_epoch"] == 1 and row.more["best_epoch_oa"] == row.oa
+    epochs = trained(tmp_path / "new")
+    again = do(config, tmp_path / "new")
+    assert trained(tmp_path / "new") == epochs and again.outcome.results["scenes-50"].rows == (
+        done.outcome.results["scenes-50"].rows
+    )
+
+
 def test_a_failing_cell_is_named_and_the_others_go_on(make: Make, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig(), "wild": WILD, "dkd": MethodConfig()})
     config.base.teacher.min_oa = 0.0

@@ -439,6 +439,7 @@ def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: C
     (log,) = out.glob("seed0/together-*/logs/attempt_0/metrics.csv")
     with log.open() as file:
         epochs = [row for row in csv.DictReader(file) if row[f"{STUDENTS[0]} dkd val_oa"]]
+    earlier = 0
     for student in STUDENTS:
         folder = out / "seed0" / student / "dkd"
         best = json.loads((folder / "stage.json").read_text())["record"]["best"]
@@ -447,15 +448,24 @@ def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: C
         assert best == {"epoch": found.index(max(found)) + 1, "val_oa": pytest.approx(max(found), abs=1e-5)}
         (row,) = (row for row in done.result.rows if row.student == student and row.variant == "dkd")
         assert row.more["best_epoch"] == best["epoch"]
-        tested = evaluate(
-            folder / "best.safetensors",
-            tiny_scenes,
-            tmp_path / student,
-            split=out / "seed0" / "split.csv",
-            precision="fp32",
-            console=Console(quiet=True),
-        )
-        assert tested.oa == pytest.approx(row.more["best_epoch_oa"])
+        tested = {
+            part: evaluate(
+                folder / "best.safetensors",
+                tiny_scenes,
+                tmp_path / student,
+                split=out / "seed0" / "split.csv",
+                part=part,
+                precision="fp32",
+                console=Console(quiet=True),
+            ).oa
+            for part in ("val", "test")
+        }
+        assert tested == {"val": pytest.approx(best["val_oa"]), "test": pytest.approx(row.more["best_epoch_oa"])}
+        nets = [load_net(folder / name)[0] for name in ("best.safetensors", WEIGHTS)]
+        assert (weights_hash(nets[0]) == weights_hash(nets[1])) == (best["epoch"] == 4)
+        earlier += best["epoch"] < 4
+    assert earlier, "the last epoch must not be the best of all students here"
+    assert not list(out.rglob("best"))
     alone = dataclasses.replace(wanted, students=STUDENTS[:1], side_by_side=False)
     again = do(tiny_scenes, tmp_path / "alone", alone)
     told, before = (
@@ -465,6 +475,16 @@ def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: C
     assert told.items() <= before.items()
     with pytest.raises(UserError, match=r"--best_epoch true needs validation images\. Give --data\.val_fraction"):
         do(tiny_scenes, tmp_path / "none", config(best_epoch=True))
+
+
+def test_a_loss_on_feature_maps_asks_the_teacher_and_keeps_nothing(
+    copy: Path, tiny_scenes: Path, config: Config
+) -> None:
+    settings = config(seeds=[0])
+    settings.student.method, settings.student.knowledge_views = "reviewkd", 3
+    done = do(tiny_scenes, copy, settings)
+    assert "knowledge" not in done.said and "2 students  epoch 1/1" in done.said
+    assert [row.variant for row in done.result.rows].count("reviewkd") == 2
 
 
 def test_a_split_from_a_file(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
@@ -544,18 +564,20 @@ rows = [(row.variant, row.oa) for row in result.rows]"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["teacher", "distill", "distill without ce"])
+@pytest.mark.parametrize("part", ["teacher", "distill", "distill without ce", "distill best epoch"])
 def test_two_processes_end_with_the_weights_of_one(
     part: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
-    part, _, without = part.partition(" ")
+    part, _, more = part.partition(" ")
     network = {"teacher": "teacher", "distill": "table1_printed/dkd"}[part]
     options = [*tiny_options, f"--{'teacher' if part == 'teacher' else 'student'}.fit.epochs", "1"]
     if part == "teacher":
         # AdamW makes whole steps of gradients that are all but 0
         options += ["--teacher.fit.optimizer", "sgd", "--teacher.fit.lr", "0.02"]
-    if without:
+    if more == "without ce":
         options += ["--student.losses", "{ce: 0}"]  # the head then has nothing to learn from
+    if more == "best epoch":
+        options += ["--best_epoch", "true", "--data.val_fraction", "0.25"]
     if part == "distill":
         options += ["--teacher.checkpoint", str(tiny_run / "seed3" / "teacher" / WEIGHTS)]
     for devices in (1, 2):
@@ -566,6 +588,11 @@ def test_two_processes_end_with_the_weights_of_one(
     one, two = (load_net(tmp_path / name / "seed3" / network / WEIGHTS)[0].state_dict() for name in "12")
     for name, tensor in one.items():
         assert torch.allclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-4), name
+    if more == "best epoch":
+        best = [json.loads((tmp_path / name / "seed3" / network / "stage.json").read_text())["record"] for name in "12"]
+        assert best[0]["best"] == best[1]["best"] and best[0]["best"]["epoch"] == 1
+        assert (tmp_path / "2" / "seed3" / network / "best.safetensors").is_file()
+        return  # fewer images than those of the run
     start = load_net(tiny_run / "seed3" / network / WEIGHTS)[0].state_dict()
     learnt = "backbone.stem.0.weight"
     assert not torch.allclose(one[learnt], start[learnt], atol=1e-4), "an epoch is not three"

@@ -74,8 +74,8 @@ def test_sections_are_kept_apart_and_make_the_tables_of_a_page(tmp_path: Path) -
     assert "| resnet101 | PyTorch fp32 | 170.0 | - | 80.00 (40.00 to 160.00) | 40.00 (20.00 to 80.00) |" in lines
     assert "| light | ONNX int8 | 1.2 | 73.45 | 0.800 (0.400 to 1.600) | 0.400 (0.200 to 0.800) |" in lines
     assert "| light | OA lost by int8, at most | 0.12 points | 0.50 points | yes |" in lines
-    assert "| light | int8 times as fast | 100.0 | - | - |" in lines
-    assert "| light | ONNX int8 | 1,500 (750 to 3,000) | 2,000 (1,000 to 4,000) | 75 % | 95 % | no |" in lines
+    assert "| light | int8 times as fast | 100.00 | - | - |" in lines
+    assert "| light | ONNX int8 | 1,500 (750 to 3,000) | 2,000 (1,000 to 4,000) | 75.0 % | 95.0 % | no |" in lines
     assert sum("a processor, 2 cores; 2026-01-31." in line for line in lines) == 2
 
 
@@ -85,3 +85,8 @@ def test_a_record_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "use.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"use\.json is not JSON"):
         read_use(tmp_path / "use.json")
+    (tmp_path / "use.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="has none of the sections latency, predict, mosaic"):
+        read_use(tmp_path / "use.json")
+    with pytest.raises(UserError, match="A figure is missing from the record: 'targets'"):
+        use_table({"latency": {**HERE, "rows": LATENCY["rows"]}})

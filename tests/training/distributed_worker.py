@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ce": {},
     "da": {"options": {"gates": 1.0}},
     "ss": {"options": {"distance": 1.0, "angle": 1.0}},
+    "reviewkd": {},
     "hard": {},
     "semihard": {},
     # batch norms that hold their activation; 64 pixels leave more than one position in the last stage
@@ -57,7 +58,7 @@ class Step(nn.Module):
         self.gather: Callable[[Tensor], Tensor] = gather if gathered else lambda tensor: tensor
 
     def forward(self, images: Tensor, teacher: SceneOutput, labels: Tensor) -> Tensor:
-        output = self.net(images)
+        output = self.net(images, features=getattr(self.loss, "needs_features", False))
         entropy = nn.functional.cross_entropy(output.logits, labels)
         if self.loss is None:
             return entropy
@@ -77,7 +78,8 @@ def teacher_output(count: int) -> SceneOutput:
         StageAttention(normal(width).sigmoid(), normal(1, side, side).sigmoid(), normal(side, side) ** 2, normal(width))
         for width, side in zip(TEACHER.stages, (8, 4, 2, 1), strict=True)
     ]
-    return SceneOutput(normal(CLASSES), normal(TEACHER.embedding), tuple(stages))
+    maps = tuple(normal(width, side, side) for width, side in zip(TEACHER.stages, (8, 4, 2, 1), strict=True))
+    return SceneOutput(normal(CLASSES), normal(TEACHER.embedding), tuple(stages), maps)
 
 
 def compute(rank: int, world: int) -> dict[str, Any]:

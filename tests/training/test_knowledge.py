@@ -66,17 +66,17 @@ def test_kept_knowledge_is_what_the_teacher_says_of_those_views(
     assert kept.store is not None and kept.store.kept() == {0, 1}
 
 
-def test_feature_maps_are_asked_for_though_the_rest_is_kept(
+def test_feature_maps_are_the_teachers_own_and_never_kept(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
-    kept = knowing(teacher, all_images, 2, tmp_path)
-    kept.open(1, CPU)
-    batch = all_images.fetch([63, 0, 17])
+    asked, batch = knowing(teacher, all_images, 0), all_images.fetch([63, 0, 17])
     view = training_view(batch.images, batch.ids, seed=5, epoch=1, size=32, config=VIEWS)
-    found, expected = kept.of(batch, view, features=True), teacher(view, features=True)
-    assert kept.of(batch, view).features == () and len(found.features) == 4
+    found, expected = asked.of(batch, view, features=True), teacher(view, features=True)
+    assert asked.of(batch, view).features == () and len(found.features) == 4
     for ours, theirs in zip(found.features, expected.features, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="not among the kept answers to 2 views"):
+        knowing(teacher, all_images, 2, tmp_path).of(batch, view, features=True)
 
 
 def files(root: Path) -> dict[str, tuple[int, int]]:

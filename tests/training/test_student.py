@@ -114,17 +114,9 @@ def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
     assert torch.allclose(loss, sum(weights[name] * seen[name] for name in weights))
 
 
-def test_a_loss_on_feature_maps_keeps_nothing_and_asks_in_every_step(
-    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any, tmp_path: Path
-) -> None:
-    knowledge = Knowledge(
-        teacher, all_images, views=2, config=mild, image_size=32, seed=0, precision="fp32", root=tmp_path / "kept"
-    )
-    module = student({"ce": 1.0, "reviewkd": 0.5}, mild, knowledge, epochs=3)
-    record = train(module)
-    assert knowledge.store is not None and knowledge.store.kept() == set()
-    assert set(record["last_epoch"]) == {"ce", "reviewkd", "train_oa"}
-    assert record["last_epoch"]["reviewkd"] > 0
+def test_a_loss_on_feature_maps_trains(all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any) -> None:
+    record = train(student({"ce": 1.0, "reviewkd": 0.5}, mild, knowledge_of(teacher, all_images, mild), epochs=2))
+    assert set(record["last_epoch"]) == {"ce", "reviewkd", "train_oa"} and record["last_epoch"]["reviewkd"] > 0
 
 
 def test_a_plain_student_asks_no_teacher(mild: ViewConfig) -> None:

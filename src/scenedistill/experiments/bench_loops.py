@@ -23,6 +23,7 @@ from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.evaluation.cost import wait_for
+from scenedistill.experiments.speed import slow_steps
 from scenedistill.losses.registry import METHODS
 from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet
@@ -85,7 +86,7 @@ class Bench:
     @property
     def slow_steps(self) -> int:
         """Steps of a turn of a loop that is many times slower than ours."""
-        return max(2, self.steps // 3)
+        return slow_steps(self.steps)
 
     @property
     def images_wanted(self) -> int:

@@ -20,6 +20,7 @@ from scenedistill.experiments.grid_results import FAILURES, finish, keep_choices
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, plan_table, summary_line
 from scenedistill.experiments.grid_time import Clock
 from scenedistill.experiments.results import Result
+from scenedistill.experiments.students import kept_views
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]
     first: dict[tuple[Cell, int], Cell | None] = {}
     leaders: dict[Cell, Cell] = {}
     for cell in [*done, *cells]:
-        views = cell_student(config, cell).knowledge_views if cell.student else 0
+        views = kept_views(cell_student(config, cell)) if cell.student else 0
         if cell.student and views and asks(config, cell.student, cell.label):
             leader = first.setdefault((cell.teacher, views), None if cell in done else cell)
             if leader and cell not in done:

@@ -17,7 +17,7 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stages import train_teacher
-from scenedistill.experiments.students import train_students
+from scenedistill.experiments.students import kept_views, train_students
 from scenedistill.training.runs import Stage
 
 BATCHES = 4  # of a measurement
@@ -98,9 +98,10 @@ class Clock:
         if cell.student is None:
             return 0
         student, images = cell_student(self.board.config, cell), len(self.board.split(cell).train)
-        if not student.knowledge_views:
+        views = kept_views(student)
+        if not views:
             return images * student.fit.epochs
-        return images * min(student.knowledge_views, student.fit.epochs) if first else 0
+        return images * min(views, student.fit.epochs) if first else 0
 
 
 def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
@@ -138,6 +139,7 @@ def _small(lab: Lab, folder: Path, threads: int | None, console: Console) -> Lab
     config = lab.config
     config = replace(
         config,
+        best_epoch=False,  # the few images that train leave none to validate on
         machine=replace(config.machine, threads=threads, compile=False),
         teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.fit)),
     )

@@ -114,7 +114,8 @@ class Lab:
         else:
             split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
         if self.config.best_epoch and not len(split.val):
-            raise UserError("--best_epoch true needs validation images. Give --data.val_fraction, such as 0.1.")
+            more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
+            raise UserError(f"--best_epoch true needs validation images. Give {more}.")
         if self.lead:
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import test, train_teacher
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.experiments.students import kept_views, plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.network import check_name
@@ -80,7 +80,7 @@ def run(
         if "distilled" in parts:
             distilled = [(folder / student.name / student.method, student) for student in students]
             # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
-            alone = config.student.knowledge_views or not config.side_by_side
+            alone = kept_views(config.student) or not config.side_by_side
             for group in [[one] for one in distilled] if alone else [distilled]:
                 for stage in train_students(lab, seed, split, group, teacher):
                     trained.append(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import WEIGHTS, Lab, plain
-from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.models.files import load_net, weights_hash
 from scenedistill.models.student import build_student
 from scenedistill.precision import compiles
-from scenedistill.training.best import BestEpoch, read_best
+from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage, fingerprint
@@ -102,6 +103,7 @@ def _train(
         lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own, best)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
+        shutil.rmtree(folder / BEST, ignore_errors=True)
 
 
 def _together(lab: Lab, seed: int, students: Sequence[tuple[Stage, StudentConfig]]) -> Path:
@@ -148,13 +150,14 @@ def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | N
 
 def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
     """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    key = (teacher.fingerprint, config.knowledge_views)
+    views = kept_views(config)
+    key = (teacher.fingerprint, views)
     if lab.knowledge is None or lab.knowledge[0] != key:
         net, _ = load_net(teacher.folder / WEIGHTS)
         knowledge = Knowledge(
             net,
             ScenePart(lab.cache, split.train),
-            views=config.knowledge_views,
+            views=views,
             config=lab.config.views,
             image_size=lab.config.image_size,
             seed=seed,
@@ -196,6 +199,13 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
             f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
         )
     lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
+
+
+def kept_views(config: StudentConfig) -> int:
+    """Number of distinct views whose teacher outputs are kept; 0 where the teacher is asked anew, as it is for a loss
+    that looks at whole feature maps, which are too large to be kept."""
+    weights = resolve_weights(config.method, config.losses)
+    return 0 if any(LOSSES[name].needs_features for name in weights) else config.knowledge_views
 
 
 def plain_student(config: StudentConfig) -> StudentConfig:

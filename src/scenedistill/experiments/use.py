@@ -39,11 +39,24 @@ def read_use(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no result file {path}.\nRun the measurement that writes it.") from None
     except ValueError as problem:
         raise UserError(f"{path} is not JSON: {problem}.\nMeasure again.") from None
+    if not isinstance(content, dict) or not any(name in content for name in _TABLES):
+        raise UserError(f"{path} has none of the sections {', '.join(_TABLES)}.\nMeasure again.")
     return {name: content[name] for name in _TABLES if name in content}
 
 
 def use_table(sections: Mapping[str, Any]) -> str:
-    """Markdown: for each section a table with a line of facts below it."""
+    """Markdown: for each section a table with a line of facts below it.
+
+    Raises:
+        UserError: a section lacks a figure.
+    """
+    try:
+        return _sections(sections)
+    except (KeyError, TypeError, IndexError) as problem:
+        raise UserError(f"A figure is missing from the record: {problem}.\nMeasure again.") from None
+
+
+def _sections(sections: Mapping[str, Any]) -> str:
     return "\n\n".join(f"{_TABLES[name](section)}\n\n{_facts(section)}" for name, section in sections.items())
 
 
@@ -59,7 +72,7 @@ def _latency(section: Mapping[str, Any]) -> str:
     for target in section["targets"]:
         points = target["what"].startswith("OA")  # a share of the images
         found, wanted = (
-            "-" if value is None else f"{100 * value:.2f} points" if points else f"{value:.1f}"
+            "-" if value is None else f"{100 * value:.2f} points" if points else f"{value:.2f}"
             for value in (target["found"], target["target"])
         )
         targets.append([target["network"], target["what"], found, wanted, _yes(target["met"])])
@@ -70,7 +83,7 @@ def _predict(section: Mapping[str, Any]) -> str:
     table = [["network", "form", "images/s from files", "images/s of the runtime alone", "share", "target", "met"]]
     for row in section["rows"]:
         speeds = [_speed(row[f"{name}_images_per_second"]) for name in ("predict", "runtime")]
-        shares = [f"{100 * row[name]:.0f} %" for name in ("of_runtime", "target")]
+        shares = [f"{100 * row[name]:.1f} %" for name in ("of_runtime", "target")]
         table.append([row["network"], row["form"], *speeds, *shares, _yes(row["met"])])
     return _markdown(table, 2)
 
@@ -78,12 +91,13 @@ def _predict(section: Mapping[str, Any]) -> str:
 def _mosaic(section: Mapping[str, Any]) -> str:
     images = f"{section['images']:,} images"
     agree = min(section[f"agree_{where}"] for where in ("geotiff", "polygons", "files"))
-    target = f"target {100 * section['network_share_target']:.0f} %"
+    reached = "met" if section["network_share_reached"] else "not met"
+    target = f"target {100 * section['network_share_target']:.0f} %: {reached}"
     lines = [
         ["raster", f"{section['side']:,} x {section['side']:,} pixels, {section['windows']:,} windows"],
         ["network", f"{section['network']}, {section['precision']}, sees {section['image_size']} pixels"],
         ["speed", f"{section['megapixels_per_second']:.1f} megapixels/s ({section['seconds']:.0f} s)"],
-        ["share of the time in the network", f"{100 * section['network_share']:.0f} % ({target})"],
+        ["share of the time in the network", f"{100 * section['network_share']:.1f} % ({target})"],
         ["waiting for reading; for writing", f"{100 * section['reading']:.0f} %; {100 * section['writing']:.0f} %"],
         ["of the network's speed on images decoded before", f"{100 * section['of_network_alone']:.0f} %"],
         ["peak memory", f"{section['peak_memory_mib']:,} MiB"],

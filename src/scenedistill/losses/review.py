@@ -27,7 +27,7 @@ class KnowledgeReview(DistillationLoss):
     Traps: the authors' CIFAR code lets the weight grow from 0 over its first 20 of 240 epochs, and has weights up to 8
     by architecture; here it is constant. They compare features before their activation, here it is what a stage gives.
     The 3x3 convolutions of the fusions cost more than a light student. The teacher's maps are too large to be kept, so
-    it is asked in every step, kept knowledge or not.
+    it is asked in every step, about fresh views.
 
     Args:
         student: widths of the student.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from scenedistill.training.base import SceneTraining
 
-FOLDER = "best"
+BEST = "best"
 
 
 class Best(NamedTuple):
@@ -33,20 +34,20 @@ class Best(NamedTuple):
 class BestEpoch(Callback):
     """Keeps, of each network that trains, the weights of the first epoch with the highest validation OA.
 
-    They lie in files, not in the checkpoint: a killed training that goes on finds them there, as does whoever started
-    the processes of a training.
+    They lie in files of the folder `BEST`, not in the checkpoint: a killed training that goes on finds them there, as
+    does whoever started the processes of a training.
 
     Args:
         folder: of the training.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / BEST
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What lies there from a try that did not finish an epoch is not of this training."""
-        if trainer.current_epoch == 0 and trainer.is_global_zero:
-            for path in self.folder.glob("*.safetensors"):
+        """An epoch that was killed before its checkpoint was written is trained again: what it left goes."""
+        for path in self.folder.glob("*.safetensors") if trainer.is_global_zero else ():
+            if (kept := _facts(path)) is None or kept.epoch > trainer.current_epoch:
                 path.unlink()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,30 +57,45 @@ class BestEpoch(Callback):
             return
         for prefix, net in pl_module.networks().items():
             path, oa = _path(self.folder, prefix), float(trainer.callback_metrics[f"{prefix}val_oa"])
-            if path.is_file() and oa <= float(_facts(path)["val_oa"]):
-                continue
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-            facts = {"epoch": str(trainer.current_epoch + 1), "val_oa": repr(oa)}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(save(tensors, metadata=facts))
-            part.replace(path)
+            kept = _facts(path)
+            if kept is None or oa > kept.val_oa:
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+                _write(path, tensors, {"epoch": str(trainer.current_epoch + 1), "val_oa": repr(oa)})
 
 
 def read_best(folder: Path, prefix: str) -> Best:
     """What a finished training in a folder has kept of the network with a prefix."""
-    path = _path(folder / FOLDER, prefix)
-    facts = _facts(path)
+    path = _path(folder / BEST, prefix)
+    kept = _facts(path)
+    assert kept is not None, f"{path} is missing or damaged"
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Best(int(facts["epoch"]), float(facts["val_oa"]), tensors)
+        return kept._replace(tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def _path(folder: Path, prefix: str) -> Path:
     return folder / f"{prefix.strip().replace(' ', '-') or 'net'}.safetensors"
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as file:
-        facts: dict[str, Any] = file.metadata()
-    return facts
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            file.write(save(tensors, metadata=facts))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _facts(path: Path) -> Best | None:
+    """All but the tensors; None where there is no such file or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            return Best(int(facts["epoch"]), float(facts["val_oa"]), {})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None

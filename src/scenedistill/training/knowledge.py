@@ -117,8 +117,14 @@ class Knowledge:
 
     def of(self, batch: SceneBatch, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
         """The teacher's output for a batch of this epoch and its view; without its attention, where nobody looks at it,
-        an answer is quicker to give. Feature maps are too large to be kept: for them the teacher is asked."""
-        if self._rows is None or features:
+        an answer is quicker to give.
+
+        Raises:
+            ValueError: feature maps are wanted where answers are kept: those are too large to be.
+        """
+        if features and self.views:
+            raise ValueError(f"feature maps are not among the kept answers to {self.views} views; ask with views=0")
+        if self._rows is None:
             return self._ask(view, attention, features)
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
 

@@ -34,8 +34,8 @@ class Distillation(SceneTraining):
         self.measures = due(self.current_epoch, self.fit.epochs, int(self.trainer.num_training_batches))
 
     def open(self, knowledge: Knowledge | None) -> None:
-        """Make the teacher's knowledge ready for the epoch, unless the teacher is asked in each step anyway."""
-        if knowledge is not None and not self.detail["features"]:
+        """Make the teacher's knowledge ready for the epoch."""
+        if knowledge is not None:
             with self.waiting("teacher"):
                 knowledge.open(self.current_epoch, self.device)
 
