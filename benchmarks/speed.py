@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
-from scenedistill.experiments.bench import bench
-from scenedistill.experiments.bench_apart import Apart
-from scenedistill.experiments.bench_loops import WARM_UP, Bench, Loop
+from scenedistill.experiments.bench import apart, bench
+from scenedistill.experiments.bench_apart import Theirs
+from scenedistill.experiments.bench_loops import WARM_UP, Bench
 from scenedistill.experiments.speed import draw_speed, speed_table
 
 
@@ -63,15 +62,10 @@ class RivalLoop:
         self.rival.close()
 
 
-def apart(name: str) -> Callable[[Bench], Loop]:
-    """A rival in a process of its own."""
-    return lambda place: Apart(place, partial(RivalLoop, name))
-
-
 def main() -> None:
     """Measure, print, write, draw."""
     settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
-    more = {name: ("", apart(name)) for name in RIVALS}
+    more = {name: ("", apart(Theirs(partial(RivalLoop, name)))) for name in RIVALS}
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)

@@ -20,8 +20,9 @@ def tuned(
     """A loop at its best here: with the switches given, else with those that a trial finds.
 
     bfloat16 (where the device computes it natively), channels-last and what costs nothing are always on; the number of
-    workers, then whether and how to compile, are tried. What was found for a library, device, size and batch size is
-    kept in the folder `notes`, where one is given, and used again, whatever the networks.
+    workers, then whether and how to compile, are tried. What was found for a library and device is kept in the folder
+    `notes`, where one is given, and used again, whatever the networks and sizes: trials at 64 and 112 pixels chose the
+    same but for the workers, 0 or 1, between which they hardly differ.
     """
     return loop(settings, switches or _found(loop, settings, notes))
 
@@ -29,7 +30,7 @@ def tuned(
 def _found(loop: type[Loop], settings: LoopSettings, notes: Path | None) -> Switches:
     if notes is None:
         return _search(loop, settings)
-    name = f"{loop.name}-{settings.device.type}-{settings.pixels}-{settings.batch_size}-{settings.workers}.json"
+    name = f"{loop.name}-{settings.device.type}-{settings.workers}.json"
     if not (notes / name).exists():
         notes.mkdir(parents=True, exist_ok=True)
         (notes / name).write_text(json.dumps(asdict(_search(loop, settings))), encoding="utf-8")

@@ -19,7 +19,7 @@ from scenedistill.data.demo import generate
 from scenedistill.data.scenes import scan
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import count_operations, wait_for
-from scenedistill.experiments.bench_apart import Apart
+from scenedistill.experiments.bench_apart import Apart, Part, Serve, Theirs
 from scenedistill.experiments.bench_loops import (
     WARM_UP,
     Bench,
@@ -33,12 +33,17 @@ from scenedistill.experiments.bench_ours import Ours
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.speed import SpeedResult, SpeedRow
-from scenedistill.memory import keep_memory
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS
 from scenedistill.precision import TYPES, Precision, compiles, compute_device, resolve_precision
 
 Factory = Callable[[Bench], Loop]
+
+
+def apart(serve: Serve) -> Factory:
+    """A loop in a process of its own."""
+    return lambda bench: Apart(bench, serve)
+
 
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
 NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
@@ -46,12 +51,12 @@ PARTS = (TEACHER, STUDENT, DATA)
 COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
 #: Our own loops by the name that results carry.
 LOOPS: dict[str, Factory] = {
-    TEACHER: teacher_forward,
-    STUDENT: student_step,
-    DATA: data_only,
-    NAIVE: lambda bench: Apart(bench, Naive),
-    ONLINE: lambda bench: Ours(bench, views=0),
-    STORE: lambda bench: Ours(bench, views=1),
+    TEACHER: apart(Part(teacher_forward)),
+    STUDENT: apart(Part(student_step)),
+    DATA: apart(Part(data_only)),
+    NAIVE: apart(Theirs(Naive)),
+    ONLINE: apart(Ours(views=0)),
+    STORE: apart(Ours(views=1)),
 }
 COMPILED = ", compiled"  # after a loop's name
 
@@ -80,7 +85,6 @@ def bench(
         UserError: too few images.
     """
     _check(config, data)
-    keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     started = time.monotonic()
@@ -199,7 +203,7 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
         work = operations.get(kind, operations[ONLINE])
         row = SpeedRow(
             loop=name,
-            settings=getattr(made[name], "description", loops[name][0]),
+            settings=getattr(made[name], "description", "") or loops[name][0],
             student=bench.student,
             pixels=bench.pixels,
             images_per_second=medians[name],

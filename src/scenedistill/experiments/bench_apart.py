@@ -1,4 +1,4 @@
-"""A measured loop in a process of its own, so that nothing this program sets for itself reaches it."""
+"""Measured loops in processes of their own, so that no loop's memory or settings reach another's."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from multiprocessing.connection import Connection
 import torch
 
 from scenedistill.experiments.bench_loops import Bench, Loop
+from scenedistill.memory import keep_memory
 
 SECONDS, END = "seconds", "end"
+#: What a process does: it sends one answer when it is ready and one for each message, until `END`.
+Serve = Callable[[Connection, Bench], None]
 
 
 class Apart:
-    """A loop as its users have it: torch's own settings, memory allocator included.
+    """A loop in another process.
 
     Args:
         bench: what is measured.
-        make: the loop's class or function, importable by name.
+        serve: what that process does; importable by name.
 
     Raises:
         ImportError: a package is missing that the loop needs; other errors of its constructor likewise.
     """
 
-    def __init__(self, bench: Bench, make: Callable[[Bench], Loop]) -> None:
+    def __init__(self, bench: Bench, serve: Serve) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, bench, make))
+        self._process = context.Process(target=_begin, args=(serve, theirs, bench))
         self._process.start()
         theirs.close()
         self.description = str(self._answer())
@@ -53,15 +56,39 @@ class Apart:
         return answer
 
 
-def _serve(pipe: Connection, bench: Bench, make: Callable[[Bench], Loop]) -> None:
-    """In the new process: make the loop, then a turn for each asking."""
-    try:
-        if bench.threads:
-            torch.set_num_threads(bench.threads)
-        loop = make(bench)
+class Theirs:
+    """A process for a loop as others have it: torch's own settings, memory allocator included.
+
+    Args:
+        make: the loop's class or function, importable by name.
+    """
+
+    def __init__(self, make: Callable[[Bench], Loop]) -> None:
+        self.make = make
+
+    def __call__(self, pipe: Connection, bench: Bench) -> None:
+        """Make the loop, then a turn for each asking."""
+        loop = self.make(bench)
         pipe.send(getattr(loop, "description", ""))
         while pipe.recv() == SECONDS:
             pipe.send(loop.seconds())
         loop.close()
+
+
+class Part(Theirs):
+    """The same for a part of ours, with the memory kept as a run of ours keeps it."""
+
+    def __call__(self, pipe: Connection, bench: Bench) -> None:
+        """See `Theirs`."""
+        keep_memory()
+        super().__call__(pipe, bench)
+
+
+def _begin(serve: Serve, pipe: Connection, bench: Bench) -> None:
+    """In the new process."""
+    try:
+        if bench.threads:
+            torch.set_num_threads(bench.threads)
+        serve(pipe, bench)
     except Exception as problem:
         pipe.send(problem)

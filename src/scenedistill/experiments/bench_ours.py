@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import tempfile
-import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,28 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import PARTS, assemble
 from scenedistill.evaluation.cost import wait_for
+from scenedistill.experiments.bench_apart import SECONDS
 from scenedistill.experiments.bench_loops import VIEWS, WARM_UP, Bench
+from scenedistill.memory import keep_memory
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 
-END = -1
-
 
 class Ours:
-    """A distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps.
+    """A process for a distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps.
 
-    It runs in a thread. All turns lie within one epoch, so that what is compiled is compiled once.
+    All turns lie within one epoch, so that what is compiled is compiled once.
 
     Args:
-        bench: what is measured.
         views: kept views of each image; 0 asks the teacher.
     """
 
-    def __init__(self, bench: Bench, views: int) -> None:
-        self.bench = bench
-        self.orders: queue.Queue[int] = queue.Queue()  # steps to take
-        self.answers: queue.Queue[float | BaseException] = queue.Queue()  # seconds they took
+    def __init__(self, views: int) -> None:
+        self.views = views
+
+    def __call__(self, pipe: Connection, bench: Bench) -> None:
+        """Train, a turn for each asking; see `bench_apart.Serve`."""
+        keep_memory()
         wanted = bench.images_wanted
         parts = np.full(len(bench.cache.index), PARTS.index("test"), np.int8)
         parts[:wanted] = PARTS.index("train")
@@ -47,7 +47,7 @@ class Ours:
         knowledge = Knowledge(
             bench.new_teacher(),
             ScenePart(bench.cache, split.train),
-            views=views,
+            views=self.views,
             config=VIEWS,
             image_size=bench.pixels,
             seed=0,
@@ -55,65 +55,33 @@ class Ours:
             root=bench.scratch / "knowledge",
             compiled=bench.compiled,
         )
-        if views:  # filled before the clock starts, as in every epoch but the first
+        if self.views:  # filled before the clock starts, as in every epoch but the first
             knowledge.open(0, bench.device)
-        batches = SceneDataModule(bench.cache, split, batch_size=bench.batch_size, seed=0)
-        self.thread = threading.Thread(target=self._train, args=(knowledge, batches), daemon=True)
-        self.thread.start()
-        self._take(WARM_UP)
-
-    def seconds(self) -> float:
-        """See `bench_loops.Loop`."""
-        return self._take(self.bench.steps) / self.bench.steps
-
-    def close(self) -> None:
-        """See `bench_loops.Loop`."""
-        self.orders.put(END)
-        self.thread.join()
-
-    def _take(self, steps: int) -> float:
-        self.orders.put(steps)
-        answer = self.answers.get()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def _train(self, knowledge: Knowledge, batches: SceneDataModule) -> None:
-        bench = self.bench
-        try:
-            with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
-                fit(
-                    bench.training(knowledge),
-                    batches,
-                    Path(folder),
-                    MachineConfig(precision=bench.precision, compile=bench.compiled),
-                    title="bench",
-                    console=Console(quiet=True),
-                    callbacks=[_Turns(self)],
-                )
-        except BaseException as problem:
-            self.answers.put(problem)
+        with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
+            fit(
+                bench.training(knowledge),
+                SceneDataModule(bench.cache, split, batch_size=bench.batch_size, seed=0),
+                Path(folder),
+                MachineConfig(precision=bench.precision, compile=bench.compiled),
+                title="bench",
+                console=Console(quiet=True),
+                callbacks=[_Turns(pipe, bench)],
+            )
 
 
 class _Turns(Callback):
-    """Lets the training take the ordered number of steps, says how long they took, and waits for the next order."""
+    """Lets the training take the steps of a turn, says how long one took, and waits for the next turn."""
 
-    def __init__(self, loop: Ours) -> None:
-        self.loop = loop
-        self.left = 0
-        self.started = 0.0
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._next()
+    def __init__(self, pipe: Connection, bench: Bench) -> None:
+        self.pipe, self.bench = pipe, bench
+        self.left = WARM_UP
+        self.started: float | None = None  # None while it warms up
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.left -= 1
-        if self.left == 0:
-            wait_for(self.loop.bench.device)
-            self.loop.answers.put(time.perf_counter() - self.started)
-            self._next()
-        trainer.should_stop = self.left < 0
-
-    def _next(self) -> None:
-        self.left = self.loop.orders.get()
-        self.started = time.perf_counter()
+        if self.left:
+            return
+        wait_for(self.bench.device)
+        self.pipe.send("" if self.started is None else (time.perf_counter() - self.started) / self.bench.steps)
+        trainer.should_stop = self.pipe.recv() != SECONDS
+        self.left, self.started = self.bench.steps, time.perf_counter()
