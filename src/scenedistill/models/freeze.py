@@ -127,7 +127,8 @@ def freeze(
         device: where it will run.
         image_size: side in pixels of the images that will come.
         compiled: also `torch.compile` it, for shapes that come several times in a row. On a CPU that takes minutes
-            for a deep network and saves about a tenth: it pays from some tens of thousands of images on.
+            for a deep network and saves a sixth to a quarter of its time: it pays from some tens of thousands of images
+            on.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # modules made anew draw weights: not from the run's seed
         exact = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
