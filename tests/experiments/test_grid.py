@@ -184,7 +184,7 @@ def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Pat
 def test_the_best_epoch_of_each_cell_is_there_if_asked(make: Make, tmp_path: Path) -> None:
     config, said = make(seeds=[0], methods={"plain": MethodConfig()}), io.StringIO()
     config.base.best_epoch, config.base.data.val_fraction = True, 0.25
-    assert dry_run(config, tmp_path / "new", console=Console(file=said, width=300))
+    assert dry_run(config, tmp_path / "new", console=Console(file=said, width=300)) is not None
     done = do(config, tmp_path / "new")
     (row,) = (row for row in done.outcome.results["scenes-50"].rows if row.variant == "plain")
     assert row.more["best_epoch"] == 1 and row.more["best_epoch_oa"] == row.oa

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 class Slow(Knowledge):
     """The plain teacher in fp32, asked anew for every view: how it is done without any of our speed."""
 
-    def _ask(self, view: torch.Tensor, attention: bool = True) -> Any:
+    def _ask(self, view: torch.Tensor, *_: bool) -> Any:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self.teacher(view)
 
