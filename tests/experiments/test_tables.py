@@ -68,19 +68,30 @@ def test_figures_worked_out_by_hand() -> None:
     table = result_table(example())
     head, _, teacher, plain, dkd = table_rows(table)
     assert head == [
-        *("network", "training", "seeds", "OA (%)", "gain (points)", "AA (%)", "kappa", "macro F1 (%)"),
-        *("parameters (M)", "ms per image"),
+        *("network", "training", "seeds", "OA (%)", "gain (points)", "95 % interval of the gain"),
+        *("AA (%)", "kappa", "macro F1 (%)", "parameters (M)", "ms per image"),
     ]
-    assert teacher == ["resnet101", "teacher", "1", "92.00", "-", "91.00", "0.900", "90.50", "42.60", "-"]
-    # 70 and 72: mean 71, sample deviation sqrt(2); gains 10 and 8: mean 9, sample deviation sqrt(2), paired by seed
+    assert teacher == ["resnet101", "teacher", "1", "92.00", "-", "-", "91.00", "0.900", "90.50", "42.60", "-"]
+    # 70 and 72: mean 71, sample deviation sqrt(2); gains 10 and 8: mean 9, sample deviation sqrt(2), paired by seed;
+    # Student's t of one degree of freedom is 12.71, its standard error 1
     spread = "1.41"
     assert plain == [
-        *("light", "plain", "2", f"71.00 ± {spread}", "-", f"70.00 ± {spread}", "0.690 ± 0.014", f"70.00 ± {spread}"),
+        *(
+            "light",
+            "plain",
+            "2",
+            f"71.00 ± {spread}",
+            "-",
+            "-",
+            f"70.00 ± {spread}",
+            "0.690 ± 0.014",
+            f"70.00 ± {spread}",
+        ),
         *("1.10", "4.00"),
     ]
     assert dkd == [
-        *("light", "dkd, from resnet101", "2", "80.00 ± 0.00", f"+9.00 ± {spread}", "79.00 ± 0.00", "0.780 ± 0.000"),
-        *("79.00 ± 0.00", "1.10", "-"),
+        *("light", "dkd, from resnet101", "2", "80.00 ± 0.00", f"+9.00 ± {spread}", "-3.71 to +21.71", "79.00 ± 0.00"),
+        *("0.780 ± 0.000", "79.00 ± 0.00", "1.10", "-"),
     ]
     assert table.splitlines()[-1] == (
         "AID, 20 % training, 128 pixels, 45 epochs (student), 25 epochs (teacher); 3 h 10 min on Some CPU, 2 cores; "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from scenedistill.errors import UserError
 from scenedistill.experiments import costs, figures, race, speed, use
+from scenedistill.experiments.pairs import by_seed, paired_gain
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
@@ -75,6 +76,7 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
         "OA (%)": spread(known("oa", 100), seeds, "{:.2f}"),
         "OA of the best epoch (%)": spread(known_more("best_epoch_oa", 100), seeds, "{:.2f}"),
         "gain (points)": spread(gains(rows, everything), seeds, "{:+.2f}"),
+        "95 % interval of the gain": interval(rows, everything),
         "AA (%)": spread(known("aa", 100), seeds, "{:.2f}"),
         "kappa": spread(known("kappa"), seeds, "{:.3f}"),
         "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
@@ -106,10 +108,22 @@ def middle(values: Sequence[float]) -> str:
 
 def gains(rows: Sequence[Row], everything: Sequence[Row]) -> list[float]:
     """OA in points over the plain student of the same name, for each seed both have; none for plain and teacher."""
-    if rows[0].variant in ("teacher", "plain"):
-        return []
-    plain = {row.seed: row.oa for row in everything if row.variant == "plain" and row.student == rows[0].student}
-    return [100 * (row.oa - plain[row.seed]) for row in rows if row.seed in plain]
+    ours, plain = _compared(rows, everything)
+    return [ours[seed] - plain[seed] for seed in ours if seed in plain]
+
+
+def interval(rows: Sequence[Row], everything: Sequence[Row]) -> str:
+    """Of the gain, by Student's t over the seeds; none for a single one."""
+    gain = paired_gain(*_compared(rows, everything))
+    return NONE if gain is None or gain.low is None else f"{gain.low:+.2f} to {gain.high:+.2f}"
+
+
+def _compared(rows: Sequence[Row], everything: Sequence[Row]) -> tuple[dict[int, float], dict[int, float]]:
+    """OA in percent by seed, and that of the plain student of the same name; nothing for plain and teacher."""
+    first = rows[0]
+    if first.variant in ("teacher", "plain"):
+        return {}, {}
+    return {row.seed: 100 * row.oa for row in rows}, by_seed(everything, first.student, "plain")
 
 
 def facts(result: Result) -> str:
