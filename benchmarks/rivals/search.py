@@ -22,7 +22,7 @@ def tuned(
     bfloat16 (where the device computes it natively), channels-last and what costs nothing are always on; the number of
     workers, then whether and how to compile, are tried. What was found for a library and device is kept in the folder
     `notes`, where one is given, and used again, whatever the networks and sizes: trials at 64 and 112 pixels chose the
-    same but for the workers, 0 or 1, between which they hardly differ.
+    same but for the workers, 0 or 1.
     """
     return loop(settings, switches or _found(loop, settings, notes))
 

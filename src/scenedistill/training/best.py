@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scenedistill.training.base import SceneTraining
+from scenedistill.training.runs import whole_file
 
 BEST = "best"
 
@@ -60,7 +60,10 @@ class BestEpoch(Callback):
             kept = _facts(path)
             if kept is None or oa > kept.val_oa:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-                _write(path, tensors, {"epoch": str(trainer.current_epoch + 1), "val_oa": repr(oa)})
+                facts = {"epoch": str(trainer.current_epoch + 1), "val_oa": repr(oa)}
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with whole_file(path) as file:
+                    file.write(save(tensors, metadata=facts))
 
 
 def read_best(folder: Path, prefix: str) -> Best:
@@ -74,21 +77,6 @@ def read_best(folder: Path, prefix: str) -> Best:
 
 def _path(folder: Path, prefix: str) -> Path:
     return folder / f"{prefix.strip().replace(' ', '-') or 'net'}.safetensors"
-
-
-def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            file.write(save(tensors, metadata=facts))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _facts(path: Path) -> Best | None:

@@ -25,6 +25,7 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.errors import UserError
 from scenedistill.precision import compiles, compute_device, resolve_precision
 from scenedistill.training.base import SceneTraining
+from scenedistill.training.runs import whole_file
 
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -234,16 +235,8 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with whole_file(target) as file:
+            torch.save(checkpoint, file)
 
 
 def _quiet() -> None:
