@@ -20,7 +20,7 @@ from scenedistill.commands.parsing import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench import apart, bench
-from scenedistill.experiments.bench_apart import Theirs
+from scenedistill.experiments.bench_apart import Kept, Theirs
 from scenedistill.experiments.bench_loops import WARM_UP, Bench
 from scenedistill.experiments.speed import draw_speed, speed_table
 
@@ -65,7 +65,9 @@ class RivalLoop:
 def main() -> None:
     """Measure, print, write, draw."""
     settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
-    more = {name: ("", apart(Theirs(partial(RivalLoop, name)))) for name in RIVALS}
+    more = {
+        name: ("", apart((Kept if name.endswith("-tuned") else Theirs)(partial(RivalLoop, name)))) for name in RIVALS
+    }
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)

@@ -9,8 +9,10 @@ and are tested after every epoch on one image in four of the test part; nothing 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +27,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from rivals import KD_WEIGHT, RIVALS, LogitsOnly, LoopSettings
+from scenedistill.commands.parsing import repeatable
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import SceneCache, build_cache
@@ -33,6 +36,7 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split
 from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig
+from scenedistill.evaluation.cost import wait_for
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.race import Race, RaceRow, race_table
 from scenedistill.experiments.records import write_record
@@ -86,11 +90,14 @@ class Watch:
 
     def look(self, student: SceneNet) -> None:
         """Test after an epoch."""
+        wait_for(self.device)
         now = time.perf_counter()
         precision = resolve_precision("auto", self.device)
-        named = predict(student, self.part, image_size=self.pixels, device=self.device, precision=precision)
+        # a copy: testing lays a network out anew in memory, which would make a loop another one
+        named = predict(
+            copy.deepcopy(student), self.part, image_size=self.pixels, device=self.device, precision=precision
+        )
         self.found.append((now - self.started, float((named == self.part.labels).mean())))
-        student.train()
         self.started += time.perf_counter() - now
 
     def row(self, loop: str, settings: str) -> RaceRow:
@@ -178,7 +185,8 @@ def run_ours(name: str, compiled: bool, track: Track) -> RaceRow:
     with tempfile.TemporaryDirectory(dir=track.scratch) as folder:
         machine = MachineConfig(compile=compiled)
         fit(module, batches, Path(folder), machine, title=name, console=Console(quiet=True), callbacks=[Look()])
-    return watch.row(name + ", compiled" * compiled, f"{precision}{', compiled' * compiled}")
+    kept = f", {OURS[name]} views of each image" * bool(OURS[name])
+    return watch.row(name + ", compiled" * compiled, f"{precision}{', compiled' * compiled}{kept}")
 
 
 def linked(cache: SceneCache, split: Split, folder: Path) -> Path:
@@ -210,6 +218,7 @@ def main() -> None:
     ours = [(f"{name}{', compiled' * on}", partial(run_ours, name, on)) for name in OURS for on in (False, True)]
     loops = {**dict(ours), **{name: partial(run_rival, name) for name in RIVALS}}
     rows = []
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # what one loop has compiled is no gift to the next
     with tempfile.TemporaryDirectory() as scratch:
         track = Track(
             given.data, given.teacher, given.split, given.student, given.epochs, given.batch_size, given.lr,
@@ -223,7 +232,7 @@ def main() -> None:
     _, card = load_net(given.teacher)
     race = Race(
         experiment=given.results.stem,
-        command=f"python benchmarks/time_to_accuracy.py path/to/AID TEACHER.safetensors results/{given.results.name}",
+        command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/time_to_accuracy.py", 1),
         date=datetime.date.today().isoformat(),
         hardware=hardware(),
         versions=versions(),

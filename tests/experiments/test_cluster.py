@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.errors import UserError
-from scenedistill.experiments.cluster import RayEngine, on_cluster
+from scenedistill.experiments.cluster import RayEngine, on_cluster, room
 from scenedistill.experiments.grid import grid
 from scenedistill.experiments.grid_config import ClusterConfig, GridConfig, MethodConfig
 
@@ -90,8 +90,17 @@ def test_a_cell_larger_than_the_cluster_is_refused() -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     try:
-        with pytest.raises(UserError, match="A cell takes 2 CPUs and 0 GPUs, and the cluster has 1"):
+        with pytest.raises(
+            UserError, match=r"A cell takes 2 CPUs .* of one machine, and the cluster's machines have 1 and 0"
+        ):
             RayEngine(ClusterConfig(cpus=2, gpus=0))
         assert ray.is_initialized(), "a cluster of others is left alone"
     finally:
         ray.shutdown()
+
+
+def test_a_cell_has_to_fit_into_one_machine() -> None:
+    two_cores, one_gpu = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 1.0}
+    assert room(two_cores, cpus=4, gpus=0) == 0  # however many such machines there are
+    assert (room(two_cores, cpus=1, gpus=0), room(two_cores, cpus=1, gpus=0.5)) == (2, 0)
+    assert (room(one_gpu, cpus=1, gpus=0.25), room(one_gpu, cpus=8, gpus=0.25)) == (4, 2)

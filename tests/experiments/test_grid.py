@@ -524,6 +524,18 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
         lambda c: c.methods.update(dkd=MethodConfig(losses={"zz": 1})),
         "methods.dkd: No loss is called zz",
     ),
+    "no such loss beside plain": (
+        lambda c: c.methods.update(kdd=MethodConfig("plain", {"kdd": 1})),
+        "methods.kdd: No loss is called kdd",
+    ),
+    "a misspelt loss left out": (
+        lambda c: c.methods.update(dkd=MethodConfig(losses={"SS": 0})),
+        "methods.dkd: No loss is called SS",
+    ),
+    "options of a loss that is not there": (
+        lambda c: c.methods.update(kd=MethodConfig(loss_options={"KD": {"temperature": 8}})),
+        "methods.kd: Options are given for KD",
+    ),
     "no such option": (
         lambda c: c.methods.update(kd=MethodConfig(loss_options={"kd": {"heat": 1}})),
         "methods.kd: Loss 'kd'",

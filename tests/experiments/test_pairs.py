@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scenedistill.experiments.pairs import Gain, paired_gain, pairs_lines, spread
+from scenedistill.experiments.pairs import Gain, own_methods, paired_gain, pairs_lines, spread
 from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.tables import cells
 
 
 def test_the_interval_is_that_of_students_t() -> None:
@@ -38,7 +39,7 @@ def test_lines_tell_of_every_method_on_the_seeds_it_has() -> None:
     rows += [row("kd", 0, 0.81, "big"), row("kd", 1, 0.84, "big"), row("dkd", 1, 0.85, "big")]
     result = Result("x", "c", "2026-01-01", {}, {}, "AID", 64, 0.2, "h", 1, 0.0, tuple(rows))
     head, lines = pairs_lines(result, ["plain", "kd", "dkd", "never"], "plain")
-    assert head[6:] == ["gain over plain (points)", "95 % interval"]
+    assert head[6:] == ["gain over plain (points)", "95 % interval", "dkd minus it (points)"]
     assert [line[:4] for line in lines] == [
         ["big", "teacher", "1", "90.00"],
         ["net", "plain", "2", "81.00 ± 1.41"],
@@ -46,10 +47,26 @@ def test_lines_tell_of_every_method_on_the_seeds_it_has() -> None:
         ["net", "dkd", "1", "85.00"],
     ]
     assert [line[6:] for line in lines][1:] == [
-        ["-", "-"],
-        ["+1.50", "-4.85 to +7.85 (n = 2)"],
-        ["+3.00", "none (n = 1)"],
+        ["-", "-", "-"],
+        ["+1.50", "-4.85 to +7.85 (n = 2)", "+1.00"],
+        ["+3.00", "none (n = 1)", "-"],
     ]
+
+
+def test_our_methods_are_set_against_every_other_one() -> None:
+    def rows(variant: str, *oas: float) -> list[Row]:
+        return [Row(variant, "net", None if variant == "plain" else "big", seed, oa) for seed, oa in enumerate(oas)]
+
+    found = [*rows("plain", 0.5, 0.5, 0.5), *rows("kd", 0.60, 0.60, 0.60), *rows("dkd", 0.61, 0.62, 0.63)]
+    result = Result("x", "c", "2026-01-01", {}, {}, "AID", 64, 0.2, "h", 1, 0.0, tuple(found))
+    _, lines = pairs_lines(result, ["plain", "kd", "dkd"], "plain")
+    # differences 1, 2, 3 as above
+    assert [line[-1] for line in lines] == ["-", "+2.00 [-0.48, +4.48]", "-"]
+    head, lines = cells(result)
+    assert [line[head.index("dkd minus it (points)")] for line in lines] == ["-", "-", "+2.00 [-0.48, +4.48]"]
+    assert "dkd_plus minus it (points)" not in head  # nobody trained it
+    assert own_methods(["plain", "dkd"], "plain") == []  # the gain says it already
+    assert own_methods(["plain", "dkd_plus", "dkd"], "plain") == ["dkd", "dkd_plus"]
 
 
 def test_a_spread_of_nothing_is_a_dash() -> None:

@@ -29,6 +29,8 @@ def test_wrong_names_and_options_are_named(student_dims: FeatureDims, teacher_di
         build_losses({"ss": 1.0}, student_dims, teacher_dims, {"ss": {"heat": 1.0}})
     with pytest.raises(UserError, match=r"'ce'.*none"):
         build_losses({"ce": 1.0}, student_dims, teacher_dims, {"ce": {"heat": 1.0}})
+    with pytest.raises(UserError, match=r"Options are given for SS, but the losses are ce, ss\."):
+        build_losses({"ce": 1.0, "ss": 1.0}, student_dims, teacher_dims, {"SS": {"temperature": 0.05}})
 
 
 def test_weights_of_a_method_with_changes() -> None:
@@ -37,5 +39,8 @@ def test_weights_of_a_method_with_changes() -> None:
     assert METHODS["dkd"]["da"] == 1.0  # the method itself stays
     with pytest.raises(UserError, match=r"dkdd.*dkd"):
         resolve_weights("dkdd", {})
-    with pytest.raises(UserError, match="da is negative"):
-        resolve_weights("dkd", {"da": -1.0})
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"The weight of da is {wrong:g}"):
+            resolve_weights("dkd", {"da": wrong})
+    with pytest.raises(UserError, match="No loss is called SS"):
+        resolve_weights("dkd", {"SS": 0.0})  # would otherwise train with the weight of ss as it is

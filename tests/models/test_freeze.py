@@ -138,6 +138,14 @@ def test_a_students_autocast_does_not_reach_it() -> None:
     assert torch.equal(inside.logits, frozen(images).logits)
 
 
+def test_a_students_autocast_does_not_keep_it_from_being_made() -> None:
+    net = teacher("resnet10t")
+    usual = freeze(net, precision="bf16", device=CPU, image_size=SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = freeze(net, precision="bf16", device=CPU, image_size=SIZE)
+    assert "14 of 14 folded" in usual.report[1] and inside.report == usual.report
+
+
 class Toy(nn.Module):
     """A backbone of two stages, of which the second is up to a test."""
 

@@ -96,6 +96,15 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 1 when a cell has failed."""
+    from scenedistill.experiments.grid_config import grid_words
+
+    try:
+        return _do(settings, console, text)
+    except UserError as problem:
+        raise UserError(grid_words(str(problem))) from problem
+
+
+def _do(settings: Namespace, console: Console, text: str) -> int:
     from scenedistill.experiments.grid import dry_run, grid
     from scenedistill.experiments.grid_engine import Engine
     from scenedistill.experiments.results import named, write_result

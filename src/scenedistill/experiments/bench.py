@@ -19,7 +19,7 @@ from scenedistill.data.demo import generate
 from scenedistill.data.scenes import scan
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import count_operations, wait_for
-from scenedistill.experiments.bench_apart import Apart, Part, Serve, Theirs
+from scenedistill.experiments.bench_apart import Apart, Kept, Serve, Theirs
 from scenedistill.experiments.bench_loops import (
     WARM_UP,
     Bench,
@@ -51,9 +51,9 @@ PARTS = (TEACHER, STUDENT, DATA)
 COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
 #: Our own loops by the name that results carry.
 LOOPS: dict[str, Factory] = {
-    TEACHER: apart(Part(teacher_forward)),
-    STUDENT: apart(Part(student_step)),
-    DATA: apart(Part(data_only)),
+    TEACHER: apart(Kept(teacher_forward)),
+    STUDENT: apart(Kept(student_step)),
+    DATA: apart(Kept(data_only)),
     NAIVE: apart(Theirs(Naive)),
     ONLINE: apart(Ours(views=0)),
     STORE: apart(Ours(views=1)),
@@ -123,7 +123,7 @@ def bench(
             )
             rows += _measure(place, loops, peak, console)
             result = SpeedResult(
-                experiment="speed",
+                experiment=keep.stem if keep else "speed",
                 command=command,
                 date=date.today().isoformat(),
                 hardware=hardware(),
@@ -181,26 +181,33 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
     """One size and student: every loop in turns."""
     console.print(f"{bench.teacher} teaches {bench.student} at {bench.pixels} pixels, batches of {bench.batch_size}")
     made: dict[str, Loop] = {}
-    for name, (_, make) in loops.items():
-        try:
-            made[name] = make(bench)
-        except ImportError as problem:
-            console.print(f"  {name}: left out, {problem}", markup=False)
-    speeds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(bench.repeats):
-        for name, loop in made.items():
-            speeds[name].append(bench.batch_size / loop.seconds())
-    for loop in made.values():
-        loop.close()
+    speeds: dict[str, list[float]] = {}
+    try:
+        for name, (_, make) in loops.items():
+            try:
+                made[name], speeds[name] = make(bench), []
+            except (ImportError, RuntimeError) as problem:
+                console.print(f"  {name}: left out, {problem}", markup=False)
+        for _, (name, loop) in itertools.product(range(bench.repeats), list(made.items())):
+            if name in speeds:
+                try:
+                    speeds[name].append(bench.batch_size / loop.seconds())
+                except RuntimeError as problem:
+                    console.print(f"  {name}: left out, {problem}", markup=False)
+                    del speeds[name]
+    finally:
+        for loop in made.values():
+            loop.close()
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     operations = _operations(bench)
     # the parts at their best, on data in memory; the store's limit has no teacher
-    teacher, student = (max(medians[part], medians.get(part + COMPILED, 0.0)) for part in (TEACHER, STUDENT))
-    online = 1 / (1 / teacher + 1 / student)
+    teacher, student = (max(medians.get(part, 0.0), medians.get(part + COMPILED, 0.0)) for part in (TEACHER, STUDENT))
+    online = 1 / (1 / teacher + 1 / student) if teacher and student else 0.0
     rows = []
     for name, values in speeds.items():
         kind = name.removesuffix(COMPILED)
         work = operations.get(kind, operations[ONLINE])
+        limit = 0.0 if kind in PARTS else student if kind == STORE else online
         row = SpeedRow(
             loop=name,
             settings=getattr(made[name], "description", "") or loops[name][0],
@@ -210,14 +217,14 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
             min=min(values),
             max=max(values),
             batch_size=bench.batch_size,
-            share_of_limit=None if kind in PARTS else medians[name] / (student if kind == STORE else online),
+            share_of_limit=medians[name] / limit if limit else None,
             share_of_peak=work * medians[name] / peak if work else None,
             gflops_per_image=work / 1e9 if work else None,
             device=bench.device.type,
         )
         rows.append(row)
-        limit = f"  {row.share_of_limit:.0%} of the sum of its parts" if row.share_of_limit else ""
-        console.print(f"  {name:32} {row.images_per_second:8.1f} images/s  ({row.min:.1f} to {row.max:.1f}){limit}")
+        said = f"  {row.share_of_limit:.0%} of the sum of its parts" if row.share_of_limit else ""
+        console.print(f"  {name:32} {row.images_per_second:8.1f} images/s  ({row.min:.1f} to {row.max:.1f}){said}")
     return rows
 
 

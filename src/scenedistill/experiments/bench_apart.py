@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -24,7 +26,8 @@ class Apart:
         serve: what that process does; importable by name.
 
     Raises:
-        ImportError: a package is missing that the loop needs; other errors of its constructor likewise.
+        ImportError: a package is missing that the loop needs.
+        RuntimeError: anything else goes wrong in it, here or in a turn.
     """
 
     def __init__(self, bench: Bench, serve: Serve) -> None:
@@ -41,15 +44,18 @@ class Apart:
         return float(self._answer())  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """See `Loop.close`."""
-        self._pipe.send(END)
+        """See `Loop.close`; also of one that has failed."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._pipe.send(END)
+        self._pipe.close()
         self._process.join()
 
     def _answer(self) -> object:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            raise RuntimeError(f"the process of a measured loop has ended with {self._process.exitcode}") from None
+            self._process.join()
+            raise RuntimeError(f"its process has ended with {self._process.exitcode}") from None
         if isinstance(answer, Exception):
             self._process.join()
             raise answer
@@ -75,8 +81,8 @@ class Theirs:
         loop.close()
 
 
-class Part(Theirs):
-    """The same for a part of ours, with the memory kept as a run of ours keeps it."""
+class Kept(Theirs):
+    """The same with the memory kept as a run of ours keeps it: for a part of ours, and for others at their best."""
 
     def __call__(self, pipe: Connection, bench: Bench) -> None:
         """See `Theirs`."""
@@ -90,5 +96,8 @@ def _begin(serve: Serve, pipe: Connection, bench: Bench) -> None:
         if bench.threads:
             torch.set_num_threads(bench.threads)
         serve(pipe, bench)
-    except Exception as problem:
+    except ImportError as problem:
         pipe.send(problem)
+    except Exception as problem:  # in a line: not every exception can be sent
+        traceback.print_exc()
+        pipe.send(RuntimeError(f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,16 @@ class RayEngine:
                     f"There is no Ray cluster at {cluster.address}. Start one with `ray start --head`, or leave "
                     "cluster.address out to use this machine."
                 ) from problem
-        has = self._ray.cluster_resources()
-        gpus = cluster.gpus if cluster.gpus is not None else float(has.get("GPU", 0) >= 1)
-        room = [int(has.get("CPU", 0) / cluster.cpus), *([int(has.get("GPU", 0) / gpus)] if gpus else [])]
-        if min(room) < 1:
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = cluster.gpus if cluster.gpus is not None else float(any(has.get("GPU", 0) >= 1 for has in machines))
+        self.slots = sum(room(has, cluster.cpus, gpus) for has in machines)
+        if not self.slots:
             self.close()
+            found = ", ".join(f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}" for has in machines)
             raise UserError(
-                f"A cell takes {cluster.cpus} CPUs and {gpus:g} GPUs, and the cluster has {has.get('CPU', 0):g} and "
-                f"{has.get('GPU', 0):g}. Lower cluster.cpus or cluster.gpus."
+                f"A cell takes {cluster.cpus} CPUs and {gpus:g} GPUs of one machine, and the cluster's machines have "
+                f"{found}. Lower cluster.cpus or cluster.gpus."
             )
-        self.slots = min(room)
         self.threads: int | None = cluster.cpus
         self._options = {"num_cpus": cluster.cpus, "num_gpus": gpus, "max_retries": cluster.retries}
         self._retries = cluster.retries
@@ -120,6 +121,12 @@ class RayEngine:
             self._ray.cancel(reference, force=True)
         if self._own:
             self._ray.shutdown()
+
+
+def room(has: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """How many cells a machine of a cluster holds at once: a cell does not spread over two."""
+    cells = int(has.get("CPU", 0) / cpus)
+    return min(cells, int(has.get("GPU", 0) / gpus)) if gpus else cells
 
 
 def _remote(order: Order) -> Ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,16 @@ def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
         )
     if config.base.data.split_file:
         raise UserError("Tuning carves its validation part itself; leave base.data.split_file or tuning out.")
+
+
+#: Options of a run that a grid has below `base`.
+_BASE = "|".join(item.name for item in fields(RunConfig) if item.name not in ("seeds", "students"))
+
+
+def grid_words(text: str) -> str:
+    """What a run says of a mistake, with the options as `scenedistill grid` calls them."""
+    text = text.replace("--data.train_ratio", "--ratios").replace("--student.method", "--methods")
+    return re.sub(rf"--(?=(?:{_BASE})\b)", "--base.", text)
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Cell, do_cell
-from scenedistill.experiments.grid_config import GridConfig
+from scenedistill.experiments.grid_config import GridConfig, grid_words
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,10 @@ def attempt(order: Order, console: Console) -> Ended:
 
 def one_line(problem: BaseException) -> str:
     """A problem in one line."""
-    text = " ".join(str(problem).split()) if isinstance(problem, UserError) else str(problem).strip().partition("\n")[0]
-    return text if isinstance(problem, UserError) else f"{type(problem).__name__}: {text}".rstrip(": ")
+    if isinstance(problem, UserError):
+        return grid_words(" ".join(str(problem).split()))
+    first = str(problem).strip().partition("\n")[0]
+    return f"{type(problem).__name__}: {first}".rstrip(": ")
 
 
 def disk_full(problem: BaseException | None) -> bool:

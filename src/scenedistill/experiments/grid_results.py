@@ -26,6 +26,7 @@ DIFFERENCES = {
     "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
     "decoupled": "its weight at once, not raised over the first epochs",
     "fitnet": "a hint averaged over its positions, beside the cross-entropy and not in a stage before it",
+    "reviewkd": "its weight at once, not raised over the first epochs, and fresh views in every epoch",
     "sp": "pooled features, not the last feature map",
 }
 
@@ -35,9 +36,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
     config = board.config
     cells = [cell for cell in plan(config) if not cell.tuning and board.done(cell)]
     choices = keep_choices(board, home)
-    notes = _differences(config)
-    if config.tuning and choices:
-        notes = f"Weights chosen from {len(config.tuning.factors)} factors on validation images. {notes}".strip()
+    notes = f"{_tuning_note(config, choices)} {_differences(config)}".strip()
     results, sections = {}, []
     for block in config.blocks():
         own = [cell for cell in cells if cell.block == block]
@@ -76,6 +75,20 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
     if config.tuning and found:
         write_choices(found, config.tuning, config.base.student.fit.epochs, home / FILE)
     return found
+
+
+def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
+    """What a reader of the figures must know of the tuning; "" where there was none."""
+    if not config.tuning or not choices:
+        return ""
+    seed, factors = config.tuning.seed, sorted(config.tuning.factors)
+    note = f"Weights chosen from {len(factors)} factors on validation images of seed {seed}."
+    if set(config.seeds) - {seed} and not config.base.data.split_file:
+        note += " Other seeds draw their splits anew, so that some of these images are test images there."
+    edge = [choice.label for choice in choices if len(factors) > 1 and choice.factor in (factors[0], factors[-1])]
+    if edge:
+        note += f" At the edge of the factors, where more might be gained: {', '.join(dict.fromkeys(edge))}."
+    return note
 
 
 def _differences(config: GridConfig) -> str:

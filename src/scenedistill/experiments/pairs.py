@@ -11,6 +11,7 @@ from scenedistill.experiments.results import Result, Row
 
 LEVEL = 0.95
 NONE = "-"
+OURS = ("dkd", "dkd_plus")  # the methods that every other one is compared with, beside the baseline
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Gain:
     def clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def text(self) -> str:
+        """In points, with the interval where there is one."""
+        return f"{self.mean:+.2f}" + ("" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]")
 
 
 def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Gain | None:
@@ -48,6 +54,17 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
     return Gain(mean, mean - half, mean + half, n)
 
 
+def own_methods(labels: Sequence[str], baseline: str) -> list[str]:
+    """Those of OURS that have another method than the baseline beside them."""
+    others = [label for label in labels if label != baseline]
+    return [own for own in OURS if own in others and len(others) > 1]
+
+
+def own_heading(own: str) -> str:
+    """Of the column that says how far one of OURS is ahead of each other method."""
+    return f"{own} minus it (points)"
+
+
 def by_seed(rows: Sequence[Row], student: str | None, variant: str) -> dict[int, float]:
     """OA in percent of one network trained one way."""
     return {row.seed: 100 * row.oa for row in rows if row.student == student and row.variant == variant}
@@ -62,8 +79,10 @@ def pairs_table(result: Result, labels: Sequence[str], baseline: str) -> str:
 
 def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[list[str], list[list[str]]]:
     """Headings and lines: the teacher, then for each student every method with OA, AA and kappa (mean ± sample standard
-    deviation) and the gain over the baseline in points of OA, with its interval and the number n of seeds it rests on.
+    deviation) and the gain over the baseline in points of OA, with its interval and the number n of seeds it rests on;
+    then how far each of OURS is ahead of it.
     """
+    own = own_methods([label for label in labels if any(row.variant == label for row in result.rows)], baseline)
     head = [
         "network",
         "method",
@@ -73,18 +92,25 @@ def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[l
         "kappa",
         f"gain over {baseline} (points)",
         "95 % interval",
+        *map(own_heading, own),
     ]
     lines = []
     teachers = [row for row in result.rows if row.student is None]
     if teachers:
-        lines.append([teachers[0].teacher or "", "teacher", *_figures(teachers), NONE, NONE])
+        lines.append([teachers[0].teacher or "", "teacher", *_figures(teachers), NONE, NONE, *([NONE] * len(own))])
     for student in dict.fromkeys(row.student for row in result.rows if row.student):
         theirs = by_seed(result.rows, student, baseline)
         for label in labels:
             rows = [row for row in result.rows if row.student == student and row.variant == label]
             if rows:
                 gain = paired_gain(by_seed(rows, student, label), theirs) if label != baseline else None
-                lines.append([student, label, *_figures(rows), *_gain(gain)])
+                ahead = [
+                    paired_gain(by_seed(result.rows, student, name), by_seed(rows, student, label))
+                    if label not in (name, baseline)
+                    else None
+                    for name in own
+                ]
+                lines.append([student, label, *_figures(rows), *_gain(gain), *(g.text if g else NONE for g in ahead)])
     return head, lines
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scenedistill.errors import UserError
 from scenedistill.experiments import costs, figures, race, speed, use
-from scenedistill.experiments.pairs import by_seed, paired_gain
+from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
 
@@ -38,8 +38,9 @@ def result_table(result: Result) -> str:
 
     Teachers first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
     sample standard deviation where there are two seeds or more. The gain is the OA in points over the plain student of
-    the same name, taken seed by seed over the seeds both have. Where a figure rests on fewer seeds than its row has,
-    their number follows it. Columns no row has a figure for are left out. A pure function: equal results, equal text.
+    the same name, taken seed by seed over the seeds both have; so is what our own methods are ahead of another one,
+    with the interval in brackets. Where a figure rests on fewer seeds than its row has, their number follows it.
+    Columns no row has a figure for are left out. A pure function: equal results, equal text.
     """
     head, lines = cells(result)
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
@@ -77,6 +78,7 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
         "OA of the best epoch (%)": spread(known_more("best_epoch_oa", 100), seeds, "{:.2f}"),
         "gain (points)": spread(gains(rows, everything), seeds, "{:+.2f}"),
         "95 % interval of the gain": interval(rows, everything),
+        **{own_heading(own): ahead(own, rows, everything) for own in OURS},
         "AA (%)": spread(known("aa", 100), seeds, "{:.2f}"),
         "kappa": spread(known("kappa"), seeds, "{:.3f}"),
         "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
@@ -116,6 +118,13 @@ def interval(rows: Sequence[Row], everything: Sequence[Row]) -> str:
     """Of the gain, by Student's t over the seeds; none for a single one."""
     gain = paired_gain(*_compared(rows, everything))
     return NONE if gain is None or gain.low is None else f"{gain.low:+.2f} to {gain.high:+.2f}"
+
+
+def ahead(own: str, rows: Sequence[Row], everything: Sequence[Row]) -> str:
+    """How far one of our methods is ahead of another one, seed by seed; none of itself, plain and teacher."""
+    theirs, _ = _compared(rows, everything)
+    gain = paired_gain(by_seed(everything, rows[0].student, own), theirs) if rows[0].variant != own else None
+    return gain.text if gain else NONE
 
 
 def _compared(rows: Sequence[Row], everything: Sequence[Row]) -> tuple[dict[int, float], dict[int, float]]:

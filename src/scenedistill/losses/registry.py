@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -43,7 +44,8 @@ LOSSES: dict[str, type[DistillationLoss]] = {
 
 #: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
 #: The rivals' weights are those of their authors' code or of the field's common codebases, but that of `cc`, which is
-#: ours.
+#: ours. `fitnet` and `sp` here look at pooled features and `crd` at the images of a batch, where their authors look at
+#: maps and at a memory: for these three the weight is a start, and tuning has to tell.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
@@ -78,11 +80,12 @@ def build_losses(
         options: keyword settings of single losses.
 
     Raises:
-        UserError: nobody knows a name or an option.
+        UserError: nobody knows a name or an option, or options are given for a loss that is not wanted.
     """
-    unknown = [name for name in names if name not in LOSSES]
-    if unknown:
-        raise UserError(f"No loss is called {', '.join(unknown)}. There are: {', '.join(LOSSES)}.")
+    _check_names(names)
+    unused = [name for name in options or {} if name not in names]
+    if unused:
+        raise UserError(f"Options are given for {', '.join(unused)}, but the losses are {', '.join(names)}.")
     built = {}
     for name in names:
         try:
@@ -97,12 +100,19 @@ def resolve_weights(method: str, changes: Mapping[str, float]) -> dict[str, floa
     """The weights of a method with a user's changes; losses of weight 0 are left out.
 
     Raises:
-        UserError: nobody knows the method, or a weight is negative.
+        UserError: nobody knows the method or a loss, or a weight is negative or no number.
     """
     if method not in METHODS:
         raise UserError(f"No method is called '{method}'. There are: {', '.join(METHODS)}.")
+    _check_names(changes)  # those of weight 0 too: a misspelt `SS: 0` would leave `ss` in
     weights = {**METHODS[method], **changes}
-    negative = [name for name, weight in weights.items() if weight < 0]
-    if negative:
-        raise UserError(f"The weight of {', '.join(negative)} is negative; weights are 0 or more.")
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(f"The weight of {name} is {weight:g}; weights are numbers of 0 or more.")
     return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def _check_names(names: Iterable[str]) -> None:
+    unknown = [name for name in names if name not in LOSSES]
+    if unknown:
+        raise UserError(f"No loss is called {', '.join(unknown)}. There are: {', '.join(LOSSES)}.")

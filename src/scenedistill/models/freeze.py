@@ -130,7 +130,13 @@ def freeze(
             for a deep network and saves a sixth to a quarter of its time: it pays from some tens of thousands of images
             on.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():  # modules made anew draw weights: not from the run's seed
+    with (
+        torch.random.fork_rng(devices=[]),  # modules made anew draw weights: not from the run's seed
+        torch.no_grad(),
+        # a training may be the first to ask, in the middle of its step
+        autocast(torch.device("cpu"), "fp32"),
+        autocast(device, "fp32"),
+    ):
         exact = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
         probe = _probe(net.mean.numel(), image_size)
         expected = exact(probe)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenedistill.evaluation.report.collect import TEACHER, Cell, Network
-from scenedistill.experiments.pairs import Gain, paired_gain
+from scenedistill.experiments.pairs import Gain, own_heading, own_methods, paired_gain
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def _oa(networks: Sequence[Network]) -> dict[int, float]:
 def results_table(cell: Cell, baseline: str) -> Table:
     """OA, AA, kappa and macro F1 over seeds, and the gain over the baseline taken seed by seed."""
     rows = []
+    own = own_methods([label for _, label in cell.groups() if label != TEACHER], baseline)
     for (name, label), networks in cell.groups().items():
         gain = gain_over(cell, networks, baseline)
         rows.append(
@@ -101,6 +102,7 @@ def results_table(cell: Cell, baseline: str) -> Table:
                 mean([n.tested["oa"] for n in networks], factor=100),
                 number(gain.mean if gain else None, "{:+.2f}"),
                 _bounds(gain, len(networks)),
+                *(_ahead(method, cell, networks, baseline) for method in own),
                 mean([n.tested.get("aa") for n in networks], factor=100),
                 mean([n.tested.get("kappa") for n in networks], "{:.3f}"),
                 mean([n.tested.get("macro_f1") for n in networks], factor=100),
@@ -110,12 +112,23 @@ def results_table(cell: Cell, baseline: str) -> Table:
     return Table(
         key=_key("results", cell),
         caption="Accuracy on the test images",
-        head=(*head, "AA (%)", "kappa", "macro F1 (%)"),
+        head=(*head, *map(own_heading, own), "AA (%)", "kappa", "macro F1 (%)"),
         rows=tuple(rows),
         note="± is the sample standard deviation over seeds. The gain is the OA over the "
         f"{baseline} student of the same name, taken seed by seed over the seeds that both have; its interval is that "
-        "of Student's t, which a few seeds leave wide. An interval that holds 0 does not show a gain.",
+        "of Student's t, which a few seeds leave wide. An interval that holds 0 does not show a gain."
+        + " What stands in brackets is such an interval too."
+        * bool(own),
     )
+
+
+def _ahead(own: str, cell: Cell, networks: Sequence[Network], baseline: str) -> Entry:
+    """How far one of our methods is ahead of another, over the seeds that both have."""
+    if networks[0].label in (TEACHER, baseline, own):
+        return number(None)
+    ours = [cell.one(networks[0].student, own, network.seed) for network in networks]
+    gain = paired_gain(_oa([network for network in ours if network]), _oa(networks))
+    return Entry(gain.text, gain.mean) if gain else number(None)
 
 
 def _bounds(gain: Gain | None, seeds: int) -> Entry:
@@ -221,7 +234,8 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
         rows=tuple(rows),
         note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
         f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts. As many trials "
-        "for every method; no test image of that seed's split was looked at. Where all diverged none is chosen.",
+        "for every method; no test image of that seed's split was looked at. A choice at either end of the factors may "
+        "not be the best there is. Where all diverged none is chosen.",
     )
 
 
