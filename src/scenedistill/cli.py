@@ -12,6 +12,7 @@ from rich.console import Console
 from scenedistill import __version__
 from scenedistill.commands import (
     bench,
+    cost,
     data,
     evaluate,
     explain,
@@ -107,6 +108,7 @@ COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {
     "evaluate": (evaluate.parser, evaluate.command),
     "grid": (grid.parser, grid.command),
     "report": (report.parser, report.command),
+    "cost": (cost.parser, cost.command),
     "explain": (explain.parser, explain.command),
     "export": (export.parser, export.command),
     "predict": (predict.parser, predict.command),

@@ -138,8 +138,8 @@ class MachineConfig:
         precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
         threads: CPU threads; all cores when not given.
         compile: compile networks with `torch.compile`, which takes a minute or more at the start of every training and
-            needs a C++ compiler on a CPU; on a GPU when not given. A killed run that goes on ends with the same weights
-            only up to rounding then.
+            needs a C++ compiler on a CPU: it pays from some tens of thousands of images on a CPU, from many more on a
+            GPU. A killed run that goes on ends with the same weights only up to rounding then.
     """
 
     accelerator: str = "auto"
@@ -148,7 +148,7 @@ class MachineConfig:
     strategy: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     threads: int | None = None
-    compile: bool | None = None
+    compile: bool = False
 
 
 @dataclass
@@ -193,10 +193,11 @@ class BenchConfig:
         teacher: name of the teacher.
         students: names of the students; each is measured.
         batch_size: images of a step: one number for all sizes, or one for each.
-        steps: of a turn; loops many times slower than ours take a third of them.
+        steps: of a turn; loops many times slower than ours take a third of them. On a GPU some hundreds, so that a turn
+            takes seconds there too.
         repeats: turns that every loop takes, one after the other.
         precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
-        compile: compile the networks in our own loops; on a GPU when not given.
+        compile: compile the networks in our own loops.
         also_compiled: where they are not compiled, measure our own loops compiled as well, beside the others.
         threads: CPU threads; all cores when not given.
     """
@@ -208,6 +209,6 @@ class BenchConfig:
     steps: int = 8
     repeats: int = 5
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool | None = None
+    compile: bool = False
     also_compiled: bool = False
     threads: int | None = None

@@ -29,14 +29,6 @@ def compute_device(accelerator: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
 
 
-def compiles(wanted: bool | None, device: torch.device) -> bool:
-    """Whether networks are compiled: as wanted, and on a GPU where nobody says."""
-    yes = device.type == "cuda" if wanted is None else wanted
-    if yes:
-        allow_compiling()
-    return yes
-
-
 def allow_compiling() -> None:
     """Let this process compile many networks: all of them come from the same lines of code, and past its limit torch
     silently runs them as they are."""

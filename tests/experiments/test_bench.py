@@ -12,14 +12,27 @@ from rich.console import Console
 
 from scenedistill.config import BenchConfig
 from scenedistill.errors import UserError
-from scenedistill.experiments.bench import LOOPS, NAIVE, ONLINE, PARTS, STORE, STUDENT, TEACHER, bench
+from scenedistill.experiments.bench import LOOPS, apart, bench
+from scenedistill.experiments.bench_apart import Theirs
 from scenedistill.experiments.bench_loops import Bench, Repeated
 from scenedistill.experiments.records import kind_of, read_record, write_record
-from scenedistill.experiments.speed import SpeedResult, SpeedRow, draw_speed, speed_table
+from scenedistill.experiments.speed import (
+    NAIVE,
+    ONLINE,
+    PARTS,
+    STORE,
+    STUDENT,
+    TEACHER,
+    SpeedResult,
+    SpeedRow,
+    draw_speed,
+    speed_table,
+)
 from scenedistill.experiments.tables import fill
 
 TINY = BenchConfig(
-    pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=[8], steps=1, repeats=2,
+    # of 64 images: they are taken more than once
+    pixels=[32, 40], teacher="table1_printed", students=["table1_printed"], batch_size=[16], steps=1, repeats=2,
     precision="fp32",
 )  # fmt: skip
 
@@ -29,11 +42,21 @@ class NotThere:
         raise ImportError("no package of that name")
 
 
+class Breaks(Repeated):
+    def seconds(self) -> float:
+        raise RuntimeError("out of memory")
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeedResult, str]:
     """A tiny measurement, and what it printed."""
     said = io.StringIO()
-    more = {"mine": ("as it is", lambda place: Repeated(place, lambda: None)), "theirs": ("", NotThere)}
+    more = {
+        "mine": ("as it is", lambda place: Repeated(place, lambda: None)),
+        "theirs": ("", NotThere),
+        "breaking": ("", lambda place: Breaks(place, lambda: None)),
+        "no loop": ("", apart(Theirs(len))),
+    }
     kept = tmp_path_factory.mktemp("bench") / "speed.json"
     console = Console(file=said, width=200)
     result = bench(tiny_scenes, TINY, more=more, command="scenedistill bench", keep=kept, console=console)
@@ -48,6 +71,8 @@ def test_every_loop_is_measured_at_every_size(measured: tuple[SpeedResult, str])
         (name, size) for size in TINY.pixels for name in (*LOOPS, "mine")
     ]
     assert "theirs: left out, no package of that name" in said
+    assert said.count("breaking: left out, out of memory") == len(TINY.pixels), "in its first turn, and no more"
+    assert "no loop: left out, TypeError: object of type 'Bench' has no len()" in said
     assert all(0 < row.min <= row.images_per_second <= row.max for row in result.rows)
     assert result.peak_gflops > 1
 
@@ -75,10 +100,32 @@ def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedRes
     table = speed_table(again)
     assert table.splitlines()[0] == "| student | loop | settings | 32 px (images/s) | 40 px (images/s) |"
     assert len([line for line in table.splitlines() if line.startswith("| table1_printed |")]) == len(LOOPS) + 1
+    assert "% of parts" in table and "% of peak" in table and "GFLOP for an image" in table
     page = fill("<!-- table:speed -->\n<!-- /table -->", tmp_path / "results", "page")
     assert table in page
     picture = Image.open(draw_speed(again, tmp_path / "speed.png"))
     assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_ours_are_set_against_the_fastest_of_the_others() -> None:
+    speeds = {TEACHER: 100.0, STUDENT: 300.0, ONLINE: 60.0, f"{ONLINE}, compiled": 72.0, STORE: 240.0}
+    speeds |= {"a-default": 20.0, "b-default": 30.0, "a-tuned": 60.0, "b-tuned": 50.0}
+    rows = [
+        SpeedRow(name, "", "light", 64, 8, speed, speed, speed, None, None, None, "cpu")
+        for name, speed in speeds.items()
+    ]
+    result = SpeedResult("speed", "c", "2026-01-01", {}, {}, "AID", "large", 1, 8, "fp32", 1.0, 1.0, tuple(rows))
+    ratios = speed_table(result).rpartition("| --- | --- | --- | ---: |\n")[2]
+    assert ratios.splitlines() == [
+        "| light | online | tuned | 1.20 |",
+        "| light | the most its parts allow | tuned | 1.25 |",
+        "| light | from the store | tuned | 4.00 |",
+        "| light | online | default | 2.40 |",
+        "| light | the most its parts allow | default | 2.50 |",
+        "| light | from the store | default | 8.00 |",
+    ]
+    own = [row for row in rows if not row.loop.endswith(("-default", "-tuned"))]
+    assert "divided by" not in speed_table(dataclasses.replace(result, rows=tuple(own)))
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -91,6 +138,6 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_said(tiny_scenes: Path) -> None:
-    large = dataclasses.replace(TINY, batch_size=[32])
-    with pytest.raises(UserError, match=r"has 64 images, and 192 are needed. Lower --repeats, --steps or --batch_size"):
+    large = dataclasses.replace(TINY, batch_size=[65])
+    with pytest.raises(UserError, match=r"has 64 images, fewer than a batch\. Lower --batch_size\."):
         bench(tiny_scenes, large, console=Console(quiet=True))

@@ -23,7 +23,7 @@ def cost(size: int, *milliseconds: float) -> NetworkCost:
 
 RESULT = CostResult(
     experiment="table3",
-    command="python benchmarks/table3.py",
+    command="scenedistill cost runs/aid20",
     date="2026-01-31",
     hardware={"cpu": "a processor", "cores": 2, "gpu": "a GPU"},
     versions={"torch": "2.6.0"},

@@ -29,9 +29,17 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import assemble
 from scenedistill.errors import UserError
+from scenedistill.evaluation.curves import read_curves
 from scenedistill.experiments.grid import GridOutcome, dry_run, grid
-from scenedistill.experiments.grid_cells import Board, Cell, do_cell, needs, plan
-from scenedistill.experiments.grid_config import GridConfig, MethodConfig, TuningConfig, grid_text, student_of
+from scenedistill.experiments.grid_cells import Board, Cell, companions, do_cells, needs, plan
+from scenedistill.experiments.grid_config import (
+    GridConfig,
+    MethodConfig,
+    TuningConfig,
+    grid_text,
+    grid_words,
+    student_of,
+)
 from scenedistill.experiments.grid_engine import Ended, Order, disk_full, one_line, share
 from scenedistill.experiments.grid_results import finish
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
@@ -274,10 +282,10 @@ def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make)
     """A tuned method has a place of its own beside the untuned one, and a grid its own files."""
     before = {file: (copy / file).read_bytes() for file in ("grid.yaml", "results.json", "summary.md")}
     tuning = TuningConfig(factors=[0.5], val_fraction=0.25)
-    methods = {"plain": MethodConfig(), "dkd": MethodConfig(), "sp": MethodConfig(epochs=2)}
+    methods = {"plain": MethodConfig(), "dkd": MethodConfig(), "cc": MethodConfig(), "sp": MethodConfig(epochs=2)}
     config = make(name="rivals", seeds=[0], tuning=tuning, methods=methods)
     done = do(config, copy)
-    assert not done.outcome.failures and "2 of 7 cells were done before" in done.said, "the teacher and plain"
+    assert not done.outcome.failures and "2 of 9 cells were done before" in done.said, "the teacher and plain"
     assert {file: (copy / file).read_bytes() for file in before} == before
     folder = copy / "scenes-50" / "seed0" / STUDENT
     assert (folder / "dkd@0.5" / "evaluation" / "stage.json").is_file()
@@ -291,7 +299,9 @@ def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make)
     chosen = json.loads((own / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]
     assert chosen["sp"]["epochs"] == 2 and "epochs" not in chosen["dkd"]
     notes = done.outcome.results["scenes-50"].notes
-    assert "Not as in their papers: sp (pooled features" in notes and notes in (own / "summary.md").read_text("utf-8")
+    assert "Not as in their papers: cc (no linear layer" in notes
+    assert "Fresh views in every epoch, for they need what cannot be kept: sp." in notes
+    assert notes in (own / "summary.md").read_text("utf-8")
     assert "Not as in" not in json.loads(before["results.json"]).get("notes", "")
 
     assert "10 of 10 cells were done before" in do(make(), copy).said
@@ -302,7 +312,7 @@ def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make)
 def test_published_figures_stand_in_the_summary(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     board = Board(make(seeds=[0], ratios=[0.2], methods={"plain": MethodConfig()}), tmp_path, Console(quiet=True))
     cell = Cell("scenes-20", 0, STUDENT, "plain")
-    do_cell(board.config, tmp_path, cell, 1.0, 1, Console(quiet=True))
+    do_cells(board.config, tmp_path, [(cell, 1.0)], 1, Console(quiet=True))
     board.lab(cell).data_name = "AID"  # as it is when its classes are recognised
     finish(board, tmp_path, {}, "", Console(quiet=True))
     assert "Published by others: AID, 20 % training" in (tmp_path / "summary.md").read_text(encoding="utf-8")
@@ -395,6 +405,52 @@ def test_a_killed_grid_takes_its_cells_along_and_goes_on(make: Make, tmp_path: P
     assert 40 <= trained(out) <= 42
 
 
+def fresh(methods: dict[str, MethodConfig], make: Make, **changes: Any) -> GridConfig:
+    """A grid that keeps no knowledge: its students ask the teacher about fresh views in every step."""
+    config = make(seeds=[0], methods=methods, **changes)
+    config.base.student.knowledge_views = 0
+    return config
+
+
+@pytest.mark.slow
+def test_one_teacher_pass_serves_the_students_of_an_ablation(make: Make, tmp_path: Path) -> None:
+    alone, together = (fresh(dict(METHODS), make) for _ in range(2))
+    alone.base.side_by_side = False
+    results = [do(config, tmp_path / str(number)) for number, config in enumerate((alone, together))]
+    for number, count in ((0, 1), (1, 2)):  # of the students that ask the teacher, da and dkd
+        for label in METHODS:
+            stage = tmp_path / str(number) / "scenes-50" / "seed0" / STUDENT / label / "stage.json"
+            record = json.loads(stage.read_text(encoding="utf-8"))["record"]
+            assert record["together"] == (count if label in ("da", "dkd") else 1), label
+    first, second = (
+        {row.variant: row.oa for row in each.outcome.results["scenes-50"].rows if row.student} for each in results
+    )
+    assert first == pytest.approx(second) and first.keys() == METHODS.keys()
+    logs = tmp_path / "1" / "logs" / "scenes-50" / "seed0" / STUDENT
+    assert "side by side with scenes-50/seed0/table1_printed/da" in (logs / "dkd.log").read_text(encoding="utf-8")
+    curves = read_curves(tmp_path / "1" / "scenes-50" / "seed0" / STUDENT / "da")
+    assert "da" in curves.parts and "ss" not in curves.parts  # its own, out of the log of both
+
+
+@pytest.mark.slow
+def test_what_fails_side_by_side_is_done_alone(make: Make, tmp_path: Path) -> None:
+    done = do(fresh({"dkd": MethodConfig(), "kd": MethodConfig(), "wild": WILD}, make, baseline="kd"), tmp_path / "out")
+    assert "3 side by side: " in done.said and "Now each alone." in done.said
+    assert {row.variant for row in done.outcome.results["scenes-50"].rows} == {"teacher", "dkd", "kd"}
+    assert [name.rpartition("/")[2] for name in done.outcome.failures] == ["wild"]
+
+
+def test_who_can_share_a_teacher_pass(make: Make) -> None:
+    config = fresh({**METHODS, "long": MethodConfig("dkd", epochs=2)}, make)
+    da, dkd, plain, long = (Cell("scenes-50", 0, STUDENT, label) for label in ("da", "dkd", "plain", "long"))
+    assert companions(config, da, dkd)
+    for other in (da, plain, long, da.teacher, dataclasses.replace(dkd, seed=1)):
+        assert not companions(config, da, other), other
+    assert not companions(make(), da, dkd), "what the teacher says is kept: it is asked once anyway"
+    config.base.side_by_side = False
+    assert not companions(config, da, dkd)
+
+
 class Full:
     """An engine whose first cell finds the disk full."""
 
@@ -402,14 +458,14 @@ class Full:
 
     def __init__(self) -> None:
         self.closed = False
-        self.cell: Cell | None = None
+        self.order: Order | None = None
 
     def start(self, order: Order) -> None:
-        self.cell = order.cell
+        self.order = order
 
-    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
-        assert self.cell
-        return [(self.cell, Ended("the disk is full", full=True))]
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        assert self.order
+        return [(self.order, Ended("the disk is full", full=True))]
 
     def close(self) -> None:
         self.closed = True
@@ -568,6 +624,16 @@ def test_what_is_wrong_is_said_before_anything_is_done(change: str, make: Make, 
     assert not (tmp_path / "out").exists()
 
 
+def test_options_are_told_as_the_grid_calls_them() -> None:
+    said = grid_words("Give --data.stored_size 64, --image_size 64 or --seeds; see --datasets.AID and --best_epoch.")
+    assert said == (
+        "Give --base.data.stored_size 64, --base.image_size 64 or --seeds; see --datasets.AID and --base.best_epoch."
+    )
+    known = parser()
+    known.parse_args(["--name", "x"])  # fills it
+    assert {word.removeprefix("--") for word in re.findall(r"--[\w.]*\w", said)} - {"datasets.AID"} <= set(known.keys())
+
+
 def test_an_unknown_label_is_said_before_anything_is_done(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--only: no method is called 'plane'\. Did you mean plain\?"):
         do(make(), tmp_path / "out", only=["plane"])
@@ -622,6 +688,7 @@ def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
     wanted = {
         "table2_aid20": ["plain_no_da", "plain", "da", "ss", "dkd"],
         "table4_aid20": [
+            "plain_no_da",
             "plain",
             "kd",
             "fitnet",
@@ -634,6 +701,8 @@ def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
             "dist",
             "logit_std",
             "srd",
+            "reviewkd",
+            "kd_no_da",
             "dkd",
         ],
     }[name]

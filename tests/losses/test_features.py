@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
-from scenedistill.losses.features import AttentionTransfer, Hint, SimpleRecipe
+from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
 
 MakeOutput = Callable[..., SceneOutput]
@@ -23,7 +24,7 @@ def of_maps(maps: list[Tensor]) -> SceneOutput:
     for feature in maps:
         flat = torch.full_like(feature[:, :1], 0.5)
         stages.append(StageAttention(flat[:, :, 0, 0], flat, feature.square().mean(1), feature.mean((2, 3))))
-    return SceneOutput(torch.zeros(len(maps[0]), 3), torch.zeros(len(maps[0]), 1), tuple(stages))
+    return SceneOutput(torch.zeros(len(maps[0]), 3), torch.zeros(len(maps[0]), 1), tuple(stages), tuple(maps))
 
 
 def random_maps(widths: tuple[int, ...], sizes: tuple[int, ...], seed: int) -> list[Tensor]:
@@ -45,7 +46,22 @@ def test_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_d
     torch.manual_seed(0)
     loss = Hint(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
-    weight, bias = loss.regressor.weight.tolist(), loss.regressor.bias.tolist()
+    weight, bias = loss.regressor.weight[:, :, 0, 0].tolist(), loss.regressor.bias.tolist()
+    expected = 0.0
+    for ours, theirs in zip(student.features[0], teacher.features[0], strict=True):
+        for y, x in itertools.product(range(4), range(4)):
+            for row, shift, target in zip(weight, bias, theirs[:, y, x].tolist(), strict=True):
+                guided = sum(w * value for w, value in zip(row, ours[:, y, x].tolist(), strict=True)) + shift
+                expected += (guided - target) ** 2 / (5 * 3 * 16)
+    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    assert loss.needs_features and not loss.relational and not loss.needs_attention
+
+
+def test_pooled_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    torch.manual_seed(0)
+    loss = PooledHint(student_dims, teacher_dims).double()
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    weight, bias = loss.regressor.weight[:, :, 0, 0].tolist(), loss.regressor.bias.tolist()
     expected = 0.0
     for ours, theirs in zip(
         student.attention[0].descriptor.tolist(), teacher.attention[0].descriptor.tolist(), strict=True
@@ -54,36 +70,34 @@ def test_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_d
             guided = sum(w * value for w, value in zip(row, ours, strict=True)) + shift
             expected += (guided - target) ** 2 / (5 * 3)
     assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
-    assert not loss.relational and loss.needs_attention
+    assert loss.needs_attention and not loss.needs_features
 
 
-def test_hint_by_hand() -> None:
+@pytest.mark.parametrize("kind", [Hint, PooledHint])
+def test_hint_by_hand(kind: type[Hint]) -> None:
     dims = FeatureDims(3, 1, (1,))
-    loss = Hint(dims, FeatureDims(3, 1, (2,)))
+    loss = kind(dims, FeatureDims(3, 1, (2,)))
     nn.init.constant_(loss.regressor.weight, 2.0)
     nn.init.zeros_(loss.regressor.bias)
     student, teacher = of_maps([torch.full((1, 1, 2, 2), 3.0)]), of_maps([torch.full((1, 2, 4, 4), 4.0)])
     assert loss(student, teacher, LABELS[:1]).item() == pytest.approx((2 * 3 - 4) ** 2)
 
 
-def test_hint_is_at_most_the_papers_on_whole_maps() -> None:
+def test_the_pooled_hint_is_at_most_that_on_whole_maps() -> None:
     ours, theirs = random_maps((2,), (4,), seed=0), random_maps((3,), (4,), seed=1)
     torch.manual_seed(0)
-    loss = Hint(FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))).double()
-    convolution = nn.Conv2d(2, 3, 1).double()
-    convolution.weight.data = loss.regressor.weight.data[:, :, None, None]
-    convolution.bias = loss.regressor.bias
-    whole = nn.functional.mse_loss(convolution(ours[0]), theirs[0])
-    assert loss(of_maps(ours), of_maps(theirs), LABELS) < whole
-    even = [maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4) for maps in (ours, theirs)]
-    whole = nn.functional.mse_loss(convolution(even[0]), even[1])
-    torch.testing.assert_close(loss(of_maps([even[0]]), of_maps([even[1]]), LABELS), whole)
+    dims = FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))
+    whole, pooled = Hint(*dims).double(), PooledHint(*dims).double()
+    pooled.load_state_dict(whole.state_dict())
+    assert pooled(of_maps(ours), of_maps(theirs), LABELS) < whole(of_maps(ours), of_maps(theirs), LABELS)
+    even = [of_maps([maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)]) for maps in (ours, theirs)]
+    torch.testing.assert_close(pooled(*even, LABELS), whole(*even, LABELS))
 
 
 def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     def widths(student: FeatureDims, teacher: FeatureDims, **options: float) -> tuple[int, int]:
         regressor = Hint(student, teacher, **options).regressor
-        return regressor.in_features, regressor.out_features
+        return regressor.in_channels, regressor.out_channels
 
     four = FeatureDims(3, 4, (11, 12, 13, 14))
     assert widths(four, four) == (13, 13)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scenedistill.losses.relations import (
     ContrastiveRepresentation,
     CorrelationCongruence,
+    PooledSimilarity,
     RelationalKnowledge,
     SimilarityPreserving,
 )
@@ -45,14 +46,27 @@ def of_module(tensor: Tensor) -> dict[str, dict[str, Tensor]]:
     return {"net": {"output": tensor}}
 
 
-def test_similarity_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+SIMILARITIES: list[tuple[type[SimilarityPreserving], Callable[[SceneOutput], Tensor]]] = [
+    (SimilarityPreserving, lambda output: output.features[-1].reshape(len(output.features[-1]), -1)),
+    (PooledSimilarity, lambda output: output.embedding),
+]
+
+
+@pytest.mark.parametrize(("kind", "rows"), SIMILARITIES)
+def test_similarity_by_a_loop(
+    kind: type[SimilarityPreserving],
+    rows: Callable[[SceneOutput], Tensor],
+    output: MakeOutput,
+    student_dims: FeatureDims,
+    teacher_dims: FeatureDims,
+) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     grams = []
-    for rows in (student.embedding.tolist(), teacher.embedding.tolist()):
-        grams.append([unit([dot(a, b) for b in rows]) for a in rows])
-    loss = SimilarityPreserving(student_dims, teacher_dims)
+    for images in (rows(student).tolist(), rows(teacher).tolist()):
+        grams.append([unit([dot(a, b) for b in images]) for a in images])
+    loss = kind(student_dims, teacher_dims)
     assert loss(student, teacher, LABELS).item() == pytest.approx(mean_square(*grams), rel=1e-9)
-    assert loss.relational
+    assert loss.relational and loss.needs_features == (kind is SimilarityPreserving)
 
 
 def test_similarity_by_hand() -> None:
@@ -60,19 +74,24 @@ def test_similarity_by_hand() -> None:
     ours, theirs = only_embedding(torch.eye(2)), only_embedding(torch.tensor([[3.0, 0.0], [3.0, 0.0]]))
     root = math.sqrt(0.5)
     expected = ((1 - root) ** 2 + root**2) / 2
-    assert SimilarityPreserving(DIMS, DIMS)(ours, theirs, LABELS[:2]).item() == pytest.approx(expected, rel=1e-5)
+    assert PooledSimilarity(DIMS, DIMS)(ours, theirs, LABELS[:2]).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "features"), SIMILARITIES)
 def test_similarity_as_torchdistill_has_it(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    kind: type[SimilarityPreserving],
+    features: Callable[[SceneOutput], Tensor],
+    output: MakeOutput,
+    student_dims: FeatureDims,
+    teacher_dims: FeatureDims,
 ) -> None:
     theirs = pytest.importorskip("torchdistill.losses.mid_level").SPKDLoss("net", "net", "batchmean")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     # theirs divides each row by the sum of its absolute values, where the paper takes its length
-    rows = [theirs.matmul_and_normalize(net.embedding) for net in (student, teacher)]
+    rows = [theirs.matmul_and_normalize(features(net)) for net in (student, teacher)]
     torch.testing.assert_close(rows[0].abs().sum(1), torch.ones(5, dtype=torch.float64))
     distance = torch.dist(*(nn.functional.normalize(row, dim=1) for row in rows))
-    found = SimilarityPreserving(student_dims, teacher_dims)(student, teacher, LABELS)
+    found = kind(student_dims, teacher_dims)(student, teacher, LABELS)
     torch.testing.assert_close(found, distance**2 / 25)
 
 

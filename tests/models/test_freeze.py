@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
@@ -322,7 +323,8 @@ def test_a_compiler_that_fails_is_done_without(tmp_path: Path) -> None:
     images = torch.rand(3, 3, SIZE, SIZE)
     expected = frozen(images)
     torch._dynamo.reset()
-    with inductor.patch({"cpp.cxx": (str(tmp_path / "no_compiler"),), "force_disable_caches": True}):
+    no_compiler = inductor.patch({"cpp.cxx": (str(tmp_path / "no_compiler"),), "force_disable_caches": True})
+    with no_compiler, dynamo.patch(suppress_errors=True):  # as the training of a compiled student sets it
         for _ in range(4):
             assert torch.equal(frozen(images).logits, expected.logits)
     assert "compile: given up: " in frozen.report[4] and len(frozen.report) == 5

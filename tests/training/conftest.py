@@ -47,16 +47,23 @@ def mild() -> ViewConfig:
     return ViewConfig(scale=(0.8, 1.0), brightness=0.1, contrast=0.1, saturation=0.1)
 
 
+PLAIN = MachineConfig(accelerator="cpu", precision="fp32")
+
+
 @pytest.fixture
 def train(tiny_cache: SceneCache, all_train: Split, tmp_path: Path) -> Train:
-    """Runs `fit` on the tiny scenes, on one CPU in fp32; returns its record and what it printed."""
+    """Runs `fit` on the tiny scenes, on one CPU in fp32 by itself; returns its record and what it printed."""
 
     def run(
-        module: SceneTraining, *, split: Split = all_train, folder: str = "stage", **batches: Any
+        module: SceneTraining,
+        *,
+        split: Split = all_train,
+        folder: str = "stage",
+        machine: MachineConfig = PLAIN,
+        **batches: Any,
     ) -> dict[str, Any]:
         said = io.StringIO()
         data = SceneDataModule(tiny_cache, split, batch_size=module.fit.batch_size, seed=module.seed, **batches)
-        machine = MachineConfig(accelerator="cpu", precision="fp32")
         console = Console(file=said, width=200)
         return {**fit(module, data, tmp_path / folder, machine, title="tiny", console=console), "said": said.getvalue()}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.evaluation.predict import predict
-from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
+from scenedistill.precision import Precision
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
 
@@ -31,18 +33,21 @@ class Slow(Knowledge):
             return self.teacher(view)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.001), ("bf16", 0.01)])
-def test_fast_and_slow_learn_the_same(
-    all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path, precision: str, tolerance: float
-) -> None:
+Learn = Callable[..., tuple[list[dict[str, float]], float]]
+
+
+@pytest.fixture
+def learn(all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path) -> Learn:
+    """Trains the same student by the same teacher; gives the parts of the loss of every epoch, and the OA."""
     torch.manual_seed(7)
     teacher = build_student("table1_resnet", 4, image_size=32)
     with torch.no_grad():
         for batch in all_images.batches(32):
             teacher(batch.images.permute(0, 3, 1, 2) / 255)
 
-    def learn(kind: type[Knowledge], views: int, folder: str) -> tuple[list[dict[str, float]], SceneNet]:
+    def learnt(
+        folder: str, kind: type[Knowledge] = Knowledge, views: int = 0, precision: Precision = "fp32", **machine: Any
+    ) -> tuple[list[dict[str, float]], float]:
         knowledge = kind(
             teacher, all_images, views=views, config=mild, image_size=32, seed=0, precision=precision, root=tmp_path
         )
@@ -52,22 +57,40 @@ def test_fast_and_slow_learn_the_same(
         module = StudentTraining(
             net, StudentConfig(fit=FIT), DKD, mild, image_size=32, seed=0, knowledge=knowledge, statistics=statistics
         )
-        train(module, folder=folder)
+        train(module, folder=folder, machine=MachineConfig(accelerator="cpu", precision=precision, **machine))
         with (tmp_path / folder / "logs" / "attempt_0" / "metrics.csv").open() as file:
-            return [{name: float(row[name]) for name in DKD} for row in csv.DictReader(file) if row["ce"]], net
-
-    slow, slow_net = learn(Slow, 0, "slow")
-    online, _ = learn(Knowledge, 0, "online")
-    stored, stored_net = learn(Knowledge, FIT.epochs, "stored")  # as many views as epochs: the same views
-    # a training multiplies the smallest rounding: the first epoch tells whether it is rounding or something else
-    for name in DKD:
-        for fast in (online, stored):
-            assert fast[0][name] == pytest.approx(slow[0][name], rel=tolerance), name
-            assert fast[-1][name] == pytest.approx(slow[-1][name], rel=0.3), name
-
-    def oa(net: SceneNet) -> float:
+            losses = [{name: float(row[name]) for name in DKD} for row in csv.DictReader(file) if row["ce"]]
         found = predict(net, all_images, image_size=32, device=CPU, precision="fp32")
-        return float((found == all_images.labels).mean())
+        return losses, float((found == all_images.labels).mean())
 
-    assert oa(slow_net) > 0.9
-    assert oa(stored_net) == pytest.approx(oa(slow_net), abs=0.05)
+    return learnt
+
+
+def check(
+    fast: tuple[list[dict[str, float]], float], slow: tuple[list[dict[str, float]], float], tolerance: float
+) -> None:
+    """A training multiplies the smallest rounding: the first epoch tells whether it is rounding or something else."""
+    for name in DKD:
+        assert fast[0][0][name] == pytest.approx(slow[0][0][name], rel=tolerance), name
+        assert fast[0][-1][name] == pytest.approx(slow[0][-1][name], rel=0.3), name
+    assert slow[1] > 0.9 and fast[1] == pytest.approx(slow[1], abs=0.05)
+
+
+@pytest.mark.slow
+def test_fast_and_slow_learn_the_same(learn: Learn) -> None:
+    slow = learn("slow", Slow)
+    check(learn("online"), slow, 0.001)
+    check(learn("stored", views=FIT.epochs), slow, 0.001)  # as many views as epochs: the same views
+
+
+@pytest.mark.slow
+def test_half_precision_learns_the_same(learn: Learn) -> None:
+    slow = learn("slow", Slow)
+    check(learn("online", precision="bf16"), slow, 0.02)
+    check(learn("stored", views=FIT.epochs, precision="bf16"), slow, 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_learn_the_same(learn: Learn) -> None:
+    check(learn("compiled", precision="bf16", compile=True), learn("slow", Slow), 0.02)

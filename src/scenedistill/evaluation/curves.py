@@ -138,10 +138,7 @@ def _number(text: str) -> float:
 
 def _rows_together(stage: Path, record: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
     """The log of the training that a student shared, and what its own columns begin with."""
-    student = (record.get("settings") or {}).get("student")
-    if not isinstance(student, dict):
-        return [], ""
-    prefix = f"{student.get('name')} {student.get('method')} "
+    prefix = f"{stage.parent.name} {stage.name} "
     ended = {f"{prefix}{name}": value for name, value in ((record.get("record") or {}).get("last_epoch") or {}).items()}
     for folder in sorted(stage.parent.parent.glob("together-*")):
         rows = _rows(folder / "logs")

@@ -21,7 +21,6 @@ from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import count_operations, wait_for
 from scenedistill.experiments.bench_apart import Apart, Kept, Serve, Theirs
 from scenedistill.experiments.bench_loops import (
-    WARM_UP,
     Bench,
     Loop,
     Naive,
@@ -32,10 +31,21 @@ from scenedistill.experiments.bench_loops import (
 from scenedistill.experiments.bench_ours import Ours
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.experiments.speed import SpeedResult, SpeedRow
+from scenedistill.experiments.speed import (
+    COMPILED,
+    DATA,
+    NAIVE,
+    ONLINE,
+    PARTS,
+    STORE,
+    STUDENT,
+    TEACHER,
+    SpeedResult,
+    SpeedRow,
+)
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS
-from scenedistill.precision import TYPES, Precision, compiles, compute_device, resolve_precision
+from scenedistill.precision import TYPES, Precision, compute_device, resolve_precision
 
 Factory = Callable[[Bench], Loop]
 
@@ -45,10 +55,8 @@ def apart(serve: Serve) -> Factory:
     return lambda bench: Apart(bench, serve)
 
 
-TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
-NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
-PARTS = (TEACHER, STUDENT, DATA)
 COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
+GENERATED = 1200  # images, where no data are given
 #: Our own loops by the name that results carry.
 LOOPS: dict[str, Factory] = {
     TEACHER: apart(Kept(teacher_forward)),
@@ -58,7 +66,6 @@ LOOPS: dict[str, Factory] = {
     ONLINE: apart(Ours(views=0)),
     STORE: apart(Ours(views=1)),
 }
-COMPILED = ", compiled"  # after a loop's name
 
 
 def bench(
@@ -90,7 +97,7 @@ def bench(
     started = time.monotonic()
     device = compute_device("auto")
     precision = resolve_precision(config.precision, device)
-    compiled = compiles(config.compile, device)
+    compiled = config.compile
     loops = {name: (f"{precision}{COMPILED if compiled else ''}", make) for name, make in LOOPS.items()}
     if config.also_compiled and not compiled:
         loops |= {f"{name}{COMPILED}": (f"{precision}{COMPILED}", _compiled(LOOPS[name])) for name in COMPILABLE}
@@ -98,9 +105,8 @@ def bench(
     rows: list[SpeedRow] = []
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
-            wanted = _images_wanted(config)
             data = Path(scratch) / "scenes"
-            generate(data, per_class=wanted // 12 + 1, size=max(64, min(150, max(config.pixels))))
+            generate(data, per_class=GENERATED // 12, size=max(64, min(150, max(config.pixels))))
         peak = machine_peak(device, precision)
         console.print(
             f"The machine computes {peak / 1e9:,.0f} GFLOP/s in {precision} at its best, with a matrix product"
@@ -161,20 +167,14 @@ def _check(config: BenchConfig, data: Path | None) -> None:
     check_name(config.teacher, STUDENTS)
     for name in config.students:
         check_name(name, STUDENTS)
-    wanted = _images_wanted(config)
-    if data and (count := len(scan(data))) < wanted:
-        raise UserError(
-            f"{data} has {count} images, and {wanted} are needed. Lower --repeats, --steps or --batch_size."
-        )
+    count = len(scan(data)) if data else GENERATED
+    if count < max(config.batch_size):
+        raise UserError(f"{data or 'Generated data'} has {count} images, fewer than a batch. Lower --batch_size.")
 
 
 def _batch_sizes(config: BenchConfig) -> list[int]:
     """For each size."""
     return config.batch_size * len(config.pixels) if len(config.batch_size) == 1 else config.batch_size
-
-
-def _images_wanted(config: BenchConfig) -> int:
-    return (WARM_UP + config.repeats * config.steps) * max(config.batch_size)
 
 
 def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float, console: Console) -> list[SpeedRow]:

@@ -87,6 +87,7 @@ class Kept(Theirs):
     def __call__(self, pipe: Connection, bench: Bench) -> None:
         """See `Theirs`."""
         keep_memory()
+        torch.backends.cudnn.benchmark = True
         super().__call__(pipe, bench)
 
 

@@ -29,7 +29,7 @@ from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
-from scenedistill.precision import Precision, autocast
+from scenedistill.precision import Precision, allow_compiling, autocast
 from scenedistill.training.base import parameter_groups
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
@@ -90,7 +90,7 @@ class Bench:
 
     @property
     def images_wanted(self) -> int:
-        """Images of all turns of a loop that takes each once."""
+        """Images of all turns of a loop."""
         return (WARM_UP + self.repeats * self.steps) * self.batch_size
 
     def new_teacher(self) -> SceneNet:
@@ -176,6 +176,7 @@ def student_step(bench: Bench) -> Loop:
     module.net = net
     loss = module.losses[METHOD].to(bench.device)
     if bench.compiled:
+        allow_compiling()
         net.compile(dynamic=False)
     weights = METHODS[METHOD]
     groups = parameter_groups(net, FitConfig())

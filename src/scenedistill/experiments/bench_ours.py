@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,9 @@ class Ours:
     def __call__(self, pipe: Connection, bench: Bench) -> None:
         """Train, a turn for each asking; see `bench_apart.Serve`."""
         keep_memory()
-        wanted = bench.images_wanted
-        parts = np.full(len(bench.cache.index), PARTS.index("test"), np.int8)
-        parts[:wanted] = PARTS.index("train")
-        split = assemble(bench.cache.index, parts, None, None)
+        images = len(bench.cache.index)
+        split = assemble(bench.cache.index, np.full(images, PARTS.index("train"), np.int8), None, None)
+        split = replace(split, train=np.resize(np.arange(images), bench.images_wanted))  # again and again, if need be
         knowledge = Knowledge(
             bench.new_teacher(),
             ScenePart(bench.cache, split.train),

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from scenedistill.config import MachineConfig
 from scenedistill.errors import UserError
-from scenedistill.experiments.grid_cells import Cell
 from scenedistill.experiments.grid_config import ClusterConfig, GridConfig
-from scenedistill.experiments.grid_engine import Ended, Order, attempt, disk_full, one_line
+from scenedistill.experiments.grid_engine import Ended, Order, attempt, disk_full, one_line, open_log
 from scenedistill.precision import compute_device, resolve_precision
 
 
@@ -92,7 +91,7 @@ class RayEngine:
         self._options = {"num_cpus": cluster.cpus, "num_gpus": gpus, "max_retries": cluster.retries}
         self._retries = cluster.retries
         self._task = self._ray.remote(_remote).options(**self._options)
-        self._running: dict[Any, Cell] = {}
+        self._running: dict[Any, Order] = {}
 
     def precision(self, machine: MachineConfig) -> Any:
         """In which the workers compute."""
@@ -100,11 +99,11 @@ class RayEngine:
         return self._ray.get(asked.remote(machine))
 
     def start(self, order: Order) -> None:
-        """Hand a cell to the cluster."""
-        self._running[self._task.remote(replace(order, out=order.out.resolve()))] = order.cell
+        """Hand it to the cluster."""
+        self._running[self._task.remote(replace(order, out=order.out.resolve()))] = order
 
-    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
-        """The cells that have ended."""
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        """What has ended."""
         done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds) if self._running else ([], [])
         found = []
         for reference in done:
@@ -131,10 +130,8 @@ def room(has: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 def _remote(order: Order) -> Ended:
     """On a worker."""
-    path = order.cell.log(order.out)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
+        with open_log(order) as log:
             return attempt(order, Console(file=log, width=160))
     except OSError as problem:
         return Ended(one_line(problem), full=disk_full(problem))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from scenedistill.errors import UserError
-from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student, needs, plan
+from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student, companions, needs, plan
 from scenedistill.experiments.grid_config import GridConfig, check_grid, grid_home, grid_text, unknown
 from scenedistill.experiments.grid_engine import Ended, Engine, LocalEngine, Order, share
 from scenedistill.experiments.grid_results import FAILURES, finish, keep_choices, read_failures, write_failures
@@ -151,7 +151,8 @@ def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]
 
 
 class _Work:
-    """Gives cells to the engine in their order, as soon as what they need is done."""
+    """Gives cells to the engine in their order, as soon as what they need is done; side by side where one teacher pass
+    can serve them."""
 
     def __init__(self, board: Board, cells: Sequence[Cell], engine: Engine, console: Console, home: Path) -> None:
         self.board, self.engine, self.console, self.home = board, engine, console, home
@@ -160,7 +161,9 @@ class _Work:
         self.progress = Progress(cells, engine.slots)
         self.display = Display(self.progress, console)
         self.failures: dict[str, str] = {}
-        self._logs: dict[Cell, int] = {}  # where the log of a running cell began
+        self._logs: dict[Cell, tuple[Path, int]] = {}  # the log of a running cell, and where it began
+        self._orders = 0  # that run
+        self._alone: set[Cell] = set()  # what could not be done side by side
 
     def run(self) -> dict[str, str]:
         """All cells; why some have failed, by name."""
@@ -179,51 +182,74 @@ class _Work:
             with self.display:
                 while self.progress.left:
                     self._start_some()
-                    for cell, ended in self.engine.wait(1.0):
-                        self._ended(cell, ended)
+                    for order, ended in self.engine.wait(1.0):
+                        self._ended(order, ended)
                     self._look()
         finally:
             self.engine.close()
         return self.failures
 
     def _start_some(self) -> None:
-        progress = self.progress
-        for cell in progress.left:
-            if len(progress.running) >= self.engine.slots:
+        for cell in self.progress.left:
+            if self._orders >= self.engine.slots:
                 return
-            if cell in progress.running:
+            if (factor := self._ready(cell)) is None:
                 continue
-            wanted = needs(self.config, cell)
-            broken = next((other for other in wanted if other in progress.failed), None)
-            if broken:
-                self._failed(cell, f"it needs {broken.name}, which has failed", 0.0)
-                continue
-            leader = self.leaders.get(cell, cell)
-            waits = leader != cell and leader in progress.left
-            if waits or not all(other in progress.oa for other in wanted):
-                continue
-            factor = self.board.factor(cell)
-            if factor is None:
-                self._failed(cell, "its loss diverged with every weight that was tried in tuning", 0.0)
-                continue
-            log = cell.log(self.board.out)
-            self._logs[cell] = log.stat().st_size if log.exists() else 0
-            progress.running[cell] = time.monotonic()
-            self.engine.start(Order(self.config, self.board.out, cell, factor, self.engine.threads))
+            work = ((cell, factor), *self._beside(cell))
+            order = Order(self.config, self.board.out, work, self.engine.threads)
+            began = order.log.stat().st_size if order.log.exists() else 0
+            for each in order.cells:
+                self._logs[each] = order.log, began
+                self.progress.running[each] = time.monotonic()
+            self._orders += 1
+            self.engine.start(order)
 
-    def _ended(self, cell: Cell, ended: Ended) -> None:
-        seconds = time.monotonic() - self.progress.running.pop(cell)
-        self.progress.epochs.pop(cell, None)
+    def _beside(self, cell: Cell) -> list[tuple[Cell, float]]:
+        """What can start beside a cell, on the same teacher pass."""
+        others = [other for other in self.progress.left if companions(self.config, cell, other)]
+        free = [other for other in others if not {cell, other} & self._alone]
+        return [(other, factor) for other in free if (factor := self._ready(other)) is not None]
+
+    def _ready(self, cell: Cell) -> float | None:
+        """The factor on the weight of a cell that can start now; one that never will has failed."""
+        progress = self.progress
+        if cell in progress.running or cell in progress.failed:
+            return None
+        wanted = needs(self.config, cell)
+        if broken := next((other for other in wanted if other in progress.failed), None):
+            self._failed(cell, f"it needs {broken.name}, which has failed", 0.0)
+            return None
+        waits = self.leaders.get(cell, cell) != cell and self.leaders[cell] in progress.left
+        if waits or not all(other in progress.oa for other in wanted):
+            return None
+        factor = self.board.factor(cell)
+        if factor is None:
+            self._failed(cell, "its loss diverged with every weight that was tried in tuning", 0.0)
+        return factor
+
+    def _ended(self, order: Order, ended: Ended) -> None:
+        self._orders -= 1
+        cells = order.cells
+        # the time of one teacher pass for all is shared out evenly
+        seconds = (time.monotonic() - self.progress.running[cells[0]]) / len(cells)
+        for cell in cells:
+            del self.progress.running[cell]
+            self.progress.epochs.pop(cell, None)
         if ended.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.board.out))
-        if ended.reason:
-            self._failed(cell, ended.reason, seconds)
+        if ended.reason and len(cells) > 1:  # perhaps only one of them diverges, or all need too much memory at once
+            self._alone.update(cells)
+            self.console.print(f"{len(cells)} side by side: {ended.reason} Now each alone.", markup=False)
             return
-        self._done(cell)
-        if cell.factor is not None:
-            keep_choices(self.board, self.home)
-        self._expect()
-        self.display.ended(cell, seconds)
+        for cell in cells:
+            if ended.reason:
+                self._failed(cell, ended.reason, seconds)
+                continue
+            self._done(cell)
+            if cell.factor is not None:
+                keep_choices(self.board, self.home)
+            self._expect()
+            self.display.ended(cell, seconds)
 
     def _done(self, cell: Cell) -> None:
         self.progress.oa[cell] = self.board.validation_oa(cell) if cell.tuning else self.board.row(cell).oa
@@ -241,6 +267,6 @@ class _Work:
     def _look(self) -> None:
         """See in the logs how far the running cells are."""
         for cell in self.progress.running:
-            if found := epochs_of(cell.log(self.board.out), self._logs[cell]):
+            if found := epochs_of(*self._logs[cell]):
                 self.progress.epochs[cell] = found
         self.display.refresh()

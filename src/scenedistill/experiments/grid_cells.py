@@ -14,7 +14,7 @@ from scenedistill.experiments.grid_config import GridConfig, needs_teacher, stud
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stages import test, train_teacher
-from scenedistill.experiments.students import student_stage, train_students
+from scenedistill.experiments.students import kept_views, student_stage, train_students
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
@@ -154,28 +154,43 @@ def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, 
     return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)
 
 
-def do_cell(config: GridConfig, out: Path, cell: Cell, factor: float, threads: int | None, console: Console) -> None:
-    """Train and test one cell, or go on where an earlier try has ended; what it needs must be done.
+def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
+    """Whether one teacher pass can serve both: students of one seed that ask it anew in every step."""
+    if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
+        return False
+    if not all(asks(config, str(one.student), one.label) for one in (cell, other)):
+        return False
+    first, second = cell_student(config, cell, 1), cell_student(config, other, 1)
+    return config.base.side_by_side and not kept_views(first) and not kept_views(second) and first.fit == second.fit
+
+
+def do_cells(
+    config: GridConfig, out: Path, cells: Sequence[tuple[Cell, float]], threads: int | None, console: Console
+) -> None:
+    """Train and test a cell with the factor on its weight, or several side by side; or go on where an earlier try has
+    ended. What they need must be done.
 
     Raises:
         UserError: something the user can mend, such as another process that works on it.
     """
-    lab = open_lab(config, out, cell.block, cell.tuning, console, threads)
-    split = lab.split(cell.seed)
-    if cell.student is None:
-        stage = train_teacher(lab, cell.seed, split, out / cell.folder)
+    first, _ = cells[0]
+    lab = open_lab(config, out, first.block, first.tuning, console, threads)
+    split = lab.split(first.seed)
+    if first.student is None:
+        stages = [train_teacher(lab, first.seed, split, out / first.folder)]
     else:
-        student = cell_student(config, cell, factor)
-        teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
+        students = [(out / cell.place(factor), cell_student(config, cell, factor)) for cell, factor in cells]
+        teacher = stage_of(lab, config, out, first.teacher, split) if needs_teacher(students[0][1]) else None
         try:
-            (stage,) = train_students(lab, cell.seed, split, [(out / cell.place(factor), student)], teacher)
+            stages = train_students(lab, first.seed, split, students, teacher)
         except Diverged as problem:
-            if not cell.tuning:
+            if not first.tuning or len(cells) > 1:
                 raise
             # a weight too large for the method is what tuning is there to find, and need not be found again
-            stage_of(lab, config, out, cell, split).finish({"seconds": 0.0, DIVERGED: str(problem)})
-    if not cell.tuning:
-        test(lab, stage, split, cell.seed, cell.label)
+            stage_of(lab, config, out, first, split).finish({"seconds": 0.0, DIVERGED: str(problem)})
+    if not first.tuning:
+        for (cell, _), stage in zip(cells, stages, strict=True):
+            test(lab, stage, split, cell.seed, cell.label)
 
 
 class Board:

@@ -12,38 +12,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from rich.console import Console
 
 from scenedistill.errors import UserError
-from scenedistill.experiments.grid_cells import Cell, do_cell
+from scenedistill.experiments.grid_cells import Cell, do_cells
 from scenedistill.experiments.grid_config import GridConfig, grid_words
 
 
 @dataclass(frozen=True)
 class Order:
-    """A cell to do, and with what.
+    """A cell to do, or several side by side, and with what.
 
     Attributes:
         config: the grid.
         out: its folder.
-        cell: which one.
-        factor: on the method's weight.
+        work: each cell with the factor on its method's weight.
         threads: of the CPU.
     """
 
     config: GridConfig
     out: Path
-    cell: Cell
-    factor: float = 1.0
+    work: tuple[tuple[Cell, float], ...]
     threads: int | None = None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Which ones."""
+        return [cell for cell, _ in self.work]
+
+    @property
+    def log(self) -> Path:
+        """Of what is printed about all of them."""
+        return self.cells[0].log(self.out)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a cell ended.
+    """How a cell, or several side by side, ended.
 
     Attributes:
         reason: why it failed, in one line; empty when it is done.
@@ -57,14 +65,14 @@ class Ended:
 class Engine(Protocol):
     """What does cells, several at once."""
 
-    slots: int  # cells at a time
+    slots: int  # orders at a time
     threads: int | None  # of the CPU, for each of them
 
     def start(self, order: Order) -> None:
-        """Begin a cell and return at once."""
+        """Begin and return at once."""
 
-    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
-        """The cells that have ended, after at most so many seconds."""
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        """What has ended, after at most so many seconds."""
 
     def close(self) -> None:
         """End what still runs; it goes on from its last epoch another time."""
@@ -88,25 +96,25 @@ class LocalEngine:
             self._context.set_forkserver_preload([__name__])
         self._gpus = visible_gpus() if share_gpus and jobs > 1 else []
         self._free = list(range(jobs))
-        self._running: dict[Any, tuple[Cell, Any, Any, int]] = {}  # sentinel: cell, process, answer, slot
+        self._running: dict[Any, tuple[Order, Any, Any, int]] = {}  # sentinel: order, process, answer, slot
 
     def start(self, order: Order) -> None:
-        """Begin a cell in a process of its own."""
+        """Begin in a process of its own."""
         slot = self._free.pop(0)
         gpu = self._gpus[slot % len(self._gpus)] if len(self._gpus) > 1 else None
         answer, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(order, gpu, theirs), daemon=False)
         process.start()
         theirs.close()
-        self._running[process.sentinel] = (order.cell, process, answer, slot)
+        self._running[process.sentinel] = (order, process, answer, slot)
 
-    def wait(self, seconds: float) -> list[tuple[Cell, Ended]]:
-        """The cells that have ended."""
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        """What has ended."""
         if not self._running:
             time.sleep(min(seconds, 0.05))
         found = []
         for sentinel in connection.wait(list(self._running), timeout=seconds) if self._running else ():
-            cell, process, answer, slot = self._running.pop(sentinel)
+            order, process, answer, slot = self._running.pop(sentinel)
             process.join()
             self._free.append(slot)
             try:
@@ -114,7 +122,7 @@ class LocalEngine:
             except EOFError:  # it had no time to say why
                 ended = Ended(f"its process was ended from outside ({_signal(process.exitcode)})")
             answer.close()
-            found.append((cell, ended))
+            found.append((order, ended))
         return found
 
     def close(self) -> None:
@@ -131,9 +139,9 @@ class LocalEngine:
 
 
 def attempt(order: Order, console: Console) -> Ended:
-    """Do a cell; whatever goes wrong is told in one line, and in full in its log."""
+    """Do it; whatever goes wrong is told in one line, and in full in the log."""
     try:
-        do_cell(order.config, order.out, order.cell, order.factor, order.threads, console)
+        do_cells(order.config, order.out, order.work, order.threads, console)
     except KeyboardInterrupt:
         return Ended("interrupted")
     except BaseException as problem:
@@ -178,15 +186,24 @@ def visible_gpus() -> Sequence[str]:
     return named or [str(number) for number in range(torch.cuda.device_count())]
 
 
+def open_log(order: Order) -> TextIO:
+    """The log of an order, to be added to; those of the cells beside the first say where to look."""
+    order.log.parent.mkdir(parents=True, exist_ok=True)
+    for cell in order.cells[1:]:
+        path = cell.log(order.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"trained side by side with {order.cells[0].name}: see its log\n")
+    return order.log.open("a", encoding="utf-8")
+
+
 def _child(order: Order, gpu: str | None, answer: Any) -> None:
     """In the new process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    path = order.cell.log(order.out)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
+        with open_log(order) as log:
             for stream in (1, 2):
                 os.dup2(log.fileno(), stream)
             ended = attempt(order, Console(file=log, width=160))

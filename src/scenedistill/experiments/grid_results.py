@@ -16,7 +16,7 @@ from scenedistill.experiments.published import published_table
 from scenedistill.experiments.results import Result, to_json
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.tuning import FILE, Choice, write_choices
-from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.training.runs import read_json, write_json
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
@@ -25,9 +25,10 @@ DIFFERENCES = {
     "cc": "no linear layer to a common width, and a weight of our own",
     "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
     "decoupled": "its weight at once, not raised over the first epochs",
-    "fitnet": "a hint averaged over its positions, beside the cross-entropy and not in a stage before it",
-    "reviewkd": "its weight at once, not raised over the first epochs, and fresh views in every epoch",
-    "sp": "pooled features, not the last feature map",
+    "fitnet": "beside the cross-entropy, not in a stage before it",
+    "fitnet_pooled": "a hint averaged over its positions, beside the cross-entropy",
+    "reviewkd": "its weight at once, not raised over the first epochs",
+    "sp_pooled": "pooled features, not the last feature map",
 }
 
 
@@ -92,11 +93,15 @@ def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
 
 
 def _differences(config: GridConfig) -> str:
-    """In a sentence, which losses are not quite those of their papers; "" where all are."""
+    """Which losses are not quite those of their papers, or train on other views than the rest; "" where none is."""
     students = [student_of(config, student, label) for student in config.students for label in config.methods]
     used = {name for student in students for name in resolve_weights(student.method, student.losses)}
     told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
-    return f"Not as in their papers: {'; '.join(told)}." if told else ""
+    notes = [f"Not as in their papers: {'; '.join(told)}."] if told else []
+    online = sorted(name for name in used if LOSSES[name].needs_features)
+    if online and config.base.student.knowledge_views:
+        notes.append(f"Fresh views in every epoch, for they need what cannot be kept: {', '.join(online)}.")
+    return " ".join(notes)
 
 
 def _print(result: Result, config: GridConfig, block: str, console: Console) -> None:

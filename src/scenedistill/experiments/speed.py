@@ -8,6 +8,11 @@ from pathlib import Path
 from scenedistill.experiments.records import Measurement, machine_text
 
 KIND = "speed"
+TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
+PARTS = (TEACHER, STUDENT, DATA)
+NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
+COMPILED = ", compiled"  # after a loop's name
+DEFAULT, TUNED = "-default", "-tuned"  # after the name of another package's loop
 
 
 def slow_steps(steps: int) -> int:
@@ -48,9 +53,11 @@ class SpeedResult(Measurement):
 
 
 def speed_table(result: SpeedResult) -> str:
-    """A Markdown table, a column for each size, for every loop and student, with a line of facts below it.
+    """A Markdown table, a column for each size, for every loop and student, with a line of facts below it; then, where
+    loops of other packages were measured too, how many times as fast ours are.
 
-    A cell: median images/s (smallest to largest), and the share of the sum of the loop's parts where it has one.
+    A cell: median images/s (smallest to largest), the share of the sum of the loop's parts where it has one, and of the
+    operations that the machine gets through at its best.
     """
     sizes = sorted({row.pixels for row in result.rows})
     lines: dict[tuple[str, str, str], dict[int, SpeedRow]] = {}
@@ -64,20 +71,64 @@ def speed_table(result: SpeedResult) -> str:
     batches = " and ".join(
         f"{batch} at {size}" for size, batch in sorted({(r.pixels, r.batch_size) for r in result.rows})
     )
+    ratios = _ratios(result)
     return (
         f"{text}\n\n{result.data}, teacher {result.teacher}, batches of {batches}; median of "
         f"{result.repeats} turns of {result.steps} steps, {slow_steps(result.steps)} of the naive loop and of those at "
-        "default settings (smallest to largest), then the "
-        "share of the sum of the loop's parts; "
-        f"{machine_text(result.hardware)}, {result.peak_gflops:,.0f} GFLOP/s in {result.precision}; {result.date}."
+        "default settings (smallest to largest); then the share of the sum of the loop's parts, and of the "
+        f"{result.peak_gflops:,.0f} GFLOP/s that a matrix product gets in {result.precision}. {_operations(result)}"
+        f"{machine_text(result.hardware)}; {result.date}." + f"\n\n{ratios}" * bool(ratios)
     )
+
+
+def _ratios(result: SpeedResult) -> str:
+    """A Markdown table: our loops, and the most that the parts allow, against the fastest of the others."""
+    sizes = sorted({row.pixels for row in result.rows})
+    lines = []
+    for student in dict.fromkeys(row.student for row in result.rows):
+
+        def best(size: int, start: str = "", end: str = "", student: str = student) -> float:
+            own = [row for row in result.rows if (row.student, row.pixels) == (student, size)]
+            named = [row for row in own if row.loop.startswith(start) and row.loop.endswith(end)]
+            return max((row.images_per_second for row in named), default=0.0)
+
+        for others, end in (("tuned", TUNED), ("default", DEFAULT)):
+            theirs = [best(size, end=end) for size in sizes]
+            parts = [(best(size, TEACHER), best(size, STUDENT)) for size in sizes]
+            ours = {
+                "online": [best(size, ONLINE) for size in sizes],
+                "the most its parts allow": [1 / (1 / a + 1 / b) if a and b else 0.0 for a, b in parts],
+                "from the store": [best(size, STORE) for size in sizes],
+            }
+            if all(theirs):
+                lines += [
+                    [student, name, others, *(f"{a / b:.2f}" for a, b in zip(speeds, theirs, strict=True))]
+                    for name, speeds in ours.items()
+                ]
+    if not lines:
+        return ""
+    head = ["student", "ours", "divided by the fastest of the others", *(f"{size} px" for size in sizes)]
+    table = [head, ["---"] * 3 + ["---:"] * len(sizes), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def _operations(result: SpeedResult) -> str:
+    """What an image costs each network, in a sentence."""
+    costs: dict[str, dict[int, float]] = {}
+    for row in result.rows:
+        network = {TEACHER: result.teacher, STUDENT: f"a step of {row.student}"}.get(row.loop)
+        if network and row.gflops_per_image:
+            costs.setdefault(network, {})[row.pixels] = row.gflops_per_image
+    told = [f"{name} {', '.join(f'{cost[size]:.2f}' for size in sorted(cost))}" for name, cost in costs.items()]
+    return f"GFLOP for an image, at each size: {'; '.join(told)}. " if told else ""
 
 
 def _cell(row: SpeedRow | None) -> str:
     if row is None:
         return "-"
-    share = f", {row.share_of_limit:.0%}" if row.share_of_limit is not None else ""
-    return f"{row.images_per_second:.1f} ({row.min:.1f} to {row.max:.1f}){share}"
+    shares = [(row.share_of_limit, "parts"), (row.share_of_peak, "peak")]
+    told = ", ".join(f"{100 * share:.0f} % of {what}" for share, what in shares if share is not None)
+    return f"{row.images_per_second:.1f} ({row.min:.1f} to {row.max:.1f})" + f"; {told}" * bool(told)
 
 
 def draw_speed(result: SpeedResult, path: Path) -> Path:

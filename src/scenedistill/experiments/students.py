@@ -21,7 +21,6 @@ from scenedistill.experiments.lab import WEIGHTS, Lab, plain
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.models.files import load_net, weights_hash
 from scenedistill.models.student import build_student
-from scenedistill.precision import compiles
 from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
@@ -73,12 +72,13 @@ def _train(
         )
     first = todo[0][1]
     knowledge = open_knowledge(lab, seed, split, first, teacher) if teacher else None
-    modules = {_title(config): _module(lab, seed, config, knowledge) for _, config in todo}
+    modules = {title_of(stage.folder): _module(lab, seed, config, knowledge) for stage, config in todo}
     if len(modules) < len(todo):
-        raise ValueError(f"two students side by side are called alike: {[_title(config) for _, config in todo]}")
+        raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
     taught_by = weights_hash(knowledge.teacher) if knowledge else None
     batches = SceneDataModule(lab.cache, split, batch_size=first.fit.batch_size, seed=seed)
-    folder, title = todo[0][0].folder, _title(first)
+    folder = todo[0][0].folder
+    title = title_of(folder)
     module: StudentTraining | TogetherTraining = modules[title]
     if len(todo) > 1:
         folder, title = _together(lab, seed, todo), f"{len(todo)} students"
@@ -97,10 +97,11 @@ def _train(
     # the time of one teacher pass for all is shared out evenly
     record["seconds"] = round(record["seconds"] / len(todo), 1)
     for stage, config in todo:
-        own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], _title(config), len(todo))}
-        prefix = f"{_title(config)} " if len(todo) > 1 else ""
+        name = title_of(stage.folder)
+        own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], name, len(todo))}
+        prefix = f"{name} " if len(todo) > 1 else ""
         best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[_title(config)].net, lab.card(config.name, config.dual_attention), own, best)
+        lab.finish(stage, modules[name].net, lab.card(config.name, config.dual_attention), own, best)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
@@ -116,8 +117,9 @@ def _checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def _title(config: StudentConfig) -> str:
-    return f"{config.name} {config.method}"
+def title_of(folder: Path) -> str:
+    """What a student is called in logs: its name and how it is trained, which are its folders."""
+    return f"{folder.parent.name} {folder.name}"
 
 
 def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, float]:
@@ -163,7 +165,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
             seed=seed,
             precision=lab.precision,
             root=lab.knowledge_home,
-            compiled=compiles(lab.config.machine.compile, lab.device),
+            compiled=lab.config.machine.compile,
             about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
         )
         check_teacher(lab, knowledge, split)

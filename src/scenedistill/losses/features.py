@@ -13,16 +13,16 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 
 
 class Hint(DistillationLoss):
-    """FitNets' hint of Romero et al. (ICLR 2015), equation 3, on the pooled feature of a stage.
+    """FitNets' hint of Romero et al. (ICLR 2015), equation 3.
 
-    Mean squared error between the teacher's channel descriptor of one stage and the student's, the latter carried to
-    the teacher's width by a linear regressor that is thrown away after training.
+    Mean squared error between the teacher's feature map of one stage and the student's, the latter carried to the
+    teacher's width by a 1x1 convolution that is thrown away after training; maps of different size are averaged to the
+    smaller one. Weight 100, as in the field's common codebases.
 
-    What differs from the paper: its hint is the whole feature map, not its mean over the positions. With a 1x1
-    convolution as regressor this loss is a lower bound of that one: it misses where in the image the two networks
-    differ. The paper trains up to the hint first and distils the logits afterwards; here, as in the field's common
-    codebases, the hint is one term beside the cross-entropy, with their weight of 100 and their mean over the channels
-    (the paper has half the sum).
+    What differs from the paper: it trains up to the hint first and distils the logits afterwards; here, as in those
+    codebases, the hint is one term beside the cross-entropy, a mean over channels and positions (the paper has half
+    the sum). They normalise what the convolution gives, which the paper does not. The teacher's maps are too large to
+    be kept, so it is asked in every step, about fresh views; `fitnet_pooled` does without.
 
     Args:
         student: widths of the student.
@@ -34,19 +34,38 @@ class Hint(DistillationLoss):
         UserError: the stage is below 1.
     """
 
-    needs_attention = True
+    needs_features = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, stage: float = 2) -> None:
         super().__init__(student, teacher)
         if stage < 1:
             raise UserError(f"Loss 'fitnet': stage is {stage:g}; expected 1 (the coarsest stage) or more.")
         self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
-        self.regressor = nn.Linear(student.stages[self.stage], teacher.stages[self.stage])
+        self.regressor = nn.Conv2d(student.stages[self.stage], teacher.stages[self.stage], 1)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
-        guided = self.regressor(student.attention[self.stage].descriptor)
-        return F.mse_loss(guided, teacher.attention[self.stage].descriptor)
+        ours, theirs = self._map(student), self._map(teacher)
+        height, width = (min(sides) for sides in zip(ours.shape[2:], theirs.shape[2:], strict=True))
+        ours, theirs = (F.adaptive_avg_pool2d(each, (height, width)) for each in (ours, theirs))
+        return F.mse_loss(self.regressor(ours), theirs)
+
+    def _map(self, output: SceneOutput) -> Tensor:
+        return output.features[self.stage]
+
+
+class PooledHint(Hint):
+    """The hint on the stage's channel descriptors, which are its map's mean over the positions.
+
+    A lower bound of the other: it misses where in the image the two networks differ. What it needs of the teacher is
+    kept.
+    """
+
+    needs_features = False
+    needs_attention = True
+
+    def _map(self, output: SceneOutput) -> Tensor:
+        return output.attention[self.stage].descriptor[:, :, None, None]
 
 
 class AttentionTransfer(DistillationLoss):

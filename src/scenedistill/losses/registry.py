@@ -11,11 +11,12 @@ from torch import nn
 from scenedistill.errors import UserError
 from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
-from scenedistill.losses.features import AttentionTransfer, Hint, SimpleRecipe
+from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
 from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
 from scenedistill.losses.relations import (
     ContrastiveRepresentation,
     CorrelationCongruence,
+    PooledSimilarity,
     RelationalKnowledge,
     SimilarityPreserving,
 )
@@ -34,18 +35,20 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "decoupled": Decoupled,
     "dist": StrongerTeacher,
     "fitnet": Hint,
+    "fitnet_pooled": PooledHint,
     "kd": SoftLogits,
     "logit_std": StandardisedLogits,
     "reviewkd": KnowledgeReview,
     "rkd": RelationalKnowledge,
     "sp": SimilarityPreserving,
+    "sp_pooled": PooledSimilarity,
     "srd": SimpleRecipe,
 }
 
 #: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15).
 #: The rivals' weights are those of their authors' code or of the field's common codebases, but that of `cc`, which is
-#: ours. `fitnet` and `sp` here look at pooled features and `crd` at the images of a batch, where their authors look at
-#: maps and at a memory: for these three the weight is a start, and tuning has to tell.
+#: ours. The pooled variants and `crd`, which here has no memory, take over the weight of what they stand for: a start,
+#: and tuning has to tell.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
@@ -56,11 +59,13 @@ METHODS: dict[str, dict[str, float]] = {
     "decoupled": {"ce": 1.0, "decoupled": 1.0},
     "dist": {"ce": 1.0, "dist": 2.0},
     "fitnet": {"ce": 1.0, "fitnet": 100.0},
+    "fitnet_pooled": {"ce": 1.0, "fitnet_pooled": 100.0},
     "kd": {"ce": 0.1, "kd": 0.9},
     "logit_std": {"ce": 1.0, "logit_std": 9.0},
     "reviewkd": {"ce": 1.0, "reviewkd": 1.0},
     "rkd": {"ce": 1.0, "rkd": 1.0},
     "sp": {"ce": 1.0, "sp": 3000.0},
+    "sp_pooled": {"ce": 1.0, "sp_pooled": 3000.0},
     "srd": {"ce": 1.0, "srd": 1.0},
 }
 

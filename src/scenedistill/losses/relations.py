@@ -16,19 +16,33 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 class SimilarityPreserving(DistillationLoss):
     """SP, similarity-preserving distillation of Tung and Mori (ICCV 2019), L_SP.
 
-    Mean over all pairs of images of the squared difference of the two networks' similarities: dot products of the
-    features, each image's row of them divided by its length. Weight 3000, as in the paper.
+    Mean over all pairs of images of the squared difference of the two networks' similarities: dot products of the last
+    stage's feature maps, each image's row of them divided by its length. Weight 3000, as in the paper.
 
-    What differs from the paper: its features are the last feature map with its positions, here they are the pooled one.
     Traps: the matrix is `B x B` and its entries shrink as `1 / sqrt(B)`, so the 3000 goes with batches of about 64.
-    Features behind a ReLU are never negative: all similarities are near each other, and differences small.
+    Features behind a ReLU are never negative: all similarities are near each other, and differences small. The
+    teacher's maps are too large to be kept, so it is asked in every step, about fresh views; `sp_pooled` does without.
     """
 
     relational = True
+    needs_features = True
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
-        return F.mse_loss(_similarity(student.embedding), _similarity(teacher.embedding))
+        return F.mse_loss(_similarity(self._rows(student)), _similarity(self._rows(teacher)))
+
+    def _rows(self, output: SceneOutput) -> Tensor:
+        """An image a row."""
+        return output.features[-1].flatten(1)
+
+
+class PooledSimilarity(SimilarityPreserving):
+    """The same of the pooled last features, without their positions: what it needs of the teacher is kept."""
+
+    needs_features = False
+
+    def _rows(self, output: SceneOutput) -> Tensor:
+        return output.embedding
 
 
 class CorrelationCongruence(DistillationLoss):

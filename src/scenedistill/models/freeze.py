@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from scenedistill.models.attention import AttendedStage
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.precision import TYPES, Precision, autocast
+from scenedistill.precision import TYPES, Precision, allow_compiling, autocast
 
 #: What merging and folding may change, in float32: norm of an output's difference over the output's norm.
 TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ class FrozenTeacher:
         with torch.no_grad(), autocast(view.device, self._autocast):
             if self._compiled is not None and self._is_usual(view.shape):
                 try:
-                    with _frozen_weights(view.device):
+                    with _compiling(view.device):
                         return self._compiled(view, attention, features)
                 except Exception as problem:  # compilers fail in many ways, and none of them is worth a training
                     self._compiled = None
@@ -94,8 +94,8 @@ class FrozenTeacher:
         self._net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = next(self._net.parameters()).device
         if self._compile and self.device != before:
-            mode = None if device.type == "cpu" else "max-autotune-no-cudagraphs"
-            self._compiled = torch.compile(self._net, dynamic=False, mode=mode)
+            allow_compiling()
+            self._compiled = torch.compile(self._net, dynamic=False)
             self._shapes.clear()
         return self
 
@@ -154,14 +154,16 @@ def freeze(
 Step = Callable[[SceneNet, Tensor], str]
 
 
-def _frozen_weights(device: torch.device) -> AbstractContextManager[object]:
-    """Lets what is compiled inside take the weights for constants, laid out once for the CPU's kernels and fused with
-    what follows them. As an option of `torch.compile` that has no effect: the tracer asks the setting too."""
-    if device.type != "cpu":
-        return nullcontext()
-    import torch._inductor.config as inductor  # here: slow to import
+@contextmanager
+def _compiling(device: torch.device) -> Iterator[None]:
+    """Has a failing compilation raised, whatever a student's training has set, and on a CPU lets what is compiled take
+    the weights for constants, laid out once for its kernels and fused with what follows them. As an option of
+    `torch.compile` that has no effect: the tracer asks the setting too."""
+    import torch._dynamo.config as dynamo  # here: slow to import
+    import torch._inductor.config as inductor
 
-    return inductor.patch(freezing=True)  # type: ignore[no-any-return]
+    with dynamo.patch(suppress_errors=False), inductor.patch(freezing=device.type == "cpu"):
+        yield
 
 
 def _if_equal(step: Step, net: SceneNet, probe: Tensor, expected: SceneOutput) -> tuple[SceneNet, str]:

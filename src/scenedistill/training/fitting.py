@@ -23,7 +23,7 @@ from rich.console import Console
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
 from scenedistill.errors import UserError
-from scenedistill.precision import compiles, compute_device, resolve_precision
+from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.runs import whole_file
 
@@ -92,9 +92,10 @@ def fit(
         enable_progress_bar=sys.stdout.isatty(),
         num_sanity_val_steps=0,
         inference_mode=False,
+        benchmark=True,  # one size of images: the fastest algorithm is looked for once
     )
     module.to(memory_format=torch.channels_last)
-    module.compiled = compiles(machine.compile, compute_device(machine.accelerator))
+    module.compiled = machine.compile
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler

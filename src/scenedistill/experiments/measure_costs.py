@@ -1,0 +1,102 @@
+"""Table 3 of a run or a grid: what its teacher and students cost to keep and to run, beside what they know."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scenedistill.errors import UserError
+from scenedistill.evaluation.cost import cost_table
+from scenedistill.evaluation.report.collect import Cell, ReportData, collect
+from scenedistill.experiments.costs import CostResult, CostRow, cost_rows
+from scenedistill.experiments.lab import WEIGHTS
+from scenedistill.experiments.results import hardware, versions
+from scenedistill.models.files import NetCard, load_net
+from scenedistill.models.network import SceneNet
+from scenedistill.models.teacher import build_teacher
+
+UNTRAINED = "untrained"
+
+
+def measure_costs(
+    folder: Path,
+    *,
+    cell: str | None = None,
+    beside: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (1, 64),
+    repeats: int = 100,
+    threads: int | None = None,
+    experiment: str = "costs",
+    command: str = "",
+) -> CostResult:
+    """Measure every architecture of a run or of one cell of a grid; networks that differ by training and seed cost the
+    same.
+
+    Args:
+        folder: of a run or a grid; training need not be complete.
+        cell: data set and ratio of a grid, such as `AID-20`; the first one when not given.
+        beside: names of further networks, with random weights, before the others: what the first one costs is what the
+            others are compared with.
+        batch_sizes: images in a pass, each >= 1.
+        repeats: timed passes, >= 1.
+        threads: of the CPU; all cores when not given.
+        experiment: name of the record.
+        command: what repeats it, for the record.
+
+    Raises:
+        UserError: no such folder, cell or network, or a number below 1.
+    """
+    if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise UserError(f"repeats is {repeats} and batch_sizes {list(batch_sizes)}; expected 1 or more, each.")
+    data = collect(folder)
+    chosen = _cell(data, cell)
+    groups = chosen.groups()
+    trained = {key: load_net(networks[0].folder / WEIGHTS) for key, networks in groups.items()}
+    (_, card), *_ = trained.values()
+    nets: dict[NetCard | str, SceneNet] = {
+        name: build_teacher(
+            name,
+            len(card.classes),
+            dual_attention=card.dual_attention,
+            bands=card.bands,
+            image_size=card.image_size,
+            weights="none",
+        )[0]
+        for name in beside
+    }
+    for net, its in trained.values():
+        nets.setdefault(its, net)
+    if threads:
+        torch.set_num_threads(threads)
+    numbered = {str(number): net for number, net in enumerate(nets.values())}
+    costs = cost_table(numbered, card.image_size, card.bands, batch_sizes=batch_sizes, repeats=repeats)
+    by_net = dict(zip(nets, costs.values(), strict=True))
+    rows: list[CostRow] = []
+    for name in beside:
+        rows += cost_rows(UNTRAINED, name, by_net[name], [])
+    for (name, label), networks in groups.items():
+        rows += cost_rows(label, name, by_net[trained[name, label][1]], [each.tested["oa"] for each in networks])
+    return CostResult(
+        experiment=experiment,
+        command=command or "scenedistill.experiments.measure_costs",
+        date=datetime.date.today().isoformat(),
+        hardware=hardware(),
+        versions=versions(),
+        data=data.title_of(chosen),
+        pixels=card.image_size,
+        threads=torch.get_num_threads(),
+        precision="fp32",
+        rows=tuple(rows),
+        notes=f"{', '.join(beside)} with random weights, for what it costs." if beside else "",
+    )
+
+
+def _cell(data: ReportData, wanted: str | None) -> Cell:
+    found = [cell for cell in data.cells if wanted in (None, cell.key)]
+    if not found:
+        keys = ", ".join(cell.key for cell in data.cells if cell.key) or "none, it is a run"
+        raise UserError(f"{data.folder} has no cell {wanted}. There are: {keys}.")
+    return found[0]
