@@ -524,7 +524,10 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "the plain method": (lambda c: setattr(c.student, "method", "plain"), "always trained for comparison"),
     "an unknown method": (lambda c: setattr(c.student, "method", "dkdd"), "No method is called 'dkdd'"),
     "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss, at"),
-    "a negative weight": (lambda c: c.student.losses.update(da=-1.0), "weight of da is negative"),
+    "a negative weight": (
+        lambda c: c.student.losses.update(da=-1.0),
+        "The weight of da is -1; weights are numbers of 0 or more",
+    ),
     "an unknown option": (lambda c: c.student.loss_options.update(ss={"heat": 1.0}), "Its options: cosine"),
     "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),
     "an unknown teacher": (lambda c: setattr(c.teacher, "name", "resnet1001"), "Did you mean resnet101"),

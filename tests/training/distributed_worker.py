@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ce": {},
     "da": {"options": {"gates": 1.0}},
     "ss": {"options": {"distance": 1.0, "angle": 1.0}},
+    "sp": {},
     "reviewkd": {},
     "hard": {},
     "semihard": {},

@@ -20,7 +20,7 @@ from scenedistill.training.distributed import gather, share_batch_norm, world_si
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 WORLD = 2
-EQUAL = ("ce", "da", "ss", "hard", "semihard", "ce of mobilenetv3_small_100")
+EQUAL = ("ce", "da", "ss", "sp", "reviewkd", "hard", "semihard", "ce of mobilenetv3_small_100")
 ALONE = ("ce, nothing shared", "ss, nothing gathered")
 
 Found = dict[str, dict[str, Any]]

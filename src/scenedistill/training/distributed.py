@@ -33,8 +33,9 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_output(output: SceneOutput) -> SceneOutput:
-    """Logits and embedding of the whole batch; relational losses use no attention maps, so those stay behind."""
-    return SceneOutput(gather(output.logits), gather(output.embedding), ())
+    """Of the whole batch what relational losses use: logits, embedding and, where they were asked for, the last stage's
+    feature maps."""
+    return SceneOutput(gather(output.logits), gather(output.embedding), (), tuple(map(gather, output.features[-1:])))
 
 
 def share_of_rows(count: int) -> list[int]:
