@@ -526,7 +526,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss, at"),
     "a negative weight": (
         lambda c: c.student.losses.update(da=-1.0),
-        "The weight of da is -1; weights are numbers of 0 or more",
+        "The weight of da is -1; weights are numbers of",
     ),
     "an unknown option": (lambda c: c.student.loss_options.update(ss={"heat": 1.0}), "Its options: cosine"),
     "an unknown student": (lambda c: c.students.append("table1_resent"), "Did you mean table1_resnet"),
