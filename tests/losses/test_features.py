@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -42,52 +41,53 @@ def of_energies(*rows: list[float]) -> SceneOutput:
     return SceneOutput(none, none, (StageAttention(none, energy[:, None], energy, none),))
 
 
-def test_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
-    torch.manual_seed(0)
-    loss = Hint(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
-    student, teacher = output(student_dims), output(teacher_dims, seed=1)
-    weight, bias = loss.regressor.weight[:, :, 0, 0].tolist(), loss.regressor.bias.tolist()
-    expected = 0.0
-    for ours, theirs in zip(student.features[0], teacher.features[0], strict=True):
-        for y, x in itertools.product(range(4), range(4)):
-            for row, shift, target in zip(weight, bias, theirs[:, y, x].tolist(), strict=True):
-                guided = sum(w * value for w, value in zip(row, ours[:, y, x].tolist(), strict=True)) + shift
-                expected += (guided - target) ** 2 / (5 * 3 * 16)
-    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
-    assert loss.needs_features and not loss.relational and not loss.needs_attention
+HINTS: list[tuple[type[Hint], Callable[[SceneOutput], Tensor]]] = [
+    (Hint, lambda output: output.features[0]),
+    (PooledHint, lambda output: output.attention[0].descriptor[:, :, None, None]),
+]
 
 
-def test_pooled_hint_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+@pytest.mark.parametrize(("kind", "maps"), HINTS)
+def test_hint_by_a_loop(
+    kind: type[Hint],
+    maps: Callable[[SceneOutput], Tensor],
+    output: MakeOutput,
+    student_dims: FeatureDims,
+    teacher_dims: FeatureDims,
+) -> None:
     torch.manual_seed(0)
-    loss = PooledHint(student_dims, teacher_dims).double()
+    loss = kind(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
-    weight, bias = loss.regressor.weight[:, :, 0, 0].tolist(), loss.regressor.bias.tolist()
+    # a position of an image a row
+    ours, theirs = (maps(net).permute(0, 2, 3, 1).flatten(0, 2).tolist() for net in (student, teacher))
+    convolution = loss.regressor[0]
+    assert isinstance(convolution, nn.Conv2d)
     expected = 0.0
-    for ours, theirs in zip(
-        student.attention[0].descriptor.tolist(), teacher.attention[0].descriptor.tolist(), strict=True
-    ):
-        for row, shift, target in zip(weight, bias, theirs, strict=True):
-            guided = sum(w * value for w, value in zip(row, ours, strict=True)) + shift
-            expected += (guided - target) ** 2 / (5 * 3)
+    for channel, row in enumerate(convolution.weight[:, :, 0, 0].tolist()):
+        guided = [sum(w * value for w, value in zip(row, position, strict=True)) for position in ours]
+        mean = sum(guided) / len(guided)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in guided) / len(guided) + 1e-5)
+        for value, target in zip(guided, theirs, strict=True):
+            expected += ((value - mean) / deviation - target[channel]) ** 2 / (3 * len(guided))
     assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
-    assert loss.needs_attention and not loss.needs_features
+    assert loss.needs_features == (kind is Hint) and loss.needs_attention == (kind is PooledHint)
+    assert not loss.relational
 
 
 @pytest.mark.parametrize("kind", [Hint, PooledHint])
 def test_hint_by_hand(kind: type[Hint]) -> None:
     dims = FeatureDims(3, 1, (1,))
-    loss = kind(dims, FeatureDims(3, 1, (2,)))
-    nn.init.constant_(loss.regressor.weight, 2.0)
-    nn.init.zeros_(loss.regressor.bias)
+    loss = kind(dims, FeatureDims(3, 1, (2,))).eval()  # its norm, fresh, changes nothing then
+    nn.init.constant_(next(loss.parameters()), 2.0)
     student, teacher = of_maps([torch.full((1, 1, 2, 2), 3.0)]), of_maps([torch.full((1, 2, 4, 4), 4.0)])
-    assert loss(student, teacher, LABELS[:1]).item() == pytest.approx((2 * 3 - 4) ** 2)
+    assert loss(student, teacher, LABELS[:1]).item() == pytest.approx((2 * 3 - 4) ** 2, rel=1e-3)
 
 
 def test_the_pooled_hint_is_at_most_that_on_whole_maps() -> None:
     ours, theirs = random_maps((2,), (4,), seed=0), random_maps((3,), (4,), seed=1)
     torch.manual_seed(0)
     dims = FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))
-    whole, pooled = Hint(*dims).double(), PooledHint(*dims).double()
+    whole, pooled = Hint(*dims).double().eval(), PooledHint(*dims).double().eval()
     pooled.load_state_dict(whole.state_dict())
     assert pooled(of_maps(ours), of_maps(theirs), LABELS) < whole(of_maps(ours), of_maps(theirs), LABELS)
     even = [of_maps([maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)]) for maps in (ours, theirs)]
@@ -97,7 +97,8 @@ def test_the_pooled_hint_is_at_most_that_on_whole_maps() -> None:
 def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     def widths(student: FeatureDims, teacher: FeatureDims, **options: float) -> tuple[int, int]:
         regressor = Hint(student, teacher, **options).regressor
-        return regressor.in_channels, regressor.out_channels
+        theirs, ours = next(regressor.parameters()).shape[:2]
+        return ours, theirs
 
     four = FeatureDims(3, 4, (11, 12, 13, 14))
     assert widths(four, four) == (13, 13)

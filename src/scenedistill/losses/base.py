@@ -71,6 +71,18 @@ class DistillationLoss(nn.Module):
         """Take what is needed of the teacher's statistics, before the first step."""
 
 
+class Norm(nn.BatchNorm2d):
+    """Batch norm of an adapter; goes by its running statistics where a batch has but one value a channel, which does
+    not vary."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return nn.functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
 class CrossEntropy(DistillationLoss):
     """Cross-entropy of the student's logits with the labels: the classification term of the paper's equation (15)."""
 

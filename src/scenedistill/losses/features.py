@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.errors import UserError
-from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.base import DistillationLoss, Norm
 from scenedistill.losses.dual_attention import map_distance
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -16,13 +16,15 @@ class Hint(DistillationLoss):
     """FitNets' hint of Romero et al. (ICLR 2015), equation 3.
 
     Mean squared error between the teacher's feature map of one stage and the student's, the latter carried to the
-    teacher's width by a 1x1 convolution that is thrown away after training; maps of different size are averaged to the
-    smaller one. Weight 100, as in the field's common codebases.
+    teacher's width by a 1x1 convolution and a batch norm that are thrown away after training; maps of different size
+    are averaged to the smaller one. Weight 100, as in the field's common codebases.
 
     What differs from the paper: it trains up to the hint first and distils the logits afterwards; here, as in those
     codebases, the hint is one term beside the cross-entropy, a mean over channels and positions (the paper has half
-    the sum). They normalise what the convolution gives, which the paper does not. The teacher's maps are too large to
-    be kept, so it is asked in every step, about fresh views; `fitnet_pooled` does without.
+    the sum). The batch norm is theirs; without it a student from nothing, pulled to a teacher with small features,
+    gave the same features for all images (AID at 64 pixels). Their ReLU after it is left out: not every backbone's
+    stages end in one. The teacher's maps are too large to be kept, so it is asked in every step, about fresh views;
+    `fitnet_pooled` does without.
 
     Args:
         student: widths of the student.
@@ -41,7 +43,8 @@ class Hint(DistillationLoss):
         if stage < 1:
             raise UserError(f"Loss 'fitnet': stage is {stage:g}; expected 1 (the coarsest stage) or more.")
         self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
-        self.regressor = nn.Conv2d(student.stages[self.stage], teacher.stages[self.stage], 1)
+        ours, theirs = student.stages[self.stage], teacher.stages[self.stage]
+        self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), Norm(theirs))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
@@ -57,7 +60,7 @@ class Hint(DistillationLoss):
 class PooledHint(Hint):
     """The hint on the stage's channel descriptors, which are its map's mean over the positions.
 
-    A lower bound of the other: it misses where in the image the two networks differ. What it needs of the teacher is
+    Looks at less than the other: it misses where in the image the two networks differ. What it needs of the teacher is
     kept.
     """
 

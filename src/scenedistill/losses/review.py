@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.errors import UserError
-from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.base import DistillationLoss, Norm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 #: Sides of the grids that maps are averaged to beside their full size; each counts half as much as the one before.
@@ -77,9 +77,9 @@ class Fusion(nn.Module):
 
     def __init__(self, student: int, middle: int, teacher: int, *, fuses: bool) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(student, middle, 1, bias=False), _Norm(middle))
+        self.reduce = nn.Sequential(nn.Conv2d(student, middle, 1, bias=False), Norm(middle))
         self.gates = nn.Conv2d(2 * middle, 2, 1) if fuses else None
-        self.guide = nn.Sequential(nn.Conv2d(middle, teacher, 3, padding=1, bias=False), _Norm(teacher))
+        self.guide = nn.Sequential(nn.Conv2d(middle, teacher, 3, padding=1, bias=False), Norm(teacher))
         for first in (self.reduce[0], self.guide[0]):
             nn.init.kaiming_uniform_(cast(Tensor, first.weight), a=1)
 
@@ -102,15 +102,6 @@ class Fusion(nn.Module):
             fused = fused * gates[:, :1] + coarser * gates[:, 1:]
         fused = F.interpolate(fused, size)
         return self.guide(fused), fused
-
-
-class _Norm(nn.BatchNorm2d):
-    """Goes by its running statistics where a batch has but one value a channel, which does not vary."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
 
 
 def context_distance(ours: Tensor, theirs: Tensor) -> Tensor:
