@@ -14,7 +14,7 @@ import numpy as np
 from scenedistill.errors import UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
 from scenedistill.training.gradients import PULL
-from scenedistill.training.runs import RECORD, read_json
+from scenedistill.training.runs import RECORD, read_json, title_of
 
 DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
 IDLE = 0.02  # share below which a part has none
@@ -138,7 +138,7 @@ def _number(text: str) -> float:
 
 def _rows_together(stage: Path, record: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
     """The log of the training that a student shared, and what its own columns begin with."""
-    prefix = f"{stage.parent.name} {stage.name} "
+    prefix = f"{title_of(stage)} "
     ended = {f"{prefix}{name}": value for name, value in ((record.get("record") or {}).get("last_epoch") or {}).items()}
     for folder in sorted(stage.parent.parent.glob("together-*")):
         rows = _rows(folder / "logs")

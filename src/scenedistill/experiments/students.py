@@ -24,7 +24,7 @@ from scenedistill.models.student import build_student
 from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
-from scenedistill.training.runs import Stage, fingerprint
+from scenedistill.training.runs import Stage, fingerprint, title_of
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.together import TogetherTraining
 
@@ -115,11 +115,6 @@ def _together(lab: Lab, seed: int, students: Sequence[tuple[Stage, StudentConfig
 
 def _checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
-
-
-def title_of(folder: Path) -> str:
-    """What a student is called in logs: its name and how it is trained, which are its folders."""
-    return f"{folder.parent.name} {folder.name}"
 
 
 def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scenedistill.errors import UserError
-from scenedistill.experiments import costs, figures, race, speed, use
+from scenedistill.experiments import costs, figures, race, speed, step_profile, use
 from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
 from scenedistill.experiments.records import kind_of, machine_text, read_record
 from scenedistill.experiments.results import Result, Row, read_result
@@ -29,6 +29,9 @@ KINDS: dict[str, Callable[[Path], str]] = {
     figures.KIND: lambda path: figures.figures_table(read_record(path, figures.Figures, figures.Figure)),
     race.KIND: lambda path: race.race_table(read_record(path, race.Race, race.RaceRow)),
     speed.KIND: lambda path: speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow)),
+    step_profile.KIND: lambda path: step_profile.profile_table(
+        read_record(path, step_profile.StepProfile, step_profile.StepShare)
+    ),
     use.KIND: lambda path: use.use_table(use.read_use(path)),
 }
 

@@ -21,8 +21,8 @@ class Hint(DistillationLoss):
 
     What differs from the paper: it trains up to the hint first and distils the logits afterwards; here, as in those
     codebases, the hint is one term beside the cross-entropy, a mean over channels and positions (the paper has half
-    the sum). The batch norm is theirs; without it a student from nothing, pulled to a teacher with small features,
-    gave the same features for all images (AID at 64 pixels). Their ReLU after it is left out: not every backbone's
+    the sum). The batch norm is theirs; without it students from nothing stayed at chance under a teacher whose
+    features are small (AID at 64 pixels). Their ReLU after it is left out: not every backbone's
     stages end in one. The teacher's maps are too large to be kept, so it is asked in every step, about fresh views;
     `fitnet_pooled` does without.
 

@@ -176,3 +176,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def title_of(folder: Path) -> str:
+    """What a student is called in logs: its name and how it is trained, which are its folders."""
+    return f"{folder.parent.name} {folder.name}"

@@ -1,0 +1,73 @@
+"""Where the time of a student's step goes, by kind of operation.
+
+    python benchmarks/step_profile.py path/to/AID results/step_profile.json
+
+The step is the one that `scenedistill bench` calls the student's step alone. Let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from torch.profiler import profile
+
+from scenedistill.commands.parsing import repeatable
+from scenedistill.experiments.bench_loops import Bench, Repeated, student_step
+from scenedistill.experiments.records import write_record
+from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.step_profile import StepProfile, StepShare, kind_of_operation, profile_table
+from scenedistill.memory import keep_memory
+from scenedistill.models.student import STUDENTS
+from scenedistill.precision import compute_device, resolve_precision
+
+STEPS = 8
+
+
+def main() -> None:
+    """Every student at every size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--pixels", type=int, nargs="+", default=[64, 112, 224])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 32, 16], help="one for each size")
+    parser.add_argument("--teacher", default="resnet101", help="whose width the loss has to know")
+    given = parser.parse_args()
+    keep_memory()
+    device = compute_device("auto")
+    precision = resolve_precision("auto", device)
+    rows: list[StepShare] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for pixels, batch in zip(given.pixels, given.batch_sizes, strict=True):
+            for student in STUDENTS:
+                place = Bench(
+                    given.data, pixels, given.teacher, student, batch, STEPS, device, precision, False, Path(scratch)
+                )
+                loop = student_step(place)
+                assert isinstance(loop, Repeated)
+                with profile() as seen:
+                    loop.seconds()
+                spent: Counter[str] = Counter()
+                for event in seen.key_averages():
+                    own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+                    spent[kind_of_operation(event.key)] += own
+                rows += [StepShare(student, pixels, batch, kind, own / spent.total()) for kind, own in spent.items()]
+    found = StepProfile(
+        experiment=given.results.stem,
+        command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/step_profile.py", 1),
+        date=datetime.date.today().isoformat(),
+        hardware=hardware(),
+        versions=versions(),
+        data=given.data.resolve().name,
+        precision=precision,
+        rows=tuple(rows),
+    )
+    print(profile_table(found), write_record(found, given.results), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

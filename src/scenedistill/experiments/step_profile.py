@@ -1,0 +1,56 @@
+"""A record of where the time of a student's step goes, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scenedistill.experiments.records import Measurement, machine_text
+
+KIND = "step_profile"
+#: Kind of operation to what its name in the profiler holds; the first one that fits counts, the rest are `REST`.
+KINDS = {
+    "convolutions": ("conv", "mkldnn"),
+    "batch norm": ("batch_norm",),
+    "copies between formats and layouts": ("copy", "contiguous", "_to_"),
+}
+REST = "all other operations"
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """What one kind of operation takes of a step, 0..1."""
+
+    student: str
+    pixels: int
+    batch_size: int
+    kind: str
+    share: float
+
+
+@dataclass(frozen=True)
+class StepProfile(Measurement):
+    """Measurements of one run."""
+
+    precision: str
+    rows: tuple[StepShare, ...]
+    kind: str = KIND
+
+
+def kind_of_operation(name: str) -> str:
+    """Of an operation by its name in the profiler."""
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), REST)
+
+
+def profile_table(profile: StepProfile) -> str:
+    """A Markdown table, a line for each student and size, with a line of facts below it."""
+    kinds = [*KINDS, REST]
+    lines = ["| student | pixels | batch | " + " | ".join(f"{kind} (%)" for kind in kinds) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(kinds) + 2))
+    steps: dict[tuple[str, int, int], dict[str, float]] = {}
+    for row in profile.rows:
+        steps.setdefault((row.student, row.pixels, row.batch_size), {})[row.kind] = row.share
+    for (student, pixels, batch), shares in steps.items():
+        cells = " | ".join(f"{100 * shares.get(kind, 0.0):.0f}" for kind in kinds)
+        lines.append(f"| {student} | {pixels} | {batch} | {cells} |")
+    facts = f"{profile.data}; one step forward, back and updated, in {profile.precision}, eager"
+    return "\n".join(lines) + f"\n\n{facts}; {machine_text(profile.hardware)}; {profile.date}."
