@@ -135,7 +135,8 @@ class MachineConfig:
         devices: number of devices, or `auto`.
         num_nodes: number of machines.
         strategy: Lightning's strategy, such as `auto`, `ddp` or `ddp_spawn`.
-        precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
+        precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp16 on a GPU
+            and fp32 on a CPU.
         threads: CPU threads; all cores when not given.
         compile: compile networks with `torch.compile`, which takes a minute or more at the start of every training and
             needs a C++ compiler on a CPU. There it saves 11 to 15 % of the teacher's time and none of the student's;

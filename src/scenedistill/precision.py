@@ -13,7 +13,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
-    """`auto` as bf16 where the device computes it natively, else fp32; anything else as it is."""
+    """`auto` as bf16 where the device computes it natively, else fp16 on a GPU or fp32 on a CPU; others as they are."""
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":

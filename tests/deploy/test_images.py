@@ -125,6 +125,20 @@ def test_a_file_with_a_georeference_is_a_raster_where_it_is_named_itself(tmp_pat
     assert len(find_inputs(named, raster=True).rasters) == 4 and len(find_inputs(named, raster=False).images) == 4
 
 
+def test_without_rasterio_a_georeferenced_tiff_is_not_taken_for_a_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geokeys = [(34735, "H", 4, (1, 1, 0, 0))]
+    tifffile.imwrite(tmp_path / "map.tif", np.zeros((40, 40, 3), np.uint8), extratags=geokeys)
+    tifffile.imwrite(tmp_path / "plain.tif", np.zeros((40, 40, 3), np.uint8))
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    monkeypatch.setitem(sys.modules, "rasterio", None)  # as where it is not installed
+    with pytest.raises(UserError, match=r"map\.tif is a raster .*scenedistill\[use\]"):
+        find_inputs([tmp_path / "map.tif"])
+    assert len(find_inputs([tmp_path / "map.tif"], raster=False).images) == 1
+    assert len(find_inputs([tmp_path / "plain.tif", tmp_path / "broken.tif"]).images) == 2
+
+
 # what is written
 
 

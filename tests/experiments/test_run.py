@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
@@ -386,6 +387,31 @@ def test_a_hopeless_teacher_is_refused_with_the_reason(
     assert "--teacher.min_oa" in words
 
 
+def test_how_good_a_teacher_must_be_does_not_train_it_anew(copy: Path, tiny_scenes: Path, config: Config) -> None:
+    strict = config(seeds=[0], students=STUDENTS[:1])
+    strict.teacher.min_oa = 1.0
+    strict.student.losses = {"da": 0.1}
+    with pytest.raises(UserError, match=r"needs 100\.0% to teach"):
+        do(tiny_scenes, copy, strict)
+    strict.teacher.min_oa = 0.0
+    done = do(tiny_scenes, copy, strict)
+    assert "teacher: done before with the same settings" in done.said
+    assert "dkd: other settings than before" in done.said
+
+
+def test_images_that_have_changed_are_noticed(copy: Path, tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+    other = tmp_path / tiny_scenes.name
+    shutil.copytree(tiny_scenes, other)
+    settings = config(students=STUDENTS[:1])
+    settings.data.cache_dir = tmp_path / "cache"
+    assert "not the images" not in do(other, copy, settings, parts=("plain",)).said
+    image = sorted(other.glob("*/*"))[0]
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
+    done = do(other, copy, settings, parts=("plain",))
+    assert f"these are not the images that {copy / 'seed0'} was begun with" in done.said
+    assert "plain: done before with the same settings" in done.said
+
+
 def test_the_least_a_teacher_must_know_is_half_way_from_chance_to_half(
     tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
@@ -521,6 +547,14 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "no batch": (lambda c: setattr(c.teacher.fit, "batch_size", 0), "--teacher.fit.batch_size is 0"),
     "no rate": (lambda c: setattr(c.student.fit, "lr", 0.0), "--student.fit.lr is 0.0"),
     "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
+    "a shape that is none": (lambda c: setattr(c.views, "ratio", (0.0, 1.0)), "--views.ratio is width : height"),
+    "too much colour": (lambda c: setattr(c.views, "contrast", 1.5), "--views.contrast is 1.5; expected 0 to 1"),
+    "fewer views than none": (lambda c: setattr(c.student, "knowledge_views", -1), "--student.knowledge_views is -1"),
+    "labels of a student": (lambda c: setattr(c.student.fit, "label_smoothing", 0.1), "of a teacher's cross-entropy"),
+    "a temperature of zero": (
+        lambda c: c.student.loss_options.update(ss={"temperature": 0.0}),
+        "Loss 'ss': temperature is 0; expected more than 0.",
+    ),
     "the plain method": (lambda c: setattr(c.student, "method", "plain"), "always trained for comparison"),
     "an unknown method": (lambda c: setattr(c.student, "method", "dkdd"), "No method is called 'dkdd'"),
     "an unknown loss": (lambda c: c.student.losses.update(dda=1.0), "No loss is called dda. There are: ce, da, ss, at"),

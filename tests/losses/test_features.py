@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
 from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
 
@@ -105,7 +104,7 @@ def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims
     assert widths(four, teacher_dims) == (13, 3)
     assert widths(student_dims, four, stage=1) == (5, 14)
     assert widths(student_dims, four, stage=4.0) == (2, 13)  # the student has two stages
-    with pytest.raises(UserError, match="stage is 0; expected 1"):
+    with pytest.raises(ValueError, match="stage is 0; expected 1"):
         Hint(four, four, stage=0)
 
 

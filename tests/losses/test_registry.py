@@ -33,6 +33,26 @@ def test_wrong_names_and_options_are_named(student_dims: FeatureDims, teacher_di
         build_losses({"ce": 1.0, "ss": 1.0}, student_dims, teacher_dims, {"SS": {"temperature": 0.05}})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, "temperature", 0.0) for name in ("kd", "decoupled", "dist", "logit_std", "crd", "ss")),
+        ("crd", "width", 0.5),
+        ("cc", "gamma", -1.0),
+        ("cc", "order", 0.0),
+        ("srd", "power", 1.0),
+        ("fitnet", "stage", 0.0),
+        ("fitnet_pooled", "stage", float("nan")),
+        ("reviewkd", "middle", 0.0),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(
+    name: str, option: str, value: float, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    with pytest.raises(UserError, match=rf"Loss '{name}': {option} is {value:g}; expected "):
+        build_losses({name: 1.0}, student_dims, teacher_dims, {name: {option: value}})
+
+
 def test_weights_of_a_method_with_changes() -> None:
     assert resolve_weights("plain", {}) == {"ce": 1.0}
     assert resolve_weights("dkd", {"da": 0.0, "ss": 2.5}) == {"ce": 1.0, "ss": 2.5}

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from scenedistill.errors import UserError
 from scenedistill.losses.review import Fusion, KnowledgeReview, context_distance
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -82,7 +81,7 @@ def test_a_coarser_level_reaches_the_finer_ones(output: MakeOutput, student_dims
 
 
 def test_its_width_is_checked(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
-    with pytest.raises(UserError, match="middle is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match="middle is 0; expected 1 or more"):
         KnowledgeReview(student_dims, teacher_dims, middle=0)
     narrow = KnowledgeReview(student_dims, teacher_dims, middle=2)
     assert sum(p.numel() for p in narrow.parameters()) < sum(

@@ -16,7 +16,7 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.student import build_student
-from scenedistill.training.best import BEST, Best, BestEpoch, read_best
+from scenedistill.training.best import BEST, Best, BestEpoch, _kept, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 
@@ -59,11 +59,14 @@ def test_killed_in_any_epoch_it_is_the_same(tiny_cache: SceneCache, mild: ViewCo
         folder = tmp_path / f"{epoch}"
         with pytest.raises(InterruptedError):
             train(tiny_cache, mild, folder, Killed(epoch))
+        kept = [found.epoch for found, _ in _kept(folder / BEST, "")]
+        assert not epoch or min(kept) <= epoch, "the best one so far, which the checkpoint counts with"
         if epoch == 1:
-            (file,) = (folder / BEST).iterdir()
-            file.write_bytes(b"cut")  # what a power cut may leave
+            for file in (folder / BEST).iterdir():
+                file.write_bytes(b"cut")  # what a power cut may leave
         train(tiny_cache, mild, folder)
         found = read_best(folder, "")
+        assert len(list((folder / BEST).iterdir())) <= 2
         if epoch == 1 and whole.epoch == 1:
             assert found.epoch > 1, "the first epoch's was lost"
         else:

@@ -9,15 +9,20 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.data.cache import SceneCache
+from scenedistill.data.splits import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.errors import UserError
 from scenedistill.models.files import weights_hash
 from scenedistill.models.student import build_student
-from scenedistill.training.fitting import _AtomicCheckpoints, count_devices
+from scenedistill.training.base import Diverged
+from scenedistill.training.fitting import _as_raised, _AtomicCheckpoints, count_devices
 from scenedistill.training.student import StudentTraining
 
 PLAIN, DKD = "table1_printed/plain", "table1_printed/dkd"
@@ -36,6 +41,10 @@ MOMENTS = {
     "at the end of its last epoch": ("open", f"{DKD}/{CHECKPOINT}.part", 2, "kill"),  # the second of this try
     "before the summary": ("rename", "summary.json", 1, "kill"),
 }
+
+
+#: What a training says of itself, however often it was killed.
+TOLD = ("seconds", "epochs", "images_per_second", "waits", "last_epoch")
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -142,8 +151,51 @@ def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path
     before = weights_hash(module.net)
     again = train(module)
     assert weights_hash(module.net) == before
-    assert again["seconds"] == record["seconds"]
+    assert {name: again[name] for name in TOLD} == {name: record[name] for name in TOLD}
     assert "epoch" not in again["said"]
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_one_of_several_processes_is_told_as_in_one(
+    tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
+) -> None:
+    teacher = str(tiny_run / "seed3" / "teacher" / "weights.safetensors")
+    options = [*tiny_options, "--teacher.checkpoint", teacher, "--machine.devices", "2", "--data.val_fraction", "0.25"]
+    command = ("distill", tiny_scenes, "--out", tmp_path / "out", *options)
+    ended = commands(*command, "--student.fit.lr", "1e30", "--student.fit.clip_norm", "0")
+    assert ended.code == 1 and "Traceback" not in ended.err, ended.err
+    assert "of the loss is not a finite number" in ended.err or "The weights are not finite" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_the_text_of_another_process_becomes_its_error_again() -> None:
+    def told(last: str) -> Exception:
+        text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call):\n  ...\n{last}\n"
+        return _as_raised(ProcessRaisedException(text, 1, 1))
+
+    lost = told("scenedistill.training.base.Diverged: Part kd of the loss\nis not finite.")
+    assert type(lost) is Diverged and str(lost) == "Part kd of the loss\nis not finite."
+    refused = told("scenedistill.errors.UserError: no room")
+    assert type(refused) is UserError and str(refused) == "no room"
+    full = told("OSError: [Errno 28] No space left on device: 'last.ckpt'")
+    assert isinstance(full, OSError) and full.errno == errno.ENOSPC
+    assert isinstance(told("KeyError: 'x'"), ProcessRaisedException)
+
+
+def test_too_few_validation_images_for_the_devices_are_refused(
+    train: Any, tiny_cache: SceneCache, mild: ViewConfig
+) -> None:
+    parts = np.zeros(64, np.int8)
+    parts[5] = 1  # one image validates
+    schedule = FitConfig(epochs=1, batch_size=16)
+    net = build_student("table1_printed", 4, image_size=32)
+    module = StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, mild, image_size=32, seed=0)
+    with pytest.raises(UserError, match=r"1 validation images cannot be shared out to 2 devices"):
+        train(
+            module,
+            split=assemble(tiny_cache.index, parts, None, None),
+            machine=MachineConfig(accelerator="cpu", devices=2, precision="fp32"),
+        )
 
 
 @pytest.mark.parametrize(

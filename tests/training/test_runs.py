@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scenedistill.errors import UserError
-from scenedistill.training.runs import Stage, file_hash, fingerprint, write_json
+from scenedistill.training.runs import Stage, fingerprint
 
 SETTINGS = {"seed": 0, "fit": {"epochs": 3, "lr": 0.1}, "classes": ["forêt", "river"]}
 
@@ -101,21 +101,6 @@ def test_waiting_for_another_process(tmp_path: Path) -> None:
     assert stage.record == {"oa": 1.0}
 
 
-def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "stage.json"
-    write_json(path, {"name": "forêt", "at": Path("a") / "b"})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "forêt", "at": "a/b"}
-
-    class Unwritable:
-        def __str__(self) -> str:
-            raise RuntimeError("no words")
-
-    with pytest.raises(RuntimeError, match="no words"):
-        write_json(path, {"name": Unwritable()})
-    assert json.loads(path.read_text(encoding="utf-8"))["name"] == "forêt"
-    assert [file.name for file in tmp_path.iterdir()] == ["stage.json"]
-
-
 def test_a_stage_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     first, second = Stage(tmp_path / "run" / "teacher", SETTINGS), Stage(tmp_path / "run" / "teacher", {"seed": 1})
     with first.held(), Stage(tmp_path / "run" / "student", SETTINGS).held():  # other stages are free
@@ -162,8 +147,3 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path: Path) -> None:
         pass
     with pytest.raises(RuntimeError, match="a mistake"), Stage(tmp_path / "teacher", SETTINGS).held():
         raise RuntimeError("a mistake")
-
-
-def test_the_hash_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea"  # FIPS 180-2's example

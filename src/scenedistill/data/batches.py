@@ -96,6 +96,14 @@ def image_id(path: str) -> int:
     return int.from_bytes(hashlib.sha256(unicodedata.normalize("NFC", path).encode()).digest()[:8], "big") >> 1
 
 
+def content_hash(part: ScenePart) -> str:
+    """16 hex digits over the pixels and the names of a part's images, in their order."""
+    digest = hashlib.sha256(np.ascontiguousarray(part.ids).data)
+    for batch in part.batches(512):
+        digest.update(batch.images.numpy().data)
+    return digest.hexdigest()[:16]
+
+
 class BatchOrder(Protocol):
     """Rows of each batch of an epoch."""
 

@@ -72,7 +72,12 @@ class SceneCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state["images"], Path):
-            state = {**state, "images": np.load(state["images"], mmap_mode="r")}
+            try:
+                state = {**state, "images": np.load(state["images"], mmap_mode="r")}
+            except FileNotFoundError as problem:
+                raise UserError(
+                    f"Another command has put other images into {state['folder']} meanwhile. Give this one again."
+                ) from problem
         self.__dict__.update(state)
 
 

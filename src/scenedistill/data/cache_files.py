@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 
 KIND = "scenedistill image cache"
@@ -89,12 +89,7 @@ def commit(
     sizes, times, rows = zip(*entries.values(), strict=True)
     manifest = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
     manifest |= {"path": list(entries), "bytes": sizes, "mtime_ns": times, "row": rows}
-    part = folder / "manifest.json.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / "manifest.json")
+    write_text(folder / "manifest.json", json.dumps(manifest))
 
 
 def array_in_use(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ import numpy as np
 from scenedistill.data.image_references import ImageFinder
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits import PARTS, Split, assemble
+from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 
 _PART_WORDS = {
@@ -55,12 +55,7 @@ def write_split(
         rows = sorted((index.paths[i], index.classes[index.labels[i]], part) for part, i in _members(split))
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several processes may write the same one
-        try:
-            part.write_text(text.getvalue(), encoding="utf-8", newline="")
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_text(target, text.getvalue())
         return [target]
     base = [p.rpartition("/")[2] for p in index.paths]
     twice = next((name for name, count in Counter(base).items() if count > 1), None)

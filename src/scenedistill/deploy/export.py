@@ -27,12 +27,12 @@ from scenedistill.deploy.program import write_program
 from scenedistill.deploy.quantise import quantise
 from scenedistill.deploy.run_images import RunImages, run_images
 from scenedistill.deploy.source import WEIGHTS, Training, find_training, of
+from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import resolve_precision
-from scenedistill.training.runs import write_json
 
 CPU = torch.device("cpu")
 NAMES: dict[Format, str] = {

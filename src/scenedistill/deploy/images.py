@@ -24,8 +24,8 @@ from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
+from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
-from scenedistill.training.runs import file_hash
 
 #: Batches that the network may lag behind the decoders.
 AHEAD = 2

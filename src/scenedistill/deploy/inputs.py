@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tifffile
+
 from scenedistill.data.scenes import _LITTER, IMAGE_SUFFIXES
 from scenedistill.errors import UserError
 
@@ -18,6 +20,8 @@ RASTER_PIXELS = 50_000_000
 PLAIN_SUFFIXES = IMAGE_SUFFIXES - {".tif", ".tiff"}
 #: A photograph of more than `RASTER_PIXELS` is at least this large, as a rule.
 LARGE_BYTES = 5_000_000
+#: The TIFF tag of a CRS, GeoKeyDirectory (OGC 19-008r4).
+GEO_KEYS = 34735
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,11 @@ def _is_raster(path: Path) -> bool:
     try:
         import rasterio
     except ImportError:
+        if _has_geokeys(path):
+            raise UserError(
+                f"{path} is a raster with a georeference: maps need `pip install 'scenedistill[use]'`. "
+                "`--raster false` takes it as one image."
+            ) from None
         return False
     try:
         with warnings.catch_warnings():
@@ -149,3 +158,12 @@ def _is_raster(path: Path) -> bool:
                 return placed or suffix not in IMAGE_SUFFIXES or raster.width * raster.height > RASTER_PIXELS
     except rasterio.errors.RasterioError:
         return False  # then it is read as an image, which says what is wrong
+
+
+def _has_geokeys(path: Path) -> bool:
+    """Whether a file is a TIFF that names its CRS, told without rasterio."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            return GEO_KEYS in file.pages.first.tags
+    except (OSError, tifffile.TiffFileError):
+        return False

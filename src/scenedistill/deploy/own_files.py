@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from scenedistill.training.runs import write_json
+from scenedistill.disk import write_json
 
 
 def replaced(folder: Path, command: str, written: Iterable[Path], *, keep: Iterable[str] = ()) -> Path:

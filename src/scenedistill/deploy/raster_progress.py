@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 
 PLAN, PROBABILITIES, CELLS, DONE = "plan.json", "probabilities.bin", "cells.bin", "done.bin"
@@ -72,7 +73,7 @@ class RasterProgress:
                 "Give the same again to go on with it, or --restart true to begin anew."
             )
         elif known != wanted:
-            _write_plan(folder, wanted)
+            write_json(folder / PLAN, wanted)
         return cls(folder, windows, classes, cells)
 
     @property
@@ -148,16 +149,10 @@ def _make(folder: Path, plan: Mapping[str, Any], sizes: Mapping[str, int]) -> No
                     file.truncate(size)
                 else:
                     _write_zeros(file, size)
-        _write_plan(folder, plan)
+        write_json(folder / PLAN, plan)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    part = folder / f"{PLAN}.part"
-    part.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / PLAN)
 
 
 def _holds(known: Any, wanted: Any) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
-from scenedistill.training.runs import ASIDE, RECORD, read_json
+from scenedistill.training.runs import ASIDE, RECORD
 
 WEIGHTS = "weights.safetensors"
 ENDINGS = (".safetensors", ".onnx", ".pt2")

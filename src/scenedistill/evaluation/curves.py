@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
 from scenedistill.training.gradients import PULL
-from scenedistill.training.runs import RECORD, read_json, title_of
+from scenedistill.training.runs import RECORD, title_of
 
 DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
 IDLE = 0.02  # share below which a part has none

@@ -12,6 +12,7 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
+from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import SceneMetrics, scene_metrics
@@ -19,7 +20,6 @@ from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.precision import compute_device, resolve_precision
-from scenedistill.training.runs import write_json
 
 
 def evaluate(

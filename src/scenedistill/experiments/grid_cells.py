@@ -11,9 +11,9 @@ from rich.console import Console
 from scenedistill.config import StudentConfig
 from scenedistill.data.splits import Split
 from scenedistill.experiments.grid_config import GridConfig, needs_teacher, student_of
-from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
-from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import kept_views, student_stage, train_students
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
@@ -148,7 +148,7 @@ def open_lab(
 def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, factor: float = 1.0) -> Stage:
     """A cell's stage as `train_teacher` and `train_students` make it, to be looked at without holding it."""
     if cell.student is None:
-        return lab.stage(out / cell.folder, cell.seed, split, {"teacher": plain(lab.config.teacher)})
+        return lab.stage(out / cell.folder, cell.seed, split, teacher_settings(lab.config.teacher))
     student = cell_student(config, cell, factor)
     teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
     return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from scenedistill.disk import read_json, write_json
 from scenedistill.experiments.grid_cells import Board, plan, trials
 from scenedistill.experiments.grid_config import GridConfig, student_of
 from scenedistill.experiments.pairs import pairs_lines, pairs_table
@@ -17,7 +18,6 @@ from scenedistill.experiments.results import Result, to_json
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.tuning import FILE, Choice, write_choices
 from scenedistill.losses.registry import LOSSES, resolve_weights
-from scenedistill.training.runs import read_json, write_json
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 #: How a loss differs from its paper's, for the record; its class says more.

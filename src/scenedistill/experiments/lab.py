@@ -8,17 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
 from scenedistill.config import RunConfig
+from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
+from scenedistill.disk import read_json, write_json
 from scenedistill.errors import UserError
 from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
@@ -120,9 +123,25 @@ class Lab:
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             write_split(split, self.cache.index, folder / "split.csv")
+            self._check_images(split, folder / "images.json")
         sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
         self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
         return split
+
+    def _check_images(self, split: Split, path: Path) -> None:
+        """Say so when what is done was made from images of the same names and other content."""
+        rows = np.concatenate([split.train, split.val, split.test])
+        settings = self.config.data
+        name = f"{split.hash}, {settings.stored_size} pixels, {settings.bands} bands"
+        known, found = read_json(path), content_hash(ScenePart(self.cache, rows))
+        if known.get(name, found) != found:
+            self.console.print(
+                f"  these are not the images that {path.parent} was begun with (changed files, or another decoder); "
+                "what is done stays as it was: to have all of it anew, give another run folder with --out",
+                markup=False,
+            )
+        if name not in known:
+            write_json(path, {**known, name: found})
 
     def stage(self, folder: Path, seed: int, split: Split, settings: Mapping[str, Any]) -> Stage:
         """A stage whose fingerprint covers all that its outcome depends on."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import Scalar, tidy
-from scenedistill.training.runs import write_json
 
 Record = TypeVar("Record")
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 
 Scalar = str | int | float | bool | None
@@ -76,12 +77,7 @@ def write_result(result: Result, path: Path) -> Path:
     from_json(record, path)  # nothing is written that could not be read
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)  # there only when something went wrong
+    write_text(path, text)
     return path
 
 

@@ -107,6 +107,19 @@ def check_settings(config: RunConfig) -> None:
     low, high = config.views.scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--views.scale is a share of the image, 0 < smallest <= largest <= 1; found [{low}, {high}].")
+    low, high = config.views.ratio
+    if not 0 < low <= high:
+        raise UserError(f"--views.ratio is width : height, 0 < smallest <= largest; found [{low}, {high}].")
+    for name in ("brightness", "contrast", "saturation", "erasing"):
+        if not 0 <= (share := getattr(config.views, name)) <= 1:
+            raise UserError(f"--views.{name} is {share}; expected 0 to 1.")
+    if config.student.knowledge_views < 0:
+        raise UserError(
+            f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
+            "the teacher anew in every epoch."
+        )
+    if config.student.fit.label_smoothing:
+        raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)
     for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):

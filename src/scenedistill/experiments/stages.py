@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from scenedistill.config import TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
+from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
@@ -25,14 +27,14 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
-from scenedistill.training.runs import Stage, file_hash
+from scenedistill.training.runs import Stage
 from scenedistill.training.teacher import TeacherTraining
 
 
 def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
     """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names."""
     config = lab.config.teacher
-    stage = lab.stage(folder, seed, split, {"teacher": plain(config)})
+    stage = lab.stage(folder, seed, split, teacher_settings(config))
     with lab.hold(stage):
         done = lab.done(stage)
         if config.checkpoint:
@@ -46,6 +48,11 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
                 "that one. Give another run folder with --out."
             )
         return stage
+
+
+def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
+    """What the outcome of a teacher's training depends on: not on how good it has to be."""
+    return {"teacher": plain(replace(config, min_oa=None))}
 
 
 def _start_hash(config: TeacherConfig) -> str | None:

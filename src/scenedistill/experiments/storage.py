@@ -12,9 +12,9 @@ from rich.table import Table
 
 from scenedistill.data.cache import cache_home
 from scenedistill.data.cache_files import KIND, remove_arrays
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.training.knowledge_store import ABOUT, VIEW, size_text
-from scenedistill.training.runs import read_json
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from scenedistill.disk import write_json
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row, hardware, to_json, versions
 from scenedistill.experiments.tables import cells, result_table
-from scenedistill.training.runs import write_json
 
 SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.records import machine_text
-from scenedistill.training.runs import write_json
 
 KIND = "use"
 

@@ -93,6 +93,19 @@ class CrossEntropy(DistillationLoss):
         return nn.functional.cross_entropy(student.logits, labels)
 
 
+def require(least: float, *, above: bool = False, **options: float) -> None:
+    """See that options of a loss are `least` or more, or above it.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in options.items():
+        if not (value > least if above else value >= least):
+            raise ValueError(
+                f"{name} is {value:g}; expected {f'more than {least:g}' if above else f'{least:g} or more'}"
+            )
+
+
 def _exact(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 

@@ -23,7 +23,7 @@ class DualAttentionLoss(DistillationLoss):
 
     Args:
         student: widths of the student.
-        teacher: widths of the teacher, with as many stages.
+        teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
         energy: weight of the energy maps.
         channel: weight of the channel descriptors.
         gates: weight of the spatial gates.

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.errors import UserError
-from scenedistill.losses.base import DistillationLoss, Norm
+from scenedistill.losses.base import DistillationLoss, Norm, require
 from scenedistill.losses.dual_attention import map_distance
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -33,15 +32,14 @@ class Hint(DistillationLoss):
             stages gives its finest.
 
     Raises:
-        UserError: the stage is below 1.
+        ValueError: the stage is below 1.
     """
 
     needs_features = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, stage: float = 2) -> None:
         super().__init__(student, teacher)
-        if stage < 1:
-            raise UserError(f"Loss 'fitnet': stage is {stage:g}; expected 1 (the coarsest stage) or more.")
+        require(1, stage=stage)
         self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
         ours, theirs = student.stages[self.stage], teacher.stages[self.stage]
         self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), Norm(theirs))
@@ -129,6 +127,7 @@ class SimpleRecipe(DistillationLoss):
         power: float = 4.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(1, above=True, power=power)
         self.features, self.logits, self.power = features, logits, power
         # none without the part that trains it: DDP wants a gradient for every parameter
         self.projector = nn.Linear(student.embedding, teacher.embedding, bias=False) if features else nn.Identity()

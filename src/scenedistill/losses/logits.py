@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.base import DistillationLoss, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
@@ -24,6 +24,7 @@ class SoftLogits(DistillationLoss):
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 4.0) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, temperature=temperature)
         self.temperature = temperature
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ class Decoupled(DistillationLoss):
         rest: float = 8.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, temperature=temperature)
         self.temperature, self.target, self.rest = temperature, target, rest
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -104,6 +106,7 @@ class StrongerTeacher(DistillationLoss):
         intra: float = 1.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, temperature=temperature)
         self.temperature, self.inter, self.intra = temperature, inter, intra
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -133,6 +136,7 @@ class StandardisedLogits(DistillationLoss):
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 2.0) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, temperature=temperature)
         self.temperature = temperature
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:

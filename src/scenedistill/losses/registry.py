@@ -85,7 +85,8 @@ def build_losses(
         options: keyword settings of single losses.
 
     Raises:
-        UserError: nobody knows a name or an option, or options are given for a loss that is not wanted.
+        UserError: nobody knows a name or an option, an option is out of its range, or options are given for a loss
+            that is not wanted.
     """
     _check_names(names)
     unused = [name for name in options or {} if name not in names]
@@ -98,6 +99,8 @@ def build_losses(
         except TypeError as problem:
             known = list(inspect.signature(LOSSES[name]).parameters)[2:]
             raise UserError(f"Loss '{name}': {problem}. Its options: {', '.join(known) or 'none'}.") from problem
+        except ValueError as problem:
+            raise UserError(f"Loss '{name}': {problem}.") from problem
     return nn.ModuleDict(built)
 
 

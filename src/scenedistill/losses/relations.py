@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.base import DistillationLoss, require
 from scenedistill.losses.spatial_structure import angle_structure, distance_structure
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -70,6 +70,8 @@ class CorrelationCongruence(DistillationLoss):
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, gamma: float = 0.4, order: float = 2) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, gamma=gamma)
+        require(1, order=order)
         self.gamma, self.order = gamma, int(order)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -91,7 +93,8 @@ class RelationalKnowledge(DistillationLoss):
 
     Traps: the distances are averaged over the `B (B - 1) / 2` pairs of different images, the authors' code also counts
     each image's zero distance to itself, which makes its loss smaller by `(B - 1) / B`. That code gives the features
-    unit length first and the field's common codebases do not, nor is it done here. The angles take `B^2 D` numbers.
+    unit length first and the field's common codebases do not, nor is it done here. The angles take `B^2 D` numbers
+    and `B^3` cosines.
 
     Args:
         student: widths of the student.
@@ -146,6 +149,8 @@ class ContrastiveRepresentation(DistillationLoss):
         self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 0.07, width: float = 128
     ) -> None:
         super().__init__(student, teacher)
+        require(0, above=True, temperature=temperature)
+        require(1, width=width)
         self.temperature = temperature
         self.student_head = nn.Linear(student.embedding, int(width))
         self.teacher_head = nn.Linear(teacher.embedding, int(width))

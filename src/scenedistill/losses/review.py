@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.errors import UserError
-from scenedistill.losses.base import DistillationLoss, Norm
+from scenedistill.losses.base import DistillationLoss, Norm, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 #: Sides of the grids that maps are averaged to beside their full size; each counts half as much as the one before.
@@ -35,15 +34,14 @@ class KnowledgeReview(DistillationLoss):
         middle: width of the fusions, at most that of the student's embedding; the authors have 512.
 
     Raises:
-        UserError: middle is below 1.
+        ValueError: middle is below 1.
     """
 
     needs_features = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, middle: float = 512) -> None:
         super().__init__(student, teacher)
-        if middle < 1:
-            raise UserError(f"Loss 'reviewkd': middle is {middle:g}; expected 1 or more.")
+        require(1, middle=middle)
         self.shared = min(len(student.stages), len(teacher.stages))
         width = min(int(middle), student.embedding)
         ours, theirs = ((*dims.stages[-self.shared :], dims.embedding) for dims in (student, teacher))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, TeacherStatistics
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
@@ -50,6 +50,7 @@ class SpatialStructureLoss(DistillationLoss):
     ) -> None:
         super().__init__(student, teacher)
         self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
+        require(0, above=True, temperature=temperature)
         self.temperature = temperature
         width = teacher.embedding
         self.head = nn.Sequential()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
 from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
@@ -44,10 +45,8 @@ class NetCard:
 def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
     """Write a network's tensors and card, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    part = path.with_name(path.name + ".part")
-    # not save_file, which makes a file that only its owner may read
-    part.write_bytes(save(tensors, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}))
-    part.replace(path)
+    with whole_file(path) as file:  # not save_file, which makes a file that only its owner may read
+        file.write(save(tensors, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}))
 
 
 def load_net(path: Path) -> tuple[SceneNet, NetCard]:

@@ -93,8 +93,8 @@ class SceneTraining(L.LightningModule):
         """Log the parts of the loss and the OA on the training views, the names behind a prefix."""
         oa = (logits.detach().argmax(1) == labels).float().mean()
         several = self.trainer.world_size > 1
-        self._check_finite({f"{prefix}{name}": part.detach() for name, part in parts.items()})
         values = {f"{prefix}{name}": part.detach() for name, part in parts.items()}
+        self._check_finite(values)
         self.log_dict(
             {**values, f"{prefix}train_oa": oa},
             prog_bar=True,

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from scenedistill.disk import whole_file
 from scenedistill.training.base import SceneTraining
-from scenedistill.training.runs import whole_file
 
 BEST = "best"
 
@@ -56,27 +56,40 @@ class BestEpoch(Callback):
         if not trainer.is_global_zero:
             return
         for prefix, net in pl_module.networks().items():
-            path, oa = _path(self.folder, prefix), float(trainer.callback_metrics[f"{prefix}val_oa"])
-            kept = _facts(path)
-            if kept is None or oa > kept.val_oa:
+            oa, epoch = float(trainer.callback_metrics[f"{prefix}val_oa"]), trainer.current_epoch + 1
+            kept = _kept(self.folder, prefix)
+            if not kept or oa > kept[0][0].val_oa:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-                facts = {"epoch": str(trainer.current_epoch + 1), "val_oa": repr(oa)}
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with whole_file(path) as file:
-                    file.write(save(tensors, metadata=facts))
+                with whole_file(self.folder / f"{_stem(prefix)}@{epoch}.safetensors") as file:
+                    file.write(save(tensors, metadata={"epoch": str(epoch), "val_oa": repr(oa)}))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The checkpoint of the epoch before is written: what is no longer the best may go."""
+        assert isinstance(pl_module, SceneTraining)
+        for prefix in pl_module.networks() if trainer.is_global_zero else ():
+            for _, path in _kept(self.folder, prefix)[1:]:
+                path.unlink()
 
 
 def read_best(folder: Path, prefix: str) -> Best:
     """What a finished training in a folder has kept of the network with a prefix."""
-    path = _path(folder / BEST, prefix)
-    kept = _facts(path)
-    assert kept is not None, f"{path} is missing or damaged"
+    kept = _kept(folder / BEST, prefix)
+    assert kept, f"{folder / BEST} holds no best epoch of '{prefix}', or a damaged one"
+    best, path = kept[0]
     with safe_open(path, "pt") as file:
-        return kept._replace(tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return best._replace(tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
-def _path(folder: Path, prefix: str) -> Path:
-    return folder / f"{prefix.strip().replace(' ', '-') or 'net'}.safetensors"
+def _stem(prefix: str) -> str:
+    return prefix.strip().replace(" ", "-") or "net"
+
+
+def _kept(folder: Path, prefix: str) -> list[tuple[Best, Path]]:
+    """What there is of a network, without the tensors; the best first."""
+    own = (path for path in folder.glob("*.safetensors") if path.name.rpartition("@")[0] == _stem(prefix))
+    found = [(facts, path) for path in own if (facts := _facts(path))]
+    return sorted(found, key=lambda one: -one[0].val_oa)
 
 
 def _facts(path: Path) -> Best | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -19,13 +21,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
+from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
 from scenedistill.precision import compute_device, resolve_precision
-from scenedistill.training.base import SceneTraining
-from scenedistill.training.runs import whole_file
+from scenedistill.training.base import Diverged, SceneTraining
 
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -56,6 +59,9 @@ def fit(
 
     Returns:
         Wall seconds of training, epochs, images per second, peak memory and the last metrics.
+
+    Raises:
+        UserError: something the user can mend; of several processes it is that of the first one that failed.
     """
     _quiet()
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -94,10 +100,15 @@ def fit(
         inference_mode=False,
         benchmark=True,  # one size of images: the fastest algorithm is looked for once
     )
+    devices = trainer.num_devices * trainer.num_nodes
+    if 0 < len(data.validation) < devices:
+        raise UserError(
+            f"{len(data.validation)} validation images cannot be shared out to {devices} devices. Take more of them "
+            "(--data.val_fraction), none, or fewer devices."
+        )
     module.to(memory_format=torch.channels_last)
     module.compiled = machine.compile
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    _forget_peak_memory()
     answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
@@ -106,8 +117,13 @@ def fit(
             raise
         signal.signal(signal.SIGINT, answer)
         raise KeyboardInterrupt from leaving
+    except ProcessRaisedException as problem:
+        raise _as_raised(problem) from problem
+    if not trainer.callback_metrics:  # nothing was left to do: killed between its last checkpoint and its end
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        clock.load_state_dict(state["callbacks"][clock.state_key])
     images = len(batches) * batches.batch_sampler.batch_size * module.fit.epochs
-    metrics = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: round(float(value), 5) for name, value in (trainer.callback_metrics or clock.last).items()}
     seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
     return {
         "seconds": round(seconds, 1),
@@ -118,6 +134,17 @@ def fit(
         "peak_memory_mib": peak_memory(),
         "precision": resolve_precision(machine.precision, compute_device(machine.accelerator)),
     }
+
+
+def _as_raised(problem: ProcessRaisedException) -> Exception:
+    """What went wrong in one of several processes, of which only the text comes back, as if there were but this one."""
+    text = str(problem)
+    for kind in (Diverged, UserError):
+        if told := re.search(rf"^{re.escape(f'{kind.__module__}.{kind.__qualname__}')}: (.*)", text, re.M | re.S):
+            return kind(told[1].strip())
+    if told := re.search(r"^OSError: \[Errno (\d+)\] (.*)", text, re.M):
+        return OSError(int(told[1]), told[2])
+    return problem
 
 
 def _is_wait(name: str) -> bool:
@@ -157,8 +184,16 @@ def _place(machine: MachineConfig) -> dict[str, Any]:
     }
 
 
+def _forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system has a way."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux's word for it
+
+
 def peak_memory() -> int:
-    """Largest memory in MiB that the process has held so far: of the GPU where there is one, else of the system."""
+    """Largest memory in MiB that this process has held so far: of the GPU where there is one, else of the system."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     if sys.platform == "win32":
@@ -176,6 +211,7 @@ class _Clock(Callback):
         self.title, self.console = title, console
         self.seconds = 0.0
         self.spent: dict[str, float] = {}  # of those, on each of the things a training may wait for
+        self.last: dict[str, float] = {}  # metrics of the last epoch
         self._start = time.monotonic()
         self._before: dict[str, float] = {}
 
@@ -194,8 +230,9 @@ class _Clock(Callback):
             line = self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed)
             shares = "  ".join(f"{what} {seconds / elapsed:.1%}" for what, seconds in spent.items())
             self.console.print(f"{line}  time: {shares}", markup=False)
-        pl_module.log("seconds", self.seconds)
-        pl_module.log_dict({f"{what}_seconds": seconds for what, seconds in self.spent.items()})
+        own = {"seconds": self.seconds, **{f"{what}_seconds": seconds for what, seconds in self.spent.items()}}
+        self.last = {**{name: float(value) for name, value in trainer.callback_metrics.items()}, **own}
+        pl_module.log_dict(own)
 
     def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
         """What an epoch did, in one line."""
@@ -217,10 +254,11 @@ class _Clock(Callback):
         _quiet()  # this is the other process, which has not heard of it
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "spent": self.spent}
+        return {"seconds": self.seconds, "spent": self.spent, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.spent = state_dict["seconds"], state_dict.get("spent", {})
+        self.last = state_dict.get("last", {})
 
 
 def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.data.batches import SceneBatch, ScenePart
+from scenedistill.data.batches import SceneBatch, ScenePart, content_hash
 from scenedistill.data.cache import cache_home
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.losses.base import TeacherStatistics
@@ -71,7 +69,7 @@ class Knowledge:
         if views:
             settings = {
                 "teacher": weights_hash(teacher),
-                "images": _content_hash(part),
+                "images": content_hash(part),
                 "views": asdict(config),
                 "image_size": image_size,
                 "seed": seed,
@@ -206,11 +204,3 @@ class Knowledge:
 def knowledge_home() -> Path:
     """Where knowledge is kept when no other folder is given."""
     return cache_home() / "knowledge"
-
-
-def _content_hash(part: ScenePart) -> str:
-    """16 hex digits over the pixels and the names of a part's images, in their order."""
-    digest = hashlib.sha256(np.ascontiguousarray(part.ids).data)
-    for batch in part.batches(BATCH):
-        digest.update(batch.images.numpy().data)
-    return digest.hexdigest()[:16]

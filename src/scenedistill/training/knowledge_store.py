@@ -117,7 +117,9 @@ class KnowledgeStore:
             return None
         try:
             rows = np.load(file, mmap_mode="c")  # copy-on-write: torch wants memory it might write to
-        except (OSError, ValueError):
+        except OSError:  # no right to read it, too many open files, just replaced: that is no damage
+            return None
+        except (ValueError, EOFError):
             rows = np.zeros((0, 0), np.uint8)
         whole = rows.shape == (self.images, packing.row_bytes) and rows.dtype == np.uint8
         if whole and (file.name in self._verified or _checksum(rows) in file.name):
@@ -164,8 +166,9 @@ class KnowledgeStore:
         asked = missing * self.images * packing.row_bytes
         self._make()
         for part in self.folder.glob("*.part"):  # of runs that were killed while they wrote
-            if time.time() - part.stat().st_mtime > 3600:
-                part.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # or of one that writes at this moment
+                if time.time() - part.stat().st_mtime > 3600:
+                    part.unlink()
         free = shutil.disk_usage(self.folder).free
         if asked and asked + SPARE_BYTES > free:
             raise UserError(

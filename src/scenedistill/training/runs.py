@@ -9,13 +9,13 @@ import json
 import os
 import platform
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from scenedistill.disk import read_json, write_json
 from scenedistill.errors import UserError
 
 RECORD = "stage.json"
@@ -134,48 +134,10 @@ def _read(folder: Path) -> dict[str, Any]:
     return read_json(folder / RECORD)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds by name; nothing where there is no such file, or none with names."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """16 hex digits over plain JSON values, whatever the order of their keys."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """16 hex digits over the content of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is on the disk: a kill, a power cut or a full disk leaves
-    what was there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def title_of(folder: Path) -> str:

@@ -19,7 +19,8 @@ class TogetherTraining(Distillation):
 
     For a grid of ablations without kept knowledge, where the teacher's pass is most of the work. The students have
     nothing in common but the batches: parameters, losses and the norm at which gradients are clipped are their own.
-    (A student that draws random numbers in its forward pass, as dropout does, draws others than alone.)
+    (A student that draws random numbers in its forward pass, as dropout does, draws others than alone; and in fp16 all
+    skip a step in which the gradients of one of them overflow.)
 
     Args:
         students: by name; with the same views, seed, image size, schedule and knowledge.
@@ -68,6 +69,9 @@ class TogetherTraining(Distillation):
         """Those of each student."""
         own = [set(student.parameters()) for _, student in self._each()]
         return [[parameter for parameter in trained if parameter in mine] for mine in own]
+
+    def _advice(self) -> str:
+        return f"{super()._advice()} Trained alone (--side_by_side false), the other students go on."
 
     def _each(self) -> Iterator[tuple[str, StudentTraining]]:
         return zip(self.names, cast(Iterable[StudentTraining], self.students), strict=True)

@@ -15,10 +15,11 @@ import numpy as np
 import yaml
 
 from scenedistill.data.splits import nfc
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
 from scenedistill.evaluation.report.selection import of_grid, of_one_setting
-from scenedistill.training.runs import ASIDE, RECORD, read_json
+from scenedistill.training.runs import ASIDE, RECORD
 
 _SEED = re.compile(r"seed(\d+)")
 TEACHER, PLAIN = "teacher", "plain"

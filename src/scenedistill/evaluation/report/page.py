@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from scenedistill import __version__
+from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 from scenedistill.evaluation.report import closely, overview
 from scenedistill.evaluation.report.blocks import Section
@@ -105,9 +106,7 @@ def write_report(
         say("figures for a paper")
         write_figures(focus, roots[focus.cell.key], seen, Path(figures), ending)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(target)
+    write_text(target, text)
     return target
 
 
