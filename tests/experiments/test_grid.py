@@ -46,6 +46,7 @@ from scenedistill.experiments.grid_table import Display, Progress, epochs_of, pr
 from scenedistill.experiments.grid_time import duration
 from scenedistill.experiments.results import read_result
 from scenedistill.experiments.run import run
+from scenedistill.losses.registry import resolve_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = "table1_printed"
@@ -682,7 +683,7 @@ def test_a_wrong_name_in_the_file_gets_a_hint(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["table2_aid20", "table4_aid20"])
+@pytest.mark.parametrize("name", ["table2_aid20", "table4_aid20", "dkd_plus_search"])
 def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
     config = grid_config(parser().parse_args([str(ROOT / "configs" / f"{name}.yaml")]))
     wanted = {
@@ -704,10 +705,29 @@ def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
             "reviewkd",
             "kd_no_da",
             "dkd",
+            "dkd_plus",
+        ],
+        "dkd_plus_search": [
+            "plain",
+            "da_decoupled",
+            "ten_decoupled",
+            "plus_decoupled",
+            "ten",
+            "ten_kd",
+            "ss_decoupled",
+            "ten_std",
+            "plus_kd",
         ],
     }[name]
     assert list(config.methods) == wanted and config.blocks() == {"AID-20": ("AID", 0.2)}
-    assert student_of(config, "table1_resnet", "dkd") == dataclasses.replace(config.base.student)
+    if "dkd" in wanted:
+        assert student_of(config, "table1_resnet", "dkd") == config.base.student
+    else:
+        chosen = student_of(config, "table1_resnet", "plus_kd")
+        assert (
+            resolve_weights(chosen.method, chosen.losses) == resolve_weights("dkd_plus", {})
+            and not chosen.dual_attention
+        )
     assert (config.base.image_size, config.base.data.stored_size, config.base.teacher.name) == (64, 80, "densenet169")
 
 
