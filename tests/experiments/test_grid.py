@@ -724,10 +724,8 @@ def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
         assert student_of(config, "table1_resnet", "dkd") == config.base.student
     else:
         chosen = student_of(config, "table1_resnet", "plus_kd")
-        assert (
-            resolve_weights(chosen.method, chosen.losses) == resolve_weights("dkd_plus", {})
-            and not chosen.dual_attention
-        )
+        assert not chosen.dual_attention
+        assert resolve_weights(chosen.method, chosen.losses) == resolve_weights("dkd_plus", {})
     assert (config.base.image_size, config.base.data.stored_size, config.base.teacher.name) == (64, 80, "densenet169")
 
 
