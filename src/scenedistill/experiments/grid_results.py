@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scenedistill.disk import read_json, write_json
-from scenedistill.experiments.grid_cells import Board, plan, trials
+from scenedistill.experiments.grid_cells import Board, Cell, plan, trials
 from scenedistill.experiments.grid_config import GridConfig, student_of
 from scenedistill.experiments.pairs import pairs_lines, pairs_table
 from scenedistill.experiments.published import published_table
@@ -37,7 +37,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
     config = board.config
     cells = [cell for cell in plan(config) if not cell.tuning and board.done(cell)]
     choices = keep_choices(board, home)
-    notes = f"{_tuning_note(config, choices)} {_differences(config)}".strip()
+    notes = f"{_tuning_note(config, choices)} {_differences(config, cells)}".strip()
     results, sections = {}, []
     for block in config.blocks():
         own = [cell for cell in cells if cell.block == block]
@@ -92,9 +92,10 @@ def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
     return note
 
 
-def _differences(config: GridConfig) -> str:
-    """Which losses are not quite those of their papers, or train on other views than the rest; "" where none is."""
-    students = [student_of(config, student, label) for student in config.students for label in config.methods]
+def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
+    """Which losses of these cells are not quite those of their papers, or train on other views than the rest; "" where
+    none is."""
+    students = [student_of(config, cell.student, cell.label) for cell in cells if cell.student]
     used = {name for student in students for name in resolve_weights(student.method, student.losses)}
     told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
     notes = [f"Not as in their papers: {'; '.join(told)}."] if told else []
