@@ -279,7 +279,7 @@ NAMES = {
     "a teacher": (["--teacher.name", "resnet110"], "Did you mean resnet10t or resnet101"),
     "a student": (["--student.name", "table1_resent"], "Did you mean table1_resnet"),
     "a loss": (["--student.losses", "{sss: 1}"], "No loss is called sss. There are: ce, da, ss, at, "),
-    "a method": (["--student.method", "ddk"], "No method is called 'ddk'. There are: plain, dkd, at, "),
+    "a method": (["--student.method", "ddk"], "No method is called 'ddk'. There are: plain, dkd, dkd_plus, at, "),
 }
 
 

@@ -280,7 +280,12 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
 def _quiet() -> None:
     """Lightning's greetings and hints off: they speak to its developers, not to ours."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+        "torch.multiprocessing",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\..* is deprecated")
