@@ -279,7 +279,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
 
 def _quiet() -> None:
-    """Lightning's greetings and hints off: they speak to its developers, not to ours."""
+    """Lightning's and torch's greetings and hints off: they speak to their developers, not to ours."""
     for name in (
         "lightning.pytorch",
         "lightning.fabric",
