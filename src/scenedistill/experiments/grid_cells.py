@@ -176,6 +176,7 @@ def do_cells(
     first, _ = cells[0]
     lab = open_lab(config, out, first.block, first.tuning, console, threads)
     split = lab.split(first.seed)
+    lab.check_images(first.seed, split)
     if first.student is None:
         stages = [train_teacher(lab, first.seed, split, out / first.folder)]
     else:

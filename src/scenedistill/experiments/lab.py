@@ -123,13 +123,15 @@ class Lab:
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             write_split(split, self.cache.index, folder / "split.csv")
-            self._check_images(split, folder / "images.json")
         sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
         self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
         return split
 
-    def _check_images(self, split: Split, path: Path) -> None:
-        """Say so when what is done was made from images of the same names and other content."""
+    def check_images(self, seed: int, split: Split) -> None:
+        """Say so when what is done of a seed was made from images of the same names and other content."""
+        if not self.lead:
+            return
+        path = self.out / f"seed{seed}" / "images.json"
         rows = np.concatenate([split.train, split.val, split.test])
         settings = self.config.data
         name = f"{split.hash}, {settings.stored_size} pixels, {settings.bands} bands"

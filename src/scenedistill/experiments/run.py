@@ -63,6 +63,7 @@ def run(
     splits: dict[str, str] = {}
     for seed in config.seeds:
         split = lab.split(seed)
+        lab.check_images(seed, split)
         splits[str(seed)] = split.hash
         folder = lab.out / f"seed{seed}"
         teacher = None
