@@ -33,7 +33,7 @@ from scenedistill.training.runs import Stage
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 
 #: Files in the folder of a finished training: the network after its last epoch, and after its best one where asked for.
 WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"

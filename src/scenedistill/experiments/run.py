@@ -119,6 +119,13 @@ def check_settings(config: RunConfig) -> None:
             f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
             "the teacher anew in every epoch."
         )
+    if not 0 <= config.student.mixup <= 1:
+        raise UserError(f"--student.mixup is {config.student.mixup}; expected a share of the images, 0 to 1.")
+    if config.teacher.ask_size is not None and not 1 <= config.teacher.ask_size <= config.data.stored_size:
+        raise UserError(
+            f"--teacher.ask_size is {config.teacher.ask_size}; expected up to the {config.data.stored_size} pixels at "
+            "which the images are stored (--data.stored_size)."
+        )
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)

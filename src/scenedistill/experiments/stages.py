@@ -51,8 +51,11 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
 
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
-    """What the outcome of a teacher's training depends on: not on how good it has to be."""
-    return {"teacher": plain(replace(config, min_oa=None))}
+    """What the outcome of a teacher's training depends on: not on how good it has to be, or how it is asked."""
+    settings = plain(replace(config, min_oa=None))
+    for name in ("ask_size", "symmetries", "also"):
+        del settings[name]
+    return {"teacher": settings}
 
 
 def _start_hash(config: TeacherConfig) -> str | None:
