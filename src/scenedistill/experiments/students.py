@@ -57,6 +57,7 @@ def student_stage(
     settings: dict[str, Any] = {"student": plain(config)}
     if teacher:
         settings["teacher"] = teacher.fingerprint
+        settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
