@@ -25,6 +25,11 @@ class DataConfig:
             not given.
         on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
         workers: threads or processes that decode; all cores when not given.
+        unlabelled: folders of images in any layout, single images, or rasters, from which the distilled student learns
+            without labels; copies of validation and test images are found and left out.
+        unlabelled_tile: side in pixels of the tiles that rasters are cut into; when not given, no file is a raster.
+        unlabelled_share: share of a training batch that has no labels, in (0, 1).
+        transductive: keep the copies of validation and test images (without their labels); results then say so.
     """
 
     train_ratio: float = 0.2
@@ -35,6 +40,10 @@ class DataConfig:
     cache_dir: Path | None = None
     on_bad: Literal["stop", "skip"] = "stop"
     workers: int | None = None
+    unlabelled: list[Path] = field(default_factory=list)
+    unlabelled_tile: int | None = None
+    unlabelled_share: float = 0.5
+    transductive: bool = False
 
 
 @dataclass

@@ -94,6 +94,11 @@ class ScenePart:
         )
 
     @property
+    def bands(self) -> int:
+        """Bands of each image."""
+        return self.cache.bands
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of all images."""
         return int(self.cache.images[:1].nbytes * len(self))
@@ -104,6 +109,13 @@ class ScenePart:
         for start in range(0, len(rows), batch_size):
             yield self.fetch(rows[start : start + batch_size])
 
+    def content_hash(self) -> str:
+        """16 hex digits over the pixels and the names of the images, in their order."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.ids).data)
+        for batch in self.batches(512):
+            digest.update(batch.images.numpy().data)
+        return digest.hexdigest()[:16]
+
 
 def image_id(path: str) -> int:
     """A 63-bit number that names an image by its relative path, whatever else is in the folder, and whether the system
@@ -113,10 +125,7 @@ def image_id(path: str) -> int:
 
 def content_hash(part: ScenePart) -> str:
     """16 hex digits over the pixels and the names of a part's images, in their order."""
-    digest = hashlib.sha256(np.ascontiguousarray(part.ids).data)
-    for batch in part.batches(512):
-        digest.update(batch.images.numpy().data)
-    return digest.hexdigest()[:16]
+    return part.content_hash()
 
 
 class Rows(Protocol):

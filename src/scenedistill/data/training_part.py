@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.data.batches import SceneBatch, ScenePart, content_hash
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view, uniform
 
 #: Told to the generator of random numbers in place of an epoch, beyond any, so that mixing draws numbers of its own.
@@ -57,7 +57,7 @@ class TrainingPart:
     def content_hash(self) -> str:
         """16 hex digits over names and pixels of all images, in their order."""
         parts = (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
-        return "-".join(content_hash(part) for part in parts)
+        return "-".join(part.content_hash() for part in parts)
 
     @property
     def some_without_label(self) -> bool:
@@ -116,7 +116,7 @@ class ViewPart:
     @property
     def image_bytes(self) -> int:
         """Bytes of all images, and of those that are mixed into them."""
-        return int(self._labelled.cache.images[:1].nbytes * len(self) * (1 + self.mixes))
+        return self._labelled.image_bytes // len(self._labelled) * len(self) * (1 + self.mixes)
 
     def batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[SceneBatch]:
         """All rows, or some, in order; the last batch perhaps smaller."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scenedistill.config import RunConfig
+from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
@@ -114,6 +115,7 @@ def check_settings(config: RunConfig) -> None:
     for name in ("brightness", "contrast", "saturation", "erasing"):
         if not 0 <= (share := getattr(config.views, name)) <= 1:
             raise UserError(f"--views.{name} is {share}; expected 0 to 1.")
+    _check_unlabelled(config)
     if config.student.knowledge_views < 0:
         raise UserError(
             f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
@@ -136,6 +138,22 @@ def check_settings(config: RunConfig) -> None:
         if fit.batch_size % devices:
             raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
     _check_networks(config)
+
+
+def _check_unlabelled(config: RunConfig) -> None:
+    """Whether the images without labels are there, and their settings make sense."""
+    data = config.data
+    if not 0 < data.unlabelled_share < 1:
+        raise UserError(
+            f"--data.unlabelled_share is {data.unlabelled_share}; expected a share of the batch between 0 and 1, such "
+            "as 0.5. Leave --data.unlabelled out for a training with labels alone."
+        )
+    if data.unlabelled_tile is not None and data.unlabelled_tile < 1:
+        raise UserError(f"--data.unlabelled_tile is {data.unlabelled_tile}; expected a number of pixels.")
+    for name in ("unlabelled_tile", "transductive"):
+        if not data.unlabelled and getattr(data, name):
+            raise UserError(f"--data.{name} does nothing without images from --data.unlabelled. Leave it out.")
+    check_sources(data.unlabelled, data.unlabelled_tile)
 
 
 def _check_networks(config: RunConfig) -> None:

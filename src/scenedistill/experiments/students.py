@@ -66,6 +66,7 @@ def student_stage(
         settings |= {name: asked[name] for name in ("ask_size", "symmetries") if asked[name]}
         if lab.config.teacher.also:
             settings["also"] = [file_hash(path) for path in further_teachers(lab.config.teacher, seed)]
+        settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
@@ -167,7 +168,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
         net, _ = load_net(teacher.folder / WEIGHTS)
         knowledge = Knowledge(
             net,
-            TrainingPart(ScenePart(lab.cache, split.train), mixup=config.mixup, seed=seed),
+            _training_part(lab, seed, split, config),
             views=views,
             ask_size=asked.ask_size,
             symmetries=asked.symmetries,
@@ -187,6 +188,18 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
             lab.console.print(f"  {knowledge.need(config.fit.epochs)}", markup=False)
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
+
+
+def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
+    """The images that a distilled student trains on."""
+    pool = lab.unlabelled(split)
+    return TrainingPart(
+        ScenePart(lab.cache, split.train),
+        pool.part if pool else None,
+        share=lab.config.data.unlabelled_share,
+        mixup=config.mixup,
+        seed=seed,
+    )
 
 
 def further_teachers(config: TeacherConfig, seed: int) -> list[Path]:

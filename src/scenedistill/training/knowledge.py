@@ -168,7 +168,7 @@ class Knowledge:
     def packing(self) -> Packing:
         """How an answer is kept."""
         if self._packing is None:
-            bands = self.part.labelled.cache.bands
+            bands = self.part.labelled.bands
             with torch.no_grad():
                 device = next(self.teacher.parameters()).device
                 output = self.teacher(torch.zeros(1, bands, self.ask_size, self.ask_size, device=device))
