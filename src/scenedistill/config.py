@@ -97,7 +97,8 @@ class TeacherConfig:
             kept.
         also: weights of further finished teachers of the same classes, whose probabilities are averaged with this
             one's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
-            alone. Embedding and attention are those of the teacher itself.
+            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
+            probabilities, such as `kd`.
         fit: its training.
     """
 
