@@ -61,7 +61,7 @@ class FitConfig:
         momentum: of SGD, 0..1.
         warmup_epochs: over which the rate rises linearly from nearly zero.
         label_smoothing: 0..1; of the cross-entropy of a teacher.
-        clip_norm: largest norm of the gradient; 0 does not clip.
+        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
     """
 
     epochs: int = 60

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 #: Begins the name of the column of a log that holds a part's gradient norm.
 PULL = "gradient_"
+#: Begins the name of a column of a log that tells in which share of an epoch's steps a part of the gradient was
+#: clipped; with `SCALE` behind the name, of one that holds the median of what that part was multiplied with.
+CLIPPED, SCALE = "clipped_", "_scale"
 #: Fewest steps between two measurements. One costs a forward pass and a backward pass for each part, so that three
 #: parts take about a fiftieth of the time of the steps.
 STEPS_BETWEEN = 100

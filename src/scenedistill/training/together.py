@@ -65,10 +65,14 @@ class TogetherTraining(Distillation):
         """Every student's."""
         return {f"{name} ": student.net for name, student in self._each()}
 
-    def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-        """Those of each student."""
-        own = [set(student.parameters()) for _, student in self._each()]
-        return [[parameter for parameter in trained if parameter in mine] for mine in own]
+    def clipped_apart(self, trained: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """Those of each student, in its own parts."""
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, student in self._each():
+            own = set(student.parameters())
+            mine = student.clipped_apart([parameter for parameter in trained if parameter in own])
+            parts |= {f"{name} {column}": part for column, part in mine.items()}
+        return parts
 
     def _advice(self) -> str:
         return f"{super()._advice()} Trained alone (--side_by_side false), the other students go on."
