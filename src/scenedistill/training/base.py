@@ -49,6 +49,8 @@ class SceneTraining(L.LightningModule):
         self.compiled = False
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
+        #: what the user is told at the end of the epoch
+        self.alerts: list[str] = []
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
         self._lost: dict[tuple[str, ...], Tensor] = {}  # of parts of the loss: the first step at which each was lost
         self._scales: dict[str, list[Tensor]] = {}  # of this epoch's steps, by column: what clipping multiplied with
