@@ -17,8 +17,9 @@ from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import kept_views, plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.create import build_network
 from scenedistill.models.network import check_name
-from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage
 
@@ -122,7 +123,7 @@ def check_settings(config: RunConfig) -> None:
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)
-    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
+    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.schedule)):
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
@@ -139,7 +140,12 @@ def _check_networks(config: RunConfig) -> None:
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
     check_name(config.teacher.name, STUDENTS)
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
-        net = build_student(
-            name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention
+        net, _ = build_network(
+            name,
+            2,
+            bands=config.data.bands,
+            image_size=config.image_size,
+            weights=student.weights,
+            dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)

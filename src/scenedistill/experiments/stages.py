@@ -13,7 +13,6 @@ from scenedistill.config import TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
-from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
@@ -22,12 +21,13 @@ from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.lab import BEST_WEIGHTS, WEIGHTS, Lab, plain
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.starts import check_start, start_hash, start_record
+from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
-from scenedistill.training.runs import Stage
+from scenedistill.training.runs import Stage, started_from
 from scenedistill.training.teacher import TeacherTraining
 
 
@@ -39,14 +39,10 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
         done = lab.done(stage)
         if config.checkpoint:
             return _given_teacher(lab, config.checkpoint, stage)
-        start = _start_hash(config)
+        file = start_hash(config.weights, config.name)
         if not done:
-            return _train_teacher(lab, seed, split, stage, start)
-        if start and stage.record.get("weights_file_hash", start) != start:  # the settings hold the file's name alone
-            raise UserError(
-                f"{stage.folder} was started from another file than {config.weights}, and what follows was made with "
-                "that one. Give another run folder with --out."
-            )
+            return _train_teacher(lab, seed, split, stage, file)
+        check_start(stage, config.weights, file)
         return stage
 
 
@@ -55,16 +51,10 @@ def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
     return {"teacher": plain(replace(config, min_oa=None))}
 
 
-def _start_hash(config: TeacherConfig) -> str | None:
-    """Of the local file a teacher starts from, where there is one."""
-    path = Path(config.weights)
-    return file_hash(path) if config.weights not in ("none", "timm", "torchvision") and path.is_file() else None
-
-
-def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str | None) -> Stage:
+def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:
     config = lab.config.teacher
     torch.manual_seed(seed)
-    net, account = build_teacher(
+    net, account = build_network(
         config.name,
         len(lab.classes),
         bands=lab.config.data.bands,
@@ -83,9 +73,7 @@ def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str |
         images_per_class=config.images_per_class if config.triplet_weight > 0 else 0,
     )
     record = fit(module, batches, stage.folder, lab.config.machine, title="teacher", console=lab.console)
-    record["weights_taken"] = str(account) if account else config.weights
-    if start:
-        record["weights_file_hash"] = start
+    record |= start_record(config.weights, account, file)
     first = bool(account and account.stride_in_first_convolution)
     card = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     return lab.finish(stage, net, card, record)
@@ -159,6 +147,7 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
         parameters=cost["parameters"],
         milliseconds=cost["milliseconds"],
         more={
+            "weights": started_from(stage.settings),
             "bytes": cost["bytes"],
             "operations": cost["operations"],
             "train_seconds": stage.record["seconds"],

@@ -14,8 +14,8 @@ from torch import nn
 
 from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
-        net, _ = build_teacher(
+        net, _ = build_network(
             card.name,
             len(card.classes),
             bands=card.bands,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
+from scenedistill.models.weight_files import read_weights
 
 #: Below this share of a backbone's parameters, what fits is taken for an accident.
 LEAST_SHARE = 0.05
@@ -49,7 +48,7 @@ class WeightAccount:
 
 
 def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> WeightAccount:
-    """Copy every tensor that fits, by name and shape, from a file or from torchvision into a backbone.
+    """Copy every tensor that fits, by name and shape, into a backbone.
 
     Names are timm's or torchvision's; the prefix that wrappers leave (`module.`, `model.backbone.`, ...) is
     looked through. Residual blocks that the file lacks stay the identity where their last batch norm starts at zero, as
@@ -57,13 +56,13 @@ def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> Weight
 
     Args:
         backbone: its floats keep their own precision.
-        source: path of a .safetensors, .pth or .pt file, or `torchvision`.
-        model: torchvision's name of the model, for `torchvision`.
+        source: path of a .safetensors, .pth or .pt file, `torchvision` or `lite`.
+        model: name of the model, for `torchvision` and `lite`.
 
     Raises:
         UserError: no such file, not a file of tensors, or tensors of which next to none fit.
     """
-    tensors, notes = _torchvision(model) if source == "torchvision" else _read(Path(source))
+    label, tensors, notes = read_weights(source, model)
     wanted = backbone.state_dict()
     tensors = _best_prefix(tensors, wanted)
     tensors = _adapt_bands(tensors, wanted)
@@ -77,7 +76,6 @@ def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> Weight
     share = sum(parameters[name].numel() for name in taken if name in parameters) / max(
         1, sum(p.numel() for p in parameters.values())
     )
-    label = "torchvision" if source == "torchvision" else Path(source).name
     if share < LEAST_SHARE:
         raise UserError(
             f"{label}: {len(taken)} of its {len(tensors)} tensors fit {type(backbone).__name__} ({share:.1%} of its "
@@ -96,49 +94,6 @@ def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> Weight
         share=share,
         stride_in_first_convolution="stride in the first 1x1" in notes,
     )
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file, and what it says of itself."""
-    if not path.is_file():
-        raise UserError(
-            f"No weights at {path}. Give a .safetensors, .pth or .pt file, 'timm', 'torchvision' or 'none'."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                notes = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if "scenedistill" in notes:  # a network of ours: the stages are wrapped
-                tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
-            return tensors, str(notes)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
-        reason = (str(problem) or "it is empty").splitlines()[0][:120]
-        raise UserError(f"{path} cannot be read as weights: {reason}") from problem
-    except Exception as problem:  # weights_only refuses with pickle's own error
-        raise UserError(
-            f"{path} is not a file of tensors alone: damaged, or loading would run its code. Give a state_dict."
-        ) from problem
-    for key in ("state_dict", "model", "model_state_dict", "net", "ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors (found {type(content).__name__}). Save a state_dict.")
-    return tensors, ""
-
-
-def _torchvision(model: str) -> tuple[dict[str, Tensor], str]:
-    import torchvision
-
-    try:
-        # through the model, which renames the tensors of older files
-        return torchvision.models.get_model(model, weights="DEFAULT").state_dict(), ""
-    except ValueError as problem:
-        raise UserError(f"torchvision has no weights for '{model}'.") from problem
-    except OSError as problem:
-        raise UserError(f"torchvision's weights of '{model}' could not be downloaded: {problem}") from problem
 
 
 def _best_prefix(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
