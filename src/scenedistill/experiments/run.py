@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, TeacherConfig
 from scenedistill.errors import UserError
+from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import test, train_teacher
@@ -132,13 +133,27 @@ def check_settings(config: RunConfig) -> None:
     _check_networks(config)
 
 
+def _check_teacher(teacher: TeacherConfig) -> None:
+    check_name(teacher.name, STUDENTS)
+    read_classes(teacher.classes)
+    if teacher.classes is not None and not teacher.as_is:
+        raise UserError("--teacher.classes names the classes of a head that is taken: add --teacher.as_is true.")
+    if teacher.as_is and teacher.checkpoint:
+        raise UserError("--teacher.as_is takes the network of --teacher.weights; leave --teacher.checkpoint out.")
+    if teacher.as_is and teacher.weights in ("none", "timm", "torchvision", "lite"):
+        raise UserError(
+            f"--teacher.as_is takes a network with a head for these classes, and --teacher.weights is "
+            f"{teacher.weights}. Give the file of a network that was trained on them."
+        )
+
+
 def _check_networks(config: RunConfig) -> None:
     """Build the students and their losses once: a wrong name should not wait until the teacher has been trained."""
     student = config.student
     weights = resolve_weights(student.method, student.losses)
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
-    check_name(config.teacher.name, STUDENTS)
+    _check_teacher(config.teacher)
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
         net, _ = build_network(
             name,
@@ -146,6 +161,7 @@ def _check_networks(config: RunConfig) -> None:
             bands=config.data.bands,
             image_size=config.image_size,
             weights=student.weights,
+            partial=student.partial,
             dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)

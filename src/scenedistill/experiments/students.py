@@ -70,9 +70,8 @@ def student_stage(
 def student_settings(config: StudentConfig) -> dict[str, Any]:
     """What the outcome of a student's training depends on: a start from nothing goes without saying."""
     settings = plain(config) | {"fit": plain(config.schedule)}
-    if config.weights == "none":
-        del settings["weights"]
-    return settings
+    left_out = {"weights": "none", "partial": False}
+    return {name: value for name, value in settings.items() if left_out.get(name) != value or name not in left_out}
 
 
 def _train(
@@ -155,6 +154,7 @@ def _module(
         bands=lab.config.data.bands,
         image_size=lab.config.image_size,
         weights=config.weights,
+        partial=config.partial,
         dual_attention=config.dual_attention,
     )
     if config.weights != "none":
@@ -227,9 +227,12 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     chance = 1 / len(lab.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
     if oa < least:
+        better = "Train it longer, start it from pretrained weights"
+        if config.as_is:
+            better = "Name its classes in the order of its logits (--teacher.classes), train it (--teacher.as_is false)"
         raise UserError(
             f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
+            f"{least:.1%} to teach. {better}, or lower --teacher.min_oa."
         )
     lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
 

