@@ -96,25 +96,29 @@ def take_weights(
     tensors, taken = found[place], fits(found[place])
     if place:
         label = f"{label}, {place}"
-    if share(tensors) < LEAST_SHARE:
-        raise UserError(
-            f"{label}: {len(taken)} of its {len(tensors)} tensors fit {type(backbone).__name__} "
-            f"({share(tensors):.1%} of its parameters). It holds {', '.join(_grouped(tuple(tensors))[:4])}; expected "
-            f"{', '.join(_grouped(tuple(wanted))[:4])}. Give weights of the same architecture."
-        )
-    other = [name for name in tensors if name in wanted and name not in taken]
-    shapes = tuple(f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}" for name in other)
+    other = {
+        name: f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
+        for name in tensors
+        if name in wanted and name not in taken
+    }
     account = WeightAccount(
         source=label,
         taken=tuple(taken),
         fresh=tuple(name for name in parameters if name not in taken),
         unused=tuple(name for name in tensors if name not in wanted),
-        mismatched=shapes,
+        mismatched=tuple(other.values()),
         share=share(tensors),
         stride_in_first_convolution="stride in the first 1x1" in notes,
     )
-    if not partial:
-        _check_same(account, [s for n, s in zip(other, shapes, strict=True) if not _of_bands(n, tensors[n], backbone)])
+    few = account.share < LEAST_SHARE
+    if not partial and (not few or 2 * len(taken) + 2 * len(other) > len(tensors)):  # the names are right, at least
+        _check_same(account, [text for name, text in other.items() if not _of_bands(name, tensors[name], backbone)])
+    if few:
+        raise UserError(
+            f"{label}: {len(taken)} of its {len(tensors)} tensors fit {type(backbone).__name__} "
+            f"({account.share:.1%} of its parameters). It holds {', '.join(_grouped(tuple(tensors))[:4])}; expected "
+            f"{', '.join(_grouped(tuple(wanted))[:4])}. Give weights of the same architecture."
+        )
     with torch.no_grad():
         for name in taken:
             wanted[name].copy_(tensors[name])
