@@ -113,6 +113,9 @@ class TeacherConfig:
         as_is: the network of the file `weights` teaches as it is, with its own head; nothing is trained.
         classes: names of the classes of that head in the order of its logits: a list, or a text file with one a line;
             the order of the folders when not given.
+        mean: of each band of images in 0..1, with which the images of a network taken `as_is` were normalised; those of
+            timm's settings of its name when not given.
+        std: standard deviation of each band, likewise.
         checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
         dual_attention: DA modules after the stages.
         triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
@@ -129,6 +132,8 @@ class TeacherConfig:
     partial: bool = False
     as_is: bool = False
     classes: list[str] | str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0

@@ -256,6 +256,30 @@ def test_a_head_that_knows_more_classes_answers_for_those_of_the_images(
     assert "2 of the 4 classes of its head" in said.getvalue() and result.rows[0].oa > 0.9
 
 
+def test_it_sees_images_normalised_as_it_was_trained(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    """As torchgeo's, which only divides by 255; its file keeps that, and its answers are other ones."""
+    hashes = []
+    for number, changes in enumerate(({}, {"mean": [0.0], "std": [1.0, 1.0, 1.0]})):
+        out = tmp_path / str(number)
+        run(
+            tiny_scenes,
+            out,
+            make(classes=REVERSED, min_oa=0.0, **changes),
+            parts=("teacher",),
+            console=Console(quiet=True),
+        )
+        folder = out / "seed0" / "teacher"
+        net, _ = load_net(folder / "weights.safetensors")
+        hashes.append(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["record"]["weights_hash"])
+    assert net.mean.flatten().tolist() == [0, 0, 0] and net.std.flatten().tolist() == [1, 1, 1]
+    assert hashes[0] != hashes[1], "kept answers of the one are not taken for the other's"
+    images, direct = torch.rand(2, 3, 32, 32), timm.create_model(NAME, num_classes=4)
+    tensors = torch.load(make().teacher.weights, weights_only=False)["state_dict"]
+    direct.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(answers(net, images), direct.eval()(images).flip(1), rtol=1e-4, atol=1e-5)
+
+
 def test_one_whose_classes_lie_in_another_order_does_not_teach(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     """Their number fits, so that only its answers tell."""
     with pytest.raises(
@@ -267,6 +291,11 @@ def test_one_whose_classes_lie_in_another_order_does_not_teach(make: Make, tiny_
 WRONG: dict[str, tuple[dict[str, object], str]] = {
     "no file": ({"weights": "timm"}, "--teacher.weights is timm. Give the file"),
     "a checkpoint too": ({"checkpoint": Path("x.safetensors")}, "leave --teacher.checkpoint out"),
+    "a mean alone": ({"mean": [0.5]}, "belong together"),
+    "a mean of bytes": ({"mean": [120.0], "std": [60.0]}, "expected 3 numbers each .* divide by 255"),
+    "four bands of three": ({"mean": [0.5] * 4, "std": [0.2] * 4}, "expected 3 numbers each"),
+    "a deviation of nothing": ({"mean": [0.5], "std": [0.0]}, "expected 3 numbers each"),
+    "a mean for nothing": ({"as_is": False, "mean": [0.5], "std": [0.2]}, "add --teacher.as_is true"),
     "classes for nothing": ({"as_is": False, "classes": ["a"]}, "add --teacher.as_is true"),
     "a file that is not there": ({"weights": "gone.pth"}, "No weights at gone.pth"),
     "other classes": ({"classes": ["a", "b", "c", "d"]}, "does not name car park, fields"),

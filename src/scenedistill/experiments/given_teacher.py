@@ -34,6 +34,9 @@ def teacher_as_it_is(lab: Lab, stage: Stage, file: str | None) -> Stage:
     )
     names, logits = read_classes(config.classes), net.dims.classes
     rows = class_rows(lab.classes, names, logits, config.weights)
+    if config.mean and config.std:
+        mean, std = (torch.tensor(values).expand(settings.data.bands) for values in (config.mean, config.std))
+        net.set_normalisation(mean, std)
     net.set_head(net.head.weight[rows], net.head.bias[rows])
     lab.console.print(f"  teacher: {account}", markup=False)
     told = "named by --teacher.classes" if names else "taken to be in the order of the folders (--teacher.classes)"

@@ -133,11 +133,22 @@ def check_settings(config: RunConfig) -> None:
     _check_networks(config)
 
 
-def _check_teacher(teacher: TeacherConfig) -> None:
+def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
     check_name(teacher.name, STUDENTS)
     read_classes(teacher.classes)
-    if teacher.classes is not None and not teacher.as_is:
-        raise UserError("--teacher.classes names the classes of a head that is taken: add --teacher.as_is true.")
+    for name in ("classes", "mean", "std"):
+        if getattr(teacher, name) is not None and not teacher.as_is:
+            raise UserError(f"--teacher.{name} is of a network that is taken as it is: add --teacher.as_is true.")
+    mean, std = teacher.mean, teacher.std
+    if (mean is None) != (std is None):
+        raise UserError("--teacher.mean and --teacher.std belong together: give both.")
+    if mean is not None and std is not None:
+        fits = len(mean) in (1, bands) and len(std) in (1, bands) and all(0 <= value <= 1 for value in mean)
+        if not fits or not all(0 < value <= 1 for value in std):
+            raise UserError(
+                f"--teacher.mean is {mean} and --teacher.std {std}; expected {bands} numbers each (or one for all), of "
+                "images in 0..1: where yours are of 0..255, divide by 255."
+            )
     if teacher.as_is and teacher.checkpoint:
         raise UserError("--teacher.as_is takes the network of --teacher.weights; leave --teacher.checkpoint out.")
     if teacher.as_is and teacher.weights in ("none", "timm", "torchvision", "lite"):
@@ -153,7 +164,7 @@ def _check_networks(config: RunConfig) -> None:
     weights = resolve_weights(student.method, student.losses)
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
-    _check_teacher(config.teacher)
+    _check_teacher(config.teacher, config.data.bands)
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
         net, _ = build_network(
             name,

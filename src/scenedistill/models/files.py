@@ -78,6 +78,8 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             dual_attention=card.dual_attention,
             stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if "mean" in tensors:
+            net.set_normalisation(tensors["mean"], tensors["std"])
         net.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0][:120]

@@ -71,6 +71,16 @@ class SceneNet(nn.Module):
             self.head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
         self.dims = self.dims._replace(classes=len(weight))
 
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise images with other statistics than the backbone's own, which is kept with the weights.
+
+        Args:
+            mean: of each band of images in 0..1, `[bands]`.
+            std: standard deviation of each band, `[bands]`.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, values.detach().clone().float().reshape(-1, 1, 1), persistent=True)
+
     @property
     def stages(self) -> list[AttendedStage]:
         """The wrapped stages, finest first."""
