@@ -128,10 +128,11 @@ def take_weights(
 def _matched(tensors: dict[str, Tensor], backbone: nn.Module, model: str) -> dict[str, Tensor]:
     """The tensors under the backbone's names: as they are, or, where these do not fit, as timm converts them."""
     wanted = backbone.state_dict()
-    plain = _adapt_bands(_best_prefix(tensors, wanted), wanted)
+    named = _best_prefix(tensors, wanted)
+    plain = _adapt_bands(named, wanted)
     if all(name in plain and plain[name].shape == tensor.shape for name, tensor in wanted.items()):
         return plain
-    converted = timm_conversion(model, _best_prefix(tensors, wanted), backbone)
+    converted = timm_conversion(model, named, backbone)
     if converted is None:
         return plain
 
