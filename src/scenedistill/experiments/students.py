@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
+from scenedistill.data.training_part import TrainingPart
+from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import WEIGHTS, Lab, plain
@@ -22,6 +24,7 @@ from scenedistill.experiments.starts import check_start, start_hash, start_recor
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, weights_hash
+from scenedistill.models.network import SceneNet
 from scenedistill.models.weights import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
@@ -62,6 +65,11 @@ def student_stage(
     settings: dict[str, Any] = {"student": student_settings(config)}
     if teacher:
         settings["teacher"] = teacher.fingerprint
+        asked = plain(lab.config.teacher)
+        settings |= {name: asked[name] for name in ("ask_size", "symmetries") if asked[name]}
+        if lab.config.teacher.also:
+            settings["also"] = [file_hash(path) for path in further_teachers(lab.config.teacher, seed)]
+        settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
@@ -70,8 +78,8 @@ def student_stage(
 def student_settings(config: StudentConfig) -> dict[str, Any]:
     """What the outcome of a student's training depends on: a start from nothing goes without saying."""
     settings = plain(config) | {"fit": plain(config.schedule)}
-    left_out = {"weights": "none", "partial": False}
-    return {name: value for name, value in settings.items() if left_out.get(name) != value or name not in left_out}
+    left_out = {"weights": "none", "partial": False, "mixup": 0.0}  # else as it was before there were such settings
+    return {name: value for name, value in settings.items() if name not in left_out or value != left_out[name]}
 
 
 def _train(
@@ -94,8 +102,14 @@ def _train(
         cards[name] = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     if len(modules) < len(todo):
         raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
-    taught_by = weights_hash(knowledge.teacher) if knowledge else None
-    batches = SceneDataModule(lab.cache, split, batch_size=shared.schedule.batch_size, seed=seed)
+    batches = SceneDataModule(
+        lab.cache,
+        split,
+        batch_size=shared.schedule.batch_size,
+        seed=seed,
+        training=knowledge.part if knowledge else None,
+        views=knowledge.views if knowledge else 0,
+    )
     folder = todo[0][0].folder
     title = title_of(folder)
     module: StudentTraining | TogetherTraining = modules[title]
@@ -108,8 +122,7 @@ def _train(
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
         record["teacher_frozen"] = list(knowledge.report)
-        if record["teacher_hash"] != taught_by:
-            raise RuntimeError("the teacher's weights changed while it taught")
+        record["also_taught_by"] = knowledge.teachers.hashes[1:]
         knowledge.check_untouched()
         if knowledge.store:
             record["knowledge"] = knowledge.store.folder.name
@@ -183,14 +196,17 @@ def schedule_text(fit: FitConfig) -> str:
 
 def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
     """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    views = kept_views(config)
-    key = (teacher.fingerprint, views)
+    views, asked = kept_views(config), lab.config.teacher
+    key = (teacher.fingerprint, views, config.mixup)
     if lab.knowledge is None or lab.knowledge[0] != key:
         net, _ = load_net(teacher.folder / WEIGHTS)
         knowledge = Knowledge(
             net,
-            ScenePart(lab.cache, split.train),
+            _training_part(lab, seed, split, config),
             views=views,
+            ask_size=asked.ask_size,
+            symmetries=asked.symmetries,
+            others=[_further_teacher(lab, path) for path in further_teachers(asked, seed)],
             config=lab.config.views,
             image_size=lab.config.image_size,
             seed=seed,
@@ -208,6 +224,43 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
     return lab.knowledge[1]
 
 
+def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
+    """The images that a distilled student trains on."""
+    pool = lab.unlabelled(split)
+    return TrainingPart(
+        ScenePart(lab.cache, split.train),
+        pool.part if pool else None,
+        share=lab.config.data.unlabelled_share,
+        mixup=config.mixup,
+        seed=seed,
+    )
+
+
+def further_teachers(config: TeacherConfig, seed: int) -> list[Path]:
+    """Weights of the teachers that a seed's answers are averaged with.
+
+    Raises:
+        UserError: one is not there.
+    """
+    paths = [Path(path.replace("{seed}", str(seed))) for path in config.also]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"--teacher.also: no network at {path}. Expected the weights.safetensors of a finished teacher."
+            )
+    return paths
+
+
+def _further_teacher(lab: Lab, path: Path) -> SceneNet:
+    net, card = load_net(path)
+    if card.classes != lab.classes or card.bands != lab.config.data.bands:
+        raise UserError(
+            f"--teacher.also: {path} was trained for {len(card.classes)} classes and {card.bands} bands, or for other "
+            f"classes than these; the data has {len(lab.classes)} and {lab.config.data.bands}. All teachers must agree."
+        )
+    return net
+
+
 def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
     none. The test images stay unseen.
@@ -218,11 +271,11 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     config = lab.config.teacher
     if len(split.val):
         what, part = "validation", ScenePart(lab.cache, split.val)
-        size = lab.config.image_size
+        size = knowledge.ask_size
         found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
         oa = float((found == part.labels).mean())
     else:
-        what, part = "training", knowledge.part
+        what, part = "training", knowledge.part.labelled
         oa = knowledge.statistics(lab.device)[1]
     chance = 1 / len(lab.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
@@ -246,4 +299,4 @@ def kept_views(config: StudentConfig) -> int:
 
 def plain_student(config: StudentConfig) -> StudentConfig:
     """The same student trained on the labels alone, all else equal."""
-    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0)
+    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0, mixup=0.0)

@@ -14,6 +14,7 @@ from torch import nn
 
 from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
+from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 
@@ -80,6 +81,9 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
         )
         if "mean" in tensors:
             net.set_normalisation(tensors["mean"], tensors["std"])
+        if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):
+            for stage, width in zip(net.stages, net.dims.stages, strict=True):
+                stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0][:120]
