@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
@@ -258,7 +258,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config."""
+    """The settings as YAML, to be given back with --config; what was left open is what was chosen."""
+    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**vars(config.student.schedule))))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 
