@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
+from scenedistill.data.cache_files import row_checksum
 from scenedistill.data.images import read_scene
 from scenedistill.data.scenes import SceneIndex, scan
+from scenedistill.disk import read_json, write_json
 from scenedistill.errors import UserError
 
 SIZE = 8
@@ -92,6 +94,9 @@ def test_only_a_changed_file_is_decoded_again(root: Path, folder: Path) -> None:
     # Rows are marked in the stored array, so that a row that was copied can be told from one that was decoded.
     array = next(folder.glob("images-*.npy"))
     np.load(array, mmap_mode="r+")[:] = 77
+    manifest = read_json(folder / "manifest.json")
+    manifest["crc32"] = [row_checksum(np.full((SIZE, SIZE, 3), 77, np.uint8))] * 10
+    write_json(folder / "manifest.json", manifest, checksum=True)
     picture(root / "forest" / "3.png", 99, side=20)
     cache = build(root, folder)
     assert cache.report == "10 images: 9 reused, 1 decoded, 0 bad"

@@ -28,6 +28,7 @@ from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig,
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import assemble
+from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.evaluation.curves import read_curves
 from scenedistill.experiments.grid import GridOutcome, dry_run, grid
@@ -40,7 +41,7 @@ from scenedistill.experiments.grid_config import (
     grid_words,
     student_of,
 )
-from scenedistill.experiments.grid_engine import Ended, Order, disk_full, one_line, share
+from scenedistill.experiments.grid_engine import Ended, Order, one_line, share
 from scenedistill.experiments.grid_results import finish
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.grid_time import duration

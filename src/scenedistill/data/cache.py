@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import filelock
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from scenedistill.data.cache_files import (
     CacheSettings,
@@ -29,56 +27,22 @@ from scenedistill.data.cache_files import (
     array_in_use,
     commit,
     open_stored,
+    read_manifest,
     remove_arrays,
+    row_checksum,
     write_header,
 )
 from scenedistill.data.decoding import decode_all
+from scenedistill.data.scene_cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
+from scenedistill.disk import clear_parts
 from scenedistill.errors import UserError
+from scenedistill.terminal import plain_console
+
+__all__ = ["SceneCache", "build_cache", "cache_home"]
 
 _NAMED = 5  # how many bad images an error names before it only counts
 _SPARE_BYTES = 64 * 2**20  # disk space left free
-
-
-@dataclass(frozen=True, eq=False)
-class SceneCache:
-    """Decoded scenes.
-
-    Attributes:
-        index: the scenes that could be read; bad ones are left out when `on_bad="skip"`.
-        images: uint8 `[N, size, size, bands]`, read-only; row i is `index.paths[i]`. Memory-mapped, except when the
-            index is a scattered subset of what the cache holds: then those rows are copied into memory.
-        size: side in pixels.
-        bands: bands of each image.
-        bad: (path, reason) of each image that was left out.
-        folder: where the cache lies.
-        report: what was done, such as "10,000 images: 9,998 reused, 2 decoded, 0 bad".
-    """
-
-    index: SceneIndex
-    images: Images
-    size: int
-    bands: int
-    bad: tuple[tuple[str, str], ...]
-    folder: Path
-    report: str = ""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For other processes the array's file stands in for the array, which would be copied to each as a whole."""
-        state = dict(self.__dict__)
-        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):  # not a part of one
-            state["images"] = Path(str(self.images.filename))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["images"], Path):
-            try:
-                state = {**state, "images": np.load(state["images"], mmap_mode="r")}
-            except FileNotFoundError as problem:
-                raise UserError(
-                    f"Another command has put other images into {state['folder']} meanwhile. Give this one again."
-                ) from problem
-        self.__dict__.update(state)
 
 
 def build_cache(
@@ -122,6 +86,8 @@ def build_cache(
     retry = on_bad == "stop"
 
     stored, decoded = open_stored(folder, settings), 0
+    if stored is None and (folder / "manifest.json").exists() and read_manifest(folder) is None:
+        plain_console(stderr=True).print(f"{folder / 'manifest.json'} is damaged: all images are decoded again.")
     if stored is None or not _is_current(stored, index.root, stamps, retry):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -141,8 +107,20 @@ def build_cache(
         raise UserError(_complaint(bad, len(index), index.root))
     reused = len(index) - decoded - len(bad)
     report = f"{len(index):,} images: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
-    images = _rows(stored.images, rows[rows >= 0])
-    return SceneCache(index.subset(rows >= 0) if bad else index, images, size, bands, bad, folder, report)
+    places = rows[rows >= 0]
+    return SceneCache(
+        index.subset(rows >= 0) if bad else index,
+        _rows(stored.images, places),
+        size,
+        bands,
+        bad,
+        folder,
+        report,
+        None if stored.checksums is None else stored.checksums[places],
+        places,
+        stored.array,
+        value_range,
+    )
 
 
 def cache_home() -> Path:
@@ -182,12 +160,14 @@ def _rebuild(
     valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
     todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
     _check_space(folder, len(sources) * int(np.prod(settings.shape)))
+    clear_parts(folder)
     remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
 
     size, bands, value_range = settings.size, settings.bands, settings.value_range
     scenes = decode_all(root, todo, size, bands, value_range, workers=workers, progress=progress)
     entries: dict[str, Entry] = {}
     reasons: dict[str, str] = {}
+    checksums: dict[str, int] = {}
     row = decoded = 0
     array = folder / f"images-{uuid.uuid4().hex}.npy"
     try:
@@ -200,19 +180,27 @@ def _rebuild(
                     decoded += not isinstance(scene, str)
                 else:
                     assert stored is not None
-                    scene = stored.images[old[path][2]] if old[path][2] >= 0 else stored.reasons[path]
+                    place = old[path][2]
+                    if place < 0:
+                        scene = stored.reasons[path]
+                    elif stored.is_damaged(place):
+                        (scene,) = decode_all(root, [path], size, bands, value_range, progress=False)
+                        decoded += not isinstance(scene, str)
+                    else:
+                        scene = stored.images[place]
                 if isinstance(scene, str):
                     reasons[path] = scene
                     entries[path] = (*stamp, -1)
                 else:
                     file.write(scene.data)
+                    checksums[path] = row_checksum(scene)
                     entries[path] = (*stamp, row)
                     row += 1
             file.seek(0)
             write_header(file, row, settings)
             file.flush()
             os.fsync(file.fileno())
-        commit(folder, array.name, settings, entries, reasons)
+        commit(folder, array.name, settings, entries, reasons, checksums)
     except BaseException:
         array.unlink(missing_ok=True)
         raise
@@ -230,7 +218,7 @@ def _lock(folder: Path, progress: bool) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if progress:
-            Console(stderr=True).print("Another process is building this image cache; waiting for it.")
+            plain_console(stderr=True).print("Another process is building this image cache; waiting for it.")
         lock.acquire()
     try:
         yield

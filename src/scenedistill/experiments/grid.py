@@ -21,6 +21,7 @@ from scenedistill.experiments.grid_table import Display, Progress, epochs_of, pl
 from scenedistill.experiments.grid_time import Clock
 from scenedistill.experiments.results import Result
 from scenedistill.experiments.students import kept_views
+from scenedistill.terminal import plain_console
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def grid(
         UserError: something the user can mend, found before the first cell.
         OSError: the disk is full; every finished epoch is kept.
     """
-    console, out = console or Console(), Path(out)
+    console, out = console or plain_console(), Path(out)
     check_grid(config)
     _check_call(config, only, jobs)
     try:
@@ -98,7 +99,7 @@ def dry_run(
     Returns:
         Seconds that the rest will take; None where that cannot be said.
     """
-    console = console or Console()
+    console = console or plain_console()
     check_grid(config)
     _check_call(config, only, jobs)
     threads = share(config.base.machine.threads, jobs)

@@ -11,7 +11,7 @@ from rich.console import Console
 from scenedistill.config import StudentConfig
 from scenedistill.data.splits import Split
 from scenedistill.experiments.grid_config import GridConfig, needs_teacher, student_of
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.lab import Lab, stage_damage
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import kept_views, student_stage, train_students
@@ -176,7 +176,7 @@ def do_cells(
     first, _ = cells[0]
     lab = open_lab(config, out, first.block, first.tuning, console, threads)
     split = lab.split(first.seed)
-    lab.check_images(first.seed, split)
+    lab.keep(first.seed, split)
     if first.student is None:
         stages = [train_teacher(lab, first.seed, split, out / first.folder)]
     else:
@@ -237,7 +237,9 @@ class Board:
     def done(self, cell: Cell) -> bool:
         """Trained, and tested where it is to be."""
         stage = self.stage(cell)
-        return stage is not None and stage.done and (cell.tuning or self._test(cell, stage).done)
+        if stage is None or not stage.done or stage_damage(stage):
+            return False
+        return cell.tuning or ((test := self._test(cell, stage)).done and not test.damage())
 
     def check_teacher(self, cell: Cell) -> None:
         """Raise a UserError when a finished teacher was made from another file than the settings name."""

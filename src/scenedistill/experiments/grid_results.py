@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from scenedistill.disk import read_json, write_json
 from scenedistill.experiments.grid_cells import Board, Cell, plan, trials
@@ -107,11 +108,11 @@ def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
 
 def _print(result: Result, config: GridConfig, block: str, console: Console) -> None:
     head, lines = pairs_lines(result, list(config.methods), config.baseline)
-    table = Table(title=f"{block}, {result.pixels} pixels")
+    table = Table(title=Text(f"{block}, {result.pixels} pixels"))
     for number, heading in enumerate(head):
         table.add_column(heading, justify="left" if number < 2 else "right")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     console.print(table)
 
 

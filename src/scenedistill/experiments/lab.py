@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +24,16 @@ from scenedistill.data.catalog import check, recognise
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
-from scenedistill.disk import read_json, write_json
+from scenedistill.disk import clear_parts, read_json, write_json
 from scenedistill.errors import UserError
 from scenedistill.memory import keep_memory
-from scenedistill.models.files import NetCard, save_net, weights_hash
+from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
-from scenedistill.training.runs import Stage
+from scenedistill.training.runs import Stage, read_stage
+from scenedistill.yaml_files import write_yaml
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
@@ -69,6 +73,7 @@ class Lab:
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
+        self._told: dict[int, Split] = {}  # by seed: the splits that the first stage to be held writes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -81,10 +86,11 @@ class Lab:
         return (self.config.data.cache_dir or cache_home()) / "knowledge"
 
     def _make_folder(self) -> None:
+        """The folder alone: what lies in it may be another run's, until a stage of it is held."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.lead:
-                (self.out / "settings.yaml").write_text(settings_text(self.config), encoding="utf-8")
+            if self.lead and not os.access(self.out, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as problem:
             reason = "it is a file" if self.out.is_file() else problem.strerror
             raise UserError(f"{self.out} cannot be the run's folder: {reason}. Give another with --out.") from problem
@@ -110,7 +116,7 @@ class Lab:
         return cache
 
     def split(self, seed: int) -> Split:
-        """The seed's split, drawn or read, and kept in the run's folder."""
+        """The seed's split, drawn or read."""
         settings = self.config.data
         if settings.split_file:
             split = read_split(settings.split_file, self.cache.index)
@@ -119,13 +125,26 @@ class Lab:
         if self.config.best_epoch and not len(split.val):
             more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
+        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
+        return split
+
+    def keep(self, seed: int, split: Split) -> None:
+        """Have the settings and a seed's split written into the run's folder as soon as a stage is held there, and the
+        images compared with those that were seen before."""
         if self.lead:
+            self._told[seed] = split
+
+    def _write_told(self) -> None:
+        for seed, split in self._told.items():
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
+            for place in (self.out, folder):
+                clear_parts(place, 3600)  # grids have several writers
+            write_yaml(self.out / "settings.yaml", settings_text(self.config))
             write_split(split, self.cache.index, folder / "split.csv")
-        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
-        self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
-        return split
+            self.check_images(seed, split)
+        self._told.clear()
 
     def check_images(self, seed: int, split: Split) -> None:
         """Say so when what is done of a seed was made from images of the same names and other content."""
@@ -143,7 +162,7 @@ class Lab:
                 markup=False,
             )
         if name not in known:
-            write_json(path, {**known, name: found})
+            write_json(path, {**known, name: found}, checksum=True)
 
     def stage(self, folder: Path, seed: int, split: Split, settings: Mapping[str, Any]) -> Stage:
         """A stage whose fingerprint covers all that its outcome depends on."""
@@ -160,19 +179,48 @@ class Lab:
                 "split": split.hash,
             },
         }
-        return Stage(folder, {**shared, **settings})
+        sizes = {part: len(positions) for part, positions in split.parts().items()}
+        return Stage(folder, {**shared, **settings}, {"split": {"train_ratio": split.train_ratio, **sizes}})
 
-    def hold(self, stage: Stage) -> AbstractContextManager[None]:
-        """Keep other runs out of a stage; of the processes of one run, the first does it for all."""
-        return stage.held() if self.lead else nullcontext()
+    @contextmanager
+    def hold(self, stage: Stage) -> Iterator[None]:
+        """Keep other runs out of a stage; of the processes of one run, the first does it for all.
+
+        Raises:
+            UserError: another process holds it, or somebody has removed its folder meanwhile.
+        """
+        with stage.held() if self.lead else nullcontext():
+            self._write_told()
+            try:
+                yield
+            except FileNotFoundError as problem:
+                if stage.folder.exists():
+                    raise
+                raise UserError(
+                    f"{stage.folder} was removed or moved while it was worked on. Give the same command again: what is "
+                    "no longer there is done anew."
+                ) from problem
+
+    def hold_seed(self, seed: int) -> AbstractContextManager[None]:
+        """Keep other runs out of all stages of a seed."""
+        return Stage(self.out / f"seed{seed}", {}).held() if self.lead else nullcontext()
 
     def done(self, stage: Stage) -> bool:
-        """Whether the stage can be skipped; if not, its folder is made ready."""
-        name = stage.folder.relative_to(self.out)
+        """Whether the stage can be skipped; if not, its folder is made ready.
+
+        A stage with a damaged or missing file is not done.
+        """
+        name, damaged = stage.folder.relative_to(self.out), stage.damaged
         if not self.lead:
             stage.wait(begun=True)  # the first process may move folders
-        elif moved := stage.begin():
-            self.console.print(f"  {name}: other settings than before; the old one is now {moved.name}", markup=False)
+            return stage.done and not stage_damage(stage)
+        if moved := stage.begin():
+            reason = "its stage.json is damaged" if damaged else "other settings than before"
+            self.console.print(f"  {name}: {reason}; the old one is now {moved.name}", markup=False)
+        if stage.done and (problem := stage_damage(stage)):
+            self.console.print(f"  {name}: {problem}; it is done again", markup=False)
+            shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
+            stage.reopen()
         if stage.done:
             self.console.print(f"  {name}: done before with the same settings", markup=False)
         return stage.done
@@ -191,7 +239,7 @@ class Lab:
             net.load_state_dict(best.tensors)
             save_net(net, card, stage.folder / BEST_WEIGHTS)
             finished["best"] = {"epoch": best.epoch, "val_oa": best.val_oa}
-        stage.finish(finished)
+        stage.finish(finished, [WEIGHTS, BEST_WEIGHTS] if best else [WEIGHTS])
         (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # the optimiser's state has served
         return stage
 
@@ -201,6 +249,19 @@ class Lab:
         return NetCard(
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
+
+
+def stage_damage(stage: Stage) -> str:
+    """What is wrong with the files of a finished training, in words; empty where nothing is."""
+    if problem := stage.damage():
+        return problem
+    try:  # a folder from before there were checksums of files knows at least its network
+        kept = stage.record.get("weights_hash")
+        if read_stage(stage.folder).get("files") or not kept:
+            return ""
+        return "" if weights_hash(load_net(stage.folder / WEIGHTS)[0]) == kept else f"{WEIGHTS} is damaged"
+    except UserError as problem:
+        return str(problem)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.terminal import plain_console
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage
 
@@ -57,35 +58,36 @@ def run(
     """
     config = config or RunConfig()
     check_settings(config)
-    lab = Lab(Path(data), Path(out), config, console or Console())
+    lab = Lab(Path(data), Path(out), config, console or plain_console())
     rows: list[Row] = []
     trained: list[Stage] = []
     splits: dict[str, str] = {}
     for seed in config.seeds:
         split = lab.split(seed)
-        lab.check_images(seed, split)
+        lab.keep(seed, split)
         splits[str(seed)] = split.hash
         folder = lab.out / f"seed{seed}"
-        teacher = None
-        if "teacher" in parts or "distilled" in parts:
-            teacher = train_teacher(lab, seed, split, folder / "teacher")
-            rows.append(test(lab, teacher, split, seed, "teacher"))
-        names = config.students or [config.student.name]
-        names = names + (config.also_students if seed == config.seeds[0] else [])
-        students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
-        if "plain" in parts:
-            for student in students:
-                wanted = (folder / student.name / "plain", plain_student(student))
-                (stage,) = train_students(lab, seed, split, [wanted], None)
-                rows.append(test(lab, stage, split, seed, "plain"))
-        if "distilled" in parts:
-            distilled = [(folder / student.name / student.method, student) for student in students]
-            # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
-            alone = kept_views(config.student) or not config.side_by_side
-            for group in [[one] for one in distilled] if alone else [distilled]:
-                for stage in train_students(lab, seed, split, group, teacher):
-                    trained.append(stage)
-                    rows.append(test(lab, stage, split, seed, config.student.method))
+        with lab.hold_seed(seed):
+            teacher = None
+            if "teacher" in parts or "distilled" in parts:
+                teacher = train_teacher(lab, seed, split, folder / "teacher")
+                rows.append(test(lab, teacher, split, seed, "teacher"))
+            names = config.students or [config.student.name]
+            names = names + (config.also_students if seed == config.seeds[0] else [])
+            students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
+            if "plain" in parts:
+                for student in students:
+                    wanted = (folder / student.name / "plain", plain_student(student))
+                    (stage,) = train_students(lab, seed, split, [wanted], None)
+                    rows.append(test(lab, stage, split, seed, "plain"))
+            if "distilled" in parts:
+                distilled = [(folder / student.name / student.method, student) for student in students]
+                # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
+                alone = kept_views(config.student) or not config.side_by_side
+                for group in [[one] for one in distilled] if alone else [distilled]:
+                    for stage in train_students(lab, seed, split, group, teacher):
+                        trained.append(stage)
+                        rows.append(test(lab, stage, split, seed, config.student.method))
     result = summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
     if clear_knowledge and lab.lead:
         used = {stage.record.get("knowledge") for stage in trained}

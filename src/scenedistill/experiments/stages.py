@@ -14,7 +14,7 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.disk import file_hash
-from scenedistill.errors import UserError
+from scenedistill.errors import Damaged, UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
 from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
@@ -27,6 +27,7 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
+from scenedistill.training.runs import RECORD as STAGE
 from scenedistill.training.runs import Stage
 from scenedistill.training.teacher import TeacherTraining
 
@@ -53,6 +54,20 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
     """What the outcome of a teacher's training depends on: not on how good it has to be."""
     return {"teacher": plain(replace(config, min_oa=None))}
+
+
+def open_net(stage: Stage) -> tuple[SceneNet, NetCard]:
+    """The network of a finished training, which is the one that its record speaks of.
+
+    Raises:
+        Damaged: it is another one.
+    """
+    net, card = load_net(stage.folder / WEIGHTS)
+    if weights_hash(net) != stage.record.get("weights_hash", weights_hash(net)):
+        raise Damaged(
+            f"{stage.folder / WEIGHTS} is damaged, or another training's. Give the same command again to have it anew."
+        )
+    return net, card
 
 
 def _start_hash(config: TeacherConfig) -> str | None:
@@ -140,7 +155,11 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
     At the size of the run: a teacher that was given and trained at another one is tested as it teaches.
     """
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
-    if not final.done:
+    problem = "its stage.json is damaged" if final.damaged else final.damage()
+    if problem or not final.done:
+        if problem:
+            place = final.folder.relative_to(lab.out)
+            lab.console.print(f"  {place}: {problem}; the network is tested again", markup=False)
         if lab.lead or world_size() > 1:
             with lab.hold(stage):
                 _test(lab, final, stage, split)
@@ -182,7 +201,7 @@ def _test_best(lab: Lab, stage: Stage, part: ScenePart) -> dict[str, float]:
 
 def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
-    net, card = load_net(stage.folder / WEIGHTS)
+    net, card = open_net(stage)
     size = lab.config.image_size
     part = ScenePart(lab.cache, split.test)
     started = time.monotonic()
@@ -192,12 +211,13 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     if not lab.lead:
         return
     metrics = scene_metrics(logits.argmax(1), part.labels, lab.classes)
-    final.begin()
+    final.begin_anew()
     save_outputs(logits, part.labels, split.test, final.folder / OUTPUTS)
     write_confusion(metrics, final.folder, "test")
     lab.console.print(
         f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
-        f"on {len(part)} test images"
+        f"on {len(part)} test images",
+        markup=False,
     )
     if best:
         said = f"    its best epoch on the validation images was {best['best_epoch']}: OA {best['best_epoch_oa']:.2%}"
@@ -213,5 +233,6 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
             "images": len(part),
             "seconds": round(seconds, 2),
             "cost": asdict(model_cost(net, size, card.bands)),
-        }
+        },
+        [file.name for file in final.folder.iterdir() if file.name != STAGE],
     )

@@ -17,11 +17,12 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
-from scenedistill.experiments.lab import WEIGHTS, Lab, plain
+from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.stages import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
-from scenedistill.models.files import load_net, weights_hash
+from scenedistill.models.files import weights_hash
 from scenedistill.models.student import build_student
-from scenedistill.training.best import BEST, BestEpoch, read_best
+from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage, fingerprint, title_of
@@ -42,12 +43,30 @@ def train_students(
         for stage in stages:
             held.enter_context(lab.hold(stage))
         everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
-        todo = [(stage, config) for stage, config in everyone if not lab.done(stage)]
+        todo = [
+            (stage, config)
+            for stage, config in everyone
+            if not (lab.done(stage) and _same_teacher(lab, stage, teacher))
+        ]
         if todo and _checkpoint(_together(lab, seed, everyone)).exists():
             todo = everyone  # killed on the way: what was trained together goes on together
         if todo:
             _train(lab, seed, split, todo, teacher)
     return stages
+
+
+def _same_teacher(lab: Lab, stage: Stage, teacher: Stage | None) -> bool:
+    """Whether a finished student was taught by the teacher as it is; one that was damaged and trained again may differ
+    by a rounding."""
+    taught_by = stage.record.get("teacher_hash")
+    if not (teacher and taught_by) or taught_by == teacher.record.get("weights_hash", taught_by):
+        return True
+    name = stage.folder.relative_to(lab.out)
+    lab.console.print(f"  {name}: its teacher has other weights than the one there is; trained again", markup=False)
+    if lab.lead:
+        shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
+        stage.reopen()
+    return False
 
 
 def student_stage(
@@ -84,6 +103,10 @@ def _train(
         folder, title = _together(lab, seed, todo), f"{len(todo)} students"
         module = TogetherTraining(modules)
     watching = [BestEpoch(folder)] if lab.config.best_epoch else []
+    if watching and lab.lead and (lost := damaged_best(folder)):
+        lab.console.print(f"  {title}: {lost.name} is damaged; its training begins anew", markup=False)
+        _checkpoint(folder).unlink(missing_ok=True)
+        shutil.rmtree(folder / BEST, ignore_errors=True)
     record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console, callbacks=watching)
     if knowledge:
         record["teacher"] = teacher.record["name"] if teacher else None
@@ -150,7 +173,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
     views = kept_views(config)
     key = (teacher.fingerprint, views)
     if lab.knowledge is None or lab.knowledge[0] != key:
-        net, _ = load_net(teacher.folder / WEIGHTS)
+        net, _ = open_net(teacher)
         knowledge = Knowledge(
             net,
             ScenePart(lab.cache, split.train),

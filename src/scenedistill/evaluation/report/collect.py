@@ -16,7 +16,7 @@ import yaml
 
 from scenedistill.data.splits import nfc
 from scenedistill.disk import read_json
-from scenedistill.errors import UserError
+from scenedistill.errors import Damaged, UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
 from scenedistill.evaluation.report.selection import of_grid, of_one_setting
 from scenedistill.training.runs import ASIDE, RECORD
@@ -76,7 +76,7 @@ class Network:
     @cached_property
     def outputs(self) -> KeptOutputs | None:
         """What it said of each test image, where that was kept."""
-        with contextlib.suppress(OSError, KeyError, ValueError):
+        with contextlib.suppress(OSError, Damaged):
             return load_outputs(self.folder / "evaluation" / OUTPUTS)
         return None
 
