@@ -44,7 +44,7 @@ PATIENCE = 3.0  # seconds after a Ctrl-C in which a further one is taken for the
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted.
 
-    `data check` gives 1 for a known data set that is not complete.
+    `data check` gives 1 for a known data set that is not complete, and for images that cannot be read.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = plain_console()

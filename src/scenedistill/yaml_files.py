@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from scenedistill.errors import Damaged, UserError
 
 #: Values in a file, each alias counted as often as it stands for something: a few lines of them can stand for billions.
 MOST_VALUES = 100_000
-MOST_BYTES = 4 << 20
+MOST_LETTERS = 1_000_000
 _CHECKSUM = re.compile(r"\n# checksum ([0-9a-f]{16}), which tells a report[^\n]*\n?\Z")
 
 
@@ -36,12 +37,8 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
         Damaged: it was changed since it was written.
     """
     try:
-        content = path.read_bytes()
-        if len(content) > MOST_BYTES:
-            raise UserError(f"{path} has {len(content):,} bytes; settings have {MOST_BYTES:,} at most.")
-        text = content.decode("utf-8-sig")
-        if _count(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_VALUES:
-            raise UserError(f"{path} stands for more than {MOST_VALUES:,} values. Write it with fewer aliases (*name).")
+        text = path.read_bytes().decode("utf-8-sig")
+        _check_text(text, path)
         values = yaml.safe_load(text)
     except UnicodeDecodeError as problem:
         raise UserError(f"{path} is not UTF-8 text.") from problem
@@ -56,6 +53,27 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
     if unchanged and (found := _CHECKSUM.search(text)) and found[1] != _checksum(text[: found.start()]):
         raise Damaged(f"{path} is damaged or was changed since the run wrote it.")
     return values
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file that is far larger than settings are, in bytes or in what its aliases stand for; whatever else is
+    wrong with it is left to who reads it.
+
+    Raises:
+        UserError: it is.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        try:
+            _check_text(path.read_bytes().decode("utf-8-sig"), path)
+        except RecursionError as problem:
+            raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from problem
+
+
+def _check_text(text: str, path: Path) -> None:
+    if len(text) > MOST_LETTERS:
+        raise UserError(f"{path} has {len(text):,} characters; settings have {MOST_LETTERS:,} at most.")
+    if _count(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_VALUES:
+        raise UserError(f"{path} stands for more than {MOST_VALUES:,} values. Write it with fewer aliases (*name).")
 
 
 def _count(top: yaml.Node | None) -> int:

@@ -152,7 +152,7 @@ def commit(
 ) -> None:
     """Put the new manifest in place of the old one: from here on the new array counts."""
     sizes, times, rows = zip(*entries.values(), strict=True)
-    manifest = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
+    manifest: dict[str, Any] = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
     manifest |= {"path": list(entries), "bytes": list(sizes), "mtime_ns": list(times), "row": list(rows)}
     manifest |= {"crc32": [checksums.get(path, 0) for path in entries]}
     plain = json.loads(json.dumps(manifest))

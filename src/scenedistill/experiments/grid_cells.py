@@ -10,7 +10,8 @@ from rich.console import Console
 
 from scenedistill.config import StudentConfig
 from scenedistill.data.splits import Split
-from scenedistill.experiments.grid_config import GridConfig, needs_teacher, student_of
+from scenedistill.errors import UserError
+from scenedistill.experiments.grid_config import GridConfig, grid_words, needs_teacher, student_of
 from scenedistill.experiments.lab import Lab, stage_damage
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
@@ -209,6 +210,18 @@ class Board:
         self._home = labs or out
         self._labs: dict[tuple[str, bool], Lab] = {}
         self._splits: dict[tuple[str, bool, int], Split] = {}
+        self._broken: dict[tuple[str, bool, int], str] = {}
+
+    def broken(self, cell: Cell) -> str:
+        """Why the images of a cell cannot be used, in one line; empty where they can."""
+        key = (cell.block, cell.tuning, cell.seed)
+        if key not in self._broken:
+            try:
+                self.split(cell)
+                self._broken[key] = ""
+            except UserError as problem:
+                self._broken[key] = grid_words(" ".join(str(problem).split()))
+        return self._broken[key]
 
     def lab(self, cell: Cell) -> Lab:
         """The cell's lab, opened when first asked for."""

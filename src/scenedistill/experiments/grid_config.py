@@ -17,6 +17,7 @@ from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
 from scenedistill.models.student import build_student
+from scenedistill.yaml_files import read_yaml
 
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
@@ -144,8 +145,8 @@ def grid_home(config: GridConfig, out: Path) -> Path:
         UserError: it would have to be a folder of its name, and that cannot be.
     """
     try:
-        other = yaml.safe_load((out / "grid.yaml").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        other = read_yaml(out / "grid.yaml")["name"]
+    except (UserError, KeyError):
         return out
     if other == config.name:
         return out

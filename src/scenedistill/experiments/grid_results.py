@@ -36,7 +36,7 @@ DIFFERENCES = {
 def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
     """Write into `home` and print what all finished cells of the grid say, also those that were not asked for now."""
     config = board.config
-    cells = [cell for cell in plan(config) if not cell.tuning and board.done(cell)]
+    cells = [cell for cell in plan(config) if not (cell.tuning or board.broken(cell)) and board.done(cell)]
     choices = keep_choices(board, home)
     notes = f"{_tuning_note(config, choices)} {_differences(config, cells)}".strip()
     results, sections = {}, []
@@ -70,6 +70,8 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
     """What tuning has found, of every method with which it is through; kept in `tuning.json`."""
     config, found = board.config, list[Choice]()
     for cell in plan(config):
+        if board.broken(cell) or any(board.broken(trial) for trial in trials(config, cell)):
+            continue
         if cell.seed == config.seeds[0] and cell.student and not cell.tuning and trials(config, cell):
             choice = board.choice(cell)
             if choice:

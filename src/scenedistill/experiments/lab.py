@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from scenedistill.config import RunConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
+from scenedistill.data.copies import Copies, copies_in_cache
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
-from scenedistill.disk import clear_parts, read_json, write_json
+from scenedistill.disk import clear_parts, file_hash, read_json, write_json
 from scenedistill.errors import UserError
 from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
@@ -115,6 +117,11 @@ class Lab:
             self.console.print(f"  left out {path}: {reason}", markup=False)
         return cache
 
+    @cached_property
+    def copies(self) -> Copies:
+        """The images that there are more than once."""
+        return copies_in_cache(self.cache)
+
     def split(self, seed: int) -> Split:
         """The seed's split, drawn or read."""
         settings = self.config.data
@@ -127,6 +134,8 @@ class Lab:
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
         sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
         self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
+        if told := self.copies.text(split) if self.lead else "":
+            self.console.print(told, markup=False)
         return split
 
     def keep(self, seed: int, split: Split) -> None:
@@ -226,7 +235,13 @@ class Lab:
         return stage.done
 
     def finish(
-        self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any], best: Best | None = None
+        self,
+        stage: Stage,
+        net: SceneNet,
+        card: NetCard,
+        record: Mapping[str, Any],
+        best: Best | None = None,
+        logs: Path | None = None,
     ) -> Stage:
         """Keep the network, and its best epoch where that is asked for, and mark the stage as done; every process
         returns when it is."""
@@ -234,7 +249,7 @@ class Lab:
             stage.wait()
             return stage
         save_net(net, card, stage.folder / WEIGHTS)
-        finished = {**record, "name": card.name, "weights_hash": weights_hash(net)}
+        finished = {**record, "name": card.name, "weights_hash": weights_hash(net), "logs": _logs(stage, logs)}
         if best:
             net.load_state_dict(best.tensors)
             save_net(net, card, stage.folder / BEST_WEIGHTS)
@@ -249,6 +264,12 @@ class Lab:
         return NetCard(
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
+
+
+def _logs(stage: Stage, folder: Path | None) -> dict[str, str]:
+    """Checksums of what a training has logged, by the path of each file from the stage's folder."""
+    files = sorted((folder or stage.folder).glob("logs/attempt_*/metrics.csv"))
+    return {Path(os.path.relpath(file, stage.folder)).as_posix(): file_hash(file) for file in files}
 
 
 def stage_damage(stage: Stage) -> str:

@@ -8,20 +8,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, TeacherConfig
 from scenedistill.errors import UserError
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Result, Row
-from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import kept_views, plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.files import load_net
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.terminal import plain_console
 from scenedistill.training.fitting import count_devices
-from scenedistill.training.runs import Stage
+from scenedistill.training.runs import Stage, read_stage
+from scenedistill.training.trial import try_student, try_teacher
 
 PARTS = ("teacher", "plain", "distilled")
 
@@ -58,6 +61,7 @@ def run(
     """
     config = config or RunConfig()
     check_settings(config)
+    _try_networks(config, Path(out), parts)
     lab = Lab(Path(data), Path(out), config, console or plain_console())
     rows: list[Row] = []
     trained: list[Stage] = []
@@ -128,9 +132,42 @@ def check_settings(config: RunConfig) -> None:
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
+        if name == "teacher" and not config.teacher.checkpoint:
+            _check_groups(config.teacher)
         if fit.batch_size % devices:
             raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
     _check_networks(config)
+
+
+def _check_groups(teacher: TeacherConfig) -> None:
+    batch, each = teacher.fit.batch_size, teacher.images_per_class
+    if teacher.triplet_weight <= 0:
+        return
+    if each < 2:
+        raise UserError(f"--teacher.images_per_class is {each}; a triplet needs 2 or more.")
+    if batch % each:
+        near = " or ".join(str(size) for size in (batch // each * each, (batch // each + 1) * each) if size)
+        raise UserError(
+            f"--teacher.fit.batch_size {batch} cannot be made of --teacher.images_per_class {each}: give a multiple, "
+            f"such as {near}."
+        )
+
+
+def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
+    """One training step of every network that was not begun in the folder before: what cannot be trained is said before
+    images are decoded and a teacher is trained."""
+    device = compute_device(config.machine.accelerator)
+    precision = resolve_precision(config.machine.precision, device)
+    begun = [read_stage(path.parent).get("settings") or {} for path in out.glob("seed*/**/stage.json")]
+    begun = [settings for settings in begun if settings.get("image_size") == config.image_size]
+    taught = not config.teacher.checkpoint and set(parts) & {"teacher", "distilled"}
+    if taught and teacher_settings(config.teacher)["teacher"] not in [settings.get("teacher") for settings in begun]:
+        try_teacher(config, device, precision)
+    for name in dict.fromkeys((config.students or [config.student.name]) + config.also_students):
+        student = replace(config.student, name=name)
+        student = student if "distilled" in parts else plain_student(student)
+        if set(parts) & {"plain", "distilled"} and plain(student) not in [one.get("student") for one in begun]:
+            try_student(config, student, device, precision)
 
 
 def _check_networks(config: RunConfig) -> None:
@@ -140,6 +177,8 @@ def _check_networks(config: RunConfig) -> None:
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
     check_name(config.teacher.name, STUDENTS)
+    if config.teacher.checkpoint:
+        load_net(config.teacher.checkpoint)  # what is no network of ours is better said before images are decoded
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
         net = build_student(
             name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention

@@ -124,7 +124,7 @@ def _train(
         own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], name, len(todo))}
         prefix = f"{name} " if len(todo) > 1 else ""
         best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[name].net, lab.card(config.name, config.dual_attention), own, best)
+        lab.finish(stage, modules[name].net, lab.card(config.name, config.dual_attention), own, best, folder)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
