@@ -176,8 +176,8 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
     for name, checksum in record.get("checksums", {}).items():
         if problem := file_damage(names.record.with_name(name), checksum):
             raise Damaged(
-                f"{names.record.parent}: {problem}, or was edited since. Remove it, and the same command makes the maps "
-                "again; or give another --out."
+                f"{names.record.parent}: {problem}, or was edited since. Remove it, and the same command makes the "
+                "maps again; or give another --out."
             )
     if read_plan(names.unfinished) == plan:  # left by a kill at the very end; of another plan it is unfinished work
         shutil.rmtree(names.unfinished, ignore_errors=True)
