@@ -16,13 +16,13 @@ from scenedistill.errors import Damaged, UserError
 #: Values in a file, each alias counted as often as it stands for something: a few lines of them can stand for billions.
 MOST_VALUES = 100_000
 MOST_LETTERS = 1_000_000
-_CHECKSUM = re.compile(r"\n# checksum ([0-9a-f]{16}), which tells a report[^\n]*\n?\Z")
+_CHECKSUM = re.compile(r"\A# checksum ([0-9a-f]{16})[^\n]*\n")
 
 
 def write_yaml(path: Path, text: str) -> None:
     """Write YAML, whole or not at all, and its checksum in a comment, which `read_yaml` compares where asked to."""
-    note = "which tells a report that nobody has changed this file"
-    write_text(path, f"{text.rstrip()}\n# checksum {_checksum(text)}, {note}\n")
+    note = "by which a report sees that nobody has changed this file"
+    write_text(path, f"# checksum {_checksum(text)}, {note}\n{text}")
 
 
 def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())[:300]}") from problem
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings; expected `name: value` lines.")
-    if unchanged and (found := _CHECKSUM.search(text)) and found[1] != _checksum(text[: found.start()]):
+    if unchanged and (found := _CHECKSUM.search(text)) and found[1] != _checksum(text[found.end() :]):
         raise Damaged(f"{path} is damaged or was changed since the run wrote it.")
     return values
 
@@ -92,4 +92,4 @@ def _count(top: yaml.Node | None) -> int:
 
 
 def _checksum(text: str) -> str:
-    return hashlib.sha256(text.rstrip().encode(errors="surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
