@@ -25,6 +25,11 @@ class DataConfig:
             not given.
         on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
         workers: threads or processes that decode; all cores when not given.
+        unlabelled: folders of images in any layout, single images, or rasters, from which the distilled student learns
+            without labels; copies of validation and test images are found and left out.
+        unlabelled_tile: side in pixels of the tiles that rasters are cut into; when not given, no file is a raster.
+        unlabelled_share: share of a training batch that has no labels, in (0, 1).
+        transductive: keep the copies of validation and test images (without their labels); results then say so.
     """
 
     train_ratio: float = 0.2
@@ -35,6 +40,10 @@ class DataConfig:
     cache_dir: Path | None = None
     on_bad: Literal["stop", "skip"] = "stop"
     workers: int | None = None
+    unlabelled: list[Path] = field(default_factory=list)
+    unlabelled_tile: int | None = None
+    unlabelled_share: float = 0.5
+    transductive: bool = False
 
 
 @dataclass
@@ -82,6 +91,13 @@ class TeacherConfig:
         images_per_class: K images of a class beside each other in a batch of P x K, >= 2.
         min_oa: smallest OA on validation (or training) images with which it may teach, 0..1; when not given, half way
             between chance and 50 %.
+        ask_size: side in pixels at which it sees the student's views while it teaches, sampled finer from the stored
+            images; `image_size` when not given. One trained at 96 pixels is right more often at 128 (docs/method.md).
+        symmetries: average its answers over the eight symmetries of each view: eight passes, once where answers are
+            kept.
+        also: weights of further finished teachers of the same classes, whose probabilities are averaged with this
+            one's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
+            alone. Embedding and attention are those of the teacher itself.
         fit: its training.
     """
 
@@ -94,6 +110,9 @@ class TeacherConfig:
     mining: Literal["hard", "semihard"] = "hard"
     images_per_class: int = 4
     min_oa: float | None = None
+    ask_size: int | None = None
+    symmetries: bool = False
+    also: list[str] = field(default_factory=list)
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
             epochs=25, optimizer="adamw", lr=5e-4, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
@@ -114,6 +133,8 @@ class StudentConfig:
         knowledge_views: number of distinct views of each image that the epochs cycle through, whose teacher outputs are
             kept on the disk; 0 asks the teacher anew for a fresh view in every epoch. On AID 8, 16 and fresh views gave
             the same OA (docs/speed.md).
+        mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher is asked about the
+            mixture; losses that need labels leave mixed images out.
         fit: its training.
     """
 
@@ -123,6 +144,7 @@ class StudentConfig:
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
+    mixup: float = 0.0
     fit: FitConfig = field(default_factory=FitConfig)
 
 

@@ -51,7 +51,7 @@ def test_the_norms_are_those_of_each_loss_alone(all_images: ScenePart, mild: Vie
     module.knowledge.open(0, torch.device("cpu"))
     batch = all_images.fetch(range(0, 64, 8))
     view = module.view(batch, 0)
-    target = module.knowledge.of(batch, view, True)
+    target = module.knowledge.of(batch, 0, view)._replace(rows=(batch.rows,))
     found = module.gradient_norms(batch, view, target)
     assert list(found) == list(WEIGHTS)
     assert all(parameter.grad is None for parameter in module.parameters())

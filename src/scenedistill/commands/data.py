@@ -66,9 +66,9 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 
 def _decoded(index: SceneIndex, console: Console) -> bool:
     """Say which images cannot be read and which are copies of others; whether all could be read."""
-    from scenedistill.data.copies import copies_in_folder
+    from scenedistill.data.duplicates import duplicates_in_folder
 
-    copies, bad = copies_in_folder(index)
+    copies, bad = duplicates_in_folder(index)
     for path, reason in bad[:20]:
         console.print(f"cannot be read: {path}: {reason}", markup=False)
     if len(bad) > 20:

@@ -18,7 +18,7 @@ from scenedistill.errors import Damaged, UserError
 
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
-_ARRAY_NAME = re.compile(r"images-[0-9a-f]{32}\.npy")
+_ARRAY_NAME = re.compile(r"(?:images|marks)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
 _COLUMNS = ("path", "bytes", "mtime_ns", "row")  # of a manifest; "crc32" since rows have checksums
 _ENTRIES = {"kind", "settings", "array", "reasons", *_COLUMNS, "crc32"}
 
@@ -49,8 +49,8 @@ class StoredCache:
     images: Images  # memory-mapped
     entries: dict[str, Entry]  # by path
     reasons: dict[str, str]  # by path: why an image cannot be read
+    array: Path  # the file of `images`
     checksums: npt.NDArray[np.uint32] | None = None  # `row_checksum` of each row; None in a cache from before
-    array: Path = Path()  # the file of `images`
 
     def is_damaged(self, row: int) -> bool:
         """Whether an image in the array is not the one that was decoded."""
@@ -82,7 +82,7 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
             checksums[[row for row in rows if row >= 0]] = [
                 one for row, one in zip(rows, sums, strict=True) if row >= 0
             ]
-        return StoredCache(images, entries, manifest["reasons"], checksums, folder / manifest["array"])
+        return StoredCache(images, entries, manifest["reasons"], folder / manifest["array"], checksums)
     return None
 
 
@@ -159,6 +159,11 @@ def commit(
     write_text(folder / "manifest.json", json.dumps({**plain, CHECKSUM: content_checksum(plain)}))
 
 
+def marks_file(array: Path) -> Path:
+    """Where the marks of a cache's images lie: beside the array, whose number they carry."""
+    return array.with_name(array.name.replace("images", "marks", 1))
+
+
 def array_in_use(folder: Path) -> str:
     """Name of the array that counts; "" if there is none."""
     with contextlib.suppress(OSError, ValueError):
@@ -167,8 +172,9 @@ def array_in_use(folder: Path) -> str:
 
 
 def remove_arrays(folder: Path, keep: str) -> None:
-    """Delete all arrays but the one named `keep`; only for the holder of the lock."""
+    """Delete all arrays but the one named `keep` and its marks; only for the holder of the lock."""
     for entry in folder.iterdir():
-        if _ARRAY_NAME.fullmatch(entry.name) and entry.name != keep:
+        found = _ARRAY_NAME.fullmatch(entry.name)
+        if found and (keep != f"images-{found[1]}" or found[2]):
             with contextlib.suppress(OSError):  # Windows keeps what a reader has mapped; the next build removes it
                 entry.unlink()

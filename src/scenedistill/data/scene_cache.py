@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.data.cache_build import SceneReader
 from scenedistill.data.cache_files import Images, row_checksum
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.scenes import SceneIndex
@@ -34,7 +35,7 @@ class SceneCache:
         checksums: `row_checksum` of each image, uint32 `[N]`; None in a cache from before there were any.
         places: row of each image in the file of the array, int64 `[N]`.
         array: that file.
-        value_range: see `read_image`.
+        reader: decodes an image again where the cache is damaged.
     """
 
     index: SceneIndex
@@ -47,7 +48,7 @@ class SceneCache:
     checksums: npt.NDArray[np.uint32] | None = None
     places: npt.NDArray[np.int64] | None = None
     array: Path = Path()
-    value_range: tuple[float, float] | None = None
+    reader: SceneReader | None = None
     _compared: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
     _mended: dict[int, Images] = field(default_factory=dict, repr=False)
 
@@ -80,7 +81,8 @@ class SceneCache:
             plain_console(stderr=True).print(
                 f"{self.array} is damaged at {path}. It is decoded again, and so are others that are found."
             )
-        (scene,) = decode_all(self.index.root, [path], self.size, self.bands, self.value_range, progress=False)
+        assert self.reader is not None
+        (scene,) = decode_all([path], self.reader.read, progress=False)
         assert self.checksums is not None and self.places is not None
         if isinstance(scene, str) or row_checksum(scene) != self.checksums[position]:
             raise UserError(

@@ -12,8 +12,9 @@ from scenedistill.config import StudentConfig
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_config import GridConfig, grid_words, needs_teacher, student_of
-from scenedistill.experiments.lab import Lab, stage_damage
+from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import kept_views, student_stage, train_students
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student

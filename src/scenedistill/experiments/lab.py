@@ -22,27 +22,26 @@ from scenedistill.config import RunConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
-from scenedistill.data.copies import Copies, copies_in_cache
+from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
-from scenedistill.disk import clear_parts, file_hash, read_json, write_json
+from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
+from scenedistill.disk import clear_parts, read_json, write_json
 from scenedistill.errors import UserError
+from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
 from scenedistill.memory import keep_memory
-from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
+from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
-from scenedistill.training.runs import Stage, read_stage
+from scenedistill.training.runs import Stage
 from scenedistill.yaml_files import write_yaml
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
-METHOD_VERSION = 2
-
-#: Files in the folder of a finished training: the network after its last epoch, and after its best one where asked for.
-WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"
+METHOD_VERSION = 3
 
 
 class Lab:
@@ -74,6 +73,8 @@ class Lab:
         self.cache = self._decode(index)
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
+        self._without_labels: UnlabelledImages | None = None
+        self._pools: dict[str, UnlabelledPool] = {}  # by the split's hash
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
         self._told: dict[int, Split] = {}  # by seed: the splits that the first stage to be held writes
 
@@ -118,9 +119,9 @@ class Lab:
         return cache
 
     @cached_property
-    def copies(self) -> Copies:
+    def duplicates(self) -> Duplicates:
         """The images that there are more than once."""
-        return copies_in_cache(self.cache)
+        return duplicates_in_cache(self.cache)
 
     def split(self, seed: int) -> Split:
         """The seed's split, drawn or read."""
@@ -134,7 +135,7 @@ class Lab:
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
         sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
         self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
-        if told := self.copies.text(split) if self.lead else "":
+        if told := self.duplicates.text(split) if self.lead else "":
             self.console.print(told, markup=False)
         return split
 
@@ -154,6 +155,51 @@ class Lab:
             write_split(split, self.cache.index, folder / "split.csv")
             self.check_images(seed, split)
         self._told.clear()
+
+    def unlabelled(self, split: Split) -> UnlabelledPool | None:
+        """The images without labels that a split may be trained with; None where the settings name none."""
+        settings = self.config.data
+        if not settings.unlabelled:
+            return None
+        if self._without_labels is None:
+            self._without_labels = collect_unlabelled(
+                settings.unlabelled,
+                size=settings.stored_size,
+                bands=settings.bands,
+                tile=settings.unlabelled_tile,
+                labelled=self.cache,
+                cache_dir=settings.cache_dir,
+                workers=settings.workers,
+                on_bad=settings.on_bad,
+                progress=self.lead,
+            )
+            for path, reason in self._without_labels.bad:
+                self.console.print(f"  left out {path}: {reason}", markup=False)
+        if split.hash not in self._pools:
+            pool = self._pools[split.hash] = self._without_labels.pool(split, settings.transductive)
+            self.console.print(f"  {pool.report}", markup=False)
+        return self._pools[split.hash]
+
+    def unlabelled_settings(self, split: Split) -> dict[str, Any]:
+        """What the outcome of a training with these images depends on; empty where there are none."""
+        pool, settings = self.unlabelled(split), self.config.data
+        if pool is None:
+            return {}
+        found = {"images": pool.hash, "share": settings.unlabelled_share, "transductive": settings.transductive}
+        return {"unlabelled": found}
+
+    @property
+    def notes(self) -> str:
+        """What a reader of the results must know of the images."""
+        if not self._pools:
+            return ""
+        numbers = sorted({len(pool) for pool in self._pools.values()})
+        several = f"{numbers[0]:,} to {numbers[-1]:,}" if len(numbers) > 1 else f"{numbers[0]:,}"
+        share = f"{100 * self.config.data.unlabelled_share:g} % of each batch"
+        told = f"Distilled with {several} images without labels, {share}."
+        if self.config.data.transductive:
+            told += " Transductive: test images may be among them, without their labels."
+        return told
 
     def check_images(self, seed: int, split: Split) -> None:
         """Say so when what is done of a seed was made from images of the same names and other content."""
@@ -249,7 +295,7 @@ class Lab:
             stage.wait()
             return stage
         save_net(net, card, stage.folder / WEIGHTS)
-        finished = {**record, "name": card.name, "weights_hash": weights_hash(net), "logs": _logs(stage, logs)}
+        finished = {**record, "name": card.name, "weights_hash": weights_hash(net), "logs": log_hashes(stage, logs)}
         if best:
             net.load_state_dict(best.tensors)
             save_net(net, card, stage.folder / BEST_WEIGHTS)
@@ -264,25 +310,6 @@ class Lab:
         return NetCard(
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
-
-
-def _logs(stage: Stage, folder: Path | None) -> dict[str, str]:
-    """Checksums of what a training has logged, by the path of each file from the stage's folder."""
-    files = sorted((folder or stage.folder).glob("logs/attempt_*/metrics.csv"))
-    return {Path(os.path.relpath(file, stage.folder)).as_posix(): file_hash(file) for file in files}
-
-
-def stage_damage(stage: Stage) -> str:
-    """What is wrong with the files of a finished training, in words; empty where nothing is."""
-    if problem := stage.damage():
-        return problem
-    try:  # a folder from before there were checksums of files knows at least its network
-        kept = stage.record.get("weights_hash")
-        if read_stage(stage.folder).get("files") or not kept:
-            return ""
-        return "" if weights_hash(load_net(stage.folder / WEIGHTS)[0]) == kept else f"{WEIGHTS} is damaged"
-    except UserError as problem:
-        return str(problem)
 
 
 def plain(config: Any) -> dict[str, Any]:

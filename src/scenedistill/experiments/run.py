@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scenedistill.config import RunConfig, TeacherConfig
+from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Result, Row
@@ -120,10 +121,18 @@ def check_settings(config: RunConfig) -> None:
     for name in ("brightness", "contrast", "saturation", "erasing"):
         if not 0 <= (share := getattr(config.views, name)) <= 1:
             raise UserError(f"--views.{name} is {share}; expected 0 to 1.")
+    _check_unlabelled(config)
     if config.student.knowledge_views < 0:
         raise UserError(
             f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
             "the teacher anew in every epoch."
+        )
+    if not 0 <= config.student.mixup <= 1:
+        raise UserError(f"--student.mixup is {config.student.mixup}; expected a share of the images, 0 to 1.")
+    if config.teacher.ask_size is not None and not 1 <= config.teacher.ask_size <= config.data.stored_size:
+        raise UserError(
+            f"--teacher.ask_size is {config.teacher.ask_size}; expected up to the {config.data.stored_size} pixels at "
+            "which the images are stored (--data.stored_size)."
         )
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
@@ -168,6 +177,22 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
         student = student if "distilled" in parts else plain_student(student)
         if set(parts) & {"plain", "distilled"} and plain(student) not in [one.get("student") for one in begun]:
             try_student(config, student, device, precision)
+
+
+def _check_unlabelled(config: RunConfig) -> None:
+    """Whether the images without labels are there, and their settings make sense."""
+    data = config.data
+    if not 0 < data.unlabelled_share < 1:
+        raise UserError(
+            f"--data.unlabelled_share is {data.unlabelled_share}; expected a share of the batch between 0 and 1, such "
+            "as 0.5. Leave --data.unlabelled out for a training with labels alone."
+        )
+    if data.unlabelled_tile is not None and data.unlabelled_tile < 1:
+        raise UserError(f"--data.unlabelled_tile is {data.unlabelled_tile}; expected a number of pixels.")
+    for name in ("unlabelled_tile", "transductive"):
+        if not data.unlabelled and getattr(data, name):
+            raise UserError(f"--data.{name} does nothing without images from --data.unlabelled. Leave it out.")
+    check_sources(data.unlabelled, data.unlabelled_tile)
 
 
 def _check_networks(config: RunConfig) -> None:

@@ -14,14 +14,15 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.disk import file_hash
-from scenedistill.errors import Damaged, UserError
+from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
 from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
-from scenedistill.experiments.lab import BEST_WEIGHTS, WEIGHTS, Lab, plain
+from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
@@ -52,22 +53,11 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
 
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
-    """What the outcome of a teacher's training depends on: not on how good it has to be."""
-    return {"teacher": plain(replace(config, min_oa=None))}
-
-
-def open_net(stage: Stage) -> tuple[SceneNet, NetCard]:
-    """The network of a finished training, which is the one that its record speaks of.
-
-    Raises:
-        Damaged: it is another one.
-    """
-    net, card = load_net(stage.folder / WEIGHTS)
-    if weights_hash(net) != stage.record.get("weights_hash", weights_hash(net)):
-        raise Damaged(
-            f"{stage.folder / WEIGHTS} is damaged, or another training's. Give the same command again to have it anew."
-        )
-    return net, card
+    """What the outcome of a teacher's training depends on: not on how good it has to be, or how it is asked."""
+    settings = plain(replace(config, min_oa=None))
+    for name in ("ask_size", "symmetries", "also"):
+        del settings[name]
+    return {"teacher": settings}
 
 
 def _start_hash(config: TeacherConfig) -> str | None:

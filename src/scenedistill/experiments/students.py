@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import StudentConfig
+from scenedistill.config import StudentConfig, TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
+from scenedistill.data.training_part import TrainingPart
+from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import Lab, plain
-from scenedistill.experiments.stages import open_net
+from scenedistill.experiments.stage_files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
-from scenedistill.models.files import weights_hash
+from scenedistill.models.files import load_net, weights_hash
+from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
@@ -74,8 +77,15 @@ def student_stage(
 ) -> Stage:
     """The stage in which a student is trained, with a teacher or plain."""
     settings: dict[str, Any] = {"student": plain(config)}
+    if not config.mixup:  # else as it was before there was such a setting
+        del settings["student"]["mixup"]
     if teacher:
         settings["teacher"] = teacher.fingerprint
+        asked = plain(lab.config.teacher)
+        settings |= {name: asked[name] for name in ("ask_size", "symmetries") if asked[name]}
+        if lab.config.teacher.also:
+            settings["also"] = [file_hash(path) for path in further_teachers(lab.config.teacher, seed)]
+        settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
@@ -94,8 +104,14 @@ def _train(
     modules = {title_of(stage.folder): _module(lab, seed, config, knowledge) for stage, config in todo}
     if len(modules) < len(todo):
         raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
-    taught_by = weights_hash(knowledge.teacher) if knowledge else None
-    batches = SceneDataModule(lab.cache, split, batch_size=first.fit.batch_size, seed=seed)
+    batches = SceneDataModule(
+        lab.cache,
+        split,
+        batch_size=first.fit.batch_size,
+        seed=seed,
+        training=knowledge.part if knowledge else None,
+        views=knowledge.views if knowledge else 0,
+    )
     folder = todo[0][0].folder
     title = title_of(folder)
     module: StudentTraining | TogetherTraining = modules[title]
@@ -112,8 +128,7 @@ def _train(
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
         record["teacher_frozen"] = list(knowledge.report)
-        if record["teacher_hash"] != taught_by:
-            raise RuntimeError("the teacher's weights changed while it taught")
+        record["also_taught_by"] = knowledge.teachers.hashes[1:]
         knowledge.check_untouched()
         if knowledge.store:
             record["knowledge"] = knowledge.store.folder.name
@@ -170,14 +185,17 @@ def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | N
 
 def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
     """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    views = kept_views(config)
-    key = (teacher.fingerprint, views)
+    views, asked = kept_views(config), lab.config.teacher
+    key = (teacher.fingerprint, views, config.mixup)
     if lab.knowledge is None or lab.knowledge[0] != key:
         net, _ = open_net(teacher)
         knowledge = Knowledge(
             net,
-            ScenePart(lab.cache, split.train),
+            _training_part(lab, seed, split, config),
             views=views,
+            ask_size=asked.ask_size,
+            symmetries=asked.symmetries,
+            others=[_further_teacher(lab, path) for path in further_teachers(asked, seed)],
             config=lab.config.views,
             image_size=lab.config.image_size,
             seed=seed,
@@ -195,6 +213,43 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
     return lab.knowledge[1]
 
 
+def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
+    """The images that a distilled student trains on."""
+    pool = lab.unlabelled(split)
+    return TrainingPart(
+        ScenePart(lab.cache, split.train),
+        pool.part if pool else None,
+        share=lab.config.data.unlabelled_share,
+        mixup=config.mixup,
+        seed=seed,
+    )
+
+
+def further_teachers(config: TeacherConfig, seed: int) -> list[Path]:
+    """Weights of the teachers that a seed's answers are averaged with.
+
+    Raises:
+        UserError: one is not there.
+    """
+    paths = [Path(path.replace("{seed}", str(seed))) for path in config.also]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"--teacher.also: no network at {path}. Expected the weights.safetensors of a finished teacher."
+            )
+    return paths
+
+
+def _further_teacher(lab: Lab, path: Path) -> SceneNet:
+    net, card = load_net(path)
+    if card.classes != lab.classes or card.bands != lab.config.data.bands:
+        raise UserError(
+            f"--teacher.also: {path} was trained for {len(card.classes)} classes and {card.bands} bands, or for other "
+            f"classes than these; the data has {len(lab.classes)} and {lab.config.data.bands}. All teachers must agree."
+        )
+    return net
+
+
 def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
     none. The test images stay unseen.
@@ -205,11 +260,11 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     config = lab.config.teacher
     if len(split.val):
         what, part = "validation", ScenePart(lab.cache, split.val)
-        size = lab.config.image_size
+        size = knowledge.ask_size
         found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
         oa = float((found == part.labels).mean())
     else:
-        what, part = "training", knowledge.part
+        what, part = "training", knowledge.part.labelled
         oa = knowledge.statistics(lab.device)[1]
     chance = 1 / len(lab.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
@@ -230,4 +285,4 @@ def kept_views(config: StudentConfig) -> int:
 
 def plain_student(config: StudentConfig) -> StudentConfig:
     """The same student trained on the labels alone, all else equal."""
-    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0)
+    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0, mixup=0.0)

@@ -43,6 +43,7 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
         epochs={"teacher": config.teacher.fit.epochs, "student": config.student.fit.epochs},
         wall_seconds=sum(_seconds(row) for row in rows),
         rows=tuple(rows),
+        notes=lab.notes,
     )
     if lab.lead:
         write_json(lab.out / "summary.json", to_json(result), checksum=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scenedistill.disk import CHECKSUM, whole_file
 from scenedistill.errors import Damaged, UserError
+from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
 
@@ -110,6 +111,9 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             dual_attention=card.dual_attention,
             stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):
+            for stage, width in zip(net.stages, net.dims.stages, strict=True):
+                stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0][:120]

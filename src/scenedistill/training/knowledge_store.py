@@ -55,10 +55,10 @@ class Packing:
     @staticmethod
     def of(output: SceneOutput) -> Packing:
         """The packing of outputs like this one."""
-        leaves, spec = tree_flatten(output)
+        leaves, spec = tree_flatten(output[:3])  # neither features nor rows
         narrow, wide = torch.float16, torch.bfloat16
         stage = StageAttention(channel=narrow, spatial=narrow, energy=wide, descriptor=narrow)  # type: ignore[arg-type]
-        types = tree_flatten(SceneOutput(narrow, narrow, (stage,) * len(output.attention)))[0]  # type: ignore[arg-type]
+        types = tree_flatten((narrow, narrow, (stage,) * len(output.attention)))[0]
         return Packing(tuple(leaf.shape[1:] for leaf in leaves), tuple(types), spec)
 
     @property
@@ -70,7 +70,7 @@ class Packing:
         """A batch's answers as uint8 `[B, row_bytes]`."""
         leaves = (
             leaf.flatten(1).to(kind) if kind == torch.bfloat16 else leaf.flatten(1).clamp(-LARGEST, LARGEST).to(kind)
-            for leaf, kind in zip(tree_flatten(output)[0], self.types, strict=True)
+            for leaf, kind in zip(tree_flatten(output[:3])[0], self.types, strict=True)
         )
         return torch.cat([leaf.contiguous().view(torch.uint8) for leaf in leaves], 1)
 
@@ -81,8 +81,7 @@ class Packing:
             end = start + 2 * shape.numel()
             leaves.append(rows[:, start:end].view(kind).unflatten(1, shape))  # type: ignore[no-untyped-call]
             start = end
-        output: SceneOutput = tree_unflatten(leaves, self.spec)
-        return output
+        return SceneOutput(*tree_unflatten(leaves, self.spec))
 
 
 class KnowledgeStore:
@@ -146,10 +145,13 @@ class KnowledgeStore:
             tensors, facts = read_tensors(path)
             if set(facts) != {"oa"}:
                 raise Damaged(f"{path} is damaged: its metadata are not those that were written.")
+            if "embeddings" not in tensors:  # kept by an earlier release
+                return None
             names, oa = sorted(tensors), float(facts["oa"])
             means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
             deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
-            return TeacherStatistics(tensors["embedding_mean"], means, deviations), oa
+            embeddings = tensors["embeddings"].float()
+            return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
         except (UserError, KeyError, ValueError):
             self._tell(f"{path} is damaged; the teacher is measured again")
             return None
@@ -157,7 +159,7 @@ class KnowledgeStore:
     def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
         """Keep the teacher's statistics and its OA on the training images."""
         self._make()
-        tensors = {"embedding_mean": statistics.embedding_mean}
+        tensors = {"embedding_mean": statistics.embedding_mean, "embeddings": statistics.embeddings.half()}
         for name in ("descriptor_mean", "descriptor_std"):
             tensors |= {f"{name}_{i:02d}": tensor for i, tensor in enumerate(getattr(statistics, name))}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

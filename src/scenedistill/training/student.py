@@ -45,7 +45,8 @@ class Distillation(SceneTraining):
             return self.view(batch, self.current_epoch), None
         view = self.view(batch, knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
-            return view, knowledge.of(batch, view, **self.detail)
+            target = knowledge.of(batch, self.current_epoch, view, **self.detail)
+            return view, target._replace(rows=(batch.rows,))
 
     def log_gradients(
         self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
@@ -142,12 +143,15 @@ class StudentTraining(Distillation):
         target = output if target is None else target
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}
+        some_without = self.knowledge is not None and self.knowledge.part.some_without_label
         for name, loss in self._losses():
+            seen = (output, target, labels)
             if loss.relational:
-                whole = whole or (gather_output(output), gather_output(target), gather(labels))
-                parts[name] = loss(*whole)
+                seen = whole = whole or (gather_output(output), gather_output(target), gather(labels))
+            if loss.needs_labels and some_without:
+                parts[name] = _on_labelled(loss, *seen)
             else:
-                parts[name] = loss(output, target, labels)
+                parts[name] = loss(*seen)
         return parts
 
     def gradient_norms(self, batch: SceneBatch, view: Tensor, target: SceneOutput | None) -> dict[str, float]:
@@ -161,3 +165,11 @@ class StudentTraining(Distillation):
 
     def _losses(self) -> list[tuple[str, DistillationLoss]]:
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]
+
+
+def _on_labelled(loss: DistillationLoss, output: SceneOutput, target: SceneOutput, labels: Tensor) -> Tensor:
+    """A loss on the images of a batch that have a label; zero where none has."""
+    known = (labels >= 0).nonzero().squeeze(1)
+    if not len(known):
+        return 0 * output.logits.float().sum()
+    return loss(output.map(lambda tensor: tensor[known]), target.map(lambda tensor: tensor[known]), labels[known])  # type: ignore[no-any-return]
