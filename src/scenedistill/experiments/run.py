@@ -164,7 +164,9 @@ def _check_groups(teacher: TeacherConfig) -> None:
 
 def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
     """One training step of every network that was not begun in the folder before: what cannot be trained is said before
-    images are decoded and a teacher is trained."""
+    images are decoded and a teacher is trained, and so is a given teacher that is no network of ours."""
+    if config.teacher.checkpoint:
+        load_net(config.teacher.checkpoint)
     device = compute_device(config.machine.accelerator)
     precision = resolve_precision(config.machine.precision, device)
     begun = [read_stage(path.parent).get("settings") or {} for path in out.glob("seed*/**/stage.json")]
@@ -202,8 +204,6 @@ def _check_networks(config: RunConfig) -> None:
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
     check_name(config.teacher.name, STUDENTS)
-    if config.teacher.checkpoint:
-        load_net(config.teacher.checkpoint)  # what is no network of ours is better said before images are decoded
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
         net = build_student(
             name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention
