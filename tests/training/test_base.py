@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from scenedistill.config import FitConfig, StudentConfig
-from scenedistill.data.batches import SceneBatch
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.models.student import build_student
 from scenedistill.training.base import Diverged, SceneTraining, parameter_groups, rate
+from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
 
 Train = Callable[..., dict[str, Any]]
@@ -75,6 +78,40 @@ def test_a_view_is_that_of_the_seed_the_epoch_and_the_image() -> None:
     assert view.shape == (2, 3, 32, 32)
     again = training_view(images[1:], batch.ids[1:], seed=0, epoch=4, size=32, config=ViewConfig())
     assert torch.equal(view[1:], again)
+
+
+def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
+    train: Train, all_images: ScenePart, tmp_path: Path
+) -> None:
+    teacher = build_student("table1_printed", 4, image_size=32)
+    knowledge = Knowledge(teacher, all_images, views=0, config=ViewConfig(), image_size=32, seed=0, precision="fp32")
+    seen: list[float] = []
+
+    class Watched(StudentTraining):
+        def configure_gradient_clipping(self, optimizer: Any, **limit: Any) -> None:
+            parts = self.net.parameters(), self.losses.parameters()
+            before = [[p.grad.clone() for p in part] for part in map(list, parts)]
+            super().configure_gradient_clipping(optimizer, **limit)
+            for part, grads in zip((self.net, self.losses), before, strict=True):
+                norm = torch.stack([grad.norm() for grad in grads]).norm()
+                scale = min(1.0, 6.0 / float(norm))
+                seen.append(scale)
+                for parameter, grad in zip(part.parameters(), grads, strict=True):
+                    torch.testing.assert_close(parameter.grad, scale * grad, rtol=1e-4, atol=1e-9)
+
+    fit = FitConfig(epochs=1, batch_size=8, lr=0.02, clip_norm=6.0)
+    module = Watched(
+        build_student("table1_printed", 4, image_size=32), StudentConfig(fit=fit), {"ce": 1.0, "da": 3.0}, ViewConfig(),
+        image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
+    )  # fmt: skip
+    train(module)
+    net, adapters = np.array(seen).reshape(-1, 2).T
+    assert len(net) == 8 and max(net) < 0.5 < min(adapters) < 1 == max(adapters), "else the test would say little"
+    with (tmp_path / "stage" / "logs" / "attempt_0" / "metrics.csv").open() as file:
+        logged = {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+    for name, scales in (("net", net), ("adapters", adapters)):
+        assert logged[f"clipped_{name}"] == pytest.approx((scales < 1).mean())
+        assert logged[f"clipped_{name}_scale"] == pytest.approx(np.sort(scales)[3], rel=1e-3)  # the lower median
 
 
 class Diverging(SceneTraining):

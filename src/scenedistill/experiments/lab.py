@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
@@ -319,7 +319,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config."""
+    """The settings as YAML, to be given back with --config; what was left open is what was chosen."""
+    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**vars(config.student.schedule))))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 

@@ -11,16 +11,18 @@ from rich.console import Console
 from scenedistill.config import RunConfig, TeacherConfig
 from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
-from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.given_teacher import read_classes
+from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.experiments.students import kept_views, plain_student, train_students
+from scenedistill.experiments.students import kept_views, plain_student, student_settings, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.create import build_network
 from scenedistill.models.files import load_net
 from scenedistill.models.network import check_name
-from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.terminal import plain_console
 from scenedistill.training.fitting import count_devices
@@ -137,11 +139,11 @@ def check_settings(config: RunConfig) -> None:
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)
-    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
+    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.schedule)):
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
-        if name == "teacher" and not config.teacher.checkpoint:
+        if name == "teacher" and not (config.teacher.checkpoint or config.teacher.as_is):
             _check_groups(config.teacher)
         if fit.batch_size % devices:
             raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
@@ -171,14 +173,41 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
     precision = resolve_precision(config.machine.precision, device)
     begun = [read_stage(path.parent).get("settings") or {} for path in out.glob("seed*/**/stage.json")]
     begun = [settings for settings in begun if settings.get("image_size") == config.image_size]
-    taught = not config.teacher.checkpoint and set(parts) & {"teacher", "distilled"}
+    taught = not (config.teacher.checkpoint or config.teacher.as_is) and set(parts) & {"teacher", "distilled"}
     if taught and teacher_settings(config.teacher)["teacher"] not in [settings.get("teacher") for settings in begun]:
         try_teacher(config, device, precision)
     for name in dict.fromkeys((config.students or [config.student.name]) + config.also_students):
         student = replace(config.student, name=name)
         student = student if "distilled" in parts else plain_student(student)
-        if set(parts) & {"plain", "distilled"} and plain(student) not in [one.get("student") for one in begun]:
+        if set(parts) & {"plain", "distilled"} and student_settings(student) not in [
+            one.get("student") for one in begun
+        ]:
             try_student(config, student, device, precision)
+
+
+def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
+    check_name(teacher.name, STUDENTS)
+    read_classes(teacher.classes)
+    for name in ("classes", "mean", "std"):
+        if getattr(teacher, name) is not None and not teacher.as_is:
+            raise UserError(f"--teacher.{name} is of a network that is taken as it is: add --teacher.as_is true.")
+    mean, std = teacher.mean, teacher.std
+    if (mean is None) != (std is None):
+        raise UserError("--teacher.mean and --teacher.std belong together: give both.")
+    if mean is not None and std is not None:
+        fits = len(mean) in (1, bands) and len(std) in (1, bands) and all(0 <= value <= 1 for value in mean)
+        if not fits or not all(0 < value <= 1 for value in std):
+            raise UserError(
+                f"--teacher.mean is {mean} and --teacher.std {std}; expected {bands} numbers each (or one for all), of "
+                "images in 0..1: where yours are of 0..255, divide by 255."
+            )
+    if teacher.as_is and teacher.checkpoint:
+        raise UserError("--teacher.as_is takes the network of --teacher.weights; leave --teacher.checkpoint out.")
+    if teacher.as_is and teacher.weights in ("none", "timm", "torchvision", "lite"):
+        raise UserError(
+            f"--teacher.as_is takes a network with a head for these classes, and --teacher.weights is "
+            f"{teacher.weights}. Give the file of a network that was trained on them."
+        )
 
 
 def _check_unlabelled(config: RunConfig) -> None:
@@ -203,9 +232,15 @@ def _check_networks(config: RunConfig) -> None:
     weights = resolve_weights(student.method, student.losses)
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
-    check_name(config.teacher.name, STUDENTS)
+    _check_teacher(config.teacher, config.data.bands)
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
-        net = build_student(
-            name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention
+        net, _ = build_network(
+            name,
+            2,
+            bands=config.data.bands,
+            image_size=config.image_size,
+            weights=student.weights,
+            partial=student.partial,
+            dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)

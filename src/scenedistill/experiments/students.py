@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import StudentConfig, TeacherConfig
+from scenedistill.config import FitConfig, StudentConfig, TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
@@ -21,10 +21,12 @@ from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.stage_files import open_net
+from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.losses.registry import LOSSES, resolve_weights
-from scenedistill.models.files import load_net, weights_hash
+from scenedistill.models.create import build_network
+from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
+from scenedistill.models.weights import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
@@ -42,15 +44,14 @@ def train_students(
     but the training's schedule and the kept views.
     """
     stages = [student_stage(lab, seed, split, folder, config, teacher) for folder, config in wanted]
+    everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(lab.hold(stage))
-        everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
-        todo = [
-            (stage, config)
-            for stage, config in everyone
-            if not (lab.done(stage) and _same_teacher(lab, stage, teacher))
-        ]
+        todo = [one for one in everyone if not (lab.done(one[0]) and _same_teacher(lab, one[0], teacher))]
+        for stage, config in everyone:
+            if stage.done:
+                check_start(stage, config.weights, start_hash(config.weights, config.name))
         if todo and _checkpoint(_together(lab, seed, everyone)).exists():
             todo = everyone  # killed on the way: what was trained together goes on together
         if todo:
@@ -76,9 +77,7 @@ def student_stage(
     lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
 ) -> Stage:
     """The stage in which a student is trained, with a teacher or plain."""
-    settings: dict[str, Any] = {"student": plain(config)}
-    if not config.mixup:  # else as it was before there was such a setting
-        del settings["student"]["mixup"]
+    settings: dict[str, Any] = {"student": student_settings(config)}
     if teacher:
         settings["teacher"] = teacher.fingerprint
         asked = plain(lab.config.teacher)
@@ -91,6 +90,13 @@ def student_stage(
     return lab.stage(folder, seed, split, settings)
 
 
+def student_settings(config: StudentConfig) -> dict[str, Any]:
+    """What the outcome of a student's training depends on: a start from nothing goes without saying."""
+    settings = plain(config) | {"fit": plain(config.schedule)}
+    left_out = {"weights": "none", "partial": False, "mixup": 0.0}  # else as it was before there were such settings
+    return {name: value for name, value in settings.items() if name not in left_out or value != left_out[name]}
+
+
 def _train(
     lab: Lab, seed: int, split: Split, todo: Sequence[tuple[Stage, StudentConfig]], teacher: Stage | None
 ) -> None:
@@ -99,15 +105,22 @@ def _train(
             f"{teacher.folder} is no longer this run's teacher: a run with other settings has put its own there. "
             "Give one of the two another run folder with --out."
         )
-    first = todo[0][1]
-    knowledge = open_knowledge(lab, seed, split, first, teacher) if teacher else None
-    modules = {title_of(stage.folder): _module(lab, seed, config, knowledge) for stage, config in todo}
+    shared = todo[0][1]
+    knowledge = open_knowledge(lab, seed, split, shared, teacher) if teacher else None
+    modules, starts, cards = dict[str, StudentTraining](), dict[str, dict[str, Any]](), dict[str, NetCard]()
+    for stage, config in todo:
+        name = title_of(stage.folder)
+        file = start_hash(config.weights, config.name)
+        modules[name], account = _module(lab, seed, config, knowledge)
+        starts[name] = start_record(config.weights, account, file) if config.weights != "none" else {}
+        first = bool(account and account.stride_in_first_convolution)
+        cards[name] = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     if len(modules) < len(todo):
         raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
     batches = SceneDataModule(
         lab.cache,
         split,
-        batch_size=first.fit.batch_size,
+        batch_size=shared.schedule.batch_size,
         seed=seed,
         training=knowledge.part if knowledge else None,
         views=knowledge.views if knowledge else 0,
@@ -134,12 +147,13 @@ def _train(
             record["knowledge"] = knowledge.store.folder.name
     # the time of one teacher pass for all is shared out evenly
     record["seconds"] = round(record["seconds"] / len(todo), 1)
-    for stage, config in todo:
+    for stage, _ in todo:
         name = title_of(stage.folder)
-        own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], name, len(todo))}
+        last = _own(record["last_epoch"], name, len(todo))
+        own = {**record, **starts[name], "together": len(todo), "last_epoch": last}
         prefix = f"{name} " if len(todo) > 1 else ""
         best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[name].net, lab.card(config.name, config.dual_attention), own, best, folder)
+        lab.finish(stage, modules[name].net, cards[name], own, best, folder)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
@@ -162,16 +176,23 @@ def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, floa
     return {name.removeprefix(f"{title} "): value for name, value in metrics.items() if name.startswith(f"{title} ")}
 
 
-def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None) -> StudentTraining:
+def _module(
+    lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None
+) -> tuple[StudentTraining, WeightAccount | None]:
     torch.manual_seed(seed)
-    net = build_student(
+    net, account = build_network(
         config.name,
         len(lab.classes),
         bands=lab.config.data.bands,
         image_size=lab.config.image_size,
+        weights=config.weights,
+        partial=config.partial,
         dual_attention=config.dual_attention,
     )
-    return StudentTraining(
+    if config.weights != "none":
+        lab.console.print(f"  {config.name} starts from {account or config.weights}", markup=False)
+        lab.console.print(f"  fine-tuned by {schedule_text(config.schedule)}", markup=False)
+    module = StudentTraining(
         net,
         config,
         resolve_weights(config.method, config.losses),
@@ -180,6 +201,15 @@ def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | N
         seed=seed,
         knowledge=knowledge,
         statistics=knowledge.statistics(lab.device)[0] if knowledge else None,
+    )
+    return module, account
+
+
+def schedule_text(fit: FitConfig) -> str:
+    """A training's schedule in a line."""
+    return (
+        f"{fit.optimizer}, {fit.epochs} epochs, learning rate {fit.lr:g} ({fit.lr * fit.fresh_lr_factor:g} of fresh "
+        f"parts), weight decay {fit.weight_decay:g}, {fit.warmup_epochs:g} epochs of warm-up"
     )
 
 
@@ -208,7 +238,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
         for line in knowledge.report:
             lab.console.print(f"  teacher made fast: {line}", markup=False)
         if knowledge.store:
-            lab.console.print(f"  {knowledge.need(config.fit.epochs)}", markup=False)
+            lab.console.print(f"  {knowledge.need(config.schedule.epochs)}", markup=False)
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
 
@@ -269,9 +299,12 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     chance = 1 / len(lab.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
     if oa < least:
+        better = "Train it longer, start it from pretrained weights"
+        if config.as_is:
+            better = "Name its classes in the order of its logits (--teacher.classes), train it (--teacher.as_is false)"
         raise UserError(
             f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
+            f"{least:.1%} to teach. {better}, or lower --teacher.min_oa."
         )
     lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
 

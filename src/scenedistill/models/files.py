@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from scenedistill.disk import CHECKSUM, whole_file
 from scenedistill.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
-        net, _ = build_teacher(
+        net, _ = build_network(
             card.name,
             len(card.classes),
             bands=card.bands,
@@ -111,6 +111,8 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             dual_attention=card.dual_attention,
             stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if "mean" in tensors:
+            net.set_normalisation(tensors["mean"], tensors["std"])
         if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):
             for stage, width in zip(net.stages, net.dims.stages, strict=True):
                 stage.attention = SigmoidAttention(width)

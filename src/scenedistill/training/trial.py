@@ -55,7 +55,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
     Raises:
         UserError: it cannot be trained so.
     """
-    images = student.fit.batch_size // count_devices(config.machine)
+    images = student.schedule.batch_size // count_devices(config.machine)
 
     def step() -> Tensor:
         net = build_student(
