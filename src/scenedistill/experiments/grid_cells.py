@@ -16,7 +16,8 @@ from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
-from scenedistill.experiments.students import kept_views, student_stage, train_students
+from scenedistill.experiments.students import student_stage, train_students
+from scenedistill.experiments.teaching import kept_views, taught
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
@@ -166,7 +167,7 @@ def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
     return (
         config.base.side_by_side
         and not kept_views(first)
-        and not kept_views(second)
+        and taught(first) == taught(second)
         and first.schedule == second.schedule
     )
 
