@@ -287,10 +287,10 @@ def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[
     try:
         with split.open(encoding="utf-8", newline="") as file:
             rows = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
+        if wanted != split_hash(rows):
+            return []
         found = [(path, number[label]) for path, label, part in rows if part == "test"]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return []
-    if wanted != split_hash(rows):
         return []
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
 
