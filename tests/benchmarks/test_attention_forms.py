@@ -14,7 +14,7 @@ from scenedistill.data.splits import make_split
 from scenedistill.experiments.results import read_result
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from attention_forms import FORMS, fold_of, main, student_with  # noqa: E402
+from attention_forms import FORMS, fold_of, main, student_with
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "none"])
