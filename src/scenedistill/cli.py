@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,7 @@ from scenedistill.commands import (
     serve,
     split,
 )
-from scenedistill.commands.parsing import CommandParser, files_first, repeatable
+from scenedistill.commands.parsing import CommandParser, files_first, numbers_joined, repeatable
 from scenedistill.commands.training import train, training_parser
 from scenedistill.errors import UserError
 
@@ -38,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `data check` gives 1 for a known data set that is not complete.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding cannot show is shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # in a pipe or a file there is no width to keep to
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     try:
-        words = files_first(given) or ["--help"]
+        words = files_first(numbers_joined(given)) or ["--help"]
         settings = build_parser(words[0] in (*TRAININGS, "bench")).parse_args(words)
         name = settings.subcommand
         return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0

@@ -40,7 +40,7 @@ def parser() -> CommandParser:
         "--raster",
         type=bool | None,
         default=None,
-        help="take every input as a raster, or none; when not given, those with a georeference",
+        help="take every input as a raster, or none; when not given, those with a place on a map",
     )
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument(
@@ -53,7 +53,7 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 0 when anything could be classified, 1 when nothing could."""
-    from scenedistill.deploy.inputs import find_inputs
+    from scenedistill.deploy.inputs import find_inputs, shown_path
     from scenedistill.deploy.model import open_model
 
     config, out = filled(RasterConfig, settings), Path(settings.out)
@@ -61,6 +61,9 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
         raise UserError(f"--value_range is {ends}; expected two numbers, the smaller one first, such as [0, 4000].")
     found = find_inputs(settings.inputs, raster=settings.raster, leave_out=out)
+    for path in found.points_only:
+        line = f"{shown_path(path)} has ground control points alone: taken as one image. gdalwarp makes a map of it"
+        console.print(f"{line}; --raster true maps it in pixels.", markup=False, highlight=False)
     model = open_model(settings.model, device=settings.device, precision=settings.precision, threads=settings.threads)
     try:
         worked = _images(model, found.images, found.twice, out, config, settings, console)

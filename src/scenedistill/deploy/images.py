@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.data.decoding import decode_all
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
-from scenedistill.deploy.inputs import find_inputs
+from scenedistill.deploy.inputs import find_inputs, shown_path
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
@@ -157,11 +156,6 @@ def predict_images(
         seconds=seconds,
         files=(*results.files, *sheets, note),
     )
-
-
-def shown_path(path: Path) -> str:
-    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass

@@ -84,6 +84,8 @@ def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
             break
         except rasterio.errors.RasterioError as problem:
             reason = gdal_reason(problem, path)
+        except UnicodeEncodeError:
+            reason = "GDAL takes only names in UTF-8. Rename it."
     if opened is None:
         raise UserError(f"{path} cannot be opened as a raster: {reason}")
     if opened.count == 0:
