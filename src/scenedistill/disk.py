@@ -52,3 +52,8 @@ def file_hash(path: Path) -> str:
     """16 hex digits over the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -19,10 +19,11 @@ from PIL import Image
 
 from scenedistill.data.images import read_scene
 from scenedistill.deploy.contact_sheet import COLUMNS, ROWS, Shown, draw_sheets, plan
-from scenedistill.deploy.images import ImagesResult, predict_images, shown_path
+from scenedistill.deploy.images import ImagesResult, predict_images
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import SceneModel, open_model
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student

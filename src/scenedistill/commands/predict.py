@@ -10,6 +10,7 @@ from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.deploy.raster_config import RasterConfig
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 0 when anything could be classified, 1 when nothing could."""
-    from scenedistill.deploy.inputs import find_inputs, shown_path
+    from scenedistill.deploy.inputs import find_inputs
     from scenedistill.deploy.model import open_model
 
     config, out = filled(RasterConfig, settings), Path(settings.out)
@@ -115,7 +116,7 @@ def _images(
 
 
 def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: RasterConfig, console: Console) -> int:
-    """How many rasters were mapped; one that cannot be is named, and the others go on."""
+    """How many rasters have a class anywhere; one that cannot be mapped is named, and the others go on."""
     if not rasters:
         return 0
     from scenedistill.deploy.rasters import map_raster
@@ -132,9 +133,14 @@ def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: Ras
                 raise
             console.print(f"skipped {raster}: {problem}", markup=False, highlight=False)
             continue
-        worked += 1
+        worked += any(result.cells.values())
         files = [file for file in dict.fromkeys((result.polygons, result.regions, result.classes)) if file]
         listed = ", ".join(map(str, files))
         size = f"{result.windows:,} windows, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
         console.print(f"{raster}: {size}: {listed}", markup=False, highlight=False)
+        if result.left_out:
+            left_out = "all" if result.left_out == result.windows else f"{result.left_out:,}"
+            empty = "" if any(result.cells.values()) else "; the maps are empty"
+            line = f"{left_out} of the windows hold too little data (--min_valid) and were left out{empty}"
+            console.print(f"{raster}: {line}.", markup=False, highlight=False)
     return worked

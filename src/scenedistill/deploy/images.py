@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.data.decoding import decode_all
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
-from scenedistill.deploy.inputs import find_inputs, shown_path
+from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
-from scenedistill.disk import file_hash
+from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
 
 #: Batches that the network may lag behind the decoders.

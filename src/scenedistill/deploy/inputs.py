@@ -13,6 +13,7 @@ import tifffile
 
 from scenedistill.data.scenes import _LITTER, IMAGE_SUFFIXES
 from scenedistill.deploy.raster_read import open_raster
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 #: More pixels than this are a raster, georeferenced or not: nobody means them as one scene.
@@ -86,11 +87,6 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
     images = tuple(path for path, _ in files.values() if path not in rasters)
     there = tuple(str(path) for path, _ in files.values() if path in rasters)
     return Inputs(images, (*there, *named), seen - len(files), tuple(points))
-
-
-def shown_path(path: Path | str) -> str:
-    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:

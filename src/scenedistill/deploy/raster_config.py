@@ -73,6 +73,7 @@ class RasterResult:
         reading: share of the seconds in which the network waited for pixels, 0..1.
         network: share of the seconds in the network.
         writing: share of the seconds in which only writing went on.
+        notes: what about the raster deserves a second look.
     """
 
     polygons: Path | None
@@ -88,6 +89,7 @@ class RasterResult:
     reading: float
     network: float
     writing: float
+    notes: tuple[str, ...] = ()
 
 
 def check_config(config: RasterConfig) -> None:

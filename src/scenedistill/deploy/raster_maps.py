@@ -23,6 +23,7 @@ from scenedistill.deploy.raster_read import gdal_reason
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import average
 from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 FILES = ("polygons", "regions", "classes")  # of a RasterResult
@@ -64,6 +65,8 @@ def alone(names: Names) -> Iterator[None]:
     Raises:
         UserError: another process holds them, or the folder cannot be made.
     """
+    if shown_path(names.out) != str(names.out):
+        raise UserError(f"{shown_path(names.out)}: GDAL takes only names in UTF-8. Choose another folder.")
     try:
         names.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -171,7 +174,8 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
     if read_plan(names.unfinished) == plan:  # left by a kill at the very end; of another plan it is unfinished work
         shutil.rmtree(names.unfinished, ignore_errors=True)
     files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
-    return RasterResult(**files, record=names.record, **record["result"])
+    result = {**record["result"], "notes": tuple(record["result"].get("notes", ()))}
+    return RasterResult(**files, record=names.record, **result)
 
 
 def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> None:

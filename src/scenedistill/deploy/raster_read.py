@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from scenedistill.deploy.raster_holes import find_holes
+from scenedistill.deploy.raster_holes import Constant, find_constant, find_holes
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
         except UnicodeEncodeError:
             reason = "GDAL takes only names in UTF-8. Rename it."
     if opened is None:
-        raise UserError(f"{path} cannot be opened as a raster: {reason}")
+        raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
     if opened.count == 0:
         inside = [f"\n  {name}" for name in opened.subdatasets]
         raise UserError(
@@ -113,6 +114,7 @@ def describe(
     each_band: bool = False,
     nodata: float | None = None,
     drivers: Sequence[str] = (),
+    constants: list[Constant] | None = None,
 ) -> Source:
     """Decide how a raster is read.
 
@@ -125,6 +127,7 @@ def describe(
         each_band: percentiles for each band by itself.
         nodata: value that means no data; when not given, what the file says.
         drivers: kept in the `Source`.
+        constants: a value far from all others is added, which most likely means no data; not looked for when None.
 
     Raises:
         UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
@@ -141,6 +144,10 @@ def describe(
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
+    patches: list[np.ndarray] | None = None
+    if constants is not None and colour != "palette":
+        patches = _patches_of(raster, source)
+        constants += filter(None, [find_constant(np.concatenate(patches, axis=1))])
     if colour == "palette" or limits == "none" or (limits == "auto" and plain):
         return source
     if limits == "auto":
@@ -148,7 +155,8 @@ def describe(
     unit, low, high = limits
     if not unit:
         return replace(source, stretch=((low, high),) * len(chosen))
-    return replace(source, stretch=_percentiles(raster, source, low, high, each_band))
+    patches = _patches_of(raster, source) if patches is None else patches
+    return replace(source, stretch=_percentiles(raster, patches, low, high, each_band))
 
 
 def read_pixels(
@@ -202,8 +210,8 @@ def _slabs(
         except RasterioError as problem:
             where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
             raise UserError(
-                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.\n"
-                "What was found so far is kept; the same command goes on from there."
+                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.",
+                advice="What was found so far is kept; the same command goes on from there.",
             ) from problem
         valid: np.ndarray | None = None
         if mask is not None:
@@ -295,7 +303,9 @@ def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[t
     if len(chosen) == wanted or (len(chosen) > wanted and not bands):
         return chosen[:wanted], "bands"
     found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
-    raise UserError(f"The network takes {wanted} bands; {found}. Name {wanted} with --bands, such as --bands 3,2,1.")
+    named = ",".join(map(str, range(wanted, 0, -1)))
+    advice = f"Name {wanted} with --bands, such as --bands {named}."
+    raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
 
 
 def _parse_stretch(text: str) -> Any:
@@ -312,26 +322,28 @@ def _parse_stretch(text: str) -> Any:
     raise UserError(f"--stretch {text}: expected auto, none, percentiles such as 2%,98% or values such as 0,4000.")
 
 
-def _percentiles(
-    raster: DatasetReader, source: Source, low: float, high: float, each_band: bool
-) -> tuple[tuple[float, float], ...]:
-    """The ends of the stretch for each band, from patches spread evenly over the raster: all of a small one."""
-    found: list[list[np.ndarray]] = [[] for _ in source.bands]
+def _patches_of(raster: DatasetReader, source: Source) -> list[np.ndarray]:
+    """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
+    found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
             for _, values, valid in _slabs(raster, source, row, column, height, width):
-                for band, into in zip(values, found, strict=True):
-                    into.append(band.ravel() if valid is None else band[valid])
-    bands = [np.concatenate(parts) for parts in found]
-    groups = bands if each_band else [np.concatenate(bands)]
+                found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
+    return found
+
+
+def _percentiles(
+    raster: DatasetReader, patches: list[np.ndarray], low: float, high: float, each_band: bool
+) -> tuple[tuple[float, float], ...]:
+    """The ends of the stretch for each band, from the values of some patches."""
+    bands = np.concatenate(patches, axis=1)
+    if not bands.size:
+        if max(raster.shape) <= PATCHES * PATCH:
+            raise UserError(f"{raster.name} holds no data at all: every pixel is a hole.")
+        found = f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
+        raise UserError(found, advice="Give --stretch low,high.")
     ends = []
-    for values in groups:
-        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if not len(values):
-            raise UserError(
-                f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
-                " Give --stretch low,high."
-            )
+    for values in bands if each_band else [bands.ravel()]:
         first, last = (float(end) for end in np.percentile(values, (low, high)))
         if first == last:
             first, last = float(values.min()), float(values.max())

@@ -17,12 +17,14 @@ from scenedistill import __version__
 from scenedistill.data.decoding import usable_cores
 from scenedistill.deploy.raster_batches import REGION_BYTES, Job
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult, band_numbers, check_config
+from scenedistill.deploy.raster_holes import Constant
 from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, plain_errors, publish, write_maps
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.deploy.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid
 from scenedistill.deploy.raster_work import GDAL_CACHE, Times, answer_all
 from scenedistill.deploy.raster_write import Place
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def map_raster(
     names, rasterio = Names(Path(out), str(raster)), raster_library()
     with plain_errors(str(raster)), alone(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         with waited.of("reading"):
-            job, place, plan = _plan(model, str(raster), names, config, say)
+            job, place, plan, constants = _plan(model, str(raster), names, config, say)
+        for constant in constants:
+            say(f"{constant} {constant.advice}")
         if (known := finished(names, plan, config)) is not None:
             say(f"{names.record} is finished already.")
             return known
@@ -100,6 +104,7 @@ def map_raster(
             reading=(waited.reading + worked.reading) / seconds,
             network=worked.network / seconds,
             writing=(waited.writing + worked.writing) / seconds,
+            notes=tuple(map(str, constants)),
         )
         publish(names, config, plan, result)
     return result
@@ -107,8 +112,9 @@ def map_raster(
 
 def _plan(
     model: SceneModel, raster: str, names: Names, config: RasterConfig, say: Say
-) -> tuple[Job, Place, dict[str, Any]]:
-    """What is to be done, and all that its outcome depends on."""
+) -> tuple[Job, Place, dict[str, Any], list[Constant]]:
+    """What is to be done, all that its outcome depends on, and what was noticed."""
+    constants = list[Constant]()
     with open_raster(raster, config.drivers or ()) as opened:
         transform, crs = _georeference(opened, say)
         size = (opened.height, opened.width)
@@ -127,6 +133,7 @@ def _plan(
             each_band=config.each_band,
             nodata=config.nodata,
             drivers=config.drivers or (),
+            constants=constants,
         )
         files = _watched(raster, opened, config.drivers or ())
     window_bytes = grid.window[0] * grid.window[1] * model.card.bands
@@ -146,7 +153,7 @@ def _plan(
     _describe(job, raster, crs, config, ground, say)
     file = Path(raster)
     plan = {
-        "raster": str(file.resolve()) if file.is_file() else raster,
+        "raster": shown_path(file.resolve()) if file.is_file() else raster,
         "files": files,
         "size": grid.size,
         "transform": list(transform)[:6],
@@ -162,7 +169,7 @@ def _plan(
         "overlap": grid.step,
         "min_valid": config.min_valid,
     }
-    return job, Place(grid, transform, crs), json.loads(json.dumps(plan))
+    return job, Place(grid, transform, crs), json.loads(json.dumps(plan)), constants
 
 
 def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict[str, list[int]]:
@@ -175,10 +182,10 @@ def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict
     for name in names:  # grows
         path = Path(name)
         beside = name != raster and name.endswith((".aux.xml", ".ovr"))
-        if beside or not path.is_file() or str(path.resolve()) in found:
+        if beside or not path.is_file() or shown_path(path.resolve()) in found:
             continue
         stat = path.stat()
-        found[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
+        found[shown_path(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
         if path.suffix.lower() == ".vrt" and name != raster:
             with suppress(UserError), open_raster(path, drivers) as inner:
                 names += inner.files
