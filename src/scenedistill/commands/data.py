@@ -45,7 +45,10 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     if settings.action == "list":
         console.print(overview())
     elif settings.action == "check":
-        report = check(scan(Path(options.folder)), lookup(options.name) if options.name else None)
+        index = scan(Path(options.folder))
+        report = check(index, lookup(options.name) if options.name else None)
+        for note in index.notes:
+            console.print(note, markup=False)
         console.print(str(report), markup=False)
         return int(report.facts is not None and not report.complete)
     elif settings.action == "stored":

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
-from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.names import nfc
+from scenedistill.data.scenes import PARTS, SceneIndex
 from scenedistill.errors import UserError
-
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +87,6 @@ def assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, see
     )
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     return Split(train, val, test, train_ratio, seed, digest)
-
-
-def nfc(text: str) -> str:
-    """Composed Unicode: macOS gives file names decomposed, Linux as they were written."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _rank(seed: int, name: str, path: str) -> str:

@@ -52,7 +52,8 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         place = home if len(config.blocks()) == 1 else home / block
         place.mkdir(exist_ok=True)
         write_json(place / RESULTS, to_json(result))
-        heading = f"## {block}: {lab.data_name}, {100 * config.blocks()[block][1]:g} % training, {result.pixels} pixels"
+        ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio else ""
+        heading = f"## {block}: {lab.data_name}{ratio}, {result.pixels} pixels"
         sections += [heading, pairs_table(result, list(config.methods), config.baseline)]
         if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
             sections.append(others)

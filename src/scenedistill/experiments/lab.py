@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scenedistill.config import RunConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
+from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
@@ -64,6 +65,8 @@ class Lab:
                 f"Give --data.stored_size {config.image_size} or more."
             )
         index = scan(data)
+        if index.parts is not None and config.data.split_file is None:
+            self.config = replace(config, data=replace(config.data, split_file=index.root))
         self._make_folder()
         self.cache = self._decode(index)
         facts = recognise(self.cache.index)
@@ -154,7 +157,7 @@ class Lab:
             "views": plain(self.config.views),
             "precision": self.precision,
             "data": {
-                "classes": list(self.classes),
+                "classes": [nfc(name) for name in self.classes],
                 "stored_size": self.config.data.stored_size,
                 "bands": self.config.data.bands,
                 "split": split.hash,

@@ -12,6 +12,7 @@ import torch
 from scenedistill.config import TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
+from scenedistill.data.names import nfc, same_names
 from scenedistill.data.splits import Split
 from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
@@ -93,8 +94,8 @@ def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str |
 
 def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
     net, card = load_net(checkpoint)
-    if card.classes != lab.classes:
-        differing = sorted(set(card.classes) ^ set(lab.classes))[:5]
+    if not same_names(card.classes, lab.classes):
+        differing = sorted({*map(nfc, card.classes)} ^ {*map(nfc, lab.classes)})[:5]
         raise UserError(
             f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
             f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."

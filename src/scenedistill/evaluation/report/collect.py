@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from scenedistill.data.splits import nfc
+from scenedistill.data.names import nfc
 from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
@@ -279,10 +279,10 @@ def _seed_folder(folder: Path) -> Path:
 
 def _test_paths(split: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """Path and label of each test image, in the order of a `SceneIndex`."""
-    number = {name: position for position, name in enumerate(classes)}
+    number = {nfc(name): position for position, name in enumerate(classes)}
     try:
         with split.open(encoding="utf-8", newline="") as file:
-            found = [(row["path"], number[row["label"]]) for row in csv.DictReader(file) if row["split"] == "test"]
+            found = [(row["path"], number[nfc(row["label"])]) for row in csv.DictReader(file) if row["split"] == "test"]
     except (OSError, KeyError, csv.Error):
         return []
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
