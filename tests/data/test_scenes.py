@@ -160,7 +160,7 @@ def test_folders_of_parts_are_one_data_set_that_is_split_already(tmp_path: Path)
     assert index.paths[:4] == ("Validation/a/a_0.jpg", "test/a/c-a_0.jpg", "train/a/a_0.jpg", "train/a/a_1.jpg")
     assert index.parts is not None and index.parts.tolist() == [1, 2, 0, 0, 1, 2, 2, 0]
     assert index.notes[0] == "They were found in Set."
-    assert index.notes[1].startswith("The folders are a split: 3 in test, 2 in Validation, 3 in train. ")
+    assert index.notes[1].startswith("The folders are a split: 3 in train, 2 in Validation, 3 in test. ")
     assert index.subset(np.array([1, 2])).parts.tolist() == [2, 0]  # type: ignore[union-attr]
 
 
