@@ -39,7 +39,6 @@ CODECS = {
     52546: ("JPEG XL", _OTHERS),
 }
 _USUAL = (1, 2, 3, 4, 8, 32773, 32946)  # none, fax, deflate, PackBits
-_FLOAT_PREDICTOR = 3
 
 
 def decode_tiff(path: Path, by_pillow: Callable[[], Pixels]) -> tuple[Pixels, float | None]:
@@ -135,8 +134,8 @@ def _unpacked(page: tifffile.TiffPage, path: Path) -> Pixels:
     code = int(page.compression)
     try:
         return np.asarray(page.asarray(maxworkers=1))
-    except Exception:
-        if code in _USUAL and page.predictor != _FLOAT_PREDICTOR:
+    except Exception as problem:
+        if code in _USUAL and "imagecodecs" not in str(problem):
             raise
     what, remedy = _codec(page)
     try:
@@ -163,7 +162,8 @@ def _codec(page: tifffile.TiffPage) -> tuple[str, str]:
     """What a page is packed with, and what brings the help to unpack it."""
     code = int(page.compression)
     if code in _USUAL:
-        return "the predictor of real numbers", _GDALS
+        what = "the predictor of real numbers" if page.predictor == 3 else f"values of {page.bitspersample} bits"
+        return what, _GDALS
     return CODECS.get(code, (f"compression {code}", _OTHERS))
 
 

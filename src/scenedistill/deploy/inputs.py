@@ -156,7 +156,7 @@ def _is_raster(path: Path, points: list[Path]) -> bool:
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has no georeference
             if suffix not in IMAGE_SUFFIXES:
-                rasterio.open(path).close()
+                open_raster(path).close()
                 return True
             with open_raster(path, IMAGE_DRIVERS) as raster:
                 if not raster.transform.is_identity or raster.width * raster.height > RASTER_PIXELS:

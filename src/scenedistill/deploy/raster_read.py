@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from scenedistill.data.raster_sources import safe_drivers
 from scenedistill.deploy.raster_holes import Constant, find_constant, find_holes
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes of undecoded pixels held at once by one reader.
 SLAB_BYTES = 16 << 20
+#: Largest block, which GDAL decodes as a whole: a strip of a row, a tile, or all of an image in one piece.
+BLOCK_BYTES = 512 << 20
 #: The percentiles of a stretch are taken from this many patches along each axis, of this many pixels a side.
 PATCHES, PATCH = 10, 256
 
@@ -34,9 +37,10 @@ class Source:
         path: as GDAL takes it.
         drivers: of GDAL that may open it; any when empty.
         bands: numbers of the bands read, from 1.
-        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), or a
-            `palette` looked up.
-        stretch: for each band read, the values that become 0 and 255; None for 8-bit values as they are.
+        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), a
+            `palette` looked up, or its `grey palette`.
+        stretch: for each band read, the values that become 0 and 255, the larger one first where the smallest value is
+            white; None for 8-bit values as they are.
         hole: how pixels without data are told: by `value`, by the file's own `mask`, or there are `none`.
         nodata: for each band read, the value that means no data; for `value`.
     """
@@ -44,7 +48,7 @@ class Source:
     path: str
     drivers: tuple[str, ...]
     bands: tuple[int, ...]
-    colour: Literal["bands", "repeated", "grey", "palette"]
+    colour: Literal["bands", "repeated", "grey", "palette", "grey palette"]
     stretch: tuple[tuple[float, float], ...] | None
     hole: Literal["none", "value", "mask"]
     nodata: tuple[float, ...] = ()
@@ -65,19 +69,21 @@ def raster_library() -> Any:
     return rasterio
 
 
-def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
+def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequence[str] = ()) -> DatasetReader:
     """Open a raster for reading.
 
     Args:
         path: a file, or anything that GDAL takes as a name.
-        drivers: of GDAL that may open it, such as `GTiff`; any when empty.
+        drivers: of GDAL that may open it, such as `GTiff`; those that fit the content when empty, see `safe_drivers`.
+        vrt_sources: folders that a VRT's files may lie in, beside its own; see `safe_drivers`.
 
     Raises:
-        UserError: GDAL cannot open it, or it holds nothing that is an image.
+        UserError: GDAL cannot open it, it is a VRT that names what it must not, it holds nothing that is an image, or
+            blocks of more than `BLOCK_BYTES`.
     """
     rasterio = raster_library()
     opened: DatasetReader | None = None
-    for driver in drivers or (None,):
+    for driver in drivers or safe_drivers(path, vrt_sources):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -94,6 +100,15 @@ def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
         raise UserError(
             f"{path} holds {'several rasters. Give one of these:' if inside else 'no bands.'}" + "".join(inside)
         )
+    together = opened.count if opened.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    for (height, width), kind in zip(opened.block_shapes, opened.dtypes, strict=True):
+        needed = height * width * together * np.dtype(kind).itemsize
+        if needed > BLOCK_BYTES:
+            opened.close()
+            raise UserError(
+                f"{path} has blocks of {height:,} x {width:,} pixels, {needed / 2**20:,.0f} MiB, and each is read as a "
+                f"whole; the limit is {BLOCK_BYTES >> 20} MiB. gdal_translate -co TILED=YES makes smaller ones."
+            )
     return opened
 
 
@@ -141,22 +156,31 @@ def describe(
     source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
     limits = _parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
+    bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
+    white = _white(raster, min(kinds, key=str), bits) if "palette" not in colour else None
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
     patches: list[np.ndarray] | None = None
-    if constants is not None and colour != "palette":
+    if constants is not None and "palette" not in colour:
         patches = _patches_of(raster, source)
         constants += filter(None, [find_constant(np.concatenate(patches, axis=1))])
-    if colour == "palette" or limits == "none" or (limits == "auto" and plain):
+    if "palette" in colour:
         return source
+    if limits == "none" or (limits == "auto" and plain):
+        ends = (0.0, 2.0**bits - 1)
+        if white is None and bits == 8:
+            return source
+        return replace(source, stretch=(ends if white is None else ends[::-1],) * len(chosen))
     if limits == "auto":
         limits = ("%", 2.0, 98.0)
     unit, low, high = limits
     if not unit:
-        return replace(source, stretch=((low, high),) * len(chosen))
+        ends = (low, high) if white is None else (white - low, white - high)
+        return replace(source, stretch=(ends,) * len(chosen))
     patches = _patches_of(raster, source) if patches is None else patches
-    return replace(source, stretch=_percentiles(raster, patches, low, high, each_band))
+    found_ends = _percentiles(raster, patches, low, high, each_band)
+    return replace(source, stretch=found_ends if white is None else tuple(ends[::-1] for ends in found_ends))
 
 
 def read_pixels(
@@ -265,18 +289,21 @@ def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) ->
     """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
     if palette is not None:
         coloured: np.ndarray = palette[values[0]]
-        return coloured
+        return _grey(coloured) if source.colour == "grey palette" else coloured
     pixels = values.transpose(1, 2, 0)
     if source.colour == "repeated":
         return np.repeat(pixels, 3, axis=2)
-    if source.colour == "grey":  # Pillow's own rounding, as when an image file is read
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-    return pixels
+    return _grey(pixels) if source.colour == "grey" else pixels
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` to `[H, W, 1]` with Pillow's own rounding, as when an image file is read."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
 
 
 def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
     """Colours of the values, uint8 `[256, 3]`."""
-    if source.colour != "palette":
+    if "palette" not in source.colour:
         return None
     table = np.zeros((256, 3), np.uint8)
     for value, colour in raster.colormap(source.bands[0]).items():
@@ -294,8 +321,9 @@ def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[t
     alpha = {number for number, kind in enumerate(raster.colorinterp, 1) if kind == ColorInterp.alpha}
     chosen = tuple(bands) or tuple(number for number in range(1, raster.count + 1) if number not in alpha)
     first = raster.colorinterp[chosen[0] - 1] if chosen else None
-    if wanted == 3 and len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8":
-        return chosen, "palette"
+    coloured = len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8"
+    if wanted in (1, 3) and coloured:
+        return chosen, "palette" if wanted == 3 else "grey palette"
     if wanted == 3 and len(chosen) == 1:
         return chosen, "repeated"
     if wanted == 1 and (len(chosen) == 3 or (len(chosen) > 3 and not bands)):
@@ -306,6 +334,14 @@ def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[t
     named = ",".join(map(str, range(wanted, 0, -1)))
     advice = f"Name {wanted} with --bands, such as --bands {named}."
     raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
+
+
+def _white(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
+    """What a value and its negative add up to where the smallest value is white (PHOTOMETRIC=MINISWHITE), which GDAL
+    tells and leaves to its users; None where it is black. See `data.tiffs.negative`."""
+    if raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
+        return None
+    return {"u": 2.0**bits - 1, "i": -1.0}.get(kind.kind, 0.0)
 
 
 def _parse_stretch(text: str) -> Any:

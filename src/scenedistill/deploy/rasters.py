@@ -115,7 +115,7 @@ def _plan(
 ) -> tuple[Job, Place, dict[str, Any], list[Constant]]:
     """What is to be done, all that its outcome depends on, and what was noticed."""
     constants = list[Constant]()
-    with open_raster(raster, config.drivers or ()) as opened:
+    with open_raster(raster, config.drivers or (), config.vrt_sources or ()) as opened:
         transform, crs = _georeference(opened, say)
         size = (opened.height, opened.width)
         ground = ground_size(transform, crs, size) if config.units == "metres" else (1.0, 1.0)
@@ -132,10 +132,10 @@ def _plan(
             stretch=config.stretch,
             each_band=config.each_band,
             nodata=config.nodata,
-            drivers=config.drivers or (),
+            drivers=(opened.driver,),
             constants=constants,
         )
-        files = _watched(raster, opened, config.drivers or ())
+        files = _watched(raster, opened, config.vrt_sources or ())
     window_bytes = grid.window[0] * grid.window[1] * model.card.bands
     readers = config.readers or min(4, usable_cores())
     readers = max(1, min(readers, 8 * REGION_BYTES // max(window_bytes, REGION_BYTES)))
@@ -172,7 +172,7 @@ def _plan(
     return job, Place(grid, transform, crs), json.loads(json.dumps(plan)), constants
 
 
-def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict[str, list[int]]:
+def _watched(raster: str, opened: DatasetReader, vrt_sources: Sequence[str]) -> dict[str, list[int]]:
     """Size and time of every file that the raster is read from, such as those that a VRT names, and VRTs in it.
 
     Overviews are not read, and what GIS programs keep in an .aux.xml after a look at a raster changes no pixel.
@@ -187,7 +187,7 @@ def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict
         stat = path.stat()
         found[shown_path(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
         if path.suffix.lower() == ".vrt" and name != raster:
-            with suppress(UserError), open_raster(path, drivers) as inner:
+            with suppress(UserError), open_raster(path, (), vrt_sources) as inner:
                 names += inner.files
     return found
 
