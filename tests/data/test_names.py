@@ -26,6 +26,6 @@ def test_other_cells_are_as_they_were() -> None:
 
 
 def test_markdown_shows_a_name_as_it_is() -> None:
-    assert as_markdown("car park, forêt") == "car park, forêt"
+    assert as_markdown("car park, forêt, table1_resnet") == "car park, forêt, table1_resnet"
     assert as_markdown("<img src=x onerror=alert(1)>\n# a|b") == "&lt;img src=x onerror=alert(1)&gt; \\# a\\|b"
     assert as_markdown("[a](http://b) `c` *d* _e_") == r"\[a\](http://b) \`c\` \*d\* \_e\_"

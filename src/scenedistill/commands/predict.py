@@ -48,6 +48,7 @@ def parser() -> CommandParser:
         "--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="auto", help="of a .safetensors"
     )
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of the network")
+    parser.add_argument("--trust", type=bool, default=False, help="open a .pt2, which may run any code")
     parser.add_class_arguments(RasterConfig)
     return parser
 
@@ -65,7 +66,8 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     for path in found.points_only:
         line = f"{shown_path(path)} has ground control points alone: taken as one image. gdalwarp makes a map of it"
         console.print(f"{line}; --raster true maps it in pixels.", markup=False, highlight=False)
-    model = open_model(settings.model, device=settings.device, precision=settings.precision, threads=settings.threads)
+    opened = {name: settings[name] for name in ("device", "precision", "threads", "trust")}
+    model = open_model(settings.model, **opened)
     try:
         worked = _images(model, found.images, found.twice, out, config, settings, console)
         return 0 if _rasters(model, found.rasters, out, config, console) + worked else 1

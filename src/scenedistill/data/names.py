@@ -40,5 +40,6 @@ def as_path_cell(path: str) -> str:
 
 def as_markdown(text: object) -> str:
     """Text that Markdown shows as it is: no HTML, links, emphasis or columns, and on one line."""
-    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(str(text).split()))
+    # an underscore within a word is no emphasis
+    escaped = re.sub(r"[\\`*\[\]|#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(text).split()))
     return html.escape(escaped, quote=False)

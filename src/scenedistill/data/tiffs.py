@@ -125,6 +125,7 @@ def negative(values: Pixels, bits: int) -> Pixels:
 
 
 def _negative_of(nodata: float, page: tifffile.TiffPage) -> float:
+    assert page.dtype is not None
     kind = page.dtype.kind
     return 2**page.bitspersample - 1 - nodata if kind == "u" else -1 - nodata if kind == "i" else -nodata
 

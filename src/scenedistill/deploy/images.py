@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scenedistill.data.decoding import decode_all
+from scenedistill.data.names import as_cell, as_path_cell
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
@@ -266,6 +267,7 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
         parts[1].open("w", encoding="utf-8") as json_file,
     ):
         writer = csv.writer(csv_file)
+        cells = [as_cell(name) for name in classes]
         writer.writerow(["path", "class", "confidence", *(f"p_{name}" for name in classes)])
         for name in names:
             entry = journal.get(name)
@@ -276,7 +278,9 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
             sure = entry.probabilities[label]
             results.named.append((name, label, sure))
             rows.append(entry.row)
-            writer.writerow([name, classes[label], *(f"{value:.{ROUND}f}" for value in (sure, *entry.probabilities))])
+            writer.writerow(
+                [as_path_cell(name), cells[label], *(f"{value:.{ROUND}f}" for value in (sure, *entry.probabilities))]
+            )
             chances = dict(zip(classes, entry.probabilities, strict=True))
             found = {"path": name, "class": classes[label], "confidence": sure, "probabilities": chances}
             json_file.write(json.dumps(found, ensure_ascii=False) + "\n")
@@ -292,6 +296,7 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
         results.files.append(kept)
     if results.skipped:
         with bad.open("w", encoding="utf-8", newline="") as bad_file:
-            csv.writer(bad_file).writerows([("path", "reason"), *results.skipped])
+            rows_of_bad = ((as_path_cell(path), as_cell(reason)) for path, reason in results.skipped)
+            csv.writer(bad_file).writerows([("path", "reason"), *rows_of_bad])
         results.files.append(bad)
     return results

@@ -215,7 +215,12 @@ def _how(model: SceneModel, processes: int) -> dict[str, Any]:
         device = "auto" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         threads = session.get_session_options().intra_op_num_threads or usable_cores()
     share = max(1, usable_cores() // processes)
-    return {"device": device, "precision": getattr(model, "precision", "auto"), "threads": min(threads, share)}
+    return {
+        "device": device,
+        "precision": getattr(model, "precision", "auto"),
+        "threads": min(threads, share),
+        "trust": True,  # it is open here
+    }
 
 
 def _work(line: Connection, job: Job, source: Path, how: dict[str, Any], windows: np.ndarray) -> None:

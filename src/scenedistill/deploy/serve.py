@@ -42,6 +42,7 @@ def serve(
     limits: ServeLimits | None = None,
     device: str = "auto",
     threads: int | None = None,
+    trust: bool = False,
     names: tuple[str, ...] = (),
     console: Console | None = None,
 ) -> None:
@@ -55,6 +56,7 @@ def serve(
         limits: of a request.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads of each process.
+        trust: open a .pt2, see `open_model`.
         names: names of this machine that a browser may call it by, beside `localhost` and addresses.
         console: where the address is printed.
 
@@ -67,7 +69,9 @@ def serve(
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
     console, limits = console or Console(), limits or ServeLimits()
     with _listen(host, port) as listener:
-        workers = Workers(worker_setup(model_path, teacher, limits, device=device, threads=threads), limits)
+        workers = Workers(
+            worker_setup(model_path, teacher, limits, device=device, threads=threads, trust=trust), limits
+        )
         with console.status("Opening the networks"):
             networks = workers.start()
         shelf = Shelf(limits)
@@ -161,6 +165,7 @@ def worker_setup(
     *,
     device: str = "auto",
     threads: int | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """What `Workers` gives each of its processes to start with; see `serve`."""
     return {
@@ -168,6 +173,7 @@ def worker_setup(
         "teacher": "auto" if teacher is None else str(teacher),
         "device": device,
         "threads": threads,
+        "trust": trust,
         **asdict(limits),
     }
 

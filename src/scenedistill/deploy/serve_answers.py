@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 from scenedistill.data.images import UnreadableImage, read_image, read_scene
+from scenedistill.data.names import as_cell
+from scenedistill.data.tiff_heads import read_heads
 from scenedistill.deploy.model import SceneModel, TorchSceneModel, open_model
 from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.deploy.source import of
@@ -41,6 +43,7 @@ class Answerer:
         teacher: the same, `none`, or `auto`: that of the run, if it is there.
         device: see `open_model`.
         threads: see `open_model`.
+        trust: see `open_model`.
         limits: fields of `ServeLimits`.
 
     Raises:
@@ -48,13 +51,19 @@ class Answerer:
     """
 
     def __init__(
-        self, model: str, teacher: str = "auto", device: str = "auto", threads: int | None = None, **limits: Any
+        self,
+        model: str,
+        teacher: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        trust: bool = False,
+        **limits: Any,
     ) -> None:
         self.limits = ServeLimits(**limits)
-        self.models = {"student": open_model(model, device=device, threads=threads)}
+        self.models = {"student": open_model(model, device=device, threads=threads, trust=trust)}
         path = find_teacher(self.models["student"].source) if teacher == "auto" else teacher
         if path != "none":
-            self.models["teacher"] = open_model(path, device=device, threads=threads)
+            self.models["teacher"] = open_model(path, device=device, threads=threads, trust=trust)
         self.no_looks = {role: why_no_looks(model) for role, model in self.models.items()}
         for role, network in self.models.items():  # the first pass takes longer, and would be shown as its time
             side = network.stored_size
@@ -258,19 +267,12 @@ def check_size(path: Path, limits: ServeLimits, kind: str) -> tuple[int, int]:
 def measured(path: Path) -> tuple[int, int, int]:
     """Width, height, and bytes in memory when worked on, from a file's head."""
     if path.suffix == ".tif":
-        with tifffile.TiffFile(path) as tif:
-            page = tif.pages.first
-            samples = int(page.samplesperpixel)
-            pages = [page] if samples > 1 else tif.pages[:4096]  # pages may be the bands of one image
-            width, height = int(page.imagewidth), int(page.imagelength)
-            # a tile is decoded as a whole, however little of it the image shows
-            area = sum(
-                max(p.imagewidth, p.tilewidth) * max(p.imagelength, p.tilelength)
-                for p in pages
-                if isinstance(p, tifffile.TiffPage)
-            )
-            deep = max(8, page.bitspersample // 8) if page.bitspersample > 8 else 1  # stretched in float64
-            return width, height, int(area) * samples * deep
+        heads = read_heads(path)
+        first = heads[0]
+        # a tile is decoded as a whole, however little of it the image shows; pages may be the bands of one image
+        area = sum(head.area for head in (heads if first.samples == 1 else heads[:1]))
+        deep = max(8, first.bits // 8) if first.bits > 8 else 1  # stretched in float64
+        return first.width, first.height, area * first.samples * deep
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says it better
         largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -304,7 +306,7 @@ def write_scene(folder: Path, name: str, said: dict[str, Answer]) -> list[str]:
         for role, one in said.items():
             found = dict(zip(one["ranking"], one["probabilities"], strict=True))
             best = one["ranking"][0]
-            writer.writerow([name, role, best, found[best], *(found.get(label, "") for label in labels)])
+            writer.writerow([name, role, as_cell(best), found[best], *(found.get(label, "") for label in labels)])
     content = [
         {
             "path": name,

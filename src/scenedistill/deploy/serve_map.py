@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from scenedistill.data.names import as_cell
 from scenedistill.deploy.model import SceneModel
 from scenedistill.deploy.raster_config import RasterConfig
 from scenedistill.deploy.raster_read import describe, open_raster, read_pixels
@@ -190,7 +191,7 @@ def write_tables(folder: Path, name: str, cells: Cells, classes: Sequence[str], 
         found = zip(rows.tolist(), columns.tolist(), x.tolist(), y.tolist(), strict=True)
         for row, column, east, north in found:
             sure = round(float(cells.confidence[row, column]), 4)
-            writer.writerow([row, column, east, north, classes[cells.labels[row, column]], sure])
+            writer.writerow([row, column, east, north, as_cell(classes[cells.labels[row, column]]), sure])
     content = {
         "path": name,
         "crs": crs,
