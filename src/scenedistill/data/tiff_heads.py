@@ -89,6 +89,8 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
         if len(pages) == MOST_PAGES:
             raise ValueError(f"more than {MOST_PAGES:,} pages")
         seen.add(offset)
+        if offset >= size:
+            raise ValueError("the file is truncated")
         file.seek(offset)
         data = file.read(struct.calcsize(f"{order}{count_kind}"))
         if len(data) < struct.calcsize(f"{order}{count_kind}"):

@@ -75,6 +75,8 @@ def _is_plain(tif: tifffile.TiffFile) -> bool:
     page = tif.pages.first
     if page.bitspersample > 8 or page.sampleformat != 1:
         return False
+    if tif.is_bigtiff and tif.byteorder == ">" and page.photometric in (0, 1, 2):
+        return False  # Pillow knows no such file
     if page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE):
         return page.samplesperpixel == 1 and len(_band_pages(tif)) == 1
     if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4:

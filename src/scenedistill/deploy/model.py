@@ -169,7 +169,11 @@ class OnnxSceneModel(SceneModel):
             )
         except Exception as problem:  # the runtime has classes of errors of its own, with no common base
             raise UserError(f"{path} cannot be read as an ONNX file: {str(problem)[:150]}") from problem
-        card, about = read_about(self.session.get_modelmeta().custom_metadata_map, path)
+        try:
+            notes = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as problem:
+            raise UserError(f"{path} cannot be read as an ONNX file: its notes are damaged.") from problem
+        card, about = read_about(notes, path)
         super().__init__(card, about, path)
 
     def _prepared(self, images: Images) -> np.ndarray:

@@ -17,6 +17,7 @@ from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import kept_views, plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.files import LONGEST_SIDE
 from scenedistill.models.network import check_name
 from scenedistill.models.student import STUDENTS, build_student
 from scenedistill.training.fitting import count_devices
@@ -103,8 +104,9 @@ def check_settings(config: RunConfig) -> None:
     """
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds is {config.seeds}; expected one or more whole numbers from 0, each once.")
-    if config.image_size < 1:
-        raise UserError(f"--image_size is {config.image_size}; expected a number of pixels.")
+    for name, size in (("image_size", config.image_size), ("data.stored_size", config.data.stored_size)):
+        if not 1 <= size <= LONGEST_SIDE:
+            raise UserError(f"--{name} is {size}; expected a number of pixels, {LONGEST_SIDE} at most.")
     low, high = config.views.scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--views.scale is a share of the image, 0 < smallest <= largest <= 1; found [{low}, {high}].")
