@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,11 @@ def _decode(path: Path, at_least: int | None) -> tuple[Pixels, float | None]:
         raise ValueError("the file is empty")
     if head.startswith(TIFF_HEADS):
         return decode_tiff(path, lambda: _by_pillow(path, at_least))
-    return _by_pillow(path, at_least), None
+    # Pillow asks a file for as much as a PNG's chunk says that it holds, and a file makes room for all of it
+    return _by_pillow(io.BytesIO(path.read_bytes()) if head == b"\x89PNG" else path, at_least), None
 
 
-def _by_pillow(path: Path, at_least: int | None) -> Pixels:
+def _by_pillow(path: Path | io.BytesIO, at_least: int | None) -> Pixels:
     with Image.open(path, formats=_FORMATS) as image:
         _check_size(*image.size)
         if image.format == "PNG" and image.tile[0].args in ("LA;16B", "RGB;16B", "RGBA;16B"):
@@ -129,7 +131,7 @@ def _from_pil(image: Image.Image) -> Pixels:
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _decode_deep_png(path: Path, layout: str) -> Pixels:
+def _decode_deep_png(path: Path | io.BytesIO, layout: str) -> Pixels:
     """A 16-bit colour PNG, of which Pillow would keep only the upper bytes: the lower ones come by asking again, with
     the samples said to be little-endian."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from scenedistill.data.tiff_heads import TIFF_HEADS
+from scenedistill.data.tiff_heads import TIFF_HEADS, read_heads
 from scenedistill.errors import UserError
 
 #: Drivers of formats that hold their own pixels. Others of a local file are opened only where they are named: formats
@@ -49,7 +49,7 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
         folders: further folders that a VRT's files may lie in, or `any`.
 
     Raises:
-        UserError: a VRT under another ending, or one that names other things.
+        UserError: a VRT under another ending, one that names other things, or a TIFF whose heads lead nowhere.
     """
     file = Path(path)
     if not os.path.isfile(file):  # noqa: PTH113  (a name of GDAL's may be far too long for one)
@@ -60,6 +60,10 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
     except OSError as problem:
         raise UserError(f"{path} cannot be read: {problem.strerror or problem}.") from problem
     if head.startswith(TIFF_HEADS):
+        try:
+            read_heads(file)
+        except ValueError as problem:
+            raise UserError(f"{path} cannot be opened as a raster: {problem}.") from problem
         return ("GTiff",)
     if b"<VRTDataset" in head:
         if file.suffix.lower() != ".vrt":
