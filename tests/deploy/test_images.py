@@ -201,6 +201,26 @@ def test_odd_images_are_treated_as_in_training_and_bad_ones_named(model: SceneMo
     assert not stretched.skipped and not (out / "skipped.csv").exists()
 
 
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("=HYPERLINK(1)", "@b", "-c", "+d")
+    net = build_student("table1_printed", 4, image_size=SIZE)
+    save_net(net, NetCard("table1_printed", names, 3, SIZE), tmp_path / "net.safetensors")
+    for name in ("=1.png", "-a/b.png", "@c.png"):
+        draw(tmp_path / name)
+    (tmp_path / "+d.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    given = ["=1.png", "-a", "@c.png", "+d.png"]
+    predict_images(open_model("net.safetensors", device="cpu"), given, "out", sheet="none")
+    rows = table(tmp_path / "out")
+    assert [row["path"] for row in rows] == ["./=1.png", "./-a/b.png", "./@c.png"], "still paths of the same files"
+    assert {row["class"] for row in rows} <= {f"'{name}" for name in names}
+    for name in ("predictions.csv", "skipped.csv"):
+        with (tmp_path / "out" / name).open(encoding="utf-8", newline="") as file:
+            assert not [cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert [one["path"] for one in lines(tmp_path / "out")] == ["=1.png", "-a/b.png", "@c.png"]
+    assert {one["class"] for one in lines(tmp_path / "out")} <= set(names), "programs read the names as they are"
+
+
 def test_a_network_of_four_bands_and_nothing_that_can_be_read(tmp_path: Path) -> None:
     four = open_model(make_model(tmp_path, bands=4), device="cpu", precision="fp32")
     tifffile.imwrite(tmp_path / "four.tif", np.full((40, 40, 4), 90, np.uint8), photometric="rgb", extrasamples=[0])
