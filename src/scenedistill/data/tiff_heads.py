@@ -16,7 +16,7 @@ MOST_PAGES, MOST_TAGS = 4096, 4096
 #: Bytes of the decoded values that a pixel of the largest image may have: four bands of 16 bits.
 BYTES_OF_PIXEL = 8
 #: A tile that cannot inflate to more than this is not looked into.
-INFLATED_BYTES = 32 << 20
+INFLATED_BYTES = 128 << 20
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
 _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBFILE = 284, 322, 323, 324, 325, 254

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -285,6 +285,8 @@ def _test_paths(split: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
             found = [(row["path"], number[nfc(row["label"])]) for row in csv.DictReader(file) if row["split"] == "test"]
     except (OSError, KeyError, csv.Error):
         return []
+    if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path, _ in found):
+        return []  # the report shows images below the data folder, whatever a run's folder says
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
 
 
