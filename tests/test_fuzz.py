@@ -295,7 +295,7 @@ def exported_onnx() -> bytes:
 @pytest.mark.parametrize("kind", ["tiles", "strips", "vrt"])
 def test_rasters(kind: str, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="rasters need the extra `use`")
-    from scenedistill.deploy.raster_read import describe, open_raster, read_pixels
+    from scenedistill.data.raster_read import describe, open_raster, read_pixels
 
     more = {"tiled": True, "blockxsize": 16, "blockysize": 16} if kind == "tiles" else {}
     made = {"driver": "GTiff", "width": 36, "height": 24, "count": 3, "dtype": "uint16", "compress": "deflate"}

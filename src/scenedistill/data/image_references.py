@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 from scenedistill.data.catalog import normalise
 from scenedistill.data.names import nfc
-from scenedistill.data.scenes import IMAGE_SUFFIXES, SceneIndex
+from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.walk import IMAGE_SUFFIXES
 from scenedistill.errors import UserError
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
+from scenedistill.models.attention import SigmoidAttention
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 #: Largest number of bands, and of pixels a side, that a card may say.
 LONGEST_SIDE = 4096
@@ -90,7 +91,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             raise ValueError(f"{len(card.classes)} classes, and the head has {len(tensors['head.weight'])}")
         if not any(tensor.ndim == 4 and tensor.shape[1] == card.bands for tensor in tensors.values()):
             raise ValueError(f"{card.bands} bands, and no convolution has them")
-        net, _ = build_teacher(
+        net, _ = build_network(
             card.name,
             len(card.classes),
             bands=card.bands,
@@ -98,6 +99,11 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             dual_attention=card.dual_attention,
             stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if "mean" in tensors:
+            net.set_normalisation(tensors["mean"], tensors["std"])
+        if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):
+            for stage, width in zip(net.stages, net.dims.stages, strict=True):
+                stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as problem:
         reason = str(problem).splitlines()[0][:120]

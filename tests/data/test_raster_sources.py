@@ -25,8 +25,8 @@ rasterio = pytest.importorskip("rasterio", reason="rasters need the extra `use`"
 from rasterio.shutil import copy as copy_raster  # noqa: E402
 from rasterio.vrt import WarpedVRT  # noqa: E402
 
+from scenedistill.data.raster_read import describe, open_raster, read_pixels  # noqa: E402
 from scenedistill.data.raster_sources import safe_drivers  # noqa: E402
-from scenedistill.deploy.raster_read import describe, open_raster, read_pixels  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 GREY = (np.add.outer(np.arange(40) * 3, np.arange(48) * 2) % 256).astype(np.uint8)
