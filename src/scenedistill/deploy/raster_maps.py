@@ -247,9 +247,8 @@ def plain_errors(raster: str) -> Iterator[None]:
         yield
     except (OSError, RasterioError) as problem:
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                "the disk is full. Make room and give the same command: it goes on from where it was."
-            ) from problem
+            advice = "Make room and give the same command: it goes on from where it was."
+            raise UserError("the disk is full.", advice=advice) from problem
         named = isinstance(problem, OSError) and problem.filename
         reason = f"{problem.strerror}: {problem.filename}" if named else gdal_reason(problem)
         raise UserError(f"{raster} cannot be mapped: {reason}") from problem
