@@ -142,7 +142,8 @@ def test_a_file_with_hardly_anything_in_it_is_refused(answerer: Answerer, tmp_pa
     start = time.perf_counter()
     with pytest.raises(UserError, match=r"KiB for .* MiB of pixels: nearly all of it is empty"):
         answerer.answer(str(sparse), "a.tif", "map")
-    flat = tiff(sparse, np.zeros((3, 4000, 4000), np.uint8), compress="zstd")
+    tiles = {"tiled": True, "blockxsize": 2048, "blockysize": 2048}
+    flat = tiff(sparse, np.zeros((3, 6144, 6144), np.uint8), compress="zstd", **tiles)
     with pytest.raises(UserError, match="nearly all of it is empty"):
         answerer.answer(str(flat), "a.tif", "map")
     Image.new("RGB", (5000, 5000), (9, 9, 9)).save(tmp_path / "upload.webp", lossless=True)
@@ -209,11 +210,15 @@ def test_a_place_is_told_with_or_without_a_coordinate_system(page: Any, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
-def test_a_network_whose_name_is_no_utf_8_is_served(page_networks: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_network_whose_name_is_no_utf_8_is_refused_in_a_line(
+    page_networks: tuple[Path, Path], tmp_path: Path
+) -> None:
     odd = tmp_path / os.fsdecode(b"M\xfcller.safetensors")
     odd.write_bytes(page_networks[0].read_bytes())
-    about = Answerer(str(odd), "none", "cpu").about()
-    assert about["student"]["file"] == r"M\xfcller.safetensors"
+    limits = ServeLimits()
+    with pytest.raises(UserError, match="UTF-8") as refused:
+        Worker(worker_setup(odd, "none", limits, device="cpu", threads=1), limits.seconds).start()
+    assert "\n" not in str(refused.value)
 
 
 # what is left after a kill
@@ -231,10 +236,15 @@ def test_after_a_kill_nobody_works_on_and_the_next_page_clears_up(
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(SRC), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     arguments = [str(page_networks[0]), "--port", "0", "--device", "cpu", "--threads", "1"]
+    arguments += ["--limits.seconds", "10000"]
     body = tiff(tmp_path / "a.tif", noise(1600)).read_bytes()  # 40,000 windows, a minute or so
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        ) as server,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(server.kill)
         assert server.stdout
         found = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in server.stdout)))
 

@@ -22,7 +22,6 @@ from scenedistill.deploy.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
 from scenedistill.deploy.model import SceneModel, TorchSceneModel, open_model
 from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.deploy.source import of
-from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 Answer = dict[str, Any]
@@ -88,7 +87,7 @@ class Answerer:
                 "name": model.card.name,
                 "classes": list(model.card.classes),
                 "bands": model.card.bands,
-                "file": shown_path(model.source.name),
+                "file": model.source.name,
                 **{key: model.about[key] for key in keys if key in model.about},
             }
             for role, model in self.models.items()
