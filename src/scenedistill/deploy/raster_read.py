@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from scenedistill.deploy.raster_holes import Constant, find_constant, find_holes
+from scenedistill.deploy.raster_stretch import parse_stretch, percentiles
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
@@ -139,15 +139,15 @@ def describe(
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
     source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
-    limits = _parse_stretch(stretch)
+    limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
-    patches: list[np.ndarray] | None = None
+    values: np.ndarray | None = None
     if constants is not None and colour != "palette":
-        patches = _patches_of(raster, source)
-        constants += filter(None, [find_constant(np.concatenate(patches, axis=1))])
+        values = _patches_of(raster, source)
+        constants += filter(None, [find_constant(values)])
     if colour == "palette" or limits == "none" or (limits == "auto" and plain):
         return source
     if limits == "auto":
@@ -155,8 +155,9 @@ def describe(
     unit, low, high = limits
     if not unit:
         return replace(source, stretch=((low, high),) * len(chosen))
-    patches = _patches_of(raster, source) if patches is None else patches
-    return replace(source, stretch=_percentiles(raster, patches, low, high, each_band))
+    values = _patches_of(raster, source) if values is None else values
+    whole = max(raster.shape) <= PATCHES * PATCH
+    return replace(source, stretch=percentiles(raster.name, values, low, high, each_band, whole=whole))
 
 
 def read_pixels(
@@ -308,49 +309,14 @@ def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[t
     raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
 
 
-def _parse_stretch(text: str) -> Any:
-    """`auto`, `none`, or ("%" or "", low, high)."""
-    word = text.strip().lower()
-    if word in ("auto", "none"):
-        return word
-    ends = [part.strip() for part in word.split(",")]
-    unit = "%" if all(end.endswith("%") for end in ends) else ""
-    with contextlib.suppress(ValueError):
-        low, high = (float(end.removesuffix(unit)) for end in ends)
-        if low < high and np.isfinite([low, high]).all() and (not unit or (low >= 0 and high <= 100)):
-            return unit, low, high
-    raise UserError(f"--stretch {text}: expected auto, none, percentiles such as 2%,98% or values such as 0,4000.")
-
-
-def _patches_of(raster: DatasetReader, source: Source) -> list[np.ndarray]:
+def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
     """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
     found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
             for _, values, valid in _slabs(raster, source, row, column, height, width):
                 found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
-    return found
-
-
-def _percentiles(
-    raster: DatasetReader, patches: list[np.ndarray], low: float, high: float, each_band: bool
-) -> tuple[tuple[float, float], ...]:
-    """The ends of the stretch for each band, from the values of some patches."""
-    bands = np.concatenate(patches, axis=1)
-    if not bands.size:
-        if max(raster.shape) <= PATCHES * PATCH:
-            raise UserError(f"{raster.name} holds no data at all: every pixel is a hole.")
-        found = f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
-        raise UserError(found, advice="Give --stretch low,high.")
-    ends = []
-    for values in bands if each_band else [bands.ravel()]:
-        first, last = (float(end) for end in np.percentile(values, (low, high)))
-        if first == last:
-            first, last = float(values.min()), float(values.max())
-        if first == last:  # one flat value becomes mid-grey
-            first, last = first - 0.5, last + 0.5
-        ends.append((first, last))
-    return tuple(ends if each_band else ends * len(bands))
+    return np.concatenate(found, axis=1)
 
 
 def _patches(length: int) -> list[tuple[int, int]]:
