@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -146,8 +147,9 @@ def describe(
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
     values: np.ndarray | None = None
     if constants is not None and colour != "palette":
-        values = _patches_of(raster, source)
-        constants += filter(None, [find_constant(values)])
+        with contextlib.suppress(UserError):  # a part that cannot be read is told of when its turn comes
+            values = _patches_of(raster, source)
+            constants += filter(None, [find_constant(values)])
     if colour == "palette" or limits == "none" or (limits == "auto" and plain):
         return source
     if limits == "auto":
