@@ -14,9 +14,9 @@ class UserError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        return f"{self.found} {self.advice}".rstrip()
+        return f"{super().__str__()} {self.advice}".rstrip()
 
     @property
     def found(self) -> str:
         """The message without the advice."""
-        return super().__str__()
+        return str(self).removesuffix(self.advice).rstrip()

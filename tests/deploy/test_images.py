@@ -288,6 +288,22 @@ def test_a_killed_prediction_goes_on_without_a_gap_or_a_double(
     assert not list(out.glob("unfinished*"))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(network: Path, tmp_path: Path) -> None:
+    own = {"predictions.csv", "predictions.jsonl", "predict.files.json", "embeddings.npz"}
+    script = Path(__file__).with_name("killed_at.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, script, "images", network, draw(tmp_path / "a.png"), tmp_path / "out"]
+    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, check=True)
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kills) >= 6 and any(name.endswith(".done") for kill in kills for name in kill["left"])
+    for kill in kills:
+        assert set(kill["same"]) == own, kill
+        unfinished = {name for name in kill["left"] if name.endswith(".jsonl") and name.startswith("unfinished")}
+        left = {name for name in kill["other"] if name.startswith("unfinished")}
+        assert bool(left) == bool(unfinished), kill  # what may still be gone on with, and nothing else
+
+
 class Interrupted(Exception):
     """Stands for whatever ends a process."""
 

@@ -76,6 +76,21 @@ def test_the_exit_code_is_1_when_nothing_worked_and_0_otherwise(network: Path, t
         call(network, good, "--value_range", "[5, 1]")
 
 
+@pytest.mark.parametrize(
+    ("given", "joined"),
+    [
+        (["--stretch", "-900,4900"], ["--stretch=-900,4900"]),
+        (["--nodata", "-3.4e38", "--regions", "true"], ["--nodata=-3.4e38", "--regions", "true"]),
+        (["--a.b", "-.5", "-5"], ["--a.b=-.5", "-5"]),
+        (["--nodata=-1", "-2"], ["--nodata=-1", "-2"]),
+        (["a.tif", "-h"], ["a.tif", "-h"]),
+        (["--x", "--y", "1"], ["--x", "--y", "1"]),
+    ],
+)
+def test_negative_values_need_no_equals_sign(given: list[str], joined: list[str]) -> None:
+    assert numbers_joined(given) == joined
+
+
 @pytest.fixture
 def odd_raster(tmp_path: Path) -> Path:
     """float32 in 0 to 0.4 as 4 x 4 flat squares with some noise, a fifth of it at -9999 and no word of that."""

@@ -331,6 +331,7 @@ def test_work_that_hangs_or_dies_takes_nothing_along(worker: Worker, tmp_path: P
     upload.write_bytes(encoded(noise()))
     task = {"upload": str(upload), "name": "a.png", "kind": "auto"}
     assert worker.ask(task)["files"] == ["result.csv", "result.json"]
+    worker.start()  # ready for more
     assert worker.process
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     worker.seconds = 0.2

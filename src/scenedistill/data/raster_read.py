@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from scenedistill.data.raster_bands import choose_bands, white_sum
 from scenedistill.data.raster_holes import Constant, find_constant, find_holes
 from scenedistill.data.raster_sources import safe_drivers
+from scenedistill.data.raster_stretch import parse_stretch, percentiles
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
@@ -148,23 +150,24 @@ def describe(
         UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
             no-data value that the bands cannot hold.
     """
-    chosen, colour = _choose(raster, wanted, bands)
+    chosen, colour = choose_bands(raster, wanted, bands)
     kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
     for kind in kinds:
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
     source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
-    limits = _parse_stretch(stretch)
+    limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
-    white = _white(raster, min(kinds, key=str), bits) if "palette" not in colour else None
+    white = white_sum(raster, min(kinds, key=str), bits) if "palette" not in colour else None
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
-    patches: list[np.ndarray] | None = None
+    values: np.ndarray | None = None
     if constants is not None and "palette" not in colour:
-        patches = _patches_of(raster, source)
-        constants += filter(None, [find_constant(np.concatenate(patches, axis=1))])
+        with contextlib.suppress(UserError):  # a part that cannot be read is told of when its turn comes
+            values = _patches_of(raster, source)
+            constants += filter(None, [find_constant(values)])
     if "palette" in colour:
         return source
     if limits == "none" or (limits == "auto" and plain):
@@ -178,9 +181,10 @@ def describe(
     if not unit:
         ends = (low, high) if white is None else (white - low, white - high)
         return replace(source, stretch=(ends,) * len(chosen))
-    patches = _patches_of(raster, source) if patches is None else patches
-    found_ends = _percentiles(raster, patches, low, high, each_band)
-    return replace(source, stretch=found_ends if white is None else tuple(ends[::-1] for ends in found_ends))
+    values = _patches_of(raster, source) if values is None else values
+    whole = max(raster.shape) <= PATCHES * PATCH
+    low_high = percentiles(raster.name, values, low, high, each_band, whole=whole)
+    return replace(source, stretch=low_high if white is None else tuple(ends[::-1] for ends in low_high))
 
 
 def read_pixels(
@@ -311,82 +315,14 @@ def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
     return table
 
 
-def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
-    """Band numbers, and how the network's bands are made of them."""
-    from rasterio.enums import ColorInterp
-
-    for band in bands:
-        if not 1 <= band <= raster.count:
-            raise UserError(f"--bands {band}: {raster.name} has bands 1 to {raster.count}.")
-    alpha = {number for number, kind in enumerate(raster.colorinterp, 1) if kind == ColorInterp.alpha}
-    chosen = tuple(bands) or tuple(number for number in range(1, raster.count + 1) if number not in alpha)
-    first = raster.colorinterp[chosen[0] - 1] if chosen else None
-    coloured = len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8"
-    if wanted in (1, 3) and coloured:
-        return chosen, "palette" if wanted == 3 else "grey palette"
-    if wanted == 3 and len(chosen) == 1:
-        return chosen, "repeated"
-    if wanted == 1 and (len(chosen) == 3 or (len(chosen) > 3 and not bands)):
-        return chosen[:3], "grey"
-    if len(chosen) == wanted or (len(chosen) > wanted and not bands):
-        return chosen[:wanted], "bands"
-    found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
-    named = ",".join(map(str, range(wanted, 0, -1)))
-    advice = f"Name {wanted} with --bands, such as --bands {named}."
-    raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
-
-
-def _white(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
-    """What a value and its negative add up to where the smallest value is white (PHOTOMETRIC=MINISWHITE), which GDAL
-    tells and leaves to its users; None where it is black. See `data.tiffs.negative`."""
-    if raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
-        return None
-    return {"u": 2.0**bits - 1, "i": -1.0}.get(kind.kind, 0.0)
-
-
-def _parse_stretch(text: str) -> Any:
-    """`auto`, `none`, or ("%" or "", low, high)."""
-    word = text.strip().lower()
-    if word in ("auto", "none"):
-        return word
-    ends = [part.strip() for part in word.split(",")]
-    unit = "%" if all(end.endswith("%") for end in ends) else ""
-    with contextlib.suppress(ValueError):
-        low, high = (float(end.removesuffix(unit)) for end in ends)
-        if low < high and np.isfinite([low, high]).all() and (not unit or (low >= 0 and high <= 100)):
-            return unit, low, high
-    raise UserError(f"--stretch {text}: expected auto, none, percentiles such as 2%,98% or values such as 0,4000.")
-
-
-def _patches_of(raster: DatasetReader, source: Source) -> list[np.ndarray]:
+def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
     """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
     found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
             for _, values, valid in _slabs(raster, source, row, column, height, width):
                 found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
-    return found
-
-
-def _percentiles(
-    raster: DatasetReader, patches: list[np.ndarray], low: float, high: float, each_band: bool
-) -> tuple[tuple[float, float], ...]:
-    """The ends of the stretch for each band, from the values of some patches."""
-    bands = np.concatenate(patches, axis=1)
-    if not bands.size:
-        if max(raster.shape) <= PATCHES * PATCH:
-            raise UserError(f"{raster.name} holds no data at all: every pixel is a hole.")
-        found = f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
-        raise UserError(found, advice="Give --stretch low,high.")
-    ends = []
-    for values in bands if each_band else [bands.ravel()]:
-        first, last = (float(end) for end in np.percentile(values, (low, high)))
-        if first == last:
-            first, last = float(values.min()), float(values.max())
-        if first == last:  # one flat value becomes mid-grey
-            first, last = first - 0.5, last + 0.5
-        ends.append((first, last))
-    return tuple(ends if each_band else ends * len(bands))
+    return np.concatenate(found, axis=1)
 
 
 def _patches(length: int) -> list[tuple[int, int]]:

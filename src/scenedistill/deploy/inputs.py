@@ -20,8 +20,9 @@ from scenedistill.errors import UserError
 RASTER_PIXELS = 50_000_000
 #: GDAL's drivers of the formats of images. None of them opens a file that is not beside the image and named after it.
 IMAGE_DRIVERS = ["GTiff", "PNG", "JPEG", "WEBP"]
-#: TIFF tags of a CRS and of a place (OGC 19-008r4): GeoKeyDirectory, ModelPixelScale, ModelTransformation.
-GEO_KEYS, PIXEL_SCALE, TRANSFORMATION = 34735, 33550, 34264
+#: TIFF tags of a CRS and of a place (OGC 19-008r4): GeoKeyDirectory, ModelPixelScale, ModelTransformation and
+#: ModelTiepoint, which alone is a ground control point.
+GEO_KEYS, PIXEL_SCALE, TRANSFORMATION, TIE_POINTS = 34735, 33550, 34264, 33922
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from scenedistill import __version__
@@ -21,7 +22,7 @@ from scenedistill.deploy.raster_batches import REGION_BYTES, Job
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult, band_numbers, check_config
 from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, plain_errors, publish, write_maps
 from scenedistill.deploy.raster_progress import RasterProgress
-from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid
+from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid, to_map
 from scenedistill.deploy.raster_work import GDAL_CACHE, Times, answer_all
 from scenedistill.deploy.raster_write import Place
 from scenedistill.disk import shown_path
@@ -201,12 +202,24 @@ def _check_geojson(raster: str, grid: Grid, crs: CRS | None) -> None:
 
 
 def _georeference(raster: DatasetReader, say: Say) -> tuple[Affine, CRS | None]:
-    """Transform and CRS; pixels with y upwards, as QGIS shows such a raster, where there is none."""
-    if not raster.transform.is_identity:
-        return raster.transform, raster.crs
-    points = "ground control points only; gdalwarp makes a map of it" if raster.gcps[0] else "no georeference"
-    say(f"{raster.name} has {points}: the maps are in pixels, with y from 0 downwards to -{raster.height}.")
-    return type(raster.transform)(1, 0, 0, 0, -1, 0), None
+    """Transform and CRS; pixels with y upwards, as QGIS shows such a raster, where there is none.
+
+    Raises:
+        UserError: a transform that puts pixels nowhere, or all into one line.
+    """
+    if raster.transform.is_identity:
+        points = "ground control points only; gdalwarp makes a map of it" if raster.gcps[0] else "no georeference"
+        say(f"{raster.name} has {points}: the maps are in pixels, with y from 0 downwards to -{raster.height}.")
+        return type(raster.transform)(1, 0, 0, 0, -1, 0), None
+    rows, columns = (np.array(ends) for ends in ((0, 1, 0, raster.height), (0, 0, 1, raster.width)))
+    with np.errstate(all="ignore"):
+        x, y = to_map(raster.transform, columns, rows)
+        turn = (x[2] - x[0]) * (y[1] - y[0]) - (x[1] - x[0]) * (y[2] - y[0])
+    if not (np.isfinite([*x, *y, turn]).all() and turn):
+        numbers = ", ".join(f"{number:g}" for number in list(raster.transform)[:6])
+        found = f"{raster.name} has a georeference by which its pixels lie nowhere on a map: {numbers}."
+        raise UserError(found, advice="gdal_edit.py -a_ullr gives it another; --raster false takes it as one image.")
+    return raster.transform, raster.crs
 
 
 def _describe(

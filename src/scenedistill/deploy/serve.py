@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from scenedistill.deploy.serve_connections import HEAD_BYTES, MOST_RESTING, bounded_protocol
 from scenedistill.deploy.serve_files import DOWNLOADS, Shelf, receive, shown_name
 from scenedistill.deploy.serve_limits import Guard, Refused, ServeLimits, Turnstile, drain, limited
 from scenedistill.deploy.serve_work import Answer, Workers
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 #: The page's files, all that is served beside results: read once, so that no request ever names a path.
 PAGE = {"": "index.html", "app.js": "app.js", "map.js": "map.js", "style.css": "style.css", "icon.svg": "icon.svg"}
 MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+#: Refused uploads that may run out at once; of others the sender may not read why.
+MOST_DRAINING = 16
 
 KINDS, OVERLAPS = ("auto", "scene", "map"), ("0", "0.5", "0.75")
 
@@ -83,16 +88,7 @@ def serve(
             if not Guard(_nobody, host).loopback_only:
                 say(f"Listening on {host}: every machine that reaches this one can use the page.")
             app = build_app(workers, shelf, limits, host=host, names=names)
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                limit_concurrency=256,
-                timeout_graceful_shutdown=2,
-            )
+            config = server_config(app)
             with contextlib.suppress(KeyboardInterrupt):  # how uvicorn ends after Ctrl-C, when all is put away
                 uvicorn.Server(config).run(sockets=[listener])
         finally:
@@ -158,6 +154,29 @@ def build_app(
     return Guard(app, host, names)
 
 
+def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
+    """How uvicorn serves the page.
+
+    Args:
+        app: the page.
+        limits: arguments of `bounded_protocol`.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(**limits),
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=2 * MOST_RESTING,
+        timeout_graceful_shutdown=2,
+    )
+
+
 def worker_setup(
     model_path: Path | str,
     teacher: Path | str | None,
@@ -183,6 +202,7 @@ class Desk:
 
     def __init__(self, workers: Workers, shelf: Shelf, limits: ServeLimits) -> None:
         self.workers, self.shelf, self.limits, self.turnstile = workers, shelf, limits, Turnstile(limits)
+        self.draining = 0
 
     async def about(self, request: Request) -> Response:
         """`GET /about`: the networks and the limits."""
@@ -200,8 +220,13 @@ class Desk:
         try:
             return JSONResponse(await self._classify(request))
         except Refused:
-            with contextlib.suppress(ClientDisconnect):
-                await drain(request.stream(), self.limits)
+            if self.draining < MOST_DRAINING:
+                self.draining += 1
+                try:
+                    with contextlib.suppress(ClientDisconnect):
+                        await drain(request.stream(), self.limits)
+                finally:
+                    self.draining -= 1
             raise
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
