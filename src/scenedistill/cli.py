@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from scenedistill.commands import (
     serve,
     split,
 )
-from scenedistill.commands.parsing import CommandParser, files_first, repeatable
+from scenedistill.commands.parsing import CommandParser, files_first, numbers_joined, repeatable
 from scenedistill.commands.training import train, training_parser
 from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
@@ -47,10 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `data check` gives 1 for a known data set that is not complete, and for images that cannot be read.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding cannot show is shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     console = plain_console()
     try:
         with once_interrupted(leaving=arguments is None):
-            words = files_first(given) or ["--help"]
+            words = files_first(numbers_joined(given)) or ["--help"]
             settings = build_parser(words[0] in (*TRAININGS, "bench")).parse_args(words)
             name = settings.subcommand
             return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0

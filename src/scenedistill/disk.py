@@ -119,6 +119,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def shown_path(path: Path | str) -> str:
+    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def file_damage(path: Path, checksum: str) -> str:
     """What is wrong with a file whose content should have a `file_hash`, in words; empty where nothing is."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -310,6 +311,19 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         read_image(tmp_path / "a.jpg")
     with pytest.raises(UnreadableImage, match="is a directory"):
         read_image(tmp_path)
+
+
+def test_a_chunk_that_says_it_holds_gigabytes_costs_none(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[33:37] = b"\xff\xff\0\0"  # the length of the chunk with the pixels
+    (tmp_path / "a.png").write_bytes(data)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["png", "deep png", "deep tiff"])

@@ -196,7 +196,7 @@ def test_values_that_are_no_image_are_refused(tmp_path: Path) -> None:
         read(write(tmp_path / "a.tif", np.zeros((3, 9, 9), np.complex64)))
     with pytest.raises(UserError, match="--stretch none is for 8-bit"):
         read(write(tmp_path / "b.tif", np.zeros((3, 9, 9), np.uint16)), stretch="none")
-    with pytest.raises(UserError, match="no data in the"):
+    with pytest.raises(UserError, match="no data at all"):
         read(write(tmp_path / "c.tif", np.zeros((3, 9, 9), np.uint16), nodata=0))
 
 

@@ -150,10 +150,48 @@ def test_empty_class_folders_are_named(tmp_path: Path) -> None:
     assert "b, d, e0, e1, e2 and 6 more" in message(tmp_path)
 
 
-def test_a_data_set_cut_into_train_and_test_folders(tmp_path: Path) -> None:
+def test_folders_of_parts_are_one_data_set_that_is_split_already(tmp_path: Path) -> None:
+    fill(tmp_path / "Set" / "train", a=2, b=1)
+    fill(tmp_path / "Set" / "Validation", a=1, b=1)
+    fill(tmp_path / "Set" / "test", b=2)
+    fill(tmp_path / "Set" / "test", **{"c-a": 1}).joinpath("c-a").rename(tmp_path / "Set" / "test" / "a")
+    index = scan(tmp_path)
+    assert index.classes == ("a", "b") and index.counts() == {"a": 4, "b": 4}
+    assert index.paths[:4] == ("Validation/a/a_0.jpg", "test/a/c-a_0.jpg", "train/a/a_0.jpg", "train/a/a_1.jpg")
+    assert index.parts is not None and index.parts.tolist() == [1, 2, 0, 0, 1, 2, 2, 0]
+    assert index.notes[0] == "They were found in Set."
+    assert index.notes[1].startswith("The folders are a split: 3 in train, 2 in Validation, 3 in test. ")
+    assert index.subset(np.array([1, 2])).parts.tolist() == [2, 0]  # type: ignore[union-attr]
+
+
+def test_without_test_images_the_validation_folder_is_the_test_part(tmp_path: Path) -> None:
     fill(tmp_path / "train", a=1, b=1)
-    fill(tmp_path / "test", a=1, b=1)
+    fill(tmp_path / "val", a=1, b=1)
+    index = scan(tmp_path)
+    assert index.parts is not None and index.parts.tolist() == [0, 2, 0, 2]
+    assert "val is the test part" in index.notes[0]
+
+
+def test_a_class_is_one_whatever_the_normalisation_of_its_folder_in_each_part(tmp_path: Path) -> None:
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        fill(tmp_path / part, **{unicodedata.normalize(form, "Äcker"): 1, "b": 1})
+    assert [*scan(tmp_path).counts().values()] == [2, 2]
+
+
+def test_parts_inside_the_class_folders_are_told_the_other_way_round(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / name, train=1, test=1)
+    assert f"Expected them the other way round ({tmp_path / 'train' / 'a'})" in message(tmp_path)
+
+
+def test_class_folders_one_level_deeper_in_other_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "rgb", a=1, b=1)
+    fill(tmp_path / "infrared", a=1, b=1)
     assert "the class folders lie one level deeper" in message(tmp_path)
+
+
+def test_classes_called_train_and_test_are_classes(tmp_path: Path) -> None:
+    assert scan(fill(tmp_path, train=1, test=1)).parts is None
 
 
 def test_classes_that_differ_only_by_normalisation(tmp_path: Path) -> None:
@@ -200,6 +238,39 @@ def test_a_manifest_with_a_mistake(tmp_path: Path, text: str, expected: str) -> 
     assert expected in message(manifest(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    "text", ["path;label\n{};a\n{};b\n", "path\tlabel\n{}\ta\n{}\tb\n", "Path, Label\n{}, a\n{}, b\n"]
+)
+def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path, text: str) -> None:
+    index = scan(manifest(tmp_path, text.format("data/a/a_0.jpg", r"data\b\b_0.jpg")))
+    assert index.paths == ("data/a/a_0.jpg", "data/b/b_0.jpg") and index.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside.jpg", "data/../../outside.jpg", r"..\outside.jpg", r"data\..\..\outside.jpg"]
+)
+def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path: Path, path: str) -> None:
+    (tmp_path / "outside.jpg").write_bytes(b"secret")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    found = message(manifest(inner, f"path,label\n{path},a\ndata/b/b_0.jpg,b\n"))
+    assert "line 2" in found and "leaves the folder of the CSV. Put the CSV into a folder above the images" in found
+
+
+@pytest.mark.parametrize("path", [r"C:\data\a.jpg", r"C:a.jpg", r"\\server\share\a.jpg"])
+def test_an_absolute_path_of_windows_is_one(tmp_path: Path, path: str) -> None:
+    assert "is an absolute path" in message(manifest(tmp_path, f"path,label\n{path},a\n"))
+
+
+def test_a_path_of_a_manifest_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    fill(tmp_path / "data", **{" lead": 1})
+    index = scan(manifest(tmp_path, "path,label\ndata/ lead/ lead_0.jpg,a\n data/b/b_0.jpg ,b\n"))
+    assert index.paths == ("data/ lead/ lead_0.jpg", "data/b/b_0.jpg")
+
+
 def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
-    assert "cannot be read as a UTF-8 CSV file" in message(tmp_path / "list.csv")
+    found = message(tmp_path / "list.csv")
+    assert "cannot be read as a UTF-8 CSV file" in found and found.endswith(
+        "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
+    )

@@ -256,3 +256,69 @@ def test_images_and_classes_left_out_are_warned_of(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_split(tmp_path, RSP)
+
+
+BLANKS = index_of({" lead": 3, "trail ": 3, "=sum(1)": 3, "back\\slash": 3})
+
+
+@pytest.mark.parametrize("layout", ["csv", "torchgeo"])
+def test_names_come_back_as_they_are_with_blanks_at_their_ends_and_back_slashes(tmp_path: Path, layout: str) -> None:
+    split = make_split(BLANKS, 0.5, 0)
+    write_split(split, BLANKS, tmp_path, layout)
+    assert read_split(tmp_path, BLANKS).hash == split.hash
+
+
+@pytest.mark.parametrize("name", [" lead", "trail ", "two words", "tab\tbed", "new\nline"])
+def test_the_rsp_layout_refuses_any_blank(tmp_path: Path, name: str) -> None:
+    index = index_of({name: 2, "b": 2})
+    with pytest.raises(UserError, match="Use csv"):
+        write_split(make_split(index, 0.5, 0), index, tmp_path, "rsp")
+
+
+def test_a_line_break_in_a_name_goes_into_a_csv_alone(tmp_path: Path) -> None:
+    index = index_of({"new\nline": 2, "b": 2})
+    split = make_split(index, 0.5, 0)
+    write_split(split, index, tmp_path / "a.csv")
+    assert read_split(tmp_path / "a.csv", index).hash == split.hash
+    with pytest.raises(UserError, match=r"torchgeo layout has no place for the name 'new.nline_1.jpg'"):
+        write_split(split, index, tmp_path, "torchgeo")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ", "])
+def test_a_split_as_spreadsheets_write_it(tmp_path: Path, separator: str) -> None:
+    split = make_split(TOY, 0.4, 2)
+    (written,) = write_split(split, TOY, tmp_path / "a.csv")
+    text = written.read_text().replace("/", "\\").replace(",", separator)
+    written.write_text(text, encoding="utf-8-sig")
+    assert read_split(written, TOY).hash == split.hash
+
+
+def test_two_files_whose_names_differ_by_normalisation_alone_are_two(tmp_path: Path) -> None:
+    paths = ("a/A\u0308.jpg", "a/\xc4.jpg", "b/1.jpg", "b/2.jpg")
+    index = SceneIndex(Path("/data/Toy"), paths, np.array([0, 0, 1, 1]), ("a", "b"))
+    (tmp_path / "a.csv").write_text(
+        "path,label,split\na/A\u0308.jpg,a,train\na/\xc4.jpg,a,test\nb/1.jpg,b,train\nb/2.jpg,b,test\n",
+        encoding="utf-8",
+    )
+    assert read_split(tmp_path / "a.csv", index).train.tolist() == [0, 2]
+
+
+def test_labels_without_a_letter_are_told_apart(tmp_path: Path) -> None:
+    index = index_of({"+": 2, "-": 2})
+    (tmp_path / "a.csv").write_text("path,label,split\n+/+_1.jpg,-,train\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"label '-' disagrees with the folder"):
+        read_split(tmp_path / "a.csv", index)
+
+
+def test_the_folders_of_parts_are_the_split(tmp_path: Path) -> None:
+    index = SceneIndex(
+        tmp_path.resolve(),
+        ("test/a/1.jpg", "train/a/1.jpg", "test/b/1.jpg", "train/b/2.jpg"),
+        np.array([0, 0, 1, 1]),
+        ("a", "b"),
+        parts=np.array([2, 0, 2, 0], dtype=np.int8),
+    )
+    split = read_split(tmp_path, index)
+    assert split.train.tolist() == [1, 3] and split.test.tolist() == [0, 2]
+    write_split(split, index, tmp_path / "a.csv")
+    assert read_split(tmp_path / "a.csv", index).hash == split.hash

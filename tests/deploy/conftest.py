@@ -81,15 +81,14 @@ def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.Abs
     from scenedistill.deploy.serve_limits import ServeLimits
 
     @contextlib.contextmanager
-    def serving(**given: Any) -> Iterator[Page]:
+    def serving(connections: dict[str, Any] | None = None, **given: Any) -> Iterator[Page]:
         limits, (student, teacher) = ServeLimits(**given), page_networks
         setup = serve.worker_setup(student, teacher, limits, device="cpu", threads=1)
         workers, shelf = serve.Workers(setup, limits), serve.Shelf(limits)
         workers.start()
         app = serve.build_app(workers, shelf, limits)
         with serve._listen("127.0.0.1", 0) as listener:
-            config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", proxy_headers=False)
-            server = uvicorn.Server(config)
+            server = uvicorn.Server(serve.server_config(app, **(connections or {})))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
             thread.start()
             until(lambda: server.started)
@@ -127,7 +126,7 @@ def exported_nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     net = build_student(card.name, len(card.classes), image_size=card.image_size)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
-            if ".attention." in name and tensor.abs().sum() == 0:
+            if ".attention." in name and tensor.is_floating_point() and tensor.abs().sum() == 0:
                 tensor.normal_(0, 0.3)
         for _ in range(20):  # the batch norms' statistics
             net.train()(torch.rand(16, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3))

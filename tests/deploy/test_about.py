@@ -75,3 +75,16 @@ def test_a_guess_is_called_one_on_the_page(tmp_path: Path) -> None:
 )
 def test_the_hub_reads_a_licence_it_knows(about: dict[str, object], licence: str) -> None:
     assert page_of(about)[0]["license"] == licence
+
+
+def test_a_name_on_the_page_is_text(tmp_path: Path) -> None:
+    names = ("<img src=x onerror=alert(1)>", "a|b", "[link](http://a.b)", "two\n# lines")
+    card = NetCard("table1_printed", names, 3, 64)
+    about = {key: f"<script>{key}</script> `x`" for key in ("data", "teacher", "method", "licence", "reference", "doi")}
+    found = FileCheck("model.onnx", 10**6, 100, 0.9, 1.0, 1e-4, 1e-2, 0)
+    about |= {"weights_hash": "<b>", "split_hash": "</td>"}
+    _, _, text = model_card([found], {}, card, about).split("---\n", 2)
+    outside = "".join(text.split("```")[::2])  # beside the lines of Python
+    assert "<" not in outside, outside
+    assert r"a\|b, \[link\](http://a.b), two \# lines" in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text

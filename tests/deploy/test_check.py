@@ -81,7 +81,7 @@ def test_eight_bits_may_lose_little(exported_nets: dict[str, Path], images: np.n
 def test_a_file_that_prepares_images_wrongly_fails(
     exported_nets: dict[str, Path], images: np.ndarray, tiny_scenes: Path, ending: str
 ) -> None:
-    inner = open_model(exported_nets[ending], device="cpu")
+    inner = open_model(exported_nets[ending], device="cpu", trust=True)
 
     class Misprepared(Altered):
         """Right at the stored size, and cuts out a corner of larger images."""

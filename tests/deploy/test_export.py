@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,22 @@ def test_the_api_takes_a_weights_file(student: Path, cached: None, tmp_path: Pat
     images = np.random.default_rng(0).integers(0, 256, (2, 50, 31, 3), dtype=np.uint8)
     expected = open_model(weights, device="cpu", precision="fp32").predict(images)
     np.testing.assert_allclose(model.predict(images).logits, expected.logits, atol=0.02)
+
+
+def test_names_are_printed_as_they_are(student: Path, cached: None, commands: Any, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "weird [bold] x[v2] #1"
+    given = ("--formats", "[safetensors]", "--images", "8", "--repeats", "0")
+    ended = commands("export", student, "--out", out, *given)
+    assert ended.code == 0 and f"Written to {out}: model.safetensors" in ended.out
+    others = {"teacher [/x] y[v2]": {"bytes": 10**6, "milliseconds": {}}}
+    console = Console(record=True, width=200)
+    console.print(exporting.table(exporting.Exported(out, (), others)))
+    assert "teacher [/x] y[v2]" in console.export_text()
+    ended = commands("export", student, "--out", f"{out}/[/x]", *given)
+    assert ended.code == 0 and f"Written to {out}/[/x]: model.safetensors" in ended.out
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused_before_the_work(student: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"M\\xfcller: safetensors takes only names in UTF-8"):
+        export(student, tmp_path / os.fsdecode(b"M\xfcller"), QUICK)
+    assert not list(tmp_path.iterdir())

@@ -19,10 +19,11 @@ from PIL import Image
 
 from scenedistill.data.images import read_scene
 from scenedistill.deploy.contact_sheet import COLUMNS, ROWS, Shown, draw_sheets, plan
-from scenedistill.deploy.images import ImagesResult, predict_images, shown_path
+from scenedistill.deploy.images import ImagesResult, predict_images
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import SceneModel, open_model
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
@@ -200,6 +201,26 @@ def test_odd_images_are_treated_as_in_training_and_bad_ones_named(model: SceneMo
     assert not stretched.skipped and not (out / "skipped.csv").exists()
 
 
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("=HYPERLINK(1)", "@b", "-c", "+d")
+    net = build_student("table1_printed", 4, image_size=SIZE)
+    save_net(net, NetCard("table1_printed", names, 3, SIZE), tmp_path / "net.safetensors")
+    for name in ("=1.png", "-a/b.png", "@c.png"):
+        draw(tmp_path / name)
+    (tmp_path / "+d.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    given = ["=1.png", "-a", "@c.png", "+d.png"]
+    predict_images(open_model("net.safetensors", device="cpu"), given, "out", sheet="none")
+    rows = table(tmp_path / "out")
+    assert [row["path"] for row in rows] == ["./=1.png", "./-a/b.png", "./@c.png"], "still paths of the same files"
+    assert {row["class"] for row in rows} <= {f"'{name}" for name in names}
+    for name in ("predictions.csv", "skipped.csv"):
+        with (tmp_path / "out" / name).open(encoding="utf-8", newline="") as file:
+            assert not [cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert [one["path"] for one in lines(tmp_path / "out")] == ["=1.png", "-a/b.png", "@c.png"]
+    assert {one["class"] for one in lines(tmp_path / "out")} <= set(names), "programs read the names as they are"
+
+
 def test_a_network_of_four_bands_and_nothing_that_can_be_read(tmp_path: Path) -> None:
     four = open_model(make_model(tmp_path, bands=4), device="cpu", precision="fp32")
     tifffile.imwrite(tmp_path / "four.tif", np.full((40, 40, 4), 90, np.uint8), photometric="rgb", extrasamples=[0])
@@ -265,6 +286,22 @@ def test_a_killed_prediction_goes_on_without_a_gap_or_a_double(
         assert np.array_equal(one["paths"], other["paths"])
         assert np.allclose(one["embeddings"], other["embeddings"], atol=1e-5)
     assert not list(out.glob("unfinished*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(network: Path, tmp_path: Path) -> None:
+    own = {"predictions.csv", "predictions.jsonl", "predict.files.json", "embeddings.npz"}
+    script = Path(__file__).with_name("killed_at.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, script, "images", network, draw(tmp_path / "a.png"), tmp_path / "out"]
+    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, check=True)
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kills) >= 6 and any(name.endswith(".done") for kill in kills for name in kill["left"])
+    for kill in kills:
+        assert set(kill["same"]) == own, kill
+        unfinished = {name for name in kill["left"] if name.endswith(".jsonl") and name.startswith("unfinished")}
+        left = {name for name in kill["other"] if name.startswith("unfinished")}
+        assert bool(left) == bool(unfinished), kill  # what may still be gone on with, and nothing else
 
 
 class Interrupted(Exception):

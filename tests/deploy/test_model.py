@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ from PIL import Image
 from scenedistill.data.images import read_image, read_scene, squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel, open_model
+from scenedistill.deploy.serve_answers import Answerer
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.models.student import build_student
@@ -28,7 +35,7 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["safetensors", "onnx", "pt2"])
 def model(request: pytest.FixtureRequest, exported_nets: dict[str, Path]) -> SceneModel:
-    return open_model(exported_nets[request.param], device="cpu", precision="fp32", threads=1)
+    return open_model(exported_nets[request.param], device="cpu", precision="fp32", threads=1, trust=True)
 
 
 def test_every_file_answers_as_a_run_tests(model: SceneModel, exported_nets: dict[str, Path], tmp_path: Path) -> None:
@@ -68,7 +75,9 @@ def test_no_images_and_wrong_images(model: SceneModel) -> None:
 
 
 def test_kinds_of_model(exported_nets: dict[str, Path]) -> None:
-    opened = {kind: open_model(path, device="cpu", precision="fp32") for kind, path in exported_nets.items()}
+    opened = {
+        kind: open_model(path, device="cpu", precision="fp32", trust=True) for kind, path in exported_nets.items()
+    }
     assert isinstance(opened["safetensors"], TorchSceneModel) and not opened["safetensors"].net.training
     assert isinstance(opened["onnx"], OnnxSceneModel) and opened["onnx"].session.get_inputs()[0].name == "images"
     assert isinstance(opened["pt2"], ProgramSceneModel)
@@ -104,11 +113,11 @@ def test_what_cannot_be_opened(tmp_path: Path, tiny_run: Path, exported_nets: di
     for name in ("photo.jpg", "weights.pth"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(UserError, match="is no network"):
-            open_model(tmp_path / name)
+            open_model(tmp_path / name, trust=True)
     for name in ("broken.onnx", "broken.pt2", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"broken")
         with pytest.raises(UserError, match="cannot be read as"):
-            open_model(tmp_path / name)
+            open_model(tmp_path / name, trust=True)
     import onnx
 
     foreign = onnx.load(exported_nets["onnx"])
@@ -134,3 +143,80 @@ def test_several_students_are_listed(tmp_path: Path) -> None:
         weights.unlink()
     with pytest.raises(UserError, match="no distilled student"):
         open_model(tmp_path)
+
+
+class Marks:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.makedirs, (str(self.folder),)
+
+
+def changed_program(sound: Path, target: Path, kind: str, marks: Path) -> None:
+    """A sound program with a few lines changed, so that opening it makes the folder `marks`."""
+    with zipfile.ZipFile(sound) as before, zipfile.ZipFile(target, "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            if kind == "weights" and name.endswith("data/weights/model_weights_config.json"):
+                config = json.loads(content)
+                next(iter(config["config"].values()))["use_pickle"] = True
+                content = json.dumps(config).encode()
+            elif kind == "weights" and name.endswith("data/weights/weight_0"):
+                written = io.BytesIO()
+                torch.save(Marks(marks), written)
+                content = written.getvalue()
+            elif kind == "graph" and name.endswith("models/model.json"):
+                code = f"__import__('os').makedirs({str(marks)!r})"
+                content = re.sub(rb"Symbol\('\w+', positive=True, integer=True\)", code.encode(), content)
+            after.writestr(name, content)
+
+
+@pytest.mark.parametrize("kind", ["weights", "graph"])
+def test_no_code_of_a_program_runs_unasked(
+    exported_nets: dict[str, Path], tiny_scenes: Path, commands: Any, tmp_path: Path, kind: str
+) -> None:
+    marks, program = tmp_path / "marks", tmp_path / "student" / "model.pt2"
+    program.parent.mkdir()
+    changed_program(exported_nets["pt2"], program, kind, marks)
+    for path in (program, program.parent):
+        with pytest.raises(UserError, match=r"model\.pt2 is a program: opening it runs whatever code was put into it"):
+            open_model(path)
+    with pytest.raises(UserError, match="is a program"):
+        Answerer(str(program))
+    ended = commands("predict", program, next(tiny_scenes.rglob("*.png")), "--out", tmp_path / "out")
+    assert ended.code == 1 and "--trust true" in ended.err and len(ended.err.splitlines()) <= 2
+    assert not marks.exists(), "nothing of it has run"
+    with pytest.raises(UserError, match="cannot be read as an exported program"):
+        open_model(program, trust=True)
+    assert marks.exists(), "so it would have"
+
+
+def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.bin").symlink_to(tmp_path / "secret.bin")
+    for location in ("../secret.bin", str(tmp_path / "secret.bin"), "link.bin"):
+        outside = TensorProto(name="w", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
+        entry = outside.external_data.add()
+        entry.key, entry.value = "location", location
+        output = helper.make_tensor_value_info("y", 1, [4])
+        graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [outside])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        (tmp_path / "in" / "a.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match="cannot be read as an ONNX file"):
+            open_model(tmp_path / "in" / "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:/tmp", "resnet18.hf-hub:x", "../resnet18"])
+def test_the_name_in_a_weights_file_is_no_address(exported_nets: dict[str, Path], tmp_path: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    card = {"name": name, "classes": ["a", "b"], "bands": 3, "image_size": 32}
+    save_file(load_file(exported_nets["safetensors"]), tmp_path / "a.safetensors", {"scenedistill": json.dumps(card)})
+    with pytest.raises(UserError):
+        open_model(tmp_path / "a.safetensors")

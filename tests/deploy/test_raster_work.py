@@ -34,12 +34,12 @@ def raster(path: Path) -> Path:
 def test_processes_open_the_network_as_it_was_opened(exported_nets: dict[str, Path], ending: str) -> None:
     before = torch.get_num_threads()
     try:
-        model = open_model(exported_nets[ending], device="cpu", threads=1)
+        model = open_model(exported_nets[ending], device="cpu", threads=1, trust=True)
         how = _how(model, 1)
         assert how["device"] == "cpu" and how["threads"] == 1
         open_model(exported_nets[ending], **how)
         torch.set_num_threads(1000)
-        model = open_model(exported_nets[ending], device="cpu")
+        model = open_model(exported_nets[ending], device="cpu", trust=True)
         assert _how(model, 1)["threads"] == usable_cores() and _how(model, 1000)["threads"] == 1
     finally:
         torch.set_num_threads(before)

@@ -408,6 +408,24 @@ def test_killed_and_continued_without_a_gap_or_a_double(tmp_path: Path) -> None:
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(tmp_path: Path) -> None:
+    raster, own = write(tmp_path / "a.tif", mosaic(3, 3, 20)[1]), {"a_scenes.gpkg", "a_scenes.tif.aux.xml"}
+    own |= {"a_scenes.tif", "a_scenes.json"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, WORKER.with_name("killed_at.py"), "raster", raster, tmp_path / "out"]
+    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, check=True)
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kills) >= 12 and any(".a_scenes.done/plan.json" in kill["left"] for kill in kills)
+    for kill in kills:
+        assert set(kill["same"]) == own, kill
+        finished = "a_scenes.json" in kill["left"] or ".a_scenes.done/maps/record.json" in kill["left"]
+        if finished or "a_scenes.part/plan.json" not in kill["left"]:
+            assert set(kill["other"]) == own, kill
+        else:
+            assert "unfinished work, begun otherwise" in kill["other"], kill
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_several_processes_find_the_same_also_after_a_kill(tmp_path: Path, student: Path) -> None:

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -330,6 +331,7 @@ def test_work_that_hangs_or_dies_takes_nothing_along(worker: Worker, tmp_path: P
     upload.write_bytes(encoded(noise()))
     task = {"upload": str(upload), "name": "a.png", "kind": "auto"}
     assert worker.ask(task)["files"] == ["result.csv", "result.json"]
+    worker.start()  # ready for more
     assert worker.process
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     worker.seconds = 0.2
@@ -708,3 +710,15 @@ def test_holes_stay_holes(page: Any, tmp_path: Path) -> None:
     picture = Image.open(io.BytesIO(base64.b64decode(answer["preview"].split(",")[1])))
     alpha = np.asarray(picture.convert("RGBA"))[:, :, 3]
     assert alpha[:, :90].min() > 250 and alpha[:, 100:].max() < 5
+
+
+@pytest.mark.parametrize("kind", ["auto", "scene", "map"])
+def test_a_tiff_that_leads_back_to_itself_is_refused_at_once(page: Any, kind: str) -> None:
+    sound = bytearray(tiff_bytes(np.zeros((8, 8), np.uint8), photometric="minisblack", metadata=None))
+    (first,) = struct.unpack_from("<I", sound, 4)
+    (count,) = struct.unpack_from("<H", sound, first)
+    struct.pack_into("<I", sound, first + 2 + 12 * count, first)
+    started = time.monotonic()
+    status, answer, _ = page.call("POST", f"/classify?name=a.tif&kind={kind}", bytes(sound))
+    assert status == 422 and "the file is damaged" in answer["error"], answer
+    assert time.monotonic() - started < 10

@@ -35,6 +35,13 @@ def test_the_table_holds_the_counts_under_the_whole_names(tmp_path: Path) -> Non
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == metrics.confusion.tolist()
 
 
+def test_no_name_in_the_table_is_a_formula(tmp_path: Path) -> None:
+    table, _ = write_confusion(example(("=1+1", "@a", "-b")), tmp_path, "student")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][1:] == ["'=1+1", "'@a", "'-b"] == [row[0] for row in rows[1:]]
+
+
 @pytest.mark.parametrize("count", [1, 10, 45])
 def test_the_picture_grows_with_the_classes_and_opens(tmp_path: Path, count: int) -> None:
     names = tuple(f"class name {number}" for number in range(count))

@@ -54,6 +54,8 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     elif settings.action == "check":
         index = scan(Path(options.folder))
         report = check(index, lookup(options.name) if options.name else None)
+        for note in index.notes:
+            console.print(note, markup=False)
         console.print(str(report), markup=False)
         readable = not options.decode or _decoded(index, console)
         return int(not readable or (report.facts is not None and not report.complete))

@@ -143,6 +143,18 @@ def files_first(arguments: Sequence[str]) -> list[str]:
     return [*others[:1], *files, *others[1:]]
 
 
+def numbers_joined(arguments: Sequence[str]) -> list[str]:
+    """The command line with negative values tied to their options: argparse takes `-900,4900` for an option."""
+    words = list[str]()
+    for word in arguments:
+        option = words and re.fullmatch(r"--[\w.]+", words[-1])
+        if option and re.match(r"-(?:[\d.]|inf)", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def result_file(text: str | None) -> Path | None:
     """Where `--results` is to be written, looked at before the work and not after.
 

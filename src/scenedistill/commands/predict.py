@@ -10,6 +10,7 @@ from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.deploy.raster_config import RasterConfig
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 from scenedistill.terminal import plain_console
 
@@ -41,13 +42,14 @@ def parser() -> CommandParser:
         "--raster",
         type=bool | None,
         default=None,
-        help="take every input as a raster, or none; when not given, those with a georeference",
+        help="take every input as a raster, or none; when not given, those with a place on a map",
     )
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument(
         "--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="auto", help="of a .safetensors"
     )
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of the network")
+    parser.add_argument("--trust", type=bool, default=False, help="open a .pt2, which may run any code")
     parser.add_class_arguments(RasterConfig)
     return parser
 
@@ -62,7 +64,11 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
         raise UserError(f"--value_range is {ends}; expected two numbers, the smaller one first, such as [0, 4000].")
     found = find_inputs(settings.inputs, raster=settings.raster, leave_out=out)
-    model = open_model(settings.model, device=settings.device, precision=settings.precision, threads=settings.threads)
+    for path in found.points_only:
+        line = f"{shown_path(path)} has ground control points alone: taken as one image. gdalwarp makes a map of it"
+        console.print(f"{line}; --raster true maps it in pixels.", markup=False, highlight=False)
+    opened = {name: settings[name] for name in ("device", "precision", "threads", "trust")}
+    model = open_model(settings.model, **opened)
     try:
         worked = _images(model, found.images, found.twice, out, config, settings, console)
         return 0 if _rasters(model, found.rasters, out, config, console) + worked else 1
@@ -113,7 +119,7 @@ def _images(
 
 
 def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: RasterConfig, console: Console) -> int:
-    """How many rasters were mapped; one that cannot be is named, and the others go on."""
+    """How many rasters have a class anywhere; one that cannot be mapped is named, and the others go on."""
     if not rasters:
         return 0
     from scenedistill.deploy.rasters import map_raster
@@ -130,9 +136,14 @@ def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: Ras
                 raise
             console.print(f"skipped {raster}: {problem}", markup=False, highlight=False)
             continue
-        worked += 1
+        worked += any(result.cells.values())
         files = [file for file in dict.fromkeys((result.polygons, result.regions, result.classes)) if file]
         listed = ", ".join(map(str, files))
         size = f"{result.windows:,} windows, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
         console.print(f"{raster}: {size}: {listed}", markup=False, highlight=False)
+        if result.left_out:
+            left_out = "all" if result.left_out == result.windows else f"{result.left_out:,}"
+            empty = "" if any(result.cells.values()) else "; the maps are empty"
+            line = f"{left_out} of the windows hold too little data (--min_valid) and were left out{empty}"
+            console.print(f"{raster}: {line}.", markup=False, highlight=False)
     return worked

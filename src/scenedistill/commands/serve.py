@@ -24,6 +24,7 @@ def parser() -> CommandParser:
     parser.add_argument("--names", type=list[str], default=[], help="names a browser may call this machine by")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each process")
+    parser.add_argument("--trust", type=bool, default=False, help="open a .pt2, which may run any code")
     parser.add_class_arguments(ServeLimits, "limits")
     return parser
 
@@ -40,6 +41,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         limits=filled(ServeLimits, settings.limits, "limits."),
         device=settings.device,
         threads=settings.threads,
+        trust=settings.trust,
         names=tuple(settings.names),
         console=console,
     )

@@ -28,11 +28,15 @@ def parser() -> CommandParser:
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
     from scenedistill.data.scenes import scan
-    from scenedistill.data.split_files import write_split
+    from scenedistill.data.split_files import read_split, write_split
     from scenedistill.data.splits import make_split
 
     index = scan(Path(settings.data))
-    split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
+    if index.parts is None:
+        split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
+    else:  # to draw anew would put images of its test part into the training part
+        split = read_split(index.root, index)
+        console.print(f"{index.root} is split already by its folders: none is drawn.", markup=False)
     written = write_split(split, index, Path(settings.out), settings.layout)
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in split.parts().items())
     console.print(f"{sizes}; split {split.hash}; written to {', '.join(map(str, written))}")

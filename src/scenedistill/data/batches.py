@@ -6,7 +6,6 @@ import hashlib
 import queue
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scenedistill.data.cache import SceneCache
+from scenedistill.data.names import nfc
 
 #: Share of a GPU's free memory that the images of a part may take up; beyond it they come batch by batch.
 RESIDENT_SHARE = 0.25
@@ -120,7 +120,7 @@ class ScenePart:
 def image_id(path: str) -> int:
     """A 63-bit number that names an image by its relative path, whatever else is in the folder, and whether the system
     it was copied from writes an accented letter as one character or as two."""
-    return int.from_bytes(hashlib.sha256(unicodedata.normalize("NFC", path).encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(nfc(path).encode()).digest()[:8], "big") >> 1
 
 
 def content_hash(part: ScenePart) -> str:

@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from scenedistill.data.catalog import normalise
+from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.data.splits import nfc
 from scenedistill.data.walk import IMAGE_SUFFIXES
 from scenedistill.errors import UserError
 
@@ -19,10 +19,11 @@ class ImageFinder:
 
     def __init__(self, index: SceneIndex) -> None:
         self.index = index
+        self.spelt = {p: i for i, p in enumerate(index.paths)}
         self.paths = {nfc(p): i for i, p in enumerate(index.paths)}
         self.names: dict[str, list[int]] = defaultdict(list)  # by base name, and by base name without suffix
-        for path, i in self.paths.items():
-            name = PurePosixPath(path)
+        for i, path in enumerate(index.paths):
+            name = PurePosixPath(nfc(path))
             self.names[name.name].append(i)
             if name.stem != name.name:
                 self.names[name.stem].append(i)
@@ -40,7 +41,19 @@ class ImageFinder:
         raise UserError(f"{place}: no image {image!r} in {self.index.root}.{hint}")
 
     def candidates(self, image: str) -> list[int]:
-        """Positions that `image` may mean: its path from the root, the end of one, or a base name with any suffix."""
+        """Positions that `image` may mean: its path from the root, the end of one, or a base name with any suffix.
+
+        As it is written first; only then with blanks at its ends taken off, and back-slashes for slashes."""
+        if image in self.spelt:
+            return [self.spelt[image]]
+        return next((found for text in (image, image.strip()) if (found := self._like(text))), [])
+
+    def _like(self, image: str) -> list[int]:
+        if nfc(image) in self.paths:
+            return [self.paths[nfc(image)]]
+        reference = PurePosixPath(nfc(image))
+        if len(reference.parts) == 1 and reference.name in self.names:
+            return self.names[reference.name]
         reference = PurePosixPath(nfc(image.replace("\\", "/")))
         if str(reference) in self.paths:
             return [self.paths[str(reference)]]
@@ -65,7 +78,7 @@ class ImageFinder:
 
     def check_label(self, position: int, given: str, place: str) -> None:
         own = self.index.classes[self.index.labels[position]]
-        if normalise(given) != normalise(own):
+        if nfc(given) != nfc(own) and (not normalise(own) or normalise(given) != normalise(own)):
             raise UserError(
                 f"{place}: label {given!r} disagrees with the folder; {self.index.paths[position]!r} is of {own!r}."
             )

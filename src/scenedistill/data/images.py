@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scenedistill.data.tiff_heads import TIFF_HEADS
+from scenedistill.data.tiffs import Pixels, decode_tiff
 from scenedistill.errors import UserError
 
-Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
-
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
 
 
 class UnreadableImage(UserError):
@@ -55,8 +52,8 @@ def read_image(
         value_range: see above; ignored for 8-bit images.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or too
-            few bands.
+        UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (in the
+            tiles and pages of a TIFF, too), without any data, or too few bands.
     """
     if bands < 1:
         raise ValueError(f"bands must be 1 or more, not {bands}")
@@ -102,20 +99,23 @@ def _decode(path: Path, at_least: int | None) -> tuple[Pixels, float | None]:
         head = file.read(4)
     if not head:
         raise ValueError("the file is empty")
-    if head.startswith(_TIFF_HEADS):
-        with tifffile.TiffFile(path) as tif:
-            if not _is_plain_tiff(tif):
-                return _decode_tiff(tif)
+    if head.startswith(TIFF_HEADS):
+        return decode_tiff(path, lambda: _by_pillow(path, at_least))
+    # Pillow asks a file for as much as a PNG's chunk says that it holds, and a file makes room for all of it
+    return _by_pillow(io.BytesIO(path.read_bytes()) if head == b"\x89PNG" else path, at_least), None
+
+
+def _by_pillow(path: Path | io.BytesIO, at_least: int | None) -> Pixels:
     with Image.open(path, formats=_FORMATS) as image:
         _check_size(*image.size)
         if image.format == "PNG" and image.tile[0].args in ("LA;16B", "RGB;16B", "RGBA;16B"):
-            return _decode_deep_png(path, image.tile[0].args), None
+            return _decode_deep_png(path, image.tile[0].args)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         image.load()
         with contextlib.suppress(Exception):  # the pixels are sound; broken EXIF data only loses the orientation
             ImageOps.exif_transpose(image, in_place=True)
-        return _from_pil(image), None
+        return _from_pil(image)
 
 
 def _from_pil(image: Image.Image) -> Pixels:
@@ -131,64 +131,7 @@ def _from_pil(image: Image.Image) -> Pixels:
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _is_plain_tiff(tif: tifffile.TiffFile) -> bool:
-    """Whether Pillow reads all of this TIFF: 8 bits or fewer, a usual colour space, one page."""
-    page = tif.pages.first
-    if page.bitspersample > 8 or page.sampleformat != 1:
-        return False
-    if page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE):
-        return page.samplesperpixel == 1 and len(_band_pages(tif)) == 1
-    if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4:
-        return page.extrasamples in ((1,), (2,))  # Pillow drops a fourth band even where it is not alpha
-    return page.samplesperpixel <= 4
-
-
-def _band_pages(tif: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The pages that are bands of one image: those like the first, without overviews and masks."""
-    first = tif.pages.first
-    if first.samplesperpixel > 1:
-        return [first]
-    kind = (first.shape, first.dtype, first.subfiletype)
-    pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
-    return [page for page in pages if (page.shape, page.dtype, page.subfiletype) == kind]
-
-
-def _decode_tiff(tif: tifffile.TiffFile) -> tuple[Pixels, float | None]:
-    page = tif.pages.first
-    _check_size(page.imagewidth, page.imagelength)
-    pages = _band_pages(tif)
-    for band in pages:  # tifffile fills missing data with zeros; a hole must not pass for a black scene
-        ends = (start + count for start, count in zip(band.dataoffsets, band.databytecounts, strict=False))
-        if max(ends, default=0) > tif.filehandle.size:
-            raise ValueError("the file is truncated")
-    # every page as [H, W, samples]: one sample is [H, W], planar files are [samples, H, W]
-    arrays = [band.asarray(maxworkers=1) for band in pages]
-    if page.samplesperpixel == 1:
-        pixels = np.stack([array.reshape(page.imagelength, page.imagewidth) for array in arrays], axis=-1)
-    else:
-        pixels = np.moveaxis(arrays[0], 0, -1) if page.planarconfig == 2 else arrays[0]
-    if pixels.dtype.kind not in "uif":
-        raise ValueError(f"{pixels.dtype} values are not supported")
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        pixels = np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind in "ui" else -pixels
-    colours = page.samplesperpixel - len(page.extrasamples)
-    alpha = [colours + i for i, kind in enumerate(page.extrasamples) if kind in (1, 2)]
-    pixels = _orient(np.delete(pixels, alpha, axis=-1), page.tags.valueof(274, default=1))
-    return pixels, None if page.tags.get("GDAL_NODATA") is None else float(page.nodata)
-
-
-def _orient(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply TIFF orientation 1..8 to `[H, W, C]`."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _decode_deep_png(path: Path, layout: str) -> Pixels:
+def _decode_deep_png(path: Path | io.BytesIO, layout: str) -> Pixels:
     """A 16-bit colour PNG, of which Pillow would keep only the upper bytes: the lower ones come by asking again, with
     the samples said to be little-endian."""
 
@@ -229,7 +172,7 @@ def _to_uint8(pixels: Pixels, nodata: float | None, value_range: tuple[float, fl
     if nodata is not None:
         valid &= values != nodata
     if not valid.any():
-        return np.zeros(pixels.shape, np.uint8)
+        raise ValueError("it holds no data: every value is NaN, infinite or the no-data value")
     low, high = value_range or np.percentile(values[valid], (2, 98))
     if low == high:
         low, high = values[valid].min(), values[valid].max()
@@ -257,8 +200,6 @@ def _reason(error: Exception) -> str:
         return "does not fit into memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if needs := re.match(r"<\w+\.(\w+).*imagecodecs", str(error)):  # <COMPRESSION.LZW: 5> requires ...
-        return f"{needs[1]} in a TIFF needs `pip install imagecodecs`"
     if isinstance(error, (LookupError, TypeError, AttributeError)) or "decoder object" in str(error):
         return "the file is damaged"  # a decoder tripped; its words say nothing
     return (str(error).splitlines() or [""])[0].strip()[:150] or type(error).__name__

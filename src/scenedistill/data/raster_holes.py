@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,64 @@ from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+
+#: A constant counts as far from the rest when it fills more than this share of the pixels, ...
+LEAST_SHARE = 0.01
+#: ... hardly any other lies within this share of their range from it, ...
+MARGIN = 1 / 8
+#: ... and they have more than so many values: fewer are classes or levels, and no image.
+LEVELS = 32
+
+
+class Constant(NamedTuple):
+    """A value far from all others, which most likely stands for no data and which no file says so of.
+
+    Attributes:
+        value: in all bands.
+        share: of the pixels looked at, 0..1.
+        low: 1st percentile of the other values.
+        high: their 99th percentile.
+    """
+
+    value: float
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        others = f"far from all others ({self.low:.6g} to {self.high:.6g})"
+        return f"About {self.share:.0%} of the pixels are {self.value}, {others}, and are taken for data."
+
+    @property
+    def advice(self) -> str:
+        """What to do at the command line."""
+        return f"If they are holes, give --nodata {self.value}."
+
+
+def find_constant(values: np.ndarray) -> Constant | None:
+    """The constant far from the rest that fills most pixels, such as -9999, 0 or 65535; None where there is none.
+
+    Args:
+        values: finite, `[bands, n]`.
+    """
+    if values.size == 0:
+        return None
+    values = values[:, :: max(1, values.shape[1] // 300_000)]
+    found: list[Constant] = []
+    for value in {values.min(), values.max()}:
+        hole = (values == value).all(0)
+        rest = values[:, ~hole].astype(np.float64)
+        share = float(hole.mean())
+        if share <= LEAST_SHARE or len(np.unique(rest)) <= LEVELS:
+            continue
+        low, high = np.percentile(rest, (1, 99))
+        near = float((np.abs(rest - float(value)) <= MARGIN * (high - low)).all(0).sum()) / values.shape[1]
+        if not low <= value <= high and near < share / 10:
+            shown = float(str(value))  # as short as its own type has it: -3.4028235e+38 of float32
+            whole = shown == int(shown) and abs(shown) < 2**53
+            found.append(Constant(int(shown) if whole else shown, share, float(low), float(high)))
+    return max(found, key=lambda one: one.share, default=None)
 
 
 def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from scenedistill.data.raster_holes import find_holes
+from scenedistill.data.raster_bands import choose_bands, white_sum
+from scenedistill.data.raster_holes import Constant, find_constant, find_holes
+from scenedistill.data.raster_sources import safe_drivers
+from scenedistill.data.raster_stretch import parse_stretch, percentiles
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Bytes of undecoded pixels held at once by one reader.
 SLAB_BYTES = 16 << 20
+#: Largest block, which GDAL decodes as a whole: a strip of a row, a tile, or all of an image in one piece.
+BLOCK_BYTES = 512 << 20
 #: The percentiles of a stretch are taken from this many patches along each axis, of this many pixels a side.
 PATCHES, PATCH = 10, 256
 
@@ -33,9 +39,10 @@ class Source:
         path: as GDAL takes it.
         drivers: of GDAL that may open it; any when empty.
         bands: numbers of the bands read, from 1.
-        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), or a
-            `palette` looked up.
-        stretch: for each band read, the values that become 0 and 255; None for 8-bit values as they are.
+        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), a
+            `palette` looked up, or its `grey palette`.
+        stretch: for each band read, the values that become 0 and 255, the larger one first where the smallest value is
+            white; None for 8-bit values as they are.
         hole: how pixels without data are told: by `value`, by the file's own `mask`, or there are `none`.
         nodata: for each band read, the value that means no data; for `value`.
     """
@@ -43,7 +50,7 @@ class Source:
     path: str
     drivers: tuple[str, ...]
     bands: tuple[int, ...]
-    colour: Literal["bands", "repeated", "grey", "palette"]
+    colour: Literal["bands", "repeated", "grey", "palette", "grey palette"]
     stretch: tuple[tuple[float, float], ...] | None
     hole: Literal["none", "value", "mask"]
     nodata: tuple[float, ...] = ()
@@ -64,19 +71,21 @@ def raster_library() -> Any:
     return rasterio
 
 
-def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
+def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequence[str] = ()) -> DatasetReader:
     """Open a raster for reading.
 
     Args:
         path: a file, or anything that GDAL takes as a name.
-        drivers: of GDAL that may open it, such as `GTiff`; any when empty.
+        drivers: of GDAL that may open it, such as `GTiff`; those that fit the content when empty, see `safe_drivers`.
+        vrt_sources: folders that a VRT's files may lie in, beside its own; see `safe_drivers`.
 
     Raises:
-        UserError: GDAL cannot open it, or it holds nothing that is an image.
+        UserError: GDAL cannot open it, it is a VRT that names what it must not, it holds nothing that is an image, or
+            blocks of more than `BLOCK_BYTES`.
     """
     rasterio = raster_library()
     opened: DatasetReader | None = None
-    for driver in drivers or (None,):
+    for driver in drivers or safe_drivers(path, vrt_sources):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -84,13 +93,24 @@ def open_raster(path: str | Path, drivers: Sequence[str] = ()) -> DatasetReader:
             break
         except rasterio.errors.RasterioError as problem:
             reason = gdal_reason(problem, path)
+        except UnicodeEncodeError:
+            reason = "GDAL takes only names in UTF-8. Rename it."
     if opened is None:
-        raise UserError(f"{path} cannot be opened as a raster: {reason}")
+        raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
     if opened.count == 0:
         inside = [f"\n  {name}" for name in opened.subdatasets]
         raise UserError(
             f"{path} holds {'several rasters. Give one of these:' if inside else 'no bands.'}" + "".join(inside)
         )
+    together = opened.count if opened.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    for (height, width), kind in zip(opened.block_shapes, opened.dtypes, strict=True):
+        needed = height * width * together * np.dtype(kind).itemsize
+        if needed > BLOCK_BYTES:
+            opened.close()
+            raise UserError(
+                f"{path} has blocks of {height:,} x {width:,} pixels, {needed / 2**20:,.0f} MiB, and each is read as a "
+                f"whole; the limit is {BLOCK_BYTES >> 20} MiB. gdal_translate -co TILED=YES makes smaller ones."
+            )
     return opened
 
 
@@ -111,6 +131,7 @@ def describe(
     each_band: bool = False,
     nodata: float | None = None,
     drivers: Sequence[str] = (),
+    constants: list[Constant] | None = None,
 ) -> Source:
     """Decide how a raster is read.
 
@@ -123,30 +144,47 @@ def describe(
         each_band: percentiles for each band by itself.
         nodata: value that means no data; when not given, what the file says.
         drivers: kept in the `Source`.
+        constants: a value far from all others is added, which most likely means no data; not looked for when None.
 
     Raises:
         UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
             no-data value that the bands cannot hold.
     """
-    chosen, colour = _choose(raster, wanted, bands)
+    chosen, colour = choose_bands(raster, wanted, bands)
     kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
     for kind in kinds:
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
     source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
-    limits = _parse_stretch(stretch)
+    limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
+    bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
+    white = white_sum(raster, min(kinds, key=str), bits) if "palette" not in colour else None
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
-    if colour == "palette" or limits == "none" or (limits == "auto" and plain):
+    values: np.ndarray | None = None
+    if constants is not None and "palette" not in colour:
+        with contextlib.suppress(UserError):  # a part that cannot be read is told of when its turn comes
+            values = _patches_of(raster, source)
+            constants += filter(None, [find_constant(values)])
+    if "palette" in colour:
         return source
+    if limits == "none" or (limits == "auto" and plain):
+        ends = (0.0, 2.0**bits - 1)
+        if white is None and bits == 8:
+            return source
+        return replace(source, stretch=(ends if white is None else ends[::-1],) * len(chosen))
     if limits == "auto":
         limits = ("%", 2.0, 98.0)
     unit, low, high = limits
     if not unit:
-        return replace(source, stretch=((low, high),) * len(chosen))
-    return replace(source, stretch=_percentiles(raster, source, low, high, each_band))
+        ends = (low, high) if white is None else (white - low, white - high)
+        return replace(source, stretch=(ends,) * len(chosen))
+    values = _patches_of(raster, source) if values is None else values
+    whole = max(raster.shape) <= PATCHES * PATCH
+    low_high = percentiles(raster.name, values, low, high, each_band, whole=whole)
+    return replace(source, stretch=low_high if white is None else tuple(ends[::-1] for ends in low_high))
 
 
 def read_pixels(
@@ -200,8 +238,8 @@ def _slabs(
         except RasterioError as problem:
             where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
             raise UserError(
-                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.\n"
-                "What was found so far is kept; the same command goes on from there."
+                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.",
+                advice="What was found so far is kept; the same command goes on from there.",
             ) from problem
         valid: np.ndarray | None = None
         if mask is not None:
@@ -255,18 +293,21 @@ def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) ->
     """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
     if palette is not None:
         coloured: np.ndarray = palette[values[0]]
-        return coloured
+        return _grey(coloured) if source.colour == "grey palette" else coloured
     pixels = values.transpose(1, 2, 0)
     if source.colour == "repeated":
         return np.repeat(pixels, 3, axis=2)
-    if source.colour == "grey":  # Pillow's own rounding, as when an image file is read
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-    return pixels
+    return _grey(pixels) if source.colour == "grey" else pixels
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` to `[H, W, 1]` with Pillow's own rounding, as when an image file is read."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
 
 
 def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
     """Colours of the values, uint8 `[256, 3]`."""
-    if source.colour != "palette":
+    if "palette" not in source.colour:
         return None
     table = np.zeros((256, 3), np.uint8)
     for value, colour in raster.colormap(source.bands[0]).items():
@@ -274,69 +315,14 @@ def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
     return table
 
 
-def _choose(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
-    """Band numbers, and how the network's bands are made of them."""
-    from rasterio.enums import ColorInterp
-
-    for band in bands:
-        if not 1 <= band <= raster.count:
-            raise UserError(f"--bands {band}: {raster.name} has bands 1 to {raster.count}.")
-    alpha = {number for number, kind in enumerate(raster.colorinterp, 1) if kind == ColorInterp.alpha}
-    chosen = tuple(bands) or tuple(number for number in range(1, raster.count + 1) if number not in alpha)
-    first = raster.colorinterp[chosen[0] - 1] if chosen else None
-    if wanted == 3 and len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8":
-        return chosen, "palette"
-    if wanted == 3 and len(chosen) == 1:
-        return chosen, "repeated"
-    if wanted == 1 and (len(chosen) == 3 or (len(chosen) > 3 and not bands)):
-        return chosen[:3], "grey"
-    if len(chosen) == wanted or (len(chosen) > wanted and not bands):
-        return chosen[:wanted], "bands"
-    found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
-    raise UserError(f"The network takes {wanted} bands; {found}. Name {wanted} with --bands, such as --bands 3,2,1.")
-
-
-def _parse_stretch(text: str) -> Any:
-    """`auto`, `none`, or ("%" or "", low, high)."""
-    word = text.strip().lower()
-    if word in ("auto", "none"):
-        return word
-    ends = [part.strip() for part in word.split(",")]
-    unit = "%" if all(end.endswith("%") for end in ends) else ""
-    with contextlib.suppress(ValueError):
-        low, high = (float(end.removesuffix(unit)) for end in ends)
-        if low < high and np.isfinite([low, high]).all() and (not unit or (low >= 0 and high <= 100)):
-            return unit, low, high
-    raise UserError(f"--stretch {text}: expected auto, none, percentiles such as 2%,98% or values such as 0,4000.")
-
-
-def _percentiles(
-    raster: DatasetReader, source: Source, low: float, high: float, each_band: bool
-) -> tuple[tuple[float, float], ...]:
-    """The ends of the stretch for each band, from patches spread evenly over the raster: all of a small one."""
-    found: list[list[np.ndarray]] = [[] for _ in source.bands]
+def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
+    """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
+    found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
             for _, values, valid in _slabs(raster, source, row, column, height, width):
-                for band, into in zip(values, found, strict=True):
-                    into.append(band.ravel() if valid is None else band[valid])
-    bands = [np.concatenate(parts) for parts in found]
-    groups = bands if each_band else [np.concatenate(bands)]
-    ends = []
-    for values in groups:
-        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if not len(values):
-            raise UserError(
-                f"{raster.name} has no data in the {PATCHES * PATCHES} patches looked at for its range of values."
-                " Give --stretch low,high."
-            )
-        first, last = (float(end) for end in np.percentile(values, (low, high)))
-        if first == last:
-            first, last = float(values.min()), float(values.max())
-        if first == last:  # one flat value becomes mid-grey
-            first, last = first - 0.5, last + 0.5
-        ends.append((first, last))
-    return tuple(ends if each_band else ends * len(bands))
+                found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
+    return np.concatenate(found, axis=1)
 
 
 def _patches(length: int) -> list[tuple[int, int]]:

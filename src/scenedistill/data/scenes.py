@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.data.manifests import read_manifest
+from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
 from scenedistill.errors import UserError
 
+PARTS = ("train", "val", "test")
+#: What folders and lists of a part are called.
+PART_WORDS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val",
+}  # fmt: skip
 _NAMED = 5  # how many culprits an error names before it only counts
 
 
@@ -32,6 +38,7 @@ class SceneIndex:
         classes: class names as the folders are spelt, sorted by their NFC form, so that the numbering is the same
             on file systems that decompose accents (macOS) and on those that do not.
         notes: what the scan did that a user may want to know, one sentence each (folders descended, files ignored).
+        parts: int8 `[N]`, positions in `PARTS`, where the folders are a split already; None where they are not.
     """
 
     root: Path
@@ -39,6 +46,7 @@ class SceneIndex:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    parts: npt.NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +61,11 @@ class SceneIndex:
         are, so labels mean the same in every subset."""
         positions = np.arange(len(self))[keep]
         return replace(
-            self, paths=tuple(self.paths[position] for position in positions), labels=self.labels[positions], notes=()
+            self,
+            paths=tuple(self.paths[position] for position in positions),
+            labels=self.labels[positions],
+            notes=(),
+            parts=None if self.parts is None else self.parts[positions],
         )
 
 
@@ -62,13 +74,15 @@ def scan(source: Path) -> SceneIndex:
 
     In a folder: images are the files with an `IMAGE_SUFFIXES` ending in any case, directly in the class folders; hidden
     files and system litter are skipped silently, other files counted in `notes`. A folder that holds nothing but
-    one folder of class folders (the usual result of unpacking an archive) is descended into, and `notes` says so.
-    In a manifest: paths are relative to the CSV file; further columns are ignored.
+    one folder of class folders (the usual result of unpacking an archive) is descended into, and `notes` says so. A
+    folder of nothing but `train`, `val` and `test` (or two of them, `train` being one) with class folders in each is
+    one data set that is split already: `parts` says how; without a `test` its `val` is the test part.
+    In a manifest: paths are relative to the CSV file and stay below its folder; further columns are ignored.
 
     Raises:
         UserError: the source is missing or neither of the two, images lie loose, a class folder is empty, there are
             fewer than two classes, or two class names differ only by Unicode normalisation; for a manifest also a
-            missing column or file, an empty field, or an image that is listed twice.
+            missing column or file, an empty field, a path that leaves the folder, or an image that is listed twice.
     """
     source = Path(source).expanduser()
     if not source.exists():
@@ -102,6 +116,8 @@ def _scan_folder(given: Path) -> SceneIndex:
         root, top = root / name, only
 
     _check_encoding(root, [*listings, *(f"{name}/{one}" for name, found in listings.items() for one in found.images)])
+    if parts := _parts(listings, top):
+        return _scan_parts(root, given, parts)
     if not top.folders:
         loose = f"its {len(top.images):,} images lie loose" if top.images else "it holds no folders and no images"
         raise UserError(
@@ -132,6 +148,49 @@ def _scan_folder(given: Path) -> SceneIndex:
     return SceneIndex(root, tuple(paths), np.array(labels, dtype=np.int64), classes, tuple(notes))
 
 
+def _parts(listings: Mapping[str, _Listing], top: _Listing) -> dict[str, str]:
+    """Folder of each part, where the folders are parts and hold class folders."""
+    parts = {PART_WORDS.get(name.lower(), ""): name for name in listings}
+    deep = all(listing.folders and not listing.images for listing in listings.values())
+    return (
+        parts if deep and not top.images and len(parts) == len(listings) > 1 and {"train"} < set(parts) - {""} else {}
+    )
+
+
+def _scan_parts(root: Path, given: Path, parts: Mapping[str, str]) -> SceneIndex:
+    """One data set out of the class folders of several parts."""
+    found = {part: _scan_folder(root / parts[part]) for part in PARTS if part in parts}
+    spelt: dict[str, str] = {}
+    for index in found.values():
+        for name in index.classes:
+            spelt.setdefault(nfc(name), name)
+    classes = tuple(sorted(spelt.values(), key=_order))
+    only_val = "test" not in found
+    entries = []
+    for part, index in found.items():
+        numbers = positions_in(index.classes, classes)
+        here = index.root.relative_to(root).as_posix()
+        place = PARTS.index("test" if only_val and part == "val" else part)
+        entries += [
+            (numbers[label], f"{here}/{path}", place) for path, label in zip(index.paths, index.labels, strict=True)
+        ]
+    entries.sort(key=lambda entry: (entry[0], _order(entry[1])))
+    labels, paths, places = zip(*entries, strict=True)
+    counts = ", ".join(f"{len(index):,} in {parts[part]}" for part, index in found.items())
+    notes = [
+        f"The folders are a split: {counts}"
+        + (f"; {parts['val']} is the test part. " if only_val else ". ")
+        + "A split file (--data.split_file) would take its place."
+    ]
+    if root != given:
+        notes.insert(0, f"They were found in {root.relative_to(given).as_posix()}.")
+    for part, index in found.items():
+        notes += [f"{parts[part]}: {note}" for note in index.notes]
+    return SceneIndex(
+        root, paths, np.array(labels, dtype=np.int64), classes, tuple(notes), np.array(places, dtype=np.int8)
+    )
+
+
 def _list(folder: Path) -> _Listing:
     """What lies directly in a folder, without hidden files and system litter."""
     listing = _Listing()
@@ -156,6 +215,14 @@ def _check_empty(root: Path, listings: dict[str, _Listing]) -> None:
     empty = sorted((name for name, listing in listings.items() if not listing.images), key=_order)
     if not empty:
         return
+    if all(
+        listing.folders and {*map(str.lower, listing.folders)} <= PART_WORDS.keys() for listing in listings.values()
+    ):
+        raise UserError(
+            f"{root} has the folders of the parts inside the class folders, such as "
+            f"{root / empty[0] / listings[empty[0]].folders[0]}. Expected them the other way round "
+            f"({root / 'train' / empty[0]}), or all images of a class in its folder and a split file."
+        )
     if len(empty) == len(listings) and all(listings[name].folders for name in empty):
         raise UserError(
             f"{root} has no images in {_names(empty)}, only further folders: the class folders lie one level deeper. "
@@ -191,7 +258,7 @@ def _check_classes(names: Iterable[str], where: Path) -> tuple[str, ...]:
     classes = tuple(sorted(names, key=_order))
     by_form: dict[str, list[str]] = {}
     for name in classes:
-        by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        by_form.setdefault(nfc(name), []).append(name)
     for twins in by_form.values():
         if len(twins) > 1:
             raise UserError(
@@ -204,46 +271,12 @@ def _check_classes(names: Iterable[str], where: Path) -> tuple[str, ...]:
 
 
 def _scan_manifest(manifest: Path) -> SceneIndex:
-    root = manifest.parent
-    label_of: dict[str, str] = {}
-    for line, path, label in _read_rows(manifest):
-        here = f"{manifest}, line {line}"
-        if not path or not label:
-            raise UserError(f"{here}: the {'label' if path else 'path'} is empty.")
-        if Path(path).is_absolute():
-            raise UserError(f"{here}: {path} is an absolute path; it must be relative to the folder of the CSV.")
-        path = PurePosixPath(path).as_posix()  # so that ./a.jpg and a.jpg are the same
-        if path in label_of:
-            raise UserError(f"{here}: {path} is listed a second time.")
-        label_of[path] = label
-    if not label_of:
-        raise UserError(f"{manifest} lists no image.")
-    missing = [path for path in label_of if not (root / path).is_file()]
-    if missing:
-        raise UserError(
-            f"{manifest} names {_plural(len(missing), 'missing file')}: {_names(missing)}. "
-            f"Paths must be relative to {root}, the folder of the CSV."
-        )
+    label_of = read_manifest(manifest)
     classes = _check_classes(set(label_of.values()), manifest)
     number = {name: position for position, name in enumerate(classes)}
     paths = sorted(label_of, key=lambda path: (number[label_of[path]], _order(path)))
     labels = np.array([number[label_of[path]] for path in paths], dtype=np.int64)
-    return SceneIndex(root, tuple(paths), labels, classes)
-
-
-def _read_rows(manifest: Path) -> list[tuple[int, str, str]]:
-    """(line number, path, label) of each row, stripped."""
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            if not {"path", "label"} <= set(columns):
-                found = ", ".join(columns) or "(none)"
-                raise UserError(f"{manifest} has the columns {found}; expected path,label in its first line.")
-            reader.fieldnames = columns
-            return [(reader.line_num, (row["path"] or "").strip(), (row["label"] or "").strip()) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{manifest} cannot be read as a UTF-8 CSV file: {error}.") from error
+    return SceneIndex(manifest.parent, tuple(paths), labels, classes)
 
 
 def did_you_mean(missing: Path) -> str:
@@ -259,7 +292,7 @@ def did_you_mean(missing: Path) -> str:
 
 
 def _order(name: str) -> tuple[str, str]:
-    return unicodedata.normalize("NFC", name), name
+    return nfc(name), name
 
 
 def _names(names: Sequence[str]) -> str:

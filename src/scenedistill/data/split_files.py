@@ -13,17 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from scenedistill.data.csv_tables import AS_UTF8, read_table
 from scenedistill.data.image_references import ImageFinder
-from scenedistill.data.scenes import SceneIndex
-from scenedistill.data.splits import PARTS, Split, assemble
+from scenedistill.data.scenes import PART_WORDS, PARTS, SceneIndex
+from scenedistill.data.splits import Split, assemble
 from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 
-_PART_WORDS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validation": "val",
-}  # fmt: skip
-_RSP_LINE = re.compile(r"(?P<image>\S.*\.\w+(?:\s+\S.*)?)\s+(?P<label>\d+)")
+_RSP_LINE = re.compile(r"(?P<image>\S.*\.\w+(?:\s+\S.*)?)\s+(?P<label>\d{1,9})")
 
 
 def write_split(
@@ -58,6 +55,8 @@ def write_split(
         write_text(target, text.getvalue())
         return [target]
     base = [p.rpartition("/")[2] for p in index.paths]
+    if broken := next((name for name in (*base, *index.classes) if not name.isprintable()), None):
+        raise UserError(f"The {layout} layout has no place for the name {broken!r}. Use csv.")
     twice = next((name for name, count in Counter(base).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"Several images are called {twice!r}, which the {layout} layout cannot tell apart. Use csv.")
@@ -67,7 +66,7 @@ def write_split(
     elif layout == "rsp":
         if len(split.val):
             raise UserError("The rsp layout has no place for a validation part. Use csv or torchgeo, or no validation.")
-        spaced = next((text for text in (*base, *index.classes) if len(text.split()) > 1), None)
+        spaced = next((text for text in (*base, *index.classes) if text.split() != [text]), None)
         if spaced is not None:
             raise UserError(f"{spaced!r} has a space, at which readers of the rsp layout would cut it. Use csv.")
         token = _ratio_token(split)
@@ -92,7 +91,8 @@ def read_split(path: Path, index: SceneIndex) -> Split:
     index; otherwise one image a line. Which part a list is comes from the word train, val(id) or test in its name, as
     nothing in the list says it. `path` is the CSV, one of the lists (the others are found beside it) or their folder.
     In RSP's layout "valid" is the test part, unless there is a test list too. A label index need not be ours, as the
-    class comes from the folder, but one index must stand for one class.
+    class comes from the folder, but one index must stand for one class. The folder of an index whose folders are parts
+    (`SceneIndex.parts`) is such a split itself.
 
     Raises:
         UserError: with file and line: unknown or ambiguous image, label that disagrees with the folder, image listed
@@ -100,6 +100,9 @@ def read_split(path: Path, index: SceneIndex) -> Split:
     Warns:
         UserWarning: images of the index that are in no part, or classes without a test image.
     """
+    if index.parts is not None and Path(path).resolve() == index.root:
+        _check_coverage(Path(path), index, index.parts)
+        return assemble(index, index.parts, None, None)
     part = np.full(len(index), -1, dtype=np.int8)
     where: dict[int, str] = {}
     for position, name, place in _entries(Path(path), index):
@@ -122,7 +125,7 @@ def _entries(path: Path, index: SceneIndex) -> Iterator[tuple[int, str, str]]:
     if "csv" in rows:
         yield from _csv_entries(lists["csv"], find)
         return
-    is_rsp = {part: _RSP_LINE.fullmatch(lines[0][1]) is not None for part, lines in rows.items()}
+    is_rsp = {part: _RSP_LINE.fullmatch(lines[0][1].strip()) is not None for part, lines in rows.items()}
     if len(set(is_rsp.values())) > 1:
         raise UserError(f"{path}: lists of different layouts ({', '.join(f.name for f in lists.values())}).")
     if is_rsp["train"] and "test" not in rows and "val" in rows:
@@ -139,7 +142,7 @@ def _entries(path: Path, index: SceneIndex) -> Iterator[tuple[int, str, str]]:
             if not is_rsp["train"]:
                 yield find(line, place), part, place
                 continue
-            match = _RSP_LINE.fullmatch(line)
+            match = _RSP_LINE.fullmatch(line.strip())
             if match is None:
                 raise UserError(f"{place}: {line!r}; expected 'image class index' or 'image index' as on line 1.")
             position, given = find.with_class(match["image"], place)
@@ -158,17 +161,14 @@ def _entries(path: Path, index: SceneIndex) -> Iterator[tuple[int, str, str]]:
 
 
 def _csv_entries(path: Path, find: ImageFinder) -> Iterator[tuple[int, str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
-            image, label, part = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if part.lower() not in _PART_WORDS:
-                raise UserError(f"{place}: split is {part!r}; expected train, val or test.")
-            position = find(image, place)
-            find.check_label(position, label, place)
-            yield position, _PART_WORDS[part.lower()], place
+    for line, row in read_table(path)[1]:
+        place = f"{path}:{line}"
+        image, label, part = (row.get(column, "") for column in ("path", "label", "split"))
+        if part.strip().lower() not in PART_WORDS:
+            raise UserError(f"{place}: split is {part!r}; expected train, val or test.")
+        position = find(image, place)
+        find.check_label(position, label, place)
+        yield position, PART_WORDS[part.strip().lower()], place
 
 
 def _lists(path: Path) -> dict[str, Path]:
@@ -207,23 +207,24 @@ def _group(files: Iterator[Path]) -> dict[str, dict[str, Path]]:
     for file in files:
         words = re.split(r"([^a-z]+)", file.stem.lower())
         # the last one: the data set's own name may hold such a word
-        at = next((i for i in reversed(range(len(words))) if words[i] in _PART_WORDS), None)
+        at = next((i for i in reversed(range(len(words))) if words[i] in PART_WORDS), None)
         if at is not None:
-            part = _PART_WORDS[words[at]]
+            part = PART_WORDS[words[at]]
             groups["".join((*words[:at], "*", *words[at + 1 :], file.suffix))][part] = file
     return groups
 
 
 def _is_csv(lines: list[tuple[int, str]]) -> bool:
-    return {"path", "label", "split"} <= {name.strip(' "').lower() for name in lines[0][1].split(",")}
+    return {"path", "label", "split"} <= {name.strip(' "').lower() for name in re.split("[,;\t]", lines[0][1])}
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). {AS_UTF8}") from error
+    # blanks stay: a name may begin or end with one
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}: the file is empty; expected one image a line.")
     return lines

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
-from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.names import nfc
+from scenedistill.data.scenes import PARTS, SceneIndex
 from scenedistill.errors import UserError
-
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +90,6 @@ def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
     """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order."""
     lines = sorted("\0".join((nfc(path), nfc(name), part)) for path, name, part in members)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def nfc(text: str) -> str:
-    """Composed Unicode: macOS gives file names decomposed, Linux as they were written."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _rank(seed: int, name: str, path: str) -> str:

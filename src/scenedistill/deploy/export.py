@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import save
 
@@ -285,7 +286,7 @@ def table(exported: Exported) -> Table:
         shares = (f"{100 * file.oa:.2f}", f"{100 * file.equal:.2f}", f"{file.difference:.1e}")
         found.add_row(name, f"{file.bytes / 1e6:.1f}", *shares, *_times(file.milliseconds))
     for name, other in exported.others.items():
-        found.add_row(name, f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"]))
+        found.add_row(escape(name), f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"]))
     return found
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scenedistill.deploy.source import EXPORTED
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 #: Beside the networks: their card as JSON, what was found of them, and the page for people.
@@ -20,8 +21,11 @@ def claim(folder: Path) -> None:
     """See that a folder can take an export; one that was killed while it put its files in place is brought to its end.
 
     Raises:
-        UserError: it holds a file of a name that an export writes, and no export's record names it.
+        UserError: it holds a file of a name that an export writes, and no export's record names it; or its name is not
+            UTF-8.
     """
+    if shown_path(folder) != str(folder):
+        raise UserError(f"{shown_path(folder)}: safetensors takes only names in UTF-8. Give another folder with --out.")
     if _recorded(folder / PART):
         replace(folder)
     own = _recorded(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
+from scenedistill.data.names import as_cell, as_path_cell
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
 from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
-from scenedistill.disk import file_hash
+from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
 
 #: Batches that the network may lag behind the decoders.
@@ -160,11 +160,6 @@ def predict_images(
     )
 
 
-def shown_path(path: Path) -> str:
-    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 @dataclass
 class _Batch:
     """Images on their way: those to be classified, and those that cannot be read."""
@@ -274,6 +269,7 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
         parts[1].open("w", encoding="utf-8") as json_file,
     ):
         writer = csv.writer(csv_file)
+        cells = [as_cell(name) for name in classes]
         writer.writerow(["path", "class", "confidence", *(f"p_{name}" for name in classes)])
         for name in names:
             entry = journal.get(name)
@@ -284,7 +280,9 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
             sure = entry.probabilities[label]
             results.named.append((name, label, sure))
             rows.append(entry.row)
-            writer.writerow([name, classes[label], *(f"{value:.{ROUND}f}" for value in (sure, *entry.probabilities))])
+            writer.writerow(
+                [as_path_cell(name), cells[label], *(f"{value:.{ROUND}f}" for value in (sure, *entry.probabilities))]
+            )
             chances = dict(zip(classes, entry.probabilities, strict=True))
             found = {"path": name, "class": classes[label], "confidence": sure, "probabilities": chances}
             json_file.write(json.dumps(found, ensure_ascii=False) + "\n")
@@ -300,6 +298,7 @@ def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: 
         results.files.append(kept)
     if results.skipped:
         with bad.open("w", encoding="utf-8", newline="") as bad_file:
-            csv.writer(bad_file).writerows([("path", "reason"), *results.skipped])
+            rows_of_bad = ((as_path_cell(path), as_cell(reason)) for path, reason in results.skipped)
+            csv.writer(bad_file).writerows([("path", "reason"), *rows_of_bad])
         results.files.append(bad)
     return results

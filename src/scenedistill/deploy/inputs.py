@@ -11,29 +11,32 @@ from pathlib import Path
 
 import tifffile
 
+from scenedistill.data.raster_read import open_raster
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter, walk_images
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 #: More pixels than this are a raster, georeferenced or not: nobody means them as one scene.
 RASTER_PIXELS = 50_000_000
-#: A file of these kinds is not asked for a georeference; one of another kind that GDAL opens is a raster.
-PLAIN_SUFFIXES = IMAGE_SUFFIXES - {".tif", ".tiff"}
-#: A photograph of more than `RASTER_PIXELS` is at least this large, as a rule.
-LARGE_BYTES = 5_000_000
-#: The TIFF tag of a CRS, GeoKeyDirectory (OGC 19-008r4).
-GEO_KEYS = 34735
+#: GDAL's drivers of the formats of images. None of them opens a file that is not beside the image and named after it.
+IMAGE_DRIVERS = ["GTiff", "PNG", "JPEG", "WEBP"]
+#: TIFF tags of a CRS and of a place (OGC 19-008r4): GeoKeyDirectory, ModelPixelScale, ModelTransformation and
+#: ModelTiepoint, which alone is a ground control point.
+GEO_KEYS, PIXEL_SCALE, TRANSFORMATION, TIE_POINTS = 34735, 33550, 34264, 33922
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What was found, each file once and in the order it was named; `twice` counts those named more than once.
 
-    A raster may be something that GDAL knows by a name and that is no file.
+    A raster may be something that GDAL knows by a name and that is no file. `points_only` are the images that have
+    ground control points and no other place on the map.
     """
 
     images: tuple[Path, ...]
     rasters: tuple[str, ...]
     twice: int
+    points_only: tuple[Path, ...] = ()
 
 
 def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leave_out: Path | None = None) -> Inputs:
@@ -43,9 +46,9 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
     ones and system litter are left out, links to folders followed once. A pattern (`*`, `?`, `[`, `**`) gives the
     images and folders it fits. Within a folder or a pattern the order is that of the names.
 
-    A file is a raster when its ending is .vrt or no image's, when it has a georeference (by rasterio, where that is
-    installed), or more than `RASTER_PIXELS`; but all files of a folder or a pattern are images, except a pattern's
-    .vrt.
+    A file is a raster when its ending is .vrt or no image's, when it has a place on a map (by rasterio, where that is
+    installed: in the file or in one beside it, with or without a CRS), or more than `RASTER_PIXELS`; but all files of a
+    folder or a pattern are images, except a pattern's .vrt.
 
     Args:
         given: what was named.
@@ -78,10 +81,13 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
         raise UserError(
             f"No image in {', '.join(map(str, given))}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    rasters = {path for path, alone in files.values() if (alone and _is_raster(path) if raster is None else raster)}
+    points = list[Path]()
+    rasters = {
+        path for path, alone in files.values() if (alone and _is_raster(path, points) if raster is None else raster)
+    }
     images = tuple(path for path, _ in files.values() if path not in rasters)
     there = tuple(str(path) for path, _ in files.values() if path in rasters)
-    return Inputs(images, (*there, *named), seen - len(files))
+    return Inputs(images, (*there, *named), seen - len(files), tuple(points))
 
 
 def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
@@ -117,35 +123,57 @@ def _in_folder(folder: Path, own: Path | None) -> Iterator[Path]:
             yield file
 
 
-def _is_raster(path: Path) -> bool:
+def _is_raster(path: Path, points: list[Path]) -> bool:
+    """Whether a file is to be mapped; adds it to `points` where it is not, and has ground control points."""
     suffix = path.suffix.lower()
     if suffix == ".vrt":
         return True
-    if suffix in PLAIN_SUFFIXES and path.stat().st_size < LARGE_BYTES:
-        return False
     try:
         import rasterio
     except ImportError:
-        if _has_geokeys(path):
-            raise UserError(
-                f"{path} is a raster with a georeference: maps need `pip install 'scenedistill[use]'`. "
-                "`--raster false` takes it as one image."
-            ) from None
-        return False
+        return _refused_if_placed(path, "maps need `pip install 'scenedistill[use]'`")
+    if shown_path(path) != str(path):
+        return _refused_if_placed(path, "GDAL takes only names in UTF-8. Rename it")
     try:
-        with warnings.catch_warnings():
+        # only files named after this one are looked for beside it: folders may hold a hundred thousand
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has no georeference
-            with rasterio.open(path) as raster:
-                placed = raster.crs is not None and not raster.transform.is_identity
-                return placed or suffix not in IMAGE_SUFFIXES or raster.width * raster.height > RASTER_PIXELS
-    except rasterio.errors.RasterioError:
-        return False  # then it is read as an image, which says what is wrong
+            if suffix not in IMAGE_SUFFIXES:
+                open_raster(path).close()
+                return True
+            with open_raster(path, IMAGE_DRIVERS) as raster:
+                if not raster.transform.is_identity or raster.width * raster.height > RASTER_PIXELS:
+                    return True
+                if raster.gcps[0] or raster.rpcs:
+                    points.append(path)
+    except (rasterio.errors.RasterioError, UserError):
+        pass  # then it is read as an image, which says what is wrong
+    return False
 
 
-def _has_geokeys(path: Path) -> bool:
-    """Whether a file is a TIFF that names its CRS, told without rasterio."""
+def _refused_if_placed(path: Path, reason: str) -> bool:
+    """False for a file without a place on a map, told without rasterio.
+
+    Raises:
+        UserError: it has one.
+    """
+    if _is_placed_tiff(path) or any(path.with_suffix(end).exists() for end in _world_endings(path.suffix)):
+        raise UserError(
+            f"{shown_path(path)} is a raster with a georeference: {reason}. `--raster false` takes it as one image."
+        )
+    return False
+
+
+def _world_endings(suffix: str) -> list[str]:
+    """`.tif` -> `.tfw`, `.tifw`, `.wld`: a world file has the place of the image beside it."""
+    return [f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld"] if suffix else []
+
+
+def _is_placed_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF that says where it lies."""
     try:
         with tifffile.TiffFile(path) as file:
-            return GEO_KEYS in file.pages.first.tags
+            tags = file.pages.first.tags
+            return GEO_KEYS in tags or PIXEL_SCALE in tags or TRANSFORMATION in tags
     except Exception:  # tifffile has many for a damaged file; as an image it is then told what is wrong
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,6 +51,7 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], width: int | None) -> None:
         self.path = folder / f"unfinished-{fingerprint(settings)}.jsonl"
+        self.done = self.path.with_suffix(".done")  # its name while it is deleted
         self.vectors = self.path.with_suffix(".f32")
         self.width = width
         self.places: dict[str, int] = {}  # where the last line of a path begins
@@ -77,6 +78,7 @@ class Journal:
         except NotImplementedError:  # a file system without locks
             pass
         try:
+            self._clear()
             if anew:
                 self.remove()
             self._read()
@@ -130,9 +132,19 @@ class Journal:
         return np.memmap(self.vectors, np.float32, "r", shape=(self.rows, self.width))
 
     def remove(self) -> None:
-        """Delete it: all is written elsewhere."""
-        self.path.unlink(missing_ok=True)
-        self.vectors.unlink(missing_ok=True)
+        """Delete it: all is written elsewhere. A kill meanwhile leaves nothing that looks like unfinished work."""
+        if self.path.exists():
+            self.path.replace(self.done)
+        _delete(self.done)
+
+    def _clear(self) -> None:
+        """Delete what a kill has left of other journals that were no longer needed."""
+        for done in self.path.parent.glob(f"unfinished-*{self.done.suffix}"):
+            _delete(done)
+        for lock in self.path.parent.glob("unfinished-*.lock"):
+            if not lock.with_suffix(self.path.suffix).exists():
+                with suppress(Timeout, OSError), FileLock(lock, timeout=0):  # held: another process begins
+                    lock.unlink()
 
     def _read(self) -> None:
         """Find the lines, and cut off what is not whole."""
@@ -157,6 +169,12 @@ class Journal:
         if bytes_of_row:
             with self.vectors.open("r+b") as numbers:
                 numbers.truncate(self.rows * bytes_of_row)
+
+
+def _delete(done: Path) -> None:
+    """Remove a journal that is no longer needed, the file of its embeddings first."""
+    done.with_suffix(".f32").unlink(missing_ok=True)
+    done.unlink(missing_ok=True)
 
 
 def _entry(line: bytes) -> Entry:

@@ -169,7 +169,11 @@ class OnnxSceneModel(SceneModel):
             )
         except Exception as problem:  # the runtime has classes of errors of its own, with no common base
             raise UserError(f"{path} cannot be read as an ONNX file: {str(problem)[:150]}") from problem
-        card, about = read_about(self.session.get_modelmeta().custom_metadata_map, path)
+        try:
+            notes = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as problem:
+            raise UserError(f"{path} cannot be read as an ONNX file: its notes are damaged.") from problem
+        card, about = read_about(notes, path)
         super().__init__(card, about, path)
 
     def _prepared(self, images: Images) -> np.ndarray:
@@ -190,7 +194,11 @@ class OnnxSceneModel(SceneModel):
 
 class ProgramSceneModel(SceneModel):
     """A network as an exported program of PyTorch, which prepares images itself; it computes where it was exported, on
-    the CPU in fp32."""
+    the CPU in fp32.
+
+    Opening it runs whatever code the file holds: PyTorch's loader unpickles weights that say they are pickled, and
+    evaluates the sizes of the graph as expressions. Only a file that its user trusts may come here.
+    """
 
     prepares = True
 
@@ -215,7 +223,7 @@ class ProgramSceneModel(SceneModel):
 
 
 def open_model(
-    path: Path | str, *, device: str = "auto", precision: str = "auto", threads: int | None = None
+    path: Path | str, *, device: str = "auto", precision: str = "auto", threads: int | None = None, trust: bool = False
 ) -> SceneModel:
     """Open a network for use.
 
@@ -225,9 +233,11 @@ def open_model(
         device: `auto`, `cpu` or `cuda`; a .pt2 computes on the CPU.
         precision: `bf16`, `fp16`, `fp32` or `auto` of a .safetensors; the other files have their own.
         threads: CPU threads; as PyTorch or ONNX Runtime choose when not given. PyTorch's holds for the whole process.
+        trust: open a .pt2, which may run any code. The other files cannot.
 
     Raises:
-        UserError: nothing there, several candidates (their paths are listed), or a file that cannot be read.
+        UserError: nothing there, several candidates (their paths are listed), a file that cannot be read, or a .pt2
+            that nobody says is trusted.
     """
     file = find_model(Path(path))
     if file.suffix == ".onnx":
@@ -235,6 +245,11 @@ def open_model(
     if threads:
         torch.set_num_threads(threads)
     if file.suffix == ".pt2":
+        if not trust:
+            raise UserError(
+                f"{file} is a program: opening it runs whatever code was put into it. Give the model.safetensors or "
+                "model.onnx of the same export, or --trust true (from Python: trust=True) if you know who made it."
+            )
         return ProgramSceneModel(file)
     net, card = load_net(file)
     card, about = completed(card, of(file.parent)), find_about(file)

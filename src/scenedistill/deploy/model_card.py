@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from scenedistill.data.names import as_markdown
 from scenedistill.deploy.check import FileCheck
 from scenedistill.models.files import NetCard
 
@@ -62,7 +63,7 @@ print(card["classes"][probabilities[0].argmax()])
 """
 
 WITH_TORCH = """
-With PyTorch alone:
+With PyTorch alone, and only where you trust the file, as loading it may run code:
 
 ```python
 import json
@@ -93,10 +94,10 @@ def model_card(
     """
     parts = [
         f"---\n{yaml.safe_dump(_head(card, about), sort_keys=False, allow_unicode=True)}---",
-        f"# {_title(card, about)}\n\n{_what_it_is(card, about)}",
+        f"# {as_markdown(_title(card, about))}\n\n{_what_it_is(card, about)}",
         f"## Files\n\n{_files(files, others)}",
         f"## Use\n\n{_use([file.name for file in files])}",
-        f"## Classes\n\n{', '.join(card.classes)}",
+        f"## Classes\n\n{', '.join(map(as_markdown, card.classes))}",
         f"## Images\n\n{_images(files, card, about)}",
         f"## Where it comes from\n\n{_origin(card, about)}",
     ]
@@ -137,7 +138,8 @@ def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
     """One paragraph: what it sees, who taught it, how good it is."""
     said = [f"A small network that tells {len(card.classes)} kinds of aerial and satellite scenes apart."]
     if about.get("teacher"):
-        said.append(f"It was distilled from {about['teacher']} by the method `{about.get('method')}`.")
+        teacher, method = as_markdown(about["teacher"]), as_markdown(about.get("method"))
+        said.append(f"It was distilled from {teacher} by the method {method}.")
     if "oa" in about:
         count = f" of {about['test_images']:,} images" if "test_images" in about else ""
         with_teacher = f"; its teacher reaches {about['teacher_oa']:.2%}" if "teacher_oa" in about else ""
@@ -224,7 +226,7 @@ def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
         "tested in": about.get("precision"),
         "made by": f"scenedistill {about['scenedistill']}" if "scenedistill" in about else None,
     }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None)
+    return "\n".join(f"- {name}: {as_markdown(value)}" for name, value in facts.items() if value is not None)
 
 
 def _doi(about: Mapping[str, Any]) -> str | None:

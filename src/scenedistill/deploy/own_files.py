@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from scenedistill.disk import write_json
+from scenedistill.disk import whole_file
 
 
 def replaced(folder: Path, command: str, written: Iterable[Path], *, keep: Iterable[str] = ()) -> Path:
@@ -29,7 +29,8 @@ def replaced(folder: Path, command: str, written: Iterable[Path], *, keep: Itera
             staying.add(name)
         elif file.is_file() or file.is_symlink():
             file.unlink()
-    write_json(note, {"files": sorted(names | staying)})
+    with whole_file(note) as content:  # under a name that the next call takes too: a kill leaves nothing for good
+        content.write(json.dumps({"files": sorted(names | staying)}, indent=1).encode())
     return note
 
 

@@ -33,7 +33,10 @@ class RasterConfig:
         batch_size: windows of one pass of the network.
         readers: threads that read; 4 at most, or as many as there are cores, when not given.
         processes: that work at once, each with the network in its memory.
-        drivers: of GDAL that may open the raster, such as [GTiff]; any when not given.
+        drivers: of GDAL that may open the raster, such as [GTiff]; when not given, the one of its content, of formats
+            that hold their own pixels.
+        vrt_sources: folders in which the files of a VRT may lie, beside its own folder; [any] lets it name every file
+            and every address.
         restart: throw away the unfinished work of an earlier call instead of going on with it.
     """
 
@@ -52,6 +55,7 @@ class RasterConfig:
     readers: int | None = None
     processes: int = 1
     drivers: list[str] | None = None
+    vrt_sources: list[str] | None = None
     restart: bool = False
 
 
@@ -73,6 +77,7 @@ class RasterResult:
         reading: share of the seconds in which the network waited for pixels, 0..1.
         network: share of the seconds in the network.
         writing: share of the seconds in which only writing went on.
+        notes: what about the raster deserves a second look.
     """
 
     polygons: Path | None
@@ -88,6 +93,7 @@ class RasterResult:
     reading: float
     network: float
     writing: float
+    notes: tuple[str, ...] = ()
 
 
 def check_config(config: RasterConfig) -> None:

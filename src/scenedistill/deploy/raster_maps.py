@@ -23,10 +23,11 @@ from scenedistill.deploy.raster_progress import RasterProgress, read_plan
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import average
 from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
-from scenedistill.disk import file_damage, file_hash
+from scenedistill.disk import file_damage, file_hash, shown_path, write_json
 from scenedistill.errors import Damaged, UserError
 
 FILES = ("polygons", "regions", "classes")  # of a RasterResult
+RECORD = "record.json"  # until it is in place
 
 
 class Names:
@@ -44,6 +45,7 @@ class Names:
         self.record = self.out / f"{self.stem}.json"
         self.unfinished = self.out / f"{self.stem}.part"
         self.made = self.unfinished / "maps"
+        self.done = self.out / f".{self.stem}.done"  # what `unfinished` becomes once all maps are in place
 
     def files(self, config: RasterConfig) -> dict[str, Path]:
         """What is written, by its name in `RasterResult`."""
@@ -65,6 +67,8 @@ def alone(names: Names) -> Iterator[None]:
     Raises:
         UserError: another process holds them, or the folder cannot be made.
     """
+    if shown_path(names.out) != str(names.out):
+        raise UserError(f"{shown_path(names.out)}: GDAL takes only names in UTF-8. Choose another folder.")
     try:
         names.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -77,6 +81,7 @@ def alone(names: Names) -> Iterator[None]:
             f"Another process is at work on {names.record}. Wait for it, or choose another folder."
         ) from None
     try:
+        _clear(names)
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -179,10 +184,11 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
                 f"{names.record.parent}: {problem}, or was edited since. Remove it, and the same command makes the "
                 "maps again; or give another --out."
             )
-    if read_plan(names.unfinished) == plan:  # left by a kill at the very end; of another plan it is unfinished work
+    if read_plan(names.unfinished) in (plan, None):  # None counts for nothing; of another plan it is unfinished work
         shutil.rmtree(names.unfinished, ignore_errors=True)
     files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
-    return RasterResult(**files, record=names.record, **record["result"])
+    result = {**record["result"], "notes": tuple(record["result"].get("notes", ()))}
+    return RasterResult(**files, record=names.record, **result)
 
 
 def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> None:
@@ -210,7 +216,8 @@ def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfi
 def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result: RasterResult) -> None:
     """Put the maps where they belong, then the record, and let go of what is no longer needed.
 
-    While maps are replaced there is no record, so that a kill leaves none over maps that it does not speak of.
+    While maps are replaced there is no record, so that a kill leaves none over maps that it does not speak of. What is
+    no longer needed gets another name at once: a kill never leaves a part of it that looks like unfinished work.
     """
     wanted, classes = names.files(config), plan["class names"]
     content = {
@@ -224,15 +231,22 @@ def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result:
         ),
         "result": {name: value for name, value in asdict(result).items() if name not in (*FILES, "record")},
     }
-    part = names.made / "record.json"
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(names.made / RECORD, content)
     names.record.unlink(missing_ok=True)
     for path in dict.fromkeys(wanted.values()):
         for made in (names.made / f"{path.name}.aux.xml", names.made / path.name):
             if made.exists():
                 made.replace(path.with_name(made.name))
-    part.replace(names.record)
-    shutil.rmtree(names.unfinished, ignore_errors=True)
+    names.unfinished.rename(names.done)
+    _clear(names)
+
+
+def _clear(names: Names) -> None:
+    """Finish what `publish` does last, whether now or where an earlier call was killed."""
+    record = names.done / names.made.name / RECORD
+    if record.exists():
+        record.replace(names.record)
+    shutil.rmtree(names.done, ignore_errors=True)
 
 
 @contextmanager
@@ -244,9 +258,8 @@ def plain_errors(raster: str) -> Iterator[None]:
         yield
     except (OSError, RasterioError) as problem:
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                "the disk is full. Make room and give the same command: it goes on from where it was."
-            ) from problem
+            advice = "Make room and give the same command: it goes on from where it was."
+            raise UserError("the disk is full.", advice=advice) from problem
         named = isinstance(problem, OSError) and problem.filename
         reason = f"{problem.strerror}: {problem.filename}" if named else gdal_reason(problem)
         raise UserError(f"{raster} cannot be mapped: {reason}") from problem

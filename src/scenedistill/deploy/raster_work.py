@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.data.decoding import usable_cores
 from scenedistill.data.raster_read import raster_library
+from scenedistill.deploy.processes import end_with_parent
 from scenedistill.deploy.raster_batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.errors import UserError
@@ -86,8 +87,7 @@ def answer_windows(
         progress: where the answers go.
         tell: called with the number of windows after each batch.
     """
-    times, parent = Times(), multiprocessing.parent_process()
-    rasterio = raster_library()
+    times, rasterio = Times(), raster_library()
     batches = (windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size))
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
@@ -101,8 +101,6 @@ def answer_windows(
                 batch = next(ready, None)
             if batch is None:
                 break
-            if parent is not None and not parent.is_alive():
-                raise SystemExit  # nobody waits for this any more
             answers = np.zeros((len(batch.windows), job.classes), np.float32)
             if len(batch.used):
                 with times.of("network"):
@@ -215,13 +213,19 @@ def _how(model: SceneModel, processes: int) -> dict[str, Any]:
         device = "auto" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         threads = session.get_session_options().intra_op_num_threads or usable_cores()
     share = max(1, usable_cores() // processes)
-    return {"device": device, "precision": getattr(model, "precision", "auto"), "threads": min(threads, share)}
+    return {
+        "device": device,
+        "precision": getattr(model, "precision", "auto"),
+        "threads": min(threads, share),
+        "trust": True,  # it is open here
+    }
 
 
 def _work(line: Connection, job: Job, source: Path, how: dict[str, Any], windows: np.ndarray) -> None:
     """In another process; Ctrl-C is the first one's business, which then ends this one."""
     from scenedistill.deploy.model import open_model
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     progress = job.open_progress()
     try:

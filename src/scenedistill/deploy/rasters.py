@@ -11,18 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from scenedistill import __version__
 from scenedistill.data.decoding import usable_cores
+from scenedistill.data.raster_holes import Constant
 from scenedistill.data.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_batches import REGION_BYTES, Job
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult, band_numbers, check_config
 from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, plain_errors, publish, write_maps
 from scenedistill.deploy.raster_progress import RasterProgress
-from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid
+from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid, to_map
 from scenedistill.deploy.raster_work import GDAL_CACHE, Times, answer_all
 from scenedistill.deploy.raster_write import Place
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ def map_raster(
     names, rasterio = Names(Path(out), str(raster)), raster_library()
     with plain_errors(str(raster)), alone(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         with waited.of("reading"):
-            job, place, plan = _plan(model, str(raster), names, config, say)
+            job, place, plan, constants = _plan(model, str(raster), names, config, say)
+        for constant in constants:
+            say(f"{constant} {constant.advice}")
         if (known := finished(names, plan, config)) is not None:
             say(f"{names.record} is finished already.")
             return known
@@ -100,6 +105,7 @@ def map_raster(
             reading=(waited.reading + worked.reading) / seconds,
             network=worked.network / seconds,
             writing=(waited.writing + worked.writing) / seconds,
+            notes=tuple(map(str, constants)),
         )
         publish(names, config, plan, result)
     return result
@@ -107,9 +113,10 @@ def map_raster(
 
 def _plan(
     model: SceneModel, raster: str, names: Names, config: RasterConfig, say: Say
-) -> tuple[Job, Place, dict[str, Any]]:
-    """What is to be done, and all that its outcome depends on."""
-    with open_raster(raster, config.drivers or ()) as opened:
+) -> tuple[Job, Place, dict[str, Any], list[Constant]]:
+    """What is to be done, all that its outcome depends on, and what was noticed."""
+    constants = list[Constant]()
+    with open_raster(raster, config.drivers or (), config.vrt_sources or ()) as opened:
         transform, crs = _georeference(opened, say)
         size = (opened.height, opened.width)
         ground = ground_size(transform, crs, size) if config.units == "metres" else (1.0, 1.0)
@@ -126,9 +133,10 @@ def _plan(
             stretch=config.stretch,
             each_band=config.each_band,
             nodata=config.nodata,
-            drivers=config.drivers or (),
+            drivers=(opened.driver,),
+            constants=constants,
         )
-        files = _watched(raster, opened, config.drivers or ())
+        files = _watched(raster, opened, config.vrt_sources or ())
     window_bytes = grid.window[0] * grid.window[1] * model.card.bands
     readers = config.readers or min(4, usable_cores())
     readers = max(1, min(readers, 8 * REGION_BYTES // max(window_bytes, REGION_BYTES)))
@@ -146,7 +154,7 @@ def _plan(
     _describe(job, raster, crs, config, ground, say)
     file = Path(raster)
     plan = {
-        "raster": str(file.resolve()) if file.is_file() else raster,
+        "raster": shown_path(file.resolve()) if file.is_file() else raster,
         "files": files,
         "size": grid.size,
         "transform": list(transform)[:6],
@@ -162,10 +170,10 @@ def _plan(
         "overlap": grid.step,
         "min_valid": config.min_valid,
     }
-    return job, Place(grid, transform, crs), json.loads(json.dumps(plan))
+    return job, Place(grid, transform, crs), json.loads(json.dumps(plan)), constants
 
 
-def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict[str, list[int]]:
+def _watched(raster: str, opened: DatasetReader, vrt_sources: Sequence[str]) -> dict[str, list[int]]:
     """Size and time of every file that the raster is read from, such as those that a VRT names, and VRTs in it.
 
     Overviews are not read, and what GIS programs keep in an .aux.xml after a look at a raster changes no pixel.
@@ -175,12 +183,12 @@ def _watched(raster: str, opened: DatasetReader, drivers: Sequence[str]) -> dict
     for name in names:  # grows
         path = Path(name)
         beside = name != raster and name.endswith((".aux.xml", ".ovr"))
-        if beside or not path.is_file() or str(path.resolve()) in found:
+        if beside or not path.is_file() or shown_path(path.resolve()) in found:
             continue
         stat = path.stat()
-        found[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
+        found[shown_path(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
         if path.suffix.lower() == ".vrt" and name != raster:
-            with suppress(UserError), open_raster(path, drivers) as inner:
+            with suppress(UserError), open_raster(path, (), vrt_sources) as inner:
                 names += inner.files
     return found
 
@@ -194,12 +202,24 @@ def _check_geojson(raster: str, grid: Grid, crs: CRS | None) -> None:
 
 
 def _georeference(raster: DatasetReader, say: Say) -> tuple[Affine, CRS | None]:
-    """Transform and CRS; pixels with y upwards, as QGIS shows such a raster, where there is none."""
-    if not raster.transform.is_identity:
-        return raster.transform, raster.crs
-    points = "ground control points only; gdalwarp makes a map of it" if raster.gcps[0] else "no georeference"
-    say(f"{raster.name} has {points}: the maps are in pixels, with y from 0 downwards to -{raster.height}.")
-    return type(raster.transform)(1, 0, 0, 0, -1, 0), None
+    """Transform and CRS; pixels with y upwards, as QGIS shows such a raster, where there is none.
+
+    Raises:
+        UserError: a transform that puts pixels nowhere, or all into one line.
+    """
+    if raster.transform.is_identity:
+        points = "ground control points only; gdalwarp makes a map of it" if raster.gcps[0] else "no georeference"
+        say(f"{raster.name} has {points}: the maps are in pixels, with y from 0 downwards to -{raster.height}.")
+        return type(raster.transform)(1, 0, 0, 0, -1, 0), None
+    rows, columns = (np.array(ends) for ends in ((0, 1, 0, raster.height), (0, 0, 1, raster.width)))
+    with np.errstate(all="ignore"):
+        x, y = to_map(raster.transform, columns, rows)
+        turn = (x[2] - x[0]) * (y[1] - y[0]) - (x[1] - x[0]) * (y[2] - y[0])
+    if not (np.isfinite([*x, *y, turn]).all() and turn):
+        numbers = ", ".join(f"{number:g}" for number in list(raster.transform)[:6])
+        found = f"{raster.name} has a georeference by which its pixels lie nowhere on a map: {numbers}."
+        raise UserError(found, advice="gdal_edit.py -a_ullr gives it another; --raster false takes it as one image.")
+    return raster.transform, raster.crs
 
 
 def _describe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from scenedistill.data.cache import build_cache, cache_home
 from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored, row_checksum
+from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
 from scenedistill.data.splits import Split
@@ -108,7 +110,7 @@ def _drawn(found: _Decoded, split: Split, card: NetCard, calibration: int, test:
     taught = np.sort(random.permutation(split.train)[: max(calibration, 1)])
     asked = np.sort(random.permutation(split.test)[: test or None])
     index = found.index
-    labels = np.array([card.classes.index(name) for name in index.classes], dtype=np.int64)[index.labels]
+    labels = _numbers(index.classes, card)[index.labels]
     return RunImages(
         found.taken(taught),
         found.taken(asked),
@@ -139,15 +141,26 @@ def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
         if settings != CacheSettings(settings.root if settings else "", size, card.bands, None):
             continue
         stored = open_stored(manifest.parent, settings)
-        if stored is None or not all(path in stored.entries for path, _ in lines):
+        spelt = {nfc(path): path for path in stored.entries} if stored else {}
+        paths = tuple(spelt.get(nfc(path), "") for path, _ in lines)
+        if stored is None or not all(paths):
             continue
-        rows = np.array([stored.entries[path][2] for path, _ in lines])
+        rows = np.array([stored.entries[path][2] for path in paths])
         if (rows < 0).any():
             continue
-        labels = np.array([card.classes.index(label) for _, label in lines], dtype=np.int64)
-        index = SceneIndex(Path(settings.root), tuple(path for path, _ in lines), labels, card.classes)
+        labels = _numbers([label for _, label in lines], card)
+        index = SceneIndex(Path(settings.root), paths, labels, card.classes)
         return _Decoded(index, stored.images, rows, stored.checksums)
     raise UserError(
         f"The images of {training.folder} are no longer among the decoded ones in {home}. Give the folder they come "
         "from with --data."
     )
+
+
+def _numbers(names: Sequence[str], card: NetCard) -> np.ndarray:
+    """The position of each class name in the network's own order, int64."""
+    numbers = np.array(positions_in(names, card.classes), dtype=np.int64)
+    if (numbers < 0).any():
+        unknown = next(name for name, number in zip(names, numbers, strict=True) if number < 0)
+        raise UserError(f"The network does not know {unknown!r}; it knows {', '.join(card.classes[:40])}.")
+    return numbers

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from scenedistill.deploy.serve_connections import HEAD_BYTES, MOST_RESTING, bounded_protocol
 from scenedistill.deploy.serve_files import DOWNLOADS, Shelf, receive, shown_name
 from scenedistill.deploy.serve_limits import Guard, Refused, ServeLimits, Turnstile, drain, limited
 from scenedistill.deploy.serve_work import Answer, Workers
@@ -23,6 +24,7 @@ from scenedistill.errors import UserError
 from scenedistill.terminal import plain_console
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 #: The page's files, all that is served beside results: read once, so that no request ever names a path.
 PAGE = {"": "index.html", "app.js": "app.js", "map.js": "map.js", "style.css": "style.css", "icon.svg": "icon.svg"}
 MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+#: Refused uploads that may run out at once; of others the sender may not read why.
+MOST_DRAINING = 16
 
 KINDS, OVERLAPS = ("auto", "scene", "map"), ("0", "0.5", "0.75")
 
@@ -43,6 +48,7 @@ def serve(
     limits: ServeLimits | None = None,
     device: str = "auto",
     threads: int | None = None,
+    trust: bool = False,
     names: tuple[str, ...] = (),
     console: Console | None = None,
 ) -> None:
@@ -56,6 +62,7 @@ def serve(
         limits: of a request.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads of each process.
+        trust: open a .pt2, see `open_model`.
         names: names of this machine that a browser may call it by, beside `localhost` and addresses.
         console: where the address is printed.
 
@@ -68,7 +75,9 @@ def serve(
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
     console, limits = console or plain_console(), limits or ServeLimits()
     with _listen(host, port) as listener:
-        workers = Workers(worker_setup(model_path, teacher, limits, device=device, threads=threads), limits)
+        workers = Workers(
+            worker_setup(model_path, teacher, limits, device=device, threads=threads, trust=trust), limits
+        )
         with console.status("Opening the networks"):
             networks = workers.start()
         shelf = Shelf(limits)
@@ -80,16 +89,7 @@ def serve(
             if not Guard(_nobody, host).loopback_only:
                 say(f"Listening on {host}: every machine that reaches this one can use the page.")
             app = build_app(workers, shelf, limits, host=host, names=names)
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                limit_concurrency=256,
-                timeout_graceful_shutdown=2,
-            )
+            config = server_config(app)
             with contextlib.suppress(KeyboardInterrupt):  # how uvicorn ends after Ctrl-C, when all is put away
                 uvicorn.Server(config).run(sockets=[listener])
         finally:
@@ -155,6 +155,29 @@ def build_app(
     return Guard(app, host, names)
 
 
+def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
+    """How uvicorn serves the page.
+
+    Args:
+        app: the page.
+        limits: arguments of `bounded_protocol`.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(**limits),
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=2 * MOST_RESTING,
+        timeout_graceful_shutdown=2,
+    )
+
+
 def worker_setup(
     model_path: Path | str,
     teacher: Path | str | None,
@@ -162,6 +185,7 @@ def worker_setup(
     *,
     device: str = "auto",
     threads: int | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """What `Workers` gives each of its processes to start with; see `serve`."""
     return {
@@ -169,6 +193,7 @@ def worker_setup(
         "teacher": "auto" if teacher is None else str(teacher),
         "device": device,
         "threads": threads,
+        "trust": trust,
         **asdict(limits),
     }
 
@@ -178,6 +203,7 @@ class Desk:
 
     def __init__(self, workers: Workers, shelf: Shelf, limits: ServeLimits) -> None:
         self.workers, self.shelf, self.limits, self.turnstile = workers, shelf, limits, Turnstile(limits)
+        self.draining = 0
 
     async def about(self, request: Request) -> Response:
         """`GET /about`: the networks and the limits."""
@@ -195,8 +221,13 @@ class Desk:
         try:
             return JSONResponse(await self._classify(request))
         except Refused:
-            with contextlib.suppress(ClientDisconnect):
-                await drain(request.stream(), self.limits)
+            if self.draining < MOST_DRAINING:
+                self.draining += 1
+                try:
+                    with contextlib.suppress(ClientDisconnect):
+                        await drain(request.stream(), self.limits)
+                finally:
+                    self.draining -= 1
             raise
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it

@@ -18,6 +18,9 @@ import torch
 from PIL import Image
 
 from scenedistill.data.images import UnreadableImage, read_image, read_scene
+from scenedistill.data.names import as_cell
+from scenedistill.data.tiff_heads import read_heads
+from scenedistill.deploy.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
 from scenedistill.deploy.model import SceneModel, TorchSceneModel, open_model
 from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.deploy.source import of
@@ -31,6 +34,9 @@ LOOKS = 3  # classes, from the most probable, for which Grad-CAM is shown
 #: Bytes that a file may take in memory, for each pixel of the limit. A scene is decoded as a whole, and a raster by
 #: windows; but its blocks may be large.
 SCENE_BYTES, RASTER_BYTES = 8, 64
+#: Bytes in memory for each byte of a file, where they are more than `MOST_EMPTY`: what was never written, or is one
+#: colour all over, takes as long as an image.
+MOST_UNPACKED, MOST_EMPTY = 2000, 64 << 20
 
 
 class Answerer:
@@ -41,6 +47,7 @@ class Answerer:
         teacher: the same, `none`, or `auto`: that of the run, if it is there.
         device: see `open_model`.
         threads: see `open_model`.
+        trust: see `open_model`.
         limits: fields of `ServeLimits`.
 
     Raises:
@@ -48,13 +55,19 @@ class Answerer:
     """
 
     def __init__(
-        self, model: str, teacher: str = "auto", device: str = "auto", threads: int | None = None, **limits: Any
+        self,
+        model: str,
+        teacher: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        trust: bool = False,
+        **limits: Any,
     ) -> None:
         self.limits = ServeLimits(**limits)
-        self.models = {"student": open_model(model, device=device, threads=threads)}
+        self.models = {"student": open_model(model, device=device, threads=threads, trust=trust)}
         path = find_teacher(self.models["student"].source) if teacher == "auto" else teacher
         if path != "none":
-            self.models["teacher"] = open_model(path, device=device, threads=threads)
+            self.models["teacher"] = open_model(path, device=device, threads=threads, trust=trust)
         self.no_looks = {role: why_no_looks(model) for role, model in self.models.items()}
         for role, network in self.models.items():  # the first pass takes longer, and would be shown as its time
             side = network.stored_size
@@ -62,6 +75,7 @@ class Answerer:
             network.predict(blank)
             if self.no_looks[role] is None:
                 look(network, blank, [0])
+        self.seconds_of_window = min(timed(self.models["student"]) for _ in range(2))
 
     @property
     def on_cpu(self) -> bool:
@@ -105,14 +119,15 @@ class Answerer:
         """
         path = Path(upload)
         width, height = check_size(path, self.limits, kind)
-        note = None
-        if kind == "map" or (kind == "auto" and path.suffix == ".tif" and has_georeference(path)):
+        place = placed_by(path) if path.suffix == ".tif" else None
+        note = "It has ground control points alone: taken as one scene." if place == "points" else None
+        if kind == "map" or (kind == "auto" and place == "transform"):
             from scenedistill.deploy.serve_map import map_answer, map_reason
 
             reason = map_reason()
             if reason is None:
-                student, most = self.models["student"], self.limits.cells
-                return map_answer(student, path, name, window=window, overlap=overlap, most=most)
+                student, each = self.models["student"], self.seconds_of_window
+                return map_answer(student, path, name, self.limits, each, window=window, overlap=overlap)
             if kind == "map":
                 raise UserError(reason)
             note = f"Taken as one scene. {reason}"
@@ -170,6 +185,14 @@ class Answerer:
         maps = look(model, said["scene"], [model.card.classes.index(name) for name in names])
         said["looks"] = {name: as_uri(heat(one), "PNG") for name, one in zip(names, maps, strict=True)}
         said["seconds"]["looks"] = time.perf_counter() - start
+
+
+def timed(model: SceneModel, count: int = 16) -> float:
+    """Seconds that a network takes for an image, of some at once."""
+    blank = np.zeros((count, model.stored_size, model.stored_size, model.card.bands), np.uint8)
+    start = time.perf_counter()
+    model.predict(blank)
+    return (time.perf_counter() - start) / count
 
 
 def find_teacher(student: Path) -> str:
@@ -252,25 +275,22 @@ def check_size(path: Path, limits: ServeLimits, kind: str) -> tuple[int, int]:
             f"{path.name} takes {decoded / 2**20:,.0f} MiB of memory; "
             f"the limit of this page is {largest / 2**20:,.0f} MiB."
         )
+    size = path.stat().st_size
+    if decoded > max(MOST_EMPTY, MOST_UNPACKED * size):
+        found = f"{size / 1024:,.0f} KiB for {decoded / 2**20:,.0f} MiB of pixels"
+        raise UserError(f"{path.name} has {found}: nearly all of it is empty. Cut out the part that is not.")
     return width, height
 
 
 def measured(path: Path) -> tuple[int, int, int]:
     """Width, height, and bytes in memory when worked on, from a file's head."""
     if path.suffix == ".tif":
-        with tifffile.TiffFile(path) as tif:
-            page = tif.pages.first
-            samples = int(page.samplesperpixel)
-            pages = [page] if samples > 1 else tif.pages[:4096]  # pages may be the bands of one image
-            width, height = int(page.imagewidth), int(page.imagelength)
-            # a tile is decoded as a whole, however little of it the image shows
-            area = sum(
-                max(p.imagewidth, p.tilewidth) * max(p.imagelength, p.tilelength)
-                for p in pages
-                if isinstance(p, tifffile.TiffPage)
-            )
-            deep = max(8, page.bitspersample // 8) if page.bitspersample > 8 else 1  # stretched in float64
-            return width, height, int(area) * samples * deep
+        heads = read_heads(path)
+        first = heads[0]
+        # a tile is decoded as a whole, however little of it the image shows; pages may be the bands of one image
+        area = sum(head.area for head in (heads if first.samples == 1 else heads[:1]))
+        deep = max(8, first.bits // 8) if first.bits > 8 else 1  # stretched in float64
+        return first.width, first.height, area * first.samples * deep
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says it better
         largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -288,11 +308,13 @@ def _png_depth(path: Path) -> int:
         return file.read(25)[24]
 
 
-def has_georeference(path: Path) -> bool:
-    """Whether a TIFF says where on Earth it lies: a coordinate system, and a pixel scale or a transform."""
+def placed_by(path: Path) -> str | None:
+    """What puts a TIFF onto a map, with or without a coordinate system: a `transform`, or control `points` alone."""
     with tifffile.TiffFile(path) as tif:
         tags = tif.pages.first.tags
-        return 34735 in tags and (33550 in tags or 34264 in tags)
+        if PIXEL_SCALE in tags or TRANSFORMATION in tags:
+            return "transform"
+        return "points" if TIE_POINTS in tags else None
 
 
 def write_scene(folder: Path, name: str, said: dict[str, Answer]) -> list[str]:
@@ -304,7 +326,7 @@ def write_scene(folder: Path, name: str, said: dict[str, Answer]) -> list[str]:
         for role, one in said.items():
             found = dict(zip(one["ranking"], one["probabilities"], strict=True))
             best = one["ranking"][0]
-            writer.writerow([name, role, best, found[best], *(found.get(label, "") for label in labels)])
+            writer.writerow([name, role, as_cell(best), found[best], *(found.get(label, "") for label in labels)])
     content = [
         {
             "path": name,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from scenedistill.deploy.serve_limits import Refused, ServeLimits
 
@@ -20,17 +24,25 @@ DOWNLOADS = {
     "classes.tif": "image/tiff",
 }
 
+PREFIX, LOCK = "scenedistill-serve-", ".lock"
+
 
 class Shelf:
     """A temporary folder that only its owner can read, with a sub-folder for each request.
 
     A result lies there under a name that cannot be guessed, until `limits.kept` newer ones came, the newer ones take
-    `limits.kept_megabytes`, or `limits.minutes` passed. Everything goes with `close`.
+    `limits.kept_megabytes`, or `limits.minutes` passed. Everything goes with `close`; after a kill with
+    the next page that is served.
     """
 
     def __init__(self, limits: ServeLimits) -> None:
         self.limits = limits
-        self.root = Path(tempfile.mkdtemp(prefix="scenedistill-serve-"))
+        _remove_orphans()
+        self._home = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = FileLock(self._home / LOCK)
+        self._lock.acquire()
+        self.root = self._home / "requests"
+        self.root.mkdir()
         self.results: dict[str, dict[str, Path]] = {}  # oldest first
         self.bytes: dict[str, int] = {}  # of each result
 
@@ -88,12 +100,24 @@ class Shelf:
         """Remove everything."""
         self.results.clear()
         self.bytes.clear()
-        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.rmtree(self._home, ignore_errors=True)
+        self._lock.release()
 
     def _forget(self, token: str) -> None:
         if self.results.pop(token, None) is not None:
             del self.bytes[token]
             shutil.rmtree(self.root / token, ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    """Remove the folders of pages that were killed, told by a lock that the system has freed."""
+    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError, Timeout):
+            status = home.lstat()
+            own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            if own and stat.S_ISDIR(status.st_mode) and (home / LOCK).exists():
+                with FileLock(home / LOCK, timeout=0):
+                    shutil.rmtree(home, ignore_errors=True)
 
 
 async def receive(chunks: AsyncIterator[bytes], folder: Path, name: str) -> Path:

@@ -30,6 +30,10 @@ SECURITY_HEADERS = {
 }
 
 
+#: Slowest upload in bytes a second, on average after the first seconds: a few that hardly send hold all places else.
+SLOWEST, GRACE = 16_384, 10.0
+
+
 @dataclass(frozen=True)
 class ServeLimits:
     """What a request may cost.
@@ -125,16 +129,19 @@ async def limited(chunks: AsyncIterator[bytes], length: str | None, limits: Serv
     if length and length.isascii() and length.isdigit() and int(length) > limits.bytes:
         raise refusal
     count, loop = 0, asyncio.get_running_loop()
-    end = loop.time() + limits.seconds
+    start = loop.time()
     iterator = aiter(chunks)
     while True:
+        most = min(limits.seconds, GRACE + count / SLOWEST)
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(start + most):
                 chunk = await anext(iterator)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refused(408, f"The upload took longer than {limits.seconds:g} seconds, the limit.") from None
+            slow = f"was slower than {SLOWEST / 1024:g} KiB a second, or stopped"
+            late = f"took longer than {limits.seconds:g} seconds, the limit"
+            raise Refused(408, f"The upload {late if most == limits.seconds else slow}.") from None
         count += len(chunk)
         if count > limits.bytes:
             raise refusal

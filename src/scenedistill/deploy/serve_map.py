@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from scenedistill.data.names import as_cell
 from scenedistill.data.raster_read import describe, open_raster, read_pixels
 from scenedistill.deploy.model import SceneModel
 from scenedistill.deploy.raster_config import RasterConfig
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import plan_grid, to_map
 from scenedistill.deploy.rasters import map_raster
+from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +62,14 @@ def map_reason() -> str | None:
 
 
 def map_answer(
-    model: SceneModel, path: Path, name: str, *, window: int | None, overlap: float, most: int
+    model: SceneModel,
+    path: Path,
+    name: str,
+    limits: ServeLimits,
+    seconds_of_window: float = 0.0,
+    *,
+    window: int | None,
+    overlap: float,
 ) -> dict[str, Any]:
     """Classify a raster window by window; the maps go into its folder.
 
@@ -67,12 +77,13 @@ def map_answer(
         model: to classify with.
         path: the raster.
         name: what the user calls it.
+        limits: of cells and of seconds.
+        seconds_of_window: that the network takes for one; 0 where that is not known.
         window: side in pixels; the network's own when not given.
         overlap: see `RasterConfig`.
-        most: largest number of cells.
 
     Raises:
-        UserError: the raster cannot be read, or is none; or the map would have too many cells.
+        UserError: the raster cannot be read, or is none; or the map would have too many cells, or take too long.
     """
     if path.suffix not in DRIVERS:
         raise UserError(f"{name} cannot be a map: give a TIFF, PNG or JPEG.")
@@ -80,22 +91,26 @@ def map_answer(
     config = RasterConfig(window=window, overlap=overlap, regions=True, drivers=drivers)
     with open_raster(path, drivers) as raster:
         size, crs = (raster.height, raster.width), raster.crs
-        rows, columns = plan_grid(size, window or model.stored_size, overlap).cells
-        if rows * columns > most:
-            raise UserError(
-                f"The map of {name} would have {rows * columns:,} cells; the limit of this page is {most:,}. "
-                "Choose a larger window or less overlap."
-            )
+        grid = plan_grid(size, window or model.stored_size, overlap)
+        cells, seconds = math.prod(grid.cells), seconds_of_window * math.prod(grid.shape)
+        if cells > limits.cells or seconds > limits.seconds:
+            found = f"have {cells:,} cells; the limit of this page is {limits.cells:,}"
+            if cells <= limits.cells:
+                found = f"take {seconds:,.0f} seconds or more; the limit of this page is {limits.seconds:g}"
+            raise UserError(f"The map of {name} would {found}. Choose a larger window or less overlap.")
         transform = None if raster.transform.is_identity else list(raster.transform)[:6]
         shown = preview(raster, model.card.bands)
     result = map_raster(model, path, path.parent, config)
     assert result.polygons and result.classes
-    cells = read_cells(result.classes, transform)
+    places = read_cells(result.classes, transform)
     result.polygons.rename(path.with_name("classes.gpkg"))
     result.classes.rename(path.with_name("classes.tif"))
-    write_tables(path.parent, name, cells, model.card.classes, None if crs is None else crs.to_string())
-    step = max(1, -(-max(cells.labels.shape) // CELLS))
-    labels, confidence = cells.labels[::step, ::step], cells.confidence[::step, ::step]
+    write_tables(path.parent, name, places, model.card.classes, None if crs is None else crs.to_string())
+    step = max(1, -(-max(places.labels.shape) // CELLS))
+    labels, confidence = places.labels[::step, ::step], places.confidence[::step, ::step]
+    notes = list(result.notes)
+    if result.left_out:
+        notes.append(f"{result.left_out:,} of {result.windows:,} windows hold too little data and are left out.")
     return {
         "kind": "map",
         "name": name,
@@ -105,18 +120,19 @@ def map_answer(
         "grid": {
             "rows": labels.shape[0],
             "columns": labels.shape[1],
-            "cell_width": step * cells.width,
-            "cell_height": step * cells.height,
+            "cell_width": step * places.width,
+            "cell_height": step * places.height,
             "classes": _base64((labels + 1).astype("<u2")),
             "confidence": _base64(np.rint(255 * confidence).astype(np.uint8)),
         },
-        "legend": legend(cells.labels, model.card.classes),
+        "legend": legend(places.labels, model.card.classes),
         "transform": transform,
         "geographic": bool(crs is not None and crs.is_geographic),
         "facts": [
             "no coordinate system" if crs is None else crs.to_string()[:60],
             f"{result.windows:,} windows, {result.windows / result.seconds:,.0f} a second",
         ],
+        "note": " ".join(notes) or None,
         "seconds": result.seconds,
         "files": ["classes.gpkg", "classes.tif", "result.csv", "result.json"],
     }
@@ -190,7 +206,7 @@ def write_tables(folder: Path, name: str, cells: Cells, classes: Sequence[str], 
         found = zip(rows.tolist(), columns.tolist(), x.tolist(), y.tolist(), strict=True)
         for row, column, east, north in found:
             sure = round(float(cells.confidence[row, column]), 4)
-            writer.writerow([row, column, east, north, classes[cells.labels[row, column]], sure])
+            writer.writerow([row, column, east, north, as_cell(classes[cells.labels[row, column]]), sure])
     content = {
         "path": name,
         "crs": crs,

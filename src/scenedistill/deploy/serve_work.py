@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -14,13 +15,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from scenedistill.deploy.processes import end_with_parent
 from scenedistill.deploy.serve_limits import Refused, ServeLimits
 from scenedistill.errors import UserError
+from scenedistill.memory import memory_pages, release_memory
 
 Answer = dict[str, Any]
 
 #: Seconds in which a new process must have opened its networks.
 OPENING = 300.0
+#: Seconds in which a process must have put away what the last task left.
+TIDYING = 10.0
+#: Bytes that a process may keep beyond what it had at first; one that keeps more is replaced.
+KEPT_BYTES = 1 << 30
+
+PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
 
 #: For GDAL in these processes: no neighbours of a file are looked at, no drivers that name other files, no network.
 GDAL_SETTINGS = {
@@ -45,19 +54,20 @@ class Worker:
         self.setup, self.seconds = setup, seconds
         self.process: multiprocessing.process.BaseProcess | None = None
         self.about: Answer = {}
-        self.closed = False
+        self.closed = self.tidying = False
 
     def start(self) -> Answer:
-        """Start the process, unless it runs, and wait until its networks are open; what it says of them.
+        """Start the process, unless one is ready, and wait until its networks are open; what it says of them.
 
         Raises:
             UserError: a network cannot be opened, or not within `OPENING` seconds.
         """
-        if self.process is not None and self.process.is_alive():
+        if self._is_ready():
             return self.about
+        self.stop()
         if self.closed:
             raise UserError("The page is being closed.")
-        context = multiprocessing.get_context("spawn")
+        context, self.tidying = multiprocessing.get_context("spawn"), False
         self.line, there = context.Pipe()
         self.process = context.Process(target=_work, args=(there, self.setup), daemon=True)
         self.process.start()
@@ -85,6 +95,7 @@ class Worker:
         try:
             self.start()
             self.line.send_bytes(json.dumps(task).encode())
+            self.tidying = True
             if not self.line.poll(self.seconds):
                 self.stop()
                 raise Refused(504, f"Stopped after {self.seconds:g} seconds, the limit for one file.")
@@ -101,6 +112,19 @@ class Worker:
             raise Refused(500, said["failed"])
         answer: Answer = said["answer"]
         return answer
+
+    def _is_ready(self) -> bool:
+        """Whether the process waits for a task, and has let go of the memory that the last one took."""
+        if self.process is None or not self.process.is_alive():
+            return False
+        try:
+            if self.tidying and not self.line.poll(TIDYING):
+                return False
+            kept = json.loads(self.line.recv_bytes())["kept"] if self.tidying else 0
+        except (EOFError, OSError, ValueError, LookupError, TypeError):
+            return False
+        self.tidying = False
+        return bool(kept <= KEPT_BYTES)
 
     def stop(self) -> None:
         """End the process at once, and whatever it started."""
@@ -169,6 +193,7 @@ def _work(line: Connection, setup: dict[str, Any]) -> None:
     """In the new process: open the networks, then answer task after task until nobody asks any more."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C goes to the server, which ends this one; and its children end with it
+    end_with_parent()
     os.environ.update(GDAL_SETTINGS)
     from PIL import Image
 
@@ -184,9 +209,14 @@ def _work(line: Connection, setup: dict[str, Any]) -> None:
         if answerer.on_cpu:
             limit_memory(int(answerer.limits.memory * 2**30))
         line.send_bytes(json.dumps({"answer": answerer.about()}).encode())
+        gc.freeze()  # what is here now stays; collecting looks at what a task has left alone
+        first = sum(memory_pages()[1:2])
         while True:
             task = json.loads(line.recv_bytes())
             line.send_bytes(json.dumps(_said(answerer, task)).encode())
+            release_memory()
+            kept = (sum(memory_pages()[1:2]) - first) * PAGE
+            line.send_bytes(json.dumps({"kept": kept}).encode())
 
 
 def limit_memory(more: int) -> None:
@@ -196,10 +226,10 @@ def limit_memory(more: int) -> None:
         return
     import resource
 
-    pages = [int(field) for field in Path("/proc/self/statm").read_text(encoding="ascii").split()]
+    pages = memory_pages()
     # what it may write to; where the system does not count that, all of its addresses
     kind, now = (resource.RLIMIT_DATA, pages[5]) if pages[5] else (resource.RLIMIT_AS, pages[0])
-    most, (_, hard) = now * resource.getpagesize() + more, resource.getrlimit(kind)
+    most, (_, hard) = now * PAGE + more, resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
     resource.setrlimit(kind, (most, most))
@@ -210,8 +240,8 @@ def _said(answerer: Any, task: dict[str, Any]) -> Answer:
     try:
         return {"answer": answerer.answer(**task)}
     except UserError as problem:
-        line = str(problem).replace(f"{upload.parent}{os.sep}", "").replace(upload.name, task["name"])
-        return {"refused": line}  # where it lies here is nobody's business
+        line = problem.found.replace(f"{upload.parent}{os.sep}", "").replace(upload.name, task["name"])
+        return {"refused": line}  # where it lies here is nobody's business, and nobody sits at a command line
     except MemoryError:
         return {"failed": "This file needs more memory than there is."}
     except Exception:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from scenedistill.data.images import read_scene
+from scenedistill.data.names import same_names
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.views import evaluation_view
 from scenedistill.errors import UserError
@@ -47,7 +48,7 @@ def attention_sheet(networks: Mapping[str, tuple[SceneNet, NetCard]], scenes: Sc
             axis = axes[row][column]
             axis.imshow(image[..., :3].mean(2), cmap="gray")
             axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-            right = card.classes[named] == scenes.classes[label]
+            right = same_names([card.classes[named]], [scenes.classes[label]])
             axis.set_xlabel(
                 ("" if right else "✗ ") + card.classes[named], fontsize=7, color="black" if right else "firebrick"
             )

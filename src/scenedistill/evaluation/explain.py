@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scenedistill.data.images import read_scene
+from scenedistill.data.names import positions_in, same_names
 from scenedistill.data.views import evaluation_view
 from scenedistill.deploy.source import Training, find_training, of
 from scenedistill.errors import UserError
@@ -103,7 +104,7 @@ def explain(
     """
     opened = {name: load_net(path) for name, path in networks.items()}
     classes = _same_classes({name: card for name, (_, card) in opened.items()})
-    if asked is not None and asked not in classes:
+    if asked is not None and positions_in([asked], classes) == [-1]:
         raise UserError(f"There is no class {asked}. There are: {', '.join(classes)}.")
     done: list[Explained] = []
     for start in range(0, len(images), batch_size):
@@ -135,7 +136,7 @@ def _plain_beside(student: Training) -> Training | None:
 def _same_classes(cards: Mapping[str, NetCard]) -> tuple[str, ...]:
     first = next(iter(cards.values())).classes
     for name, card in cards.items():
-        if card.classes != first:
+        if not same_names(card.classes, first):
             raise UserError(f"{name} knows other classes than {next(iter(cards))}; they cannot be compared.")
     return first
 
@@ -151,7 +152,7 @@ def _explain(
             view = evaluation_view(scenes[name], size=card.image_size)
             chances[name] = net(view, attention=False).logits.float().softmax(1)
     leader = TEACHER if TEACHER in opened else list(opened)[-1]
-    wanted = chances[leader].argmax(1) if asked is None else torch.full((len(paths),), classes.index(asked))
+    wanted = chances[leader].argmax(1) if asked is None else torch.full((len(paths),), *positions_in([asked], classes))
     heats = {
         name: class_activation(net, scenes[name], size=card.image_size, classes=wanted)
         for name, (net, card) in opened.items()
@@ -165,8 +166,8 @@ def _explain(
                 pair = (maps[number : number + 1], heats[TEACHER][number : number + 1])
                 score = float(agreement(*pair)[0])
             looks[name] = Look(chances[name][number].numpy(), maps[number].numpy(), score)
-        folder = path.resolve().parent.name
-        truth = classes.index(folder) if folder in classes else None
+        (number_of_folder,) = positions_in([path.resolve().parent.name], classes)
+        truth = None if number_of_folder < 0 else number_of_folder
         pixels = scenes[leader][number].numpy()
         found.append(Explained(path, pixels, classes, int(wanted[number]), truth, looks))
     return found

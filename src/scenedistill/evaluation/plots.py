@@ -15,6 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
+from scenedistill.data.names import as_cell
 from scenedistill.evaluation.metrics import SceneMetrics
 
 CELL = 0.36  # inches: three digits are readable
@@ -32,9 +33,9 @@ def write_confusion(metrics: SceneMetrics, folder: Path, stem: str) -> tuple[Pat
     table, picture = folder / f"{stem}_confusion.csv", folder / f"{stem}_confusion.png"
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["true / predicted", *metrics.classes])
+        writer.writerow(["true / predicted", *map(as_cell, metrics.classes)])
         for name, row in zip(metrics.classes, metrics.confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
+            writer.writerow([as_cell(name), *row])
     confusion_figure(metrics).savefig(picture, dpi=130)
     return table, picture
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from scenedistill.config import MachineConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import PARTS, assemble
+from scenedistill.data.scenes import PARTS
+from scenedistill.data.splits import assemble
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.experiments.bench_apart import SECONDS
 from scenedistill.experiments.bench_loops import VIEWS, WARM_UP, Bench

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
+from scenedistill.data.names import positions_in
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
 from scenedistill.disk import write_json
@@ -38,7 +39,7 @@ def evaluate(
         weights: `weights.safetensors` of a finished training.
         data: folder with the network's classes as sub-folders (it may lack some), or a CSV manifest.
         out: folder for the figures.
-        split: split file; every image counts when not given.
+        split: split file; when not given, every image counts, or those in the folder of the part where there is one.
         part: of the split.
         precision: `bf16`, `fp16`, `fp32` or `auto`; with that of the run it finds the run's figures again.
         console: to print to.
@@ -50,6 +51,9 @@ def evaluate(
     index = scan(data)
     labels = _labels(index, card)
     cache = build_cache(index, card.stored_size or card.image_size, bands=card.bands)
+    if split is None and index.parts is not None:
+        split = index.root
+        console.print(f"The part {part} of the folder counts.")
     positions = read_split(split, index).parts()[part] if split else np.arange(len(index))
     device = compute_device("auto")
     found = predict(
@@ -74,10 +78,10 @@ def evaluate(
 
 def _labels(index: SceneIndex, card: NetCard) -> np.ndarray:
     """The folder's labels in the network's own order."""
-    unknown = [name for name in index.classes if name not in card.classes]
-    if unknown:
+    numbers = np.array(positions_in(index.classes, card.classes), dtype=np.int64)
+    if unknown := [name for name, number in zip(index.classes, numbers, strict=True) if number < 0]:
         raise UserError(
             f"The network does not know {', '.join(unknown[:5])}; it knows {', '.join(card.classes[:40])}. "
             "Give images of its classes, in folders of the same names."
         )
-    return np.array([card.classes.index(name) for name in index.classes], dtype=np.int64)[index.labels]
+    return numbers[index.labels]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from scenedistill.data.catalog import normalise
+from scenedistill.data.names import nfc, same_names
 from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.starts import start_record
@@ -108,8 +109,8 @@ def class_rows(classes: Sequence[str], names: Sequence[str] | None, logits: int,
 def given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
     """Take the network that `--teacher.checkpoint` names, of an earlier run."""
     net, card = load_net(checkpoint)
-    if card.classes != lab.classes:
-        differing = sorted(set(card.classes) ^ set(lab.classes))[:5]
+    if not same_names(card.classes, lab.classes):
+        differing = sorted({*map(nfc, card.classes)} ^ {*map(nfc, lab.classes)})[:5]
         raise UserError(
             f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
             f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."

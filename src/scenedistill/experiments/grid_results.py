@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scenedistill.data.names import as_markdown
 from scenedistill.disk import read_json, write_json
 from scenedistill.experiments.grid_cells import Board, Cell, plan, trials
 from scenedistill.experiments.grid_config import GridConfig, student_of
@@ -53,7 +54,8 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         place = home if len(config.blocks()) == 1 else home / block
         place.mkdir(exist_ok=True)
         write_json(place / RESULTS, to_json(result))
-        heading = f"## {block}: {lab.data_name}, {100 * config.blocks()[block][1]:g} % training, {result.pixels} pixels"
+        ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio else ""
+        heading = f"## {block}: {as_markdown(lab.data_name)}{ratio}, {result.pixels} pixels"
         sections += [heading, pairs_table(result, list(config.methods), config.baseline)]
         if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
             sections.append(others)

@@ -23,6 +23,7 @@ from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
 from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
+from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
@@ -69,6 +70,8 @@ class Lab:
                 f"Give --data.stored_size {config.image_size} or more."
             )
         index = scan(data)
+        if index.parts is not None and config.data.split_file is None:
+            self.config = replace(config, data=replace(config.data, split_file=index.root))
         self._make_folder()
         self.cache = self._decode(index)
         facts = recognise(self.cache.index)
@@ -228,7 +231,7 @@ class Lab:
             "views": plain(self.config.views),
             "precision": self.precision,
             "data": {
-                "classes": list(self.classes),
+                "classes": [nfc(name) for name in self.classes],
                 "stored_size": self.config.data.stored_size,
                 "bands": self.config.data.bands,
                 "split": split.hash,

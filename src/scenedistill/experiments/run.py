@@ -21,7 +21,7 @@ from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.teaching import kept_views
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.create import build_network
-from scenedistill.models.files import load_net
+from scenedistill.models.files import LONGEST_SIDE, load_net
 from scenedistill.models.network import check_name
 from scenedistill.models.table1 import STUDENTS
 from scenedistill.precision import compute_device, resolve_precision
@@ -113,8 +113,9 @@ def check_settings(config: RunConfig) -> None:
     """
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds is {config.seeds}; expected one or more whole numbers from 0, each once.")
-    if config.image_size < 1:
-        raise UserError(f"--image_size is {config.image_size}; expected a number of pixels.")
+    for name, size in (("image_size", config.image_size), ("data.stored_size", config.data.stored_size)):
+        if not 1 <= size <= LONGEST_SIDE:
+            raise UserError(f"--{name} is {size}; expected a number of pixels, {LONGEST_SIDE} at most.")
     low, high = config.views.scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--views.scale is a share of the image, 0 < smallest <= largest <= 1; found [{low}, {high}].")

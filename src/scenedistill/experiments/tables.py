@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scenedistill.data.names import as_markdown
 from scenedistill.errors import UserError
 from scenedistill.experiments import costs, figures, race, speed, step_profile, use
 from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
@@ -157,7 +158,7 @@ def facts(result: Result) -> str:
         f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
     )
     machine = machine_text(result.hardware)
-    text = f"{result.data}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
+    text = f"{as_markdown(result.data)}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
     return f"{text} {result.notes}".strip()
 
 

@@ -19,6 +19,9 @@ from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 
+#: Largest number of bands, and of pixels a side, that a card may say.
+LONGEST_SIDE = 4096
+
 
 @dataclass(frozen=True)
 class NetCard:
@@ -42,6 +45,18 @@ class NetCard:
     dual_attention: bool = True
     stride_in_first_convolution: bool = False
     stored_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no network has: a card may come from anybody's file.
+
+        Raises:
+            ValueError: a field of another kind, or a number that would take all memory.
+        """
+        sizes = [self.bands, self.image_size, *([] if self.stored_size is None else [self.stored_size])]
+        if any(type(size) is not int or not 1 <= size <= LONGEST_SIDE for size in sizes):
+            raise ValueError(f"bands and sizes are {sizes}, expected whole numbers from 1 to {LONGEST_SIDE:,}")
+        if not isinstance(self.name, str) or not self.classes or not all(isinstance(one, str) for one in self.classes):
+            raise ValueError("expected a name and names of classes")
 
 
 def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
@@ -103,6 +118,11 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
+        # before a network of the card's size is built: the tensors say what is true
+        if len(tensors["head.weight"]) != len(card.classes):
+            raise ValueError(f"{len(card.classes)} classes, and the head has {len(tensors['head.weight'])}")
+        if not any(tensor.ndim == 4 and tensor.shape[1] == card.bands for tensor in tensors.values()):
+            raise ValueError(f"{card.bands} bands, and no convolution has them")
         net, _ = build_network(
             card.name,
             len(card.classes),
@@ -117,7 +137,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             for stage, width in zip(net.stages, net.dims.stages, strict=True):
                 stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as problem:
         reason = str(problem).splitlines()[0][:120]
         raise UserError(f"{path} was written by another version of scenedistill, or damaged: {reason}") from problem
     return net.eval(), card

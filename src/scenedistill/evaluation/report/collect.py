@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from scenedistill.data.splits import nfc, split_hash
+from scenedistill.data.names import nfc
+from scenedistill.data.splits import split_hash
 from scenedistill.disk import file_damage, read_json
 from scenedistill.errors import Damaged, UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
@@ -283,15 +284,17 @@ def _seed_folder(folder: Path) -> Path:
 def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[str, int]]:
     """Path and label of each test image, in the order of a `SceneIndex`; none where the file is not the split that is
     wanted, which another run may have put there."""
-    number = {name: position for position, name in enumerate(classes)}
+    number = {nfc(name): position for position, name in enumerate(classes)}
     try:
         with split.open(encoding="utf-8", newline="") as file:
             rows = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
         if wanted != split_hash(rows):
             return []
-        found = [(path, number[label]) for path, label, part in rows if part == "test"]
+        found = [(path, number[nfc(label)]) for path, label, part in rows if part == "test"]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return []
+    if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path, _ in found):
+        return []  # the report shows images below the data folder, whatever a run's folder says
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
 
 

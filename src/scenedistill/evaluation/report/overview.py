@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from scenedistill.data.splits import PARTS
+from scenedistill.data.scenes import PARTS
 from scenedistill.evaluation.report.blocks import Block, Code, Facts, Section, Text, Tiles
 from scenedistill.evaluation.report.collect import Cell, Network, ReportData
 from scenedistill.evaluation.report.focus import Focus

@@ -1,0 +1,41 @@
+"""A CSV table as spreadsheets write it, whichever separator they choose."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from scenedistill.errors import UserError
+
+#: What to do with a table in another encoding.
+AS_UTF8 = "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a table, and line number and cells by column of each row that is not empty.
+
+    The separator is the one of `,`, `;` and tab that the first line has most of, with a blank behind it where the first
+    line has one there. Names of columns are stripped and in lower case; cells are as they stand in the file, and ""
+    where a row is too short.
+
+    Raises:
+        UserError: no UTF-8 text, or no CSV.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=head.count)
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=f"{separator} " in head)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            empty = dict.fromkeys(columns, "")
+            rows = [
+                (reader.line_num, empty | dict(zip(columns, row, strict=False)))
+                for row in reader
+                if any(cell.strip() for cell in row)
+            ]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as a UTF-8 CSV file: {error}. {AS_UTF8}") from error
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a UTF-8 CSV file: {error}.") from error
+    return columns, rows

@@ -1,0 +1,209 @@
+"""The heads of a TIFF, read with care: what decoding would take is known before anything is decoded."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
+
+#: A file of more pages, or a page of more tags, is no image.
+MOST_PAGES, MOST_TAGS = 4096, 4096
+#: Bytes of the decoded values that a pixel of the largest image may have: four bands of 16 bits.
+BYTES_OF_PIXEL = 8
+#: A tile that cannot inflate to more than this is not looked into.
+INFLATED_BYTES = 128 << 20
+
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
+_PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBFILE = 284, 322, 323, 324, 325, 254
+_WANTED = {
+    *(_WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS),
+    *(_PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBFILE),
+}
+_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
+
+
+@dataclass(frozen=True)
+class TiffHead:
+    """A page's size and how it is stored.
+
+    Attributes:
+        width, height: in pixels.
+        samples: values of a pixel.
+        bits: of a value.
+        compression: the tag's number; 1 for none.
+        area: pixels of all tiles or strips, which are decoded whole however little of them the page shows.
+        piece: bytes of one decoded tile or strip.
+        counts, offsets: bytes of each stored tile or strip, and where it lies.
+        overview: whether it is a smaller copy or a mask of another page.
+    """
+
+    width: int
+    height: int
+    samples: int
+    bits: int
+    compression: int
+    area: int
+    piece: int
+    counts: tuple[int, ...]
+    offsets: tuple[int, ...]
+    overview: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of the decoded page."""
+        return self.area * self.samples * max(1, -(-self.bits // 8))
+
+
+def read_heads(path: Path) -> list[TiffHead]:
+    """Every page of a TIFF.
+
+    Raises:
+        ValueError: no TIFF, a chain of pages that leads back or does not end, or heads that lie outside the file.
+    """
+    with path.open("rb") as file:
+        return _read(file, path.stat().st_size)
+
+
+def _read(file: BinaryIO, size: int) -> list[TiffHead]:
+    head = file.read(16)
+    if not head.startswith(TIFF_HEADS):
+        raise ValueError("not a TIFF")
+    order = "<" if head[:1] == b"I" else ">"
+    big = head[2:4] in (b"+\0", b"\0+")
+    count_kind, offset_kind, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+    word = struct.calcsize(f"{order}{offset_kind}")
+    start = 8 if big else 4
+    if len(head) < start + word:
+        raise ValueError("the file is truncated")
+    (offset,) = struct.unpack_from(f"{order}{offset_kind}", head, start)
+    pages: list[TiffHead] = []
+    seen: set[int] = set()
+    while offset:
+        if offset in seen:
+            raise ValueError("the file is damaged: its pages lead back to each other")
+        if len(pages) == MOST_PAGES:
+            raise ValueError(f"more than {MOST_PAGES:,} pages")
+        seen.add(offset)
+        if offset >= size:
+            raise ValueError("the file is truncated")
+        file.seek(offset)
+        data = file.read(struct.calcsize(f"{order}{count_kind}"))
+        if len(data) < struct.calcsize(f"{order}{count_kind}"):
+            raise ValueError("the file is truncated")
+        (count,) = struct.unpack(f"{order}{count_kind}", data)
+        if count > MOST_TAGS:
+            raise ValueError("the file is damaged: a page with too many tags")
+        table = file.read(count * entry + word)
+        if len(table) < count * entry + word:
+            raise ValueError("the file is truncated")
+        tags = {}
+        for place in range(0, count * entry, entry):
+            code, kind = struct.unpack_from(f"{order}HH", table, place)
+            if code in _WANTED and kind in _KINDS:
+                (length,) = struct.unpack_from(f"{order}{offset_kind}", table, place + 4)
+                inside = table[place + 4 + word : place + entry]
+                tags[code] = _values(file, size, order, offset_kind, _KINDS[kind], length, inside)
+        pages.append(_page(tags))
+        (offset,) = struct.unpack_from(f"{order}{offset_kind}", table, count * entry)
+    if not pages:
+        raise ValueError("the file is damaged: it has no pages")
+    return pages
+
+
+def _values(
+    file: BinaryIO, size: int, order: str, offset_kind: str, kind: str, length: int, inside: bytes
+) -> tuple[int, ...]:
+    """The numbers of a tag, in its entry or where that points to."""
+    needed = length * struct.calcsize(kind)
+    if needed <= len(inside):
+        return struct.unpack_from(f"{order}{length}{kind}", inside)
+    (offset,) = struct.unpack(f"{order}{offset_kind}", inside)
+    if offset + needed > size:
+        raise ValueError("the file is truncated")
+    file.seek(offset)
+    return struct.unpack(f"{order}{length}{kind}", file.read(needed))
+
+
+def _page(tags: dict[int, tuple[int, ...]]) -> TiffHead:
+    def first(code: int, default: int) -> int:
+        return next(iter(tags.get(code, ())), default)
+
+    width, height = first(_WIDTH, 0), first(_LENGTH, 0)
+    if not width or not height:
+        raise ValueError("the file is damaged: a page without a size")
+    tile_width = first(_TILE_WIDTH, 0)
+    if tile_width:
+        across, down = tile_width, max(1, first(_TILE_LENGTH, 1))
+    else:
+        across, down = width, min(height, max(1, first(_ROWS, height)))
+    # rows of strips end with the image; a tile is decoded as a whole
+    area = -(-width // across) * across * (-(-height // down) * down if tile_width else height)
+    samples, bits = max(1, first(_SAMPLES, 1)), max(tags.get(_BITS, (1,)), default=1)
+    together = 1 if first(_PLANAR, 1) == 2 else samples
+    return TiffHead(
+        width,
+        height,
+        samples,
+        bits,
+        first(_COMPRESSION, 1),
+        area,
+        across * down * together * max(1, -(-bits // 8)),
+        tags.get(_TILE_COUNTS if tile_width else _COUNTS, ()),
+        tags.get(_TILE_OFFSETS if tile_width else _OFFSETS, ()),
+        bool(first(_SUBFILE, 0) & 5),
+    )
+
+
+def check_heads(pages: list[TiffHead], most: int | None) -> None:
+    """Refuse a TIFF that would take far more memory than an image of the most pixels allowed.
+
+    Args:
+        pages: from `read_heads`.
+        most: pixels; no limit when None.
+
+    Raises:
+        ValueError: too many pixels, in its tiles if not in the image, or in all pages that are bands together.
+    """
+    first = pages[0]
+    if most is None:
+        return
+    if first.width * first.height > most:
+        raise ValueError(f"{first.width} x {first.height} pixels, more than the limit of {most:,}")
+    bands = [page for page in pages if (page.width, page.height) == (first.width, first.height) and not page.overview]
+    if max(page.area for page in bands) > most:
+        raise ValueError(f"tiles of {max(page.area for page in bands):,} pixels, more than the limit of {most:,}")
+    needed = sum(page.bytes for page in (bands if first.samples == 1 else bands[:1]))
+    if needed > BYTES_OF_PIXEL * most:
+        limit = BYTES_OF_PIXEL * most / 2**30
+        raise ValueError(f"{needed / 2**30:,.1f} GiB when decoded, more than the limit of {limit:,.1f}")
+
+
+def check_inflated(path: Path, page: TiffHead) -> None:
+    """Refuse deflated or LZMA tiles that hold more than they should, where that could be very much, or very often:
+    tifffile unpacks whatever is in them.
+
+    Raises:
+        ValueError: there is such a tile.
+    """
+    ratio, opener = {8: (1032, zlib.decompressobj), 32946: (1032, zlib.decompressobj)}.get(
+        page.compression, (7200, lzma.LZMADecompressor)
+    )
+    if page.compression not in (8, 32946, 34925):
+        return
+    pieces = set(zip(page.offsets, page.counts, strict=False))
+    twice = len(pieces) < len(page.offsets)
+    with path.open("rb") as file:
+        for offset, count in pieces:
+            if count and (twice or count * ratio > max(8 * page.piece, INFLATED_BYTES)):
+                file.seek(offset)
+                try:
+                    inflated = opener().decompress(file.read(count), page.piece + 1)
+                except (zlib.error, lzma.LZMAError, EOFError) as problem:
+                    raise ValueError("the file is damaged") from problem
+                if len(inflated) > page.piece:
+                    raise ValueError("the file is damaged: a tile holds more than its size")

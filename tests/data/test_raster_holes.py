@@ -1,0 +1,76 @@
+"""Constants that most likely mean no data, and images that have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scenedistill.data.images import read_image
+from scenedistill.data.raster_holes import find_constant
+
+RNG = np.random.default_rng(0)
+REFLECTANCE = RNG.uniform(0, 0.4, (3, 20_000)).astype(np.float32)
+COUNTS = RNG.normal(3000, 900, (4, 20_000)).clip(200, 9000).astype(np.uint16)
+HEIGHTS = RNG.normal(300, 90, (1, 20_000)).astype(np.int16)
+PHOTOGRAPH = RNG.normal(120, 30, (3, 20_000)).clip(20, 240).astype(np.uint8)
+
+
+def holed(values: np.ndarray, constant: float, share: float) -> np.ndarray:
+    values = values.copy()
+    values[:, : int(share * values.shape[1])] = constant
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "constant", "shown"),
+    [
+        (REFLECTANCE, -9999, "-9999"),
+        (REFLECTANCE, 1e20, "1e+20"),
+        (REFLECTANCE, -3.4028235e38, "-3.4028235e+38"),
+        (REFLECTANCE.astype(np.float64), -1.7976931348623157e308, "-1.7976931348623157e+308"),
+        (REFLECTANCE + 0.2, 0, "0"),
+        (COUNTS, 0, "0"),
+        (COUNTS, 65535, "65535"),
+        (HEIGHTS, -32768, "-32768"),
+        (HEIGHTS.astype(np.int32), -(2**31), "-2147483648"),
+        (PHOTOGRAPH, 0, "0"),  # a black border
+        (PHOTOGRAPH, 255, "255"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
+def test_a_constant_far_from_the_rest_is_found(values: np.ndarray, constant: float, shown: str, share: float) -> None:
+    found = find_constant(holed(values, constant, share))
+    assert found is not None and found.share == pytest.approx(share, abs=0.002)
+    assert np.asarray(found.value).astype(values.dtype) == np.asarray(constant).astype(values.dtype)
+    assert str(found).startswith(f"About {share:.0%} of the pixels are {shown}, far from all others (")
+    assert found.advice == f"If they are holes, give --nodata {shown}."
+    others = values.astype(np.float64)
+    assert others.min() <= found.low < found.high <= others.max()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        REFLECTANCE,
+        COUNTS,
+        HEIGHTS,
+        PHOTOGRAPH,
+        holed(REFLECTANCE, -9999, 0.005),  # not enough of them
+        holed(COUNTS, 3100, 0.3),  # amidst the others, such as water
+        RNG.normal(120, 90, (3, 20_000)).clip(0, 255).astype(np.uint8),  # dark and bright ends that are cut
+        RNG.integers(0, 9, (1, 20_000)).astype(np.uint8) * 20,  # classes
+        np.full((3, 500), 7, np.uint16),
+        np.zeros((3, 0), np.float32),
+    ],
+)
+def test_an_image_without_such_a_constant_has_none(values: np.ndarray) -> None:
+    assert find_constant(values) is None
+
+
+@pytest.mark.shared_data
+def test_hardly_any_real_image_has_one(aid_folder: Path) -> None:
+    paths = sorted(aid_folder.rglob("*.jpg"))[::100]
+    found = [find_constant(read_image(path).reshape(-1, 3).T) for path in paths]
+    assert len(paths) > 50 and sum(one is not None for one in found) <= len(paths) // 50
