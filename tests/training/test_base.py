@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from scenedistill.config import FitConfig, StudentConfig
-from scenedistill.data.batches import SceneBatch
+from scenedistill.config import FitConfig, StudentConfig, TeacherConfig
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.models.student import build_student
 from scenedistill.training.base import Diverged, SceneTraining, parameter_groups, rate
+from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher import TeacherTraining
 
 Train = Callable[..., dict[str, Any]]
 
@@ -77,6 +82,40 @@ def test_a_view_is_that_of_the_seed_the_epoch_and_the_image() -> None:
     assert torch.equal(view[1:], again)
 
 
+def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
+    train: Train, all_images: ScenePart, tmp_path: Path
+) -> None:
+    teacher = build_student("table1_printed", 4, image_size=32)
+    knowledge = Knowledge(teacher, all_images, views=0, config=ViewConfig(), image_size=32, seed=0, precision="fp32")
+    seen: list[float] = []
+
+    class Watched(StudentTraining):
+        def configure_gradient_clipping(self, optimizer: Any, **limit: Any) -> None:
+            parts = self.net.parameters(), self.losses.parameters()
+            before = [[p.grad.clone() for p in part] for part in map(list, parts)]
+            super().configure_gradient_clipping(optimizer, **limit)
+            for part, grads in zip((self.net, self.losses), before, strict=True):
+                norm = torch.stack([grad.norm() for grad in grads]).norm()
+                scale = min(1.0, 6.0 / float(norm))
+                seen.append(scale)
+                for parameter, grad in zip(part.parameters(), grads, strict=True):
+                    torch.testing.assert_close(parameter.grad, scale * grad, rtol=1e-4, atol=1e-9)
+
+    fit = FitConfig(epochs=1, batch_size=8, lr=0.02, clip_norm=6.0)
+    module = Watched(
+        build_student("table1_printed", 4, image_size=32), StudentConfig(fit=fit), {"ce": 1.0, "da": 3.0}, ViewConfig(),
+        image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
+    )  # fmt: skip
+    train(module)
+    net, adapters = np.array(seen).reshape(-1, 2).T
+    assert len(net) == 8 and max(net) < 0.5 < min(adapters) < 1 == max(adapters), "else the test would say little"
+    with (tmp_path / "stage" / "logs" / "attempt_0" / "metrics.csv").open() as file:
+        logged = {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+    for name, scales in (("net", net), ("adapters", adapters)):
+        assert logged[f"clipped_{name}"] == pytest.approx((scales < 1).mean())
+        assert logged[f"clipped_{name}_scale"] == pytest.approx(np.sort(scales)[3], rel=1e-3)  # the lower median
+
+
 class Diverging(SceneTraining):
     """Its part `ss` is lost at step 5, in the second of epochs of four steps."""
 
@@ -130,3 +169,14 @@ def test_weights_that_are_no_numbers_are_not_kept(train: Train, tmp_path: Path) 
     with pytest.raises(Diverged, match="The weights are not finite numbers after epoch 1"):
         train(LastStep(net, FitConfig(epochs=1, batch_size=16), ViewConfig(), image_size=32, seed=0))
     assert not (tmp_path / "stage" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_running_statistics_follow_within_a_few_hundred_steps(train: Train, mild: ViewConfig) -> None:
+    """EfficientNet-Lite's batch norms come with a momentum of 0.01: the statistics would stay those they came with."""
+    net = build_student("tf_efficientnet_lite0", 4, image_size=32, dual_attention=False)
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
+    config = TeacherConfig(triplet_weight=0.0, fit=FitConfig(epochs=2, batch_size=16, lr=0.0, warmup_epochs=0))
+    train(TeacherTraining(net, config, mild, image_size=32, seed=0))
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.momentum == 0.1
+    assert float(norm.running_var.mean()) < 0.6, "of 8 steps with a momentum of 0.01 it would still be 0.92"

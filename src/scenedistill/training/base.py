@@ -17,11 +17,18 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from scenedistill.config import FitConfig
 from scenedistill.data.batches import SceneBatch
-from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.data.training_part import mixed_view
+from scenedistill.data.views import ViewConfig, evaluation_view
 from scenedistill.errors import UserError
+from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import allow_compiling
 from scenedistill.training.distributed import share_batch_norm
+from scenedistill.training.gradients import CLIPPED, SCALE
+
+#: Least momentum of running statistics. Networks that TensorFlow trained have 0.01, for a million steps: after the few
+#: hundred of a small data set those would still be the statistics of ImageNet.
+MOMENTUM = 0.1
 
 
 class Diverged(UserError):
@@ -46,11 +53,19 @@ class SceneTraining(L.LightningModule):
         self.compiled = False
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
+        #: what the user is told at the end of the epoch
+        self.alerts: list[str] = []
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
         self._lost: dict[tuple[str, ...], Tensor] = {}  # of parts of the loss: the first step at which each was lost
+        self._scales: dict[str, list[Tensor]] = {}  # of this epoch's steps, by column: what clipping multiplied with
 
     def configure_model(self) -> None:
         """With several processes, batch norm uses the statistics of the whole batch; networks are compiled if asked."""
+        for net in self.networks().values():
+            use_quick_depthwise(net)
+            for module in net.modules():
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    module.momentum = max(module.momentum or 0.0, MOMENTUM)
         if self.trainer.world_size > 1:
             if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
                 # timm's own: torch's drops the activations that timm's norms hold
@@ -74,13 +89,12 @@ class SceneTraining(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Make what is random inside a network (dropout, stochastic depth) a function of (seed, epoch, process) too."""
         torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank) % 2**64)
+        self._scales.clear()
 
     def view(self, batch: SceneBatch, epoch: int) -> Tensor:
         """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
         with self.waiting("data"):
-            return training_view(
-                batch.images, batch.ids, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views
-            )
+            return mixed_view(batch, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -91,7 +105,8 @@ class SceneTraining(L.LightningModule):
 
     def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor, prefix: str = "") -> None:
         """Log the parts of the loss and the OA on the training views, the names behind a prefix."""
-        oa = (logits.detach().argmax(1) == labels).float().mean()
+        known = labels >= 0
+        oa = ((logits.detach().argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)
         several = self.trainer.world_size > 1
         values = {f"{prefix}{name}": part.detach() for name, part in parts.items()}
         self._check_finite(values)
@@ -109,6 +124,7 @@ class SceneTraining(L.LightningModule):
         self._stop_if_lost()
         if not torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all():
             raise Diverged(f"The weights are not finite numbers after epoch {self.current_epoch + 1}: {self._advice()}")
+        self._log_clipping()
 
     def _check_finite(self, parts: dict[str, Tensor]) -> None:
         """Notice a loss that is no finite number: on a CPU at once; on a GPU, which one would have to wait for, at the
@@ -154,15 +170,29 @@ class SceneTraining(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient by its norm; Lightning's own way refuses fused optimisers."""
+        """Clip each part of the gradient by its own norm; Lightning's own way refuses fused optimisers."""
         if gradient_clip_val:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for part in self.clipped_apart(trained):
-                torch.nn.utils.clip_grad_norm_(part, gradient_clip_val)
+            for column, part in self.clipped_apart(trained).items():
+                norm = torch.nn.utils.clip_grad_norm_(part, gradient_clip_val)
+                self._scales.setdefault(column, []).append((gradient_clip_val / norm).clamp(max=1.0))
 
-    def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-        """The trained parameters in the parts whose gradients are clipped each by its own norm."""
-        return [trained]
+    def clipped_apart(self, trained: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters in the parts whose gradients are clipped each by its own norm, by column of the log:
+        the network's, and those of the losses' adapters, whose gradients would else shorten the network's steps."""
+        own = set(self.net.parameters())
+        parts = {"net": [p for p in trained if p in own], "adapters": [p for p in trained if p not in own]}
+        return {f"{CLIPPED}{name}": part for name, part in parts.items() if part}
+
+    def _log_clipping(self) -> None:
+        """Log how often clipping acted in this epoch, and how much."""
+        found = {}
+        for column, scales in self._scales.items():
+            every = torch.stack(scales)
+            found[column] = float((every < 1).float().mean())
+            found[f"{column}{SCALE}"] = float(every.median())
+        for logger in self.loggers if found else ():
+            logger.log_metrics({**found, "epoch": self.current_epoch}, step=self.global_step)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW under a linear warm-up and a cosine fall to zero, stepped with every batch."""

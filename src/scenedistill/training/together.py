@@ -46,7 +46,7 @@ class TogetherTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of every student."""
         view, target = self.view_and_target(batch, self.knowledge)
-        self.log_gradients({f"{name} ": student for name, student in self._each()}, batch, view, target)
+        self.log_vital_signs({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():
             loss, parts, logits = student.lesson(batch, view, target)
@@ -65,10 +65,14 @@ class TogetherTraining(Distillation):
         """Every student's."""
         return {f"{name} ": student.net for name, student in self._each()}
 
-    def clipped_apart(self, trained: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-        """Those of each student."""
-        own = [set(student.parameters()) for _, student in self._each()]
-        return [[parameter for parameter in trained if parameter in mine] for mine in own]
+    def clipped_apart(self, trained: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """Those of each student, in its own parts."""
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, student in self._each():
+            own = set(student.parameters())
+            mine = student.clipped_apart([parameter for parameter in trained if parameter in own])
+            parts |= {f"{name} {column}": part for column, part in mine.items()}
+        return parts
 
     def _advice(self) -> str:
         return f"{super()._advice()} Trained alone (--side_by_side false), the other students go on."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scenedistill.data.images import read_image
-from scenedistill.deploy.raster_holes import find_constant
+from scenedistill.data.raster_holes import find_constant
 
 RNG = np.random.default_rng(0)
 REFLECTANCE = RNG.uniform(0, 0.4, (3, 20_000)).astype(np.float32)

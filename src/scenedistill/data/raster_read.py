@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from scenedistill.deploy.raster_holes import Constant, find_constant, find_holes
-from scenedistill.deploy.raster_stretch import parse_stretch, percentiles
+from scenedistill.data.raster_holes import Constant, find_constant, find_holes
+from scenedistill.data.raster_stretch import parse_stretch, percentiles
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
