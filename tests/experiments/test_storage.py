@@ -9,6 +9,7 @@ import torch
 
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
+from scenedistill.data.unlabelled import collect_unlabelled
 from scenedistill.errors import UserError
 from scenedistill.experiments.storage import clear, stored
 from scenedistill.training.knowledge_store import KnowledgeStore
@@ -42,6 +43,13 @@ def test_a_kind_is_cleared_and_nothing_else(root: Path, asked: str, left: list[s
     assert [entry.kind for entry in stored()] == left
     assert (root / "mine.txt").exists() and (root / "knowledge" / "other").exists()
     assert clear([asked]) == []
+
+
+def test_images_without_labels_are_listed_and_cleared_with_the_others(root: Path, tiny_scenes: Path) -> None:
+    collect_unlabelled([tiny_scenes / "river"], size=16, progress=False)
+    without = next(entry for entry in stored() if entry.folder.parent.name == "unlabelled")
+    assert without.kind == "images" and without.what == f"{tiny_scenes / 'river'} at 16 pixels"
+    assert clear([without.name]) == [without] and not without.folder.exists()
 
 
 def test_one_is_cleared_by_its_name_and_a_wrong_name_clears_nothing(root: Path) -> None:

@@ -65,11 +65,14 @@ def loop_softmax(scores: list[float]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def loop_relation(ours: list[list[float]], theirs: list[list[float]], temperature: float) -> float:
+def loop_relation(
+    ours: list[list[float]], theirs: list[list[float]], points: list[list[float]], own: list[int], temperature: float
+) -> float:
     total = 0.0
     for i in range(len(ours)):
-        p = loop_softmax([dot(theirs[i], t) / temperature for t in theirs])
-        q = loop_softmax([dot(ours[i], t) / temperature for t in theirs])
+        others = [point for j, point in enumerate(points) if j != own[i]]
+        p = loop_softmax([dot(theirs[i], t) / temperature for t in others])
+        q = loop_softmax([dot(ours[i], t) / temperature for t in others])
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     return total / len(ours)
 
@@ -89,7 +92,7 @@ def test_the_sum_of_its_parts_by_loops(
     carried = [unit(row) for row in (hidden.clamp(min=0) @ last.weight.T + last.bias).tolist()]
     target = [unit(row) for row in (teacher.embedding - statistics.embedding_mean.double()).tolist()]
     expected = 0.9 * sum(1 - dot(a, b) for a, b in zip(carried, target, strict=True)) / 5
-    expected += 0.8 * loop_relation(carried, target, 0.5)
+    expected += 0.8 * loop_relation(carried, target, target, list(range(5)), 0.5)
     expected += 0.7 * loop_huber(loop_distances(student.embedding), loop_distances(teacher.embedding))
     expected += 0.6 * loop_huber(loop_angles(student.embedding), loop_angles(teacher.embedding))
     assert float(loss(student, teacher, LABELS)) == pytest.approx(expected, rel=1e-9)
@@ -130,11 +133,36 @@ def test_angles_by_hand() -> None:
     assert float(angle_structure(RIGHT, -7 * RIGHT + 100)) == pytest.approx(0, abs=1e-10)
 
 
+def test_the_bank_holds_all_training_images_but_the_images_own(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
+) -> None:
+    bank = torch.randn(9, teacher_dims.embedding, generator=torch.Generator().manual_seed(3))
+    loss = SpatialStructureLoss(student_dims, teacher_dims, cosine=0, relation=1, temperature=0.5).double()
+    loss.prepare(statistics._replace(embeddings=bank))
+    rows = [8, 0, 3, 11, 4]  # the image of row 11 is not among the nine
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)._replace(rows=(torch.tensor(rows),))
+    linear, norm, _, last = loss.head
+    hidden = student.embedding @ linear.weight.T
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt()
+    carried = [unit(row) for row in (hidden.clamp(min=0) @ last.weight.T + last.bias).tolist()]
+    centre = statistics.embedding_mean.double()
+    target = [unit(row) for row in (teacher.embedding - centre).tolist()]
+    points = [unit(row) for row in (bank.double() - centre).tolist()]
+    expected = loop_relation(carried, target, points, rows, 0.5)
+    assert float(loss(student, teacher, LABELS)) == pytest.approx(expected, rel=1e-6)
+    assert "points" not in loss.state_dict(), "the bank is made anew, not written into every checkpoint"
+
+
 def test_relation_by_hand() -> None:
-    # the student has the two points exchanged; with s = sigmoid(1), KL((s, 1 - s) || (1 - s, s)) = (2 s - 1) * 1
-    axes = torch.eye(2)
-    assert float(relation_divergence(axes.flip(0), axes, 1.0)) == pytest.approx(math.tanh(0.5))
-    assert float(relation_divergence(axes, axes, 0.1)) == pytest.approx(0, abs=1e-7)
+    # beside the own point there are two; the student has these exchanged: with s = sigmoid(1),
+    # KL((s, 1 - s) || (1 - s, s)) = (2 s - 1) * 1
+    points = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    own = torch.tensor([0])
+    ours, theirs = points[[1]], points[[2]]
+    assert float(relation_divergence(ours, theirs, points, own, 1.0)) == pytest.approx(math.tanh(0.5))
+    assert float(relation_divergence(theirs, theirs, points, own, 0.1)) == pytest.approx(0, abs=1e-7)
+    assert float(relation_divergence(points[[0]], theirs, points, own, 1.0)) > 0
+    assert float(relation_divergence(ours, theirs, points[:2], own, 1.0)) == 0  # one other point says nothing
 
 
 def test_the_anchored_part_by_hand() -> None:

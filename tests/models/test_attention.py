@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
+from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention, SigmoidAttention
 
 
 def sigmoid(x: float) -> float:
@@ -50,12 +50,15 @@ def test_width_of_the_bottleneck(channels: int, hidden: int) -> None:
     assert module.locate.weight.shape == (1, 2, 7, 7)
 
 
-def test_gates_by_hand() -> None:
+@pytest.mark.parametrize("kind", [DualAttention, SigmoidAttention])
+def test_gates_by_hand(kind: type[DualAttention]) -> None:
     """One image of two channels, 1 x 2 pixels: channel 0 is (1, 3) and channel 1 is (0, 2)."""
-    module = DualAttention(2)
+    module = kind(2).eval()  # running statistics that have seen nothing normalise nothing
+    gate = sigmoid if kind is SigmoidAttention else lambda x: 0.5 + math.tanh(x) / 4
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
+        for layer in (module.reduce, module.expand, module.locate):
+            layer.weight.zero_()
+            layer.bias.zero_()
         module.reduce.weight[0] = torch.tensor([1.0, 0.0])  # hidden 0 looks at channel 0
         module.expand.weight[1, 0] = 0.2  # and weighs channel 1
         module.expand.bias[0] = 0.5
@@ -63,15 +66,37 @@ def test_gates_by_hand() -> None:
         module.locate.weight[0, 1, 3, 4] = -1.0  # the largest channel, one position to the right
     gated, channel, spatial = module(torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]]]))
     # channel 0 has mean 2 and maximum 3; the bias counts in both terms
-    c0, c1 = sigmoid(2 * 0.5), sigmoid(0.2 * 2 + 0.2 * 3)
-    assert channel[0].tolist() == pytest.approx([c0, c1])
+    c0, c1 = gate(2 * 0.5), gate(0.2 * 2 + 0.2 * 3)
+    assert channel[0].tolist() == pytest.approx([c0, c1], rel=1e-4)
     weighted = [[2 * c0 * 1, 2 * c0 * 3], [0.0, 2 * c1 * 2]]
     means = [(weighted[0][x] + weighted[1][x]) / 2 for x in (0, 1)]
-    m0, m1 = sigmoid(means[0] - max(weighted[0][1], weighted[1][1])), sigmoid(means[1])
-    assert spatial[0, 0, 0].tolist() == pytest.approx([m0, m1])
+    m0, m1 = gate(means[0] - max(weighted[0][1], weighted[1][1])), gate(means[1])
+    assert spatial[0, 0, 0].tolist() == pytest.approx([m0, m1], rel=1e-4)
     assert gated[0, :, 0].flatten().tolist() == pytest.approx(
-        [2 * m0 * weighted[0][0], 2 * m1 * weighted[0][1], 0.0, 2 * m1 * weighted[1][1]]
+        [2 * m0 * weighted[0][0], 2 * m1 * weighted[0][1], 0.0, 2 * m1 * weighted[1][1]], rel=1e-4
     )
+
+
+def test_no_step_however_large_closes_a_gate() -> None:
+    """Sigmoid gates on raw summaries go to 0 or 1 under one large step, and stay there."""
+    gates = {}
+    for kind in (DualAttention, SigmoidAttention):
+        torch.manual_seed(0)
+        module, feature = kind(16), 5 * torch.rand(8, 16, 6, 6)
+        with torch.no_grad():
+            module.locate.weight.fill_(-3.0)
+        gates[kind] = module(feature)[2]
+        gated, _, _ = module(feature)
+        slope = torch.autograd.grad(gated.sum(), module.reduce.weight, allow_unused=True)[0]
+        assert slope is not None and slope.isfinite().all()
+    assert float(gates[SigmoidAttention].max()) < 1e-6, "the test's step is as large as is needed"
+    assert 0.25 <= float(gates[DualAttention].min()) < 0.3 < 0.7 < float(gates[DualAttention].max()) <= 0.75
+
+
+def test_a_batch_of_one_image_of_one_position_trains() -> None:
+    module = DualAttention(4).train()
+    gated, _, _ = module(torch.rand(1, 4, 1, 1))
+    assert gated.isfinite().all()
 
 
 def watched(stage: AttendedStage, *args: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from scenedistill.errors import UserError
+from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
@@ -84,3 +85,16 @@ def test_a_file_that_will_not_do(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read as a safetensors file"):
         load_net(path)
+
+
+def test_a_network_from_before_the_gates_were_bounded_still_computes_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = build_student("table1_printed", 3, image_size=64)
+    for stage, width in zip(net.stages, net.dims.stages, strict=True):
+        stage.attention = SigmoidAttention(width)
+    stirred(net)
+    save_net(net, NetCard("table1_printed", CLASSES, bands=3, image_size=64), tmp_path / "old.safetensors")
+    again, _ = load_net(tmp_path / "old.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again(images).logits, net(images).logits)
+    assert isinstance(again.stages[0].attention, SigmoidAttention)

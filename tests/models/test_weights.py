@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,10 @@ def test_the_account_names_what_is_fresh_unused_and_of_another_shape(tensors: Te
     given |= {"fc.weight": torch.zeros(10, 512), "layer3.0.conv1.weight": torch.zeros(256, 128, 1, 1)}
     net = backbone()
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    account = load_weights(net, write(tmp_path / "part.pth", given))
+    with pytest.raises(UserError, match=r"part\.pth: tensors of another shape: layer3\.0\.conv1\.weight"):
+        load_weights(net, write(tmp_path / "part.pth", given))
+    assert same(net, start)
+    account = load_weights(net, write(tmp_path / "part.pth", given), partial=True)
     assert account.unused == ("fc.weight",)
     assert account.mismatched == ("layer3.0.conv1.weight [256, 128, 1, 1] for [256, 128, 3, 3]",)
     assert all(name.startswith("layer4") or name == "layer3.0.conv1.weight" for name in account.fresh)
@@ -186,3 +191,103 @@ def test_bad_files_are_named(tensors: Tensors, tmp_path: Path) -> None:
             assert str(path) in message(path)
     assert "no named tensors" in message(write(tmp_path / "list.pth", [torch.zeros(2)]))
     assert "no named tensors" in message(write(tmp_path / "numbers.pth", {"lr": 0.1}))
+
+
+#: File of -> loaded into; each has many tensors of the same names, or even of the same shapes.
+WRONG = {
+    "a bottleneck ResNet": ("resnet50", "resnet18", "tensors of another shape: layer1.0.conv1.weight"),
+    "a shallower ResNet": ("resnet101", "resnet50", "it also holds layer3.6, layer3.7"),
+    "a wider ResNet": ("wide_resnet50_2", "resnet50", "tensors of another shape: layer1.0.conv1.weight"),
+    "a ResNet for a DenseNet": ("resnet18", "densenet121", "Give weights of the same architecture"),
+    "a DenseNet for a ResNet": ("densenet121", "resnet18", "Give weights of the same architecture"),
+    "a smaller DenseNet": ("densenet121", "densenet169", "tensors of another shape: features.transition3.norm.weight"),
+    "a larger DenseNet": ("densenet169", "densenet121", "tensors of another shape: features.transition3.norm.weight"),
+    "a wider ViT": ("vit_small_patch16_224", "vit_tiny_patch16_224", "tensors of another shape: cls_token"),
+    "a narrower ViT": ("vit_tiny_patch16_224", "vit_small_patch16_224", "tensors of another shape: cls_token"),
+    "a deeper Swin": ("swin_small_patch4_window7_224", "swin_tiny_patch4_window7_224", "it also holds layers.2"),
+    "a deeper EfficientNet-Lite": ("tf_efficientnet_lite1", "tf_efficientnet_lite0", "it also holds blocks.1"),
+    "a wider EfficientNet-Lite": (
+        "tf_efficientnet_lite2",
+        "tf_efficientnet_lite0",
+        "tensors of another shape: blocks.",
+    ),
+    "another EfficientNet": ("efficientnet_b0", "tf_efficientnet_lite0", "tensors of another shape|it also holds"),
+    "a deeper ConvNeXt": ("convnext_femto", "convnext_atto", "tensors of another shape: stem"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_file_of_another_network_is_refused_and_changes_nothing(case: str, tmp_path: Path) -> None:
+    given, wanted, words = WRONG[case]
+    path = write(tmp_path / "other.pth", timm.create_model(given, num_classes=7).state_dict())
+    net = timm.create_model(wanted, num_classes=0)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(UserError, match=words) as refused:
+        load_weights(net, path, model=wanted)
+    assert "\n" not in str(refused.value) and "other.pth" in str(refused.value)
+    assert same(net, before)
+
+
+def test_a_deeper_network_may_start_from_a_shallower_one(tmp_path: Path) -> None:
+    """The blocks that are missing are the identity: what the network computes is what the file's did."""
+    torch.manual_seed(0)
+    small = timm.create_model("resnet50", num_classes=3)
+    path = write(tmp_path / "small.pth", small.state_dict())
+    net = timm.create_model("resnet101", num_classes=0)
+    account = load_weights(net, path, model="resnet101")
+    assert not account.mismatched and {name.split(".")[0] for name in account.fresh} == {"layer3"}
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        found = net.eval()(images)
+        torch.testing.assert_close(found, small.eval().forward_head(small.forward_features(images), pre_logits=True))
+
+
+@pytest.mark.parametrize("bands", [4, 7])
+def test_a_first_convolution_of_other_bands_starts_fresh(tensors: Tensors, tmp_path: Path, bands: int) -> None:
+    given = tensors | {"conv1.weight": torch.rand(64, 5, 7, 7)}
+    net = backbone(in_chans=bands)
+    account = load_weights(net, write(tmp_path / "five.pth", given), model="resnet18")
+    assert account.fresh == ("conv1.weight",)
+    assert account.mismatched == (f"conv1.weight [64, 5, 7, 7] for [64, {bands}, 7, 7]",)
+    # another shape of the kernel is another network
+    given["conv1.weight"] = torch.rand(64, bands, 3, 3)
+    with pytest.raises(UserError, match=r"another shape: conv1\.weight"):
+        load_weights(net, write(tmp_path / "five.pth", given), model="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "here"),
+    [("vit_tiny_patch16_224", 224, 96), ("vit_tiny_patch16_224", 96, 128), ("swin_tiny_patch4_window7_224", 224, 128)],
+)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_position_tables_of_another_image_size_are_carried_over_as_timm_does(
+    name: str, there: int, here: int, prefix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    given = timm.create_model(name, img_size=there, num_classes=3).state_dict()
+    path = write(tmp_path / "sized.pth", {f"{prefix}{key}": tensor for key, tensor in given.items()})
+    net = timm.create_model(name, img_size=here, num_classes=0)
+    account = load_weights(net, path, model=name)
+    assert account.share == 1 and not account.mismatched and not account.fresh
+    convert = sys.modules[timm.model_entrypoint(name).__module__].checkpoint_filter_fn
+    expected = convert(dict(given), net)
+    assert any(expected[key].shape != given[key].shape for key in given), "there is something to carry over"
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_names_of_an_original_release_are_known_by_timm(tmp_path: Path) -> None:
+    """Microsoft's Swin keeps `downsample` at the end of a stage, and buffers that timm makes itself."""
+    torch.manual_seed(0)
+    name = "swin_tiny_patch4_window7_224"
+    theirs = timm.create_model(name, num_classes=3).state_dict()
+    original = {
+        re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key): tensor
+        for key, tensor in theirs.items()
+    }
+    original["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    original["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(49, 49)
+    net = timm.create_model(name, num_classes=0)
+    account = load_weights(net, write(tmp_path / "swin.pth", {"model": original}), model=name)
+    assert account.share == 1 and not account.fresh
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in net.state_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_the_norms_are_those_of_each_loss_alone(all_images: ScenePart, mild: Vie
     module.knowledge.open(0, torch.device("cpu"))
     batch = all_images.fetch(range(0, 64, 8))
     view = module.view(batch, 0)
-    target = module.knowledge.of(batch, view, True)
+    target = module.knowledge.of(batch, 0, view)._replace(rows=(batch.rows,))
     found = module.gradient_norms(batch, view, target)
     assert list(found) == list(WEIGHTS)
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -90,6 +91,28 @@ def test_the_same_weights_with_and_without(
         rows = [row for row in csv.DictReader(file) if row["gradient_ss"]]
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
     assert all(float(row[f"gradient_{name}"]) > 0 for row in rows for name in WEIGHTS)
+    assert all(0 < float(row["embedding_spread"]) < 1 and 0 < float(row["gate_spatial_5"]) < 1 for row in rows)
+
+
+def test_a_student_that_says_the_same_of_every_image_is_told_of(
+    all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path
+) -> None:
+    data = SceneDataModule(all_images.cache, all_train, batch_size=16, seed=0)
+    said = {}
+    for broken in (False, True):
+        module = build(all_images, mild)
+        if broken:
+            with torch.no_grad():  # a last stage that puts out its bias alone
+                for name, tensor in module.net.backbone.named_parameters():
+                    if name.startswith("conv5_x"):
+                        tensor.fill_(1.0 if name.endswith("bn2.bias") else 0.0)
+                        tensor.requires_grad_(False)
+        console = Console(file=io.StringIO(), width=300)
+        fit(module, data, tmp_path / str(broken), MachineConfig(accelerator="cpu", precision="fp32"), title="tiny",
+            console=console)  # fmt: skip
+        said[broken] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the student has collapsed: its embeddings" in said[True]
+    assert "collapsed" not in said[False]
 
 
 def test_one_loss_alone_is_not_measured(

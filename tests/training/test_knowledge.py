@@ -15,6 +15,7 @@ import torch
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
+from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
@@ -55,7 +56,7 @@ def test_kept_knowledge_is_what_the_teacher_says_of_those_views(
     for epoch in (0, 1, 3, 2):
         kept.open(epoch, CPU)
         view = training_view(batch.images, batch.ids, seed=5, epoch=epoch % 2, size=32, config=VIEWS)
-        found, expected = kept.of(batch, view), teacher(view)
+        found, expected = kept.of(batch, epoch), teacher(view)
         assert torch.allclose(found.logits.float(), expected.logits, rtol=1e-3, atol=1e-3)
         assert torch.allclose(found.embedding.float(), expected.embedding, rtol=1e-3, atol=1e-3)
         assert found.logits.dtype == torch.float16
@@ -71,12 +72,12 @@ def test_feature_maps_are_the_teachers_own_and_never_kept(
 ) -> None:
     asked, batch = knowing(teacher, all_images, 0), all_images.fetch([63, 0, 17])
     view = training_view(batch.images, batch.ids, seed=5, epoch=1, size=32, config=VIEWS)
-    found, expected = asked.of(batch, view, features=True), teacher(view, features=True)
-    assert asked.of(batch, view).features == () and len(found.features) == 4
+    found, expected = asked.of(batch, 1, features=True), teacher(view, features=True)
+    assert asked.of(batch, 1).features == () and len(found.features) == 4
     for ours, theirs in zip(found.features, expected.features, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="not among the kept answers to 2 views"):
-        knowing(teacher, all_images, 2, tmp_path).of(batch, view, features=True)
+        knowing(teacher, all_images, 2, tmp_path).of(batch, 0, features=True)
 
 
 def files(root: Path) -> dict[str, tuple[int, int]]:
@@ -85,7 +86,7 @@ def files(root: Path) -> dict[str, tuple[int, int]]:
 
 def said(kept: Knowledge, part: ScenePart, epoch: int) -> np.ndarray:
     kept.open(epoch, CPU)
-    return kept.of(part.fetch([5, 1]), torch.empty(0)).logits.numpy()
+    return kept.of(part.fetch([5, 1]), epoch).logits.numpy()
 
 
 def test_what_was_kept_is_read_by_a_later_run_and_nobody_asks_the_teacher(
@@ -99,7 +100,7 @@ def test_what_was_kept_is_read_by_a_later_run_and_nobody_asks_the_teacher(
     for ours, theirs in zip(again.statistics(CPU)[0], statistics[0], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert again.statistics(CPU)[1] == statistics[1]
-    assert again._frozen is None, "the teacher was asked"
+    assert not again.teachers.asked, "the teacher was asked"
     assert files(tmp_path) == before
     said(again, all_images, 2)
     assert len(files(tmp_path)) == len(before) + 1
@@ -117,7 +118,7 @@ def test_damaged_knowledge_is_asked_for_again(
     file.write_bytes(b"nonsense" if damage == "no array" else content[:-1] if damage == "cut" else content)
     again = knowing(teacher, all_images, 1, tmp_path)
     assert np.array_equal(said(again, all_images, 0), answers)
-    assert again._frozen is not None
+    assert again.teachers.asked
     (mended,) = tmp_path.glob("*/view-00000-*.npy")
     assert mended.name == file.name and len(mended.read_bytes()) == len(content)
 
@@ -156,7 +157,7 @@ def test_another_view_says_something_else(teacher: SceneNet, all_images: ScenePa
     said = []
     for epoch in range(2):
         kept.open(epoch, CPU)
-        said.append(kept.of(batch, torch.empty(0)).logits)
+        said.append(kept.of(batch, epoch).logits)
     assert not torch.allclose(said[0], said[1])
 
 
@@ -164,7 +165,7 @@ def test_asked_anew_the_answer_is_the_teachers_own(teacher: SceneNet, all_images
     asked = knowing(teacher, all_images, 0)
     asked.open(4, CPU)
     view = torch.rand(3, 3, 32, 32)
-    found = asked.of(all_images.fetch([1, 2, 3]), view)
+    found = asked.of(all_images.fetch([1, 2, 3]), 4, view)
     assert torch.allclose(found.logits, teacher(view).logits, atol=1e-5)
     assert not found.logits.requires_grad
     assert asked.store is None and asked.need(100) == ""
@@ -197,8 +198,6 @@ import numpy as np, torch, torch.distributed as dist
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
-from scenedistill.data.cache import build_cache
-from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.files import load_net
 from scenedistill.training.knowledge import Knowledge
@@ -213,8 +212,8 @@ teacher, _ = load_net(folder / "teacher.safetensors")
 kept = Knowledge(teacher, part, views=2, config=ViewConfig(), image_size=32, seed=5, precision="fp32",
                  root=folder / f"store{world}")
 asked = []
-ask = kept._ask
-kept._ask = lambda view, attention=True: asked.append(len(view)) or ask(view, attention)
+ask = kept.teachers
+kept.teachers = lambda view, attention=True: asked.append(len(view)) or ask(view, attention)
 for epoch in range(3):
     kept.open(epoch, torch.device("cpu"))
 assert sum(asked) == 2 * -(-63 // world), asked
@@ -244,3 +243,39 @@ def test_two_processes_share_out_the_images_and_know_what_one_would(
         assert torch.equal(rows, shared[0])
         assert torch.allclose(packing.unpack(rows).logits, packing.unpack(alone).logits, rtol=1e-2, atol=1e-3)
     assert len(list((tmp_path / "store2").glob("*/view-*.npy"))) == 2
+
+
+def test_what_is_kept_of_mixed_and_unlabelled_views_is_what_the_teacher_says(
+    teacher: SceneNet, all_images: ScenePart, tmp_path: Path
+) -> None:
+    labelled, others = (ScenePart(all_images.cache, np.arange(first, 64, 4)) for first in (0, 1))
+    part = TrainingPart(labelled, others, share=0.5, mixup=0.6, seed=5)
+    kept, asked = (knowing(teacher, part, views, tmp_path, ask_size=24, image_size=16) for views in (2, 0))
+    for epoch in (1, 2):
+        kept.open(epoch, CPU)
+        batch = part.at(epoch % 2).fetch(range(32))
+        assert batch.partner is not None and (batch.amount < 1).any()
+        views = [
+            training_view(one.images, one.ids, seed=5, epoch=epoch % 2, size=24, config=VIEWS)
+            for one in (batch, batch.partner)
+        ]
+        expected = teacher(torch.lerp(views[1], views[0], batch.amount[:, None, None, None]))
+        found = kept.of(batch, epoch)
+        assert torch.allclose(found.logits.float(), expected.logits, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(asked.of(batch, epoch % 2).logits, expected.logits, rtol=1e-3, atol=1e-3)
+        assert found.attention[0].energy.shape[-1] == 6, "of the finer view"
+
+
+def test_how_it_is_asked_is_part_of_what_is_kept(teacher: SceneNet, all_images: ScenePart, tmp_path: Path) -> None:
+    stores = [
+        knowing(teacher, all_images, 2, tmp_path),
+        knowing(teacher, all_images, 2, tmp_path, ask_size=40),
+        knowing(teacher, all_images, 2, tmp_path, symmetries=True),
+        knowing(teacher, all_images, 2, tmp_path, others=[teacher]),
+        knowing(teacher, TrainingPart(all_images, mixup=0.5), 2, tmp_path),
+        knowing(teacher, TrainingPart(all_images, all_images, share=0.5), 2, tmp_path),
+        knowing(teacher, TrainingPart(all_images, all_images, share=0.2), 2, tmp_path),
+    ]
+    assert len({kept.store.folder for kept in stores if kept.store}) == len(stores)
+    plain = knowing(teacher, TrainingPart(all_images), 2, tmp_path)
+    assert plain.store and stores[0].store and plain.store.folder == stores[0].store.folder

@@ -19,18 +19,25 @@ from scenedistill.models.student import build_student
 from scenedistill.precision import Precision
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
+from scenedistill.training.teachers import Teachers
 
 FIT = FitConfig(epochs=12, batch_size=16, lr=0.02, warmup_epochs=2)
 DKD = {"ce": 1.0, "da": 1.0, "ss": 1.0}
 CPU = torch.device("cpu")
 
 
+class SlowTeachers(Teachers):
+    def __call__(self, view: torch.Tensor, *_: bool) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return self.nets[0](view)
+
+
 class Slow(Knowledge):
     """The plain teacher in fp32, asked anew for every view: how it is done without any of our speed."""
 
-    def _ask(self, view: torch.Tensor, *_: bool) -> Any:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return self.teacher(view)
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.teachers = SlowTeachers([self.teacher], precision="fp32", image_size=self.ask_size)
 
 
 Learn = Callable[..., tuple[list[dict[str, float]], float]]

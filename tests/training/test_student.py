@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
+from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
 from scenedistill.evaluation.predict import predict
+from scenedistill.losses.registry import LOSSES
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
@@ -107,7 +110,7 @@ def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
     torch.manual_seed(0)
     net = build_student("table1_printed", 4, image_size=32)
     view = module.view(batch, 2)
-    ours, theirs = net(view), teacher(view)
+    ours, theirs = net(view), teacher(view)._replace(rows=(batch.rows,))
     for name, part in module.losses.items():
         assert torch.allclose(seen[name], part(ours, theirs, batch.labels), rtol=1e-4), name
     assert torch.allclose(seen["ce"], F.cross_entropy(ours.logits, batch.labels))
@@ -123,3 +126,26 @@ def test_a_plain_student_asks_no_teacher(mild: ViewConfig) -> None:
     module = student({"ce": 1.0}, mild)
     assert module.knowledge is None
     assert not list(module.losses.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, kind in LOSSES.items() if kind.needs_labels])
+def test_a_loss_that_needs_labels_never_sees_an_image_without_one(
+    name: str, all_images: ScenePart, teacher: SceneNet, mild: ViewConfig
+) -> None:
+    labelled, others = (ScenePart(all_images.cache, np.arange(first, 64, 4)) for first in (0, 1))
+    part = TrainingPart(labelled, others, share=0.5, mixup=0.5, seed=0)
+    knowledge = Knowledge(teacher, part, views=0, config=mild, image_size=32, seed=0, precision="fp32")
+    module = student({name: 1.0, "kd": 1.0}, mild, knowledge)
+    batch = part.at(0).fetch(range(32))
+    view = module.view(batch, 0)
+    output, target = module.net(view), knowledge.of(batch, 0, view)
+    parts = module.parts(output, target, batch.labels)
+    known = torch.tensor([row for row in range(32) if batch.labels[row] >= 0])
+    assert 0 < len(known) < 16, "some labelled images are mixed"
+    alone = module.losses[name](
+        output.map(lambda tensor: tensor[known]), target.map(lambda tensor: tensor[known]), batch.labels[known]
+    )
+    assert torch.allclose(parts[name], alone)
+    assert torch.allclose(parts["kd"], module.losses["kd"](output, target, batch.labels)), "this one sees all"
+    none = module.parts(output, target, torch.full_like(batch.labels, -1))[name]
+    assert none == 0 and none.requires_grad

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,28 +29,43 @@ class SceneBatch:
 
     Attributes:
         images: uint8 `[B, H, W, bands]`.
-        labels: int64 `[B]`.
+        labels: int64 `[B]`; -1 for an image that has none, or is mixed with another.
         ids: int64 `[B]`, naming each image by its path: what views are drawn from.
         rows: int64 `[B]`, positions in the part (training, validation or test) the batch is from.
+        partner: images whose views are mixed into the views of these, where images are mixed.
+        amount: float32 `[B]`, share of each image in its own view; 1 where it is not mixed.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
     rows: Tensor
+    partner: SceneBatch | None = None
+    amount: Tensor | None = None
+
+    def mixed(self, partner: SceneBatch, amount: Tensor) -> SceneBatch:
+        """The same images, each to be mixed with one of another batch."""
+        labels = torch.where(amount < 1, -1, self.labels)
+        return SceneBatch(self.images, labels, self.ids, self.rows, partner, amount)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SceneBatch:
         """The batch on a device."""
-        return SceneBatch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SceneBatch:
         """The batch in page-locked memory, for a fast copy to a GPU."""
-        return SceneBatch(*(t.pin_memory() for t in self.tensors))
+        return self.map(Tensor.pin_memory)
 
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four tensors in their order."""
-        return self.images, self.labels, self.ids, self.rows
+    def map(self, function: Callable[[Tensor], Tensor]) -> SceneBatch:
+        """The same batch with `function(tensor) -> tensor` applied to every tensor in it."""
+        return SceneBatch(
+            function(self.images),
+            function(self.labels),
+            function(self.ids),
+            function(self.rows),
+            None if self.partner is None else self.partner.map(function),
+            None if self.amount is None else function(self.amount),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +83,7 @@ class ScenePart:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def fetch(self, rows: Sequence[int]) -> SceneBatch:
+    def fetch(self, rows: Sequence[int] | np.ndarray) -> SceneBatch:
         """The batch of these rows."""
         chosen = np.asarray(rows, dtype=np.int64)
         return SceneBatch(
@@ -77,6 +92,11 @@ class ScenePart:
             torch.from_numpy(self.ids[chosen]),
             torch.from_numpy(chosen),
         )
+
+    @property
+    def bands(self) -> int:
+        """Bands of each image."""
+        return self.cache.bands
 
     @property
     def image_bytes(self) -> int:
@@ -89,6 +109,13 @@ class ScenePart:
         for start in range(0, len(rows), batch_size):
             yield self.fetch(rows[start : start + batch_size])
 
+    def content_hash(self) -> str:
+        """16 hex digits over the pixels and the names of the images, in their order."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.ids).data)
+        for batch in self.batches(512):
+            digest.update(batch.images.numpy().data)
+        return digest.hexdigest()[:16]
+
 
 def image_id(path: str) -> int:
     """A 63-bit number that names an image by its relative path, whatever else is in the folder, and whether the system
@@ -98,10 +125,18 @@ def image_id(path: str) -> int:
 
 def content_hash(part: ScenePart) -> str:
     """16 hex digits over the pixels and the names of a part's images, in their order."""
-    digest = hashlib.sha256(np.ascontiguousarray(part.ids).data)
-    for batch in part.batches(512):
-        digest.update(batch.images.numpy().data)
-    return digest.hexdigest()[:16]
+    return part.content_hash()
+
+
+class Rows(Protocol):
+    """Images that are fetched by their rows: a `ScenePart`, or a view of a `TrainingPart`."""
+
+    @property
+    def image_bytes(self) -> int: ...
+
+    def fetch(self, rows: Sequence[int]) -> SceneBatch: ...
+
+    def __len__(self) -> int: ...
 
 
 class BatchOrder(Protocol):
@@ -120,28 +155,28 @@ class SceneBatches:
     step, and the host does not wait for the copy.
 
     Args:
-        part: the images.
+        part: the images; or a function that gives, at the begin of an epoch, those of the epoch.
         order: rows of each batch; Lightning finds its `set_epoch` through `batch_sampler`.
         device: where the batches are wanted.
     """
 
-    def __init__(self, part: ScenePart, order: BatchOrder, device: torch.device) -> None:
-        self.part, self.batch_sampler, self.device = part, order, device
+    def __init__(self, part: Rows | Callable[[], Rows], order: BatchOrder, device: torch.device) -> None:
+        self._part_of_epoch = part if callable(part) else lambda: part
+        self.batch_sampler, self.device = order, device
         self.waited = 0.0  # seconds that steps have waited here
-        self._resident: SceneBatch | None = None
-        if device.type == "cuda" and part.image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self._resident = part.fetch(range(len(part))).to(device)
+        self._resident: tuple[Rows, SceneBatch] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[SceneBatch]:
-        if self._resident is not None:
-            source = self._from_device(self._resident)
+        part = self._part_of_epoch()
+        if self._fits(part):
+            source = self._from_device(part)
         elif self.device.type == "cuda":
-            source = self._ahead()
+            source = self._ahead(part)
         else:
-            source = (self.part.fetch(rows) for rows in self.batch_sampler)
+            source = (part.fetch(rows) for rows in self.batch_sampler)
         while True:
             started = time.perf_counter()
             batch = next(source, None)
@@ -150,7 +185,16 @@ class SceneBatches:
                 return
             yield batch
 
-    def _from_device(self, whole: SceneBatch) -> Iterator[SceneBatch]:
+    def _fits(self, part: Rows) -> bool:
+        if self.device.type != "cuda" or (self._resident and self._resident[0] is part):
+            return self.device.type == "cuda"
+        self._resident = None  # before its memory is asked for
+        return part.image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+
+    def _from_device(self, part: Rows) -> Iterator[SceneBatch]:
+        if self._resident is None:
+            self._resident = part, part.fetch(range(len(part))).to(self.device)
+        whole = self._resident[1]
         batches = list(self.batch_sampler)
         # one copy of an epoch's order: a step then waits for nothing
         order = torch.tensor([row for rows in batches for row in rows]).to(self.device)
@@ -158,9 +202,9 @@ class SceneBatches:
         for rows in batches:
             chosen = order[start : start + len(rows)]
             start += len(rows)
-            yield SceneBatch(*(tensor.index_select(0, chosen) for tensor in whole.tensors))
+            yield whole.map(lambda tensor, chosen=chosen: tensor.index_select(0, chosen))  # type: ignore[misc]
 
-    def _ahead(self) -> Iterator[SceneBatch]:
+    def _ahead(self, part: Rows) -> Iterator[SceneBatch]:
         ready: queue.Queue[SceneBatch | Exception | None] = queue.Queue(AHEAD)
         left = threading.Event()
 
@@ -169,7 +213,7 @@ class SceneBatches:
                 if self.device.type == "cuda":
                     torch.cuda.set_device(self.device)  # each thread has its own; pinning would open another GPU
                 for rows in self.batch_sampler:
-                    batch = self.part.fetch(rows)
+                    batch = part.fetch(rows)
                     if not _put(ready, batch.pin_memory() if self.device.type == "cuda" else batch, left):
                         return
                 _put(ready, None, left)

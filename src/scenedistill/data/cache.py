@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
-from scenedistill.data.cache_files import (
-    CacheSettings,
-    Entry,
-    Images,
-    Stamp,
-    StoredCache,
-    array_in_use,
-    commit,
-    open_stored,
-    remove_arrays,
-    write_header,
-)
-from scenedistill.data.decoding import decode_all
+from scenedistill.data.cache_build import FileReader, stored_scenes
+from scenedistill.data.cache_files import CacheSettings, Images
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
 
 _NAMED = 5  # how many bad images an error names before it only counts
-_SPARE_BYTES = 64 * 2**20  # disk space left free
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,27 +101,14 @@ def build_cache(
         raise ValueError(f"a cache needs a size of 1 or more pixels and 1 or more images, not {size} and {len(index)}")
     settings = CacheSettings(str(index.root), size, bands, value_range)
     folder = _default_folder(settings) if folder is None else Path(folder).expanduser().resolve()
-    stamps = {path: _stamp(index.root / path) for path in index.paths}
-    retry = on_bad == "stop"
-
-    stored, decoded = open_stored(folder, settings), 0
-    if stored is None or not _is_current(stored, index.root, stamps, retry):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _lock(folder, progress):
-                stored = open_stored(folder, settings)  # another process may have built it meanwhile
-                if stored is None or not _is_current(stored, index.root, stamps, retry):
-                    stored, decoded = _rebuild(folder, settings, stored, stamps, retry, workers, progress)
-        except OSError as error:
-            raise UserError(
-                f"Cannot write the image cache in {folder}: {error.strerror or error}. Choose another place with the "
-                "environment variable SCENEDISTILL_CACHE."
-            ) from error
-
+    reader = FileReader(index.root, size, bands, value_range)
+    stored, decoded = stored_scenes(
+        settings, index.paths, reader, folder, retry=on_bad == "stop", workers=workers, progress=progress
+    )
     rows = np.array([stored.entries[path][2] for path in index.paths])
     bad = tuple((path, stored.reasons[path]) for path, row in zip(index.paths, rows, strict=True) if row < 0)
     if bad and (on_bad == "stop" or len(bad) == len(index)):
-        raise UserError(_complaint(bad, len(index), index.root))
+        raise UserError(complaint(bad, len(index), index.root))
     reused = len(index) - decoded - len(bad)
     report = f"{len(index):,} images: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
     images = _rows(stored.images, rows[rows >= 0])
@@ -152,100 +122,6 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenedistill"
 
 
-def _is_current(stored: StoredCache, root: Path, stamps: dict[str, Stamp], retry: bool) -> bool:
-    """Whether the cache holds these sources as they are now (`retry`: and readable), in their order if there are no
-    others, and nothing that is gone."""
-    for path, stamp in stamps.items():
-        entry = stored.entries.get(path)
-        if entry is None or entry[:2] != stamp or (retry and entry[2] < 0):
-            return False
-    others = stored.entries.keys() - stamps.keys()
-    if not others:  # a whole data set must be one run of rows; a subset may be copied out
-        rows = [row for path in stamps if (row := stored.entries[path][2]) >= 0]
-        return rows == sorted(rows)
-    return all(_stamp(root / path) == stored.entries[path][:2] for path in others)
-
-
-def _rebuild(
-    folder: Path,
-    settings: CacheSettings,
-    stored: StoredCache | None,
-    stamps: dict[str, Stamp],
-    retry: bool,
-    workers: int | None,
-    progress: bool,
-) -> tuple[StoredCache, int]:
-    """Write the array and the manifest anew, copying what is still valid; also the number of images decoded."""
-    root, old = Path(settings.root), stored.entries if stored else {}
-    kept = {path: entry[:2] for path, entry in old.items() if path not in stamps and entry[2] >= 0}
-    sources = stamps | {path: stamp for path, stamp in kept.items() if _stamp(root / path) == stamp}
-    valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
-    todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
-    _check_space(folder, len(sources) * int(np.prod(settings.shape)))
-    remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
-
-    size, bands, value_range = settings.size, settings.bands, settings.value_range
-    scenes = decode_all(root, todo, size, bands, value_range, workers=workers, progress=progress)
-    entries: dict[str, Entry] = {}
-    reasons: dict[str, str] = {}
-    row = decoded = 0
-    array = folder / f"images-{uuid.uuid4().hex}.npy"
-    try:
-        with array.open("wb") as file, contextlib.closing(scenes):
-            write_header(file, len(sources), settings)
-            again = set(todo)
-            for path, stamp in sources.items():
-                if path in again:
-                    scene = next(scenes)
-                    decoded += not isinstance(scene, str)
-                else:
-                    assert stored is not None
-                    scene = stored.images[old[path][2]] if old[path][2] >= 0 else stored.reasons[path]
-                if isinstance(scene, str):
-                    reasons[path] = scene
-                    entries[path] = (*stamp, -1)
-                else:
-                    file.write(scene.data)
-                    entries[path] = (*stamp, row)
-                    row += 1
-            file.seek(0)
-            write_header(file, row, settings)
-            file.flush()
-            os.fsync(file.fileno())
-        commit(folder, array.name, settings, entries, reasons)
-    except BaseException:
-        array.unlink(missing_ok=True)
-        raise
-    remove_arrays(folder, keep=array.name)
-    renewed = open_stored(folder, settings)
-    assert renewed is not None
-    return renewed, decoded
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, progress: bool) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees when its holder dies."""
-    lock = filelock.FileLock(folder / "build.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if progress:
-            Console(stderr=True).print("Another process is building this image cache; waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = os.stat(path)  # noqa: PTH116  (twice as fast for tens of thousands of files)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
 def _rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
     """These rows, without a copy where they lie in one run."""
     if np.array_equal(rows, np.arange(len(images))):
@@ -257,16 +133,8 @@ def _rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
     return chosen
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE_BYTES:
-        raise UserError(
-            f"The image cache in {folder} needs {needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free there. "
-            "Free some space, choose another place with SCENEDISTILL_CACHE, or a smaller image size."
-        )
-
-
-def _complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
+def complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
+    """What is wrong with some images of a folder, and what to do."""
     named = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     advice = "Mend or remove them" + (", or leave them out with --data.on_bad skip." if len(bad) < total else ".")
@@ -274,6 +142,11 @@ def _complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
 
 
 def _default_folder(settings: CacheSettings) -> Path:
+    return cache_home() / "scenes" / folder_name(settings)
+
+
+def folder_name(settings: CacheSettings) -> str:
+    """Name of a cache's folder, its own for each root and way of decoding."""
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", Path(settings.root).name)[:40]
-    return cache_home() / "scenes" / f"{name}-{settings.size}x{settings.bands}-{digest}"
+    return f"{name}-{settings.size}x{settings.bands}-{digest}"

@@ -17,7 +17,7 @@ from scenedistill.errors import UserError
 
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
-_ARRAY_NAME = re.compile(r"images-[0-9a-f]{32}\.npy")
+_ARRAY_NAME = re.compile(r"(?:images|marks)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
 
 Images = npt.NDArray[np.uint8]
 Stamp = tuple[int, int]  # bytes, mtime in ns: what tells a changed file; (-1, -1) for a file that is not there
@@ -46,6 +46,7 @@ class StoredCache:
     images: Images  # memory-mapped
     entries: dict[str, Entry]  # by path
     reasons: dict[str, str]  # by path: why an image cannot be read
+    array: Path  # the file of `images`
 
 
 def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
@@ -72,7 +73,7 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
         if images.shape != (count, *settings.shape) or images.dtype != np.uint8:
             return None
         entries = dict(zip(paths, zip(sizes, times, rows, strict=True), strict=True))
-        return StoredCache(images, entries, manifest["reasons"])
+        return StoredCache(images, entries, manifest["reasons"], folder / manifest["array"])
     return None
 
 
@@ -92,6 +93,11 @@ def commit(
     write_text(folder / "manifest.json", json.dumps(manifest))
 
 
+def marks_file(array: Path) -> Path:
+    """Where the marks of a cache's images lie: beside the array, whose number they carry."""
+    return array.with_name(array.name.replace("images", "marks", 1))
+
+
 def array_in_use(folder: Path) -> str:
     """Name of the array that counts; "" if there is none."""
     with contextlib.suppress(OSError, ValueError):
@@ -100,8 +106,9 @@ def array_in_use(folder: Path) -> str:
 
 
 def remove_arrays(folder: Path, keep: str) -> None:
-    """Delete all arrays but the one named `keep`; only for the holder of the lock."""
+    """Delete all arrays but the one named `keep` and its marks; only for the holder of the lock."""
     for entry in folder.iterdir():
-        if _ARRAY_NAME.fullmatch(entry.name) and entry.name != keep:
+        found = _ARRAY_NAME.fullmatch(entry.name)
+        if found and (keep != f"images-{found[1]}" or found[2]):
             with contextlib.suppress(OSError):  # Windows keeps what a reader has mapped; the next build removes it
                 entry.unlink()

@@ -7,9 +7,8 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,30 +16,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from scenedistill.data.images import UnreadableImage, read_scene
+from scenedistill.data.images import UnreadableImage
 
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
 
 
 def decode_all(
-    root: Path,
     paths: Sequence[str],
-    size: int,
-    bands: int,
-    value_range: tuple[float, float] | None = None,
+    read: Callable[[str], npt.NDArray[np.uint8]],
     *,
     workers: int | None = None,
     progress: bool = True,
 ) -> Generator[Scene, None, None]:
-    """`read_scene` for each path under `root`, in the given order; few images are in memory at any time.
+    """What `read` gives for each path, in the given order; few images are in memory at any time.
 
     Threads, because Pillow decodes and resizes outside the GIL: as fast as processes, and safe to call from a script
-    without a main guard. Unreadable images come as their reason. `workers` defaults to the cores this process may use.
+    without a main guard. Where `read` raises UnreadableImage, its reason comes instead. `workers` defaults to the cores
+    this process may use.
     """
 
     def decode(path: str) -> Scene:
         try:
-            return read_scene(root / path, size, bands, value_range=value_range)
+            return read(path)
         except UnreadableImage as error:
             return error.reason
 

@@ -8,8 +8,9 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from scenedistill.data.catalog import normalise
-from scenedistill.data.scenes import IMAGE_SUFFIXES, SceneIndex
+from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits import nfc
+from scenedistill.data.walk import IMAGE_SUFFIXES
 from scenedistill.errors import UserError
 
 

@@ -12,6 +12,8 @@ import torch
 from scenedistill.data.batches import SceneBatches, ScenePart
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import Split
+from scenedistill.data.training_part import TrainingPart
+from scenedistill.data.views import view_number
 from scenedistill.errors import UserError
 
 
@@ -48,7 +50,7 @@ class EpochBatches:
             )
         self.labels, self.seed, self.rank, self.world = labels, seed, rank, world
         self.images_per_class = images_per_class
-        usable = int(sum(count // group * group for count in np.bincount(labels)))
+        usable = len(labels) if group == 1 else int(sum(count // group * group for count in np.bincount(labels)))
         whole = group * world // math.gcd(group, world)  # a batch of whole groups in equal shares
         self.batch_size = min(batch_size, usable // whole * whole)
         if self.batch_size == 0:
@@ -100,15 +102,25 @@ class SceneDataModule(L.LightningDataModule):
         batch_size: images of one training step over all processes.
         seed: of the run; fixes the order of every epoch.
         images_per_class: see `EpochBatches`.
+        training: what trains; the training images of the split alone when not given.
+        views: number of distinct views of `training` that the epochs cycle through; 0 for a fresh one in every epoch.
     """
 
     def __init__(
-        self, cache: SceneCache, split: Split, *, batch_size: int, seed: int, images_per_class: int = 0
+        self,
+        cache: SceneCache,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        images_per_class: int = 0,
+        training: TrainingPart | None = None,
+        views: int = 0,
     ) -> None:
         super().__init__()
-        self.training = ScenePart(cache, split.train)
+        self.training = training or TrainingPart(ScenePart(cache, split.train), seed=seed)
         self.validation = ScenePart(cache, split.val)
-        self.batch_size, self.seed, self.images_per_class = batch_size, seed, images_per_class
+        self.batch_size, self.seed, self.images_per_class, self.views = batch_size, seed, images_per_class, views
 
     def train_dataloader(self) -> SceneBatches:
         """Batches in the order of the current epoch."""
@@ -121,7 +133,7 @@ class SceneDataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        return SceneBatches(self.training, order, self._device)
+        return SceneBatches(lambda: self.training.at(view_number(order.epoch, self.views)), order, self._device)
 
     def val_dataloader(self) -> SceneBatches | list[SceneBatches]:
         """Every validation image once, shared out without padding; nothing where the split has no validation part."""

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
 from scenedistill.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
-_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"})
 _NAMED = 5  # how many culprits an error names before it only counts
 
 
@@ -73,7 +72,7 @@ def scan(source: Path) -> SceneIndex:
     """
     source = Path(source).expanduser()
     if not source.exists():
-        raise UserError(f"{source} does not exist.{_did_you_mean(source)}")
+        raise UserError(f"{source} does not exist.{did_you_mean(source)}")
     if source.is_dir():
         return _scan_folder(source.resolve())
     if source.suffix.lower() == ".csv":
@@ -138,7 +137,7 @@ def _list(folder: Path) -> _Listing:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+                if is_litter(entry.name):
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (a Path for each file is slow)
                 if entry.is_dir():
@@ -227,7 +226,7 @@ def _read_rows(manifest: Path) -> list[tuple[int, str, str]]:
         raise UserError(f"{manifest} cannot be read as a UTF-8 CSV file: {error}.") from error
 
 
-def _did_you_mean(missing: Path) -> str:
+def did_you_mean(missing: Path) -> str:
     """A near sibling of a path that is not there, or how far the path does exist."""
     parent = missing.absolute().parent
     if not parent.is_dir():

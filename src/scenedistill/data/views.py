@@ -63,6 +63,11 @@ def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: i
     return view.contiguous(memory_format=torch.channels_last)
 
 
+def view_number(epoch: int, views: int) -> int:
+    """Number of the view that an epoch uses, of so many that the epochs cycle through; 0 for a fresh one every time."""
+    return epoch % views if views else epoch
+
+
 def evaluation_view(images: Tensor, *, size: int) -> Tensor:
     """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1."""
     pixels = images.permute(0, 3, 1, 2).float() / 255

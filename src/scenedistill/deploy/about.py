@@ -19,6 +19,7 @@ from scenedistill.deploy.source import Training, of
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard
 from scenedistill.models.network import SceneNet
+from scenedistill.training.runs import started_from
 
 #: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
 CARD, ABOUT = "scenedistill", "about"
@@ -37,14 +38,15 @@ def about_training(training: Training) -> dict[str, Any]:
 
     Returns:
         Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `data_guessed`
-        (true where only the class names tell), `licence`, `reference`, `doi`, `method`, `teacher`, `teacher_oa`,
-        `weights_hash`, `precision` and `scenedistill`: plain JSON values.
+        (true where only the class names tell), `licence`, `reference`, `doi`, `method`, `started_from` (the pretrained
+        weights, where there were some), `teacher`, `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain
+        JSON values.
     """
     if not training.settings:
         return {}
     tested, data, run = training.tested, training.settings.get("data", {}), run_settings(training)
     name, facts, guessed = _data(training, data.get("classes", ()))
-    teacher = training.teacher
+    teacher, start = training.teacher, started_from(training.settings)
     found = {
         "oa": tested.get("oa"),
         "test_images": tested.get("images"),
@@ -57,6 +59,7 @@ def about_training(training: Training) -> dict[str, Any]:
         "reference": facts.reference if facts else None,
         "doi": facts.doi if facts else None,
         "method": training.method,
+        "started_from": None if start == "none" else start,
         "teacher": training.record.get("teacher") or (teacher.record.get("name") if teacher else None),
         "teacher_oa": teacher.tested.get("oa") if teacher else None,
         "weights_hash": training.record.get("weights_hash"),

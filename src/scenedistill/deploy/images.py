@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scenedistill.data.decoding import decode_all
+from scenedistill.data.images import read_scene
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
@@ -243,10 +244,11 @@ def _decoded(
     workers: int | None,
 ) -> Iterator[_Batch]:
     stamps = [_stamp(path) for path in files.values()]  # before reading: a file that changes later is read again
-    texts = [str(path) for path in files.values()]
-    scenes = decode_all(
-        Path(), texts, model.stored_size, model.card.bands, value_range, workers=workers, progress=False
-    )
+
+    def read(path: str) -> np.ndarray:
+        return read_scene(Path(path), model.stored_size, model.card.bands, value_range=value_range)
+
+    scenes = decode_all([str(path) for path in files.values()], read, workers=workers, progress=False)
     batch = _Batch()
     with closing(scenes):
         for name, stamp, scene in zip(files, stamps, scenes, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tifffile
 
-from scenedistill.data.scenes import _LITTER, IMAGE_SUFFIXES
+from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter, walk_images
 from scenedistill.errors import UserError
 
 #: More pixels than this are a raster, georeferenced or not: nobody means them as one scene.
@@ -88,7 +88,7 @@ def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
     """The files behind one name, and whether each may be a raster: those of a folder or a pattern are many scenes."""
     own = leave_out.resolve() if leave_out else None
     if path.is_dir():
-        yield from ((file, False) for file in _walk(path, own, set()))
+        yield from ((file, False) for file in _in_folder(path, own))
     elif path.exists():
         yield path, True
     elif glob.has_magic(str(path)):
@@ -96,7 +96,7 @@ def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
             if found.suffix.lower() in IMAGE_SUFFIXES | {".vrt"} and not found.is_dir():
                 yield found, found.suffix.lower() == ".vrt"
             elif "**" not in path.parts and found.is_dir():
-                yield from ((file, False) for file in _walk(found, own, set()))
+                yield from ((file, False) for file in _in_folder(found, own))
 
 
 def _fitting(pattern: Path) -> list[Path]:
@@ -107,32 +107,14 @@ def _fitting(pattern: Path) -> list[Path]:
     if rest[-1] == "**":
         rest.append("*")
     found = base.glob(str(Path(*rest)))
-    return sorted(path for path in found if not any(map(_is_litter, path.relative_to(base).parts)))
+    return sorted(path for path in found if not any(map(is_litter, path.relative_to(base).parts)))
 
 
-def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in seen:  # a link that leads back
-        return
-    seen.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as problem:
-        raise UserError(f"Cannot list {folder}: {problem.strerror or problem}.") from problem
-    for entry in entries:
-        if _is_litter(entry.name):
-            continue
-        if entry.is_dir():
-            if Path(entry.path).resolve() != leave_out:
-                yield from _walk(Path(entry.path), leave_out, seen)
-        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not (
-            real == leave_out and entry.name.startswith("contact_sheet_")
-        ):
-            yield Path(entry.path)
-
-
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
+def _in_folder(folder: Path, own: Path | None) -> Iterator[Path]:
+    """Images to the bottom of a folder, without what an earlier call has put into the folder of the results."""
+    for file in walk_images(folder, own):
+        if not (file.name.startswith("contact_sheet_") and file.parent.resolve() == own):
+            yield file
 
 
 def _is_raster(path: Path) -> bool:

@@ -218,6 +218,7 @@ def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
         "hash of the split": about.get("split_hash"),
         "hash of the weights": about.get("weights_hash"),
         "network": f"{card.name}, {'with' if card.dual_attention else 'without'} dual attention",
+        "started from": f"pretrained weights, {about['started_from']}" if "started_from" in about else None,
         "method": about.get("method"),
         "teacher": about.get("teacher"),
         "tested in": about.get("precision"),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scenedistill.data.images import squash
+from scenedistill.data.raster_read import Source, open_raster, read_pixels
 from scenedistill.deploy.raster_progress import RasterProgress
-from scenedistill.deploy.raster_read import Source, open_raster, read_pixels
 from scenedistill.deploy.raster_windows import Grid
 
 if TYPE_CHECKING:

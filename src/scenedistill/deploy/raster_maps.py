@@ -17,9 +17,9 @@ import filelock
 import numpy as np
 
 from scenedistill import __version__
+from scenedistill.data.raster_read import gdal_reason
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult
 from scenedistill.deploy.raster_progress import RasterProgress, read_plan
-from scenedistill.deploy.raster_read import gdal_reason
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import average
 from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions

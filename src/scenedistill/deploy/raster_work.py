@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scenedistill.data.decoding import usable_cores
+from scenedistill.data.raster_read import raster_library
 from scenedistill.deploy.raster_batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.deploy.raster_progress import RasterProgress
-from scenedistill.deploy.raster_read import raster_library
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import tifffile
 
-from scenedistill.deploy.raster_read import gdal_reason
+from scenedistill.data.raster_read import gdal_reason
 from scenedistill.deploy.raster_style import class_colours, qgis_style
 from scenedistill.deploy.raster_windows import Grid, to_map
 from scenedistill.errors import UserError

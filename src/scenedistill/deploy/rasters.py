@@ -15,11 +15,11 @@ from rich.console import Console
 
 from scenedistill import __version__
 from scenedistill.data.decoding import usable_cores
+from scenedistill.data.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_batches import REGION_BYTES, Job
 from scenedistill.deploy.raster_config import RasterConfig, RasterResult, band_numbers, check_config
 from scenedistill.deploy.raster_maps import Names, alone, check_replaceable, finished, plain_errors, publish, write_maps
 from scenedistill.deploy.raster_progress import RasterProgress
-from scenedistill.deploy.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid
 from scenedistill.deploy.raster_work import GDAL_CACHE, Times, answer_all
 from scenedistill.deploy.raster_write import Place

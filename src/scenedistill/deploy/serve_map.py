@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from scenedistill.data.raster_read import describe, open_raster, read_pixels
 from scenedistill.deploy.model import SceneModel
 from scenedistill.deploy.raster_config import RasterConfig
-from scenedistill.deploy.raster_read import describe, open_raster, read_pixels
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import plan_grid, to_map
 from scenedistill.deploy.rasters import map_raster

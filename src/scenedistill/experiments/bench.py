@@ -44,7 +44,7 @@ from scenedistill.experiments.speed import (
     SpeedRow,
 )
 from scenedistill.models.network import check_name
-from scenedistill.models.student import STUDENTS
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.precision import TYPES, Precision, compute_device, resolve_precision
 
 Factory = Callable[[Bench], Loop]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import SceneBatches, ScenePart
 from scenedistill.data.cache import SceneCache, build_cache
 from scenedistill.data.module import EpochBatches
@@ -110,7 +110,8 @@ class Bench:
 
     def training(self, knowledge: Knowledge | None) -> StudentTraining:
         """The student's training as a run has it."""
-        config = StudentConfig(name=self.student, method=METHOD, fit=FitConfig(epochs=1, batch_size=self.batch_size))
+        fit = StudentFitConfig(epochs=1, batch_size=self.batch_size)
+        config = StudentConfig(name=self.student, method=METHOD, fit=fit)
         return StudentTraining(
             self.new_student(),
             config,

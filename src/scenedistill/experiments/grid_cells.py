@@ -161,7 +161,12 @@ def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
     if not all(asks(config, str(one.student), one.label) for one in (cell, other)):
         return False
     first, second = cell_student(config, cell, 1), cell_student(config, other, 1)
-    return config.base.side_by_side and not kept_views(first) and not kept_views(second) and first.fit == second.fit
+    return (
+        config.base.side_by_side
+        and not kept_views(first)
+        and not kept_views(second)
+        and first.schedule == second.schedule
+    )
 
 
 def do_cells(
@@ -278,7 +283,7 @@ class Board:
     def epochs(self, cell: Cell) -> int:
         """Of a cell's training."""
         base = self.lab(cell).config
-        return base.teacher.fit.epochs if cell.student is None else cell_student(self.config, cell).fit.epochs
+        return base.teacher.fit.epochs if cell.student is None else cell_student(self.config, cell).schedule.epochs
 
     def row(self, cell: Cell) -> Row:
         """What a finished cell has shown."""
@@ -287,7 +292,7 @@ class Board:
         row = test(self.lab(cell), stage, self.split(cell), cell.seed, cell.label)
         if cell.student and not asks(self.config, cell.student, cell.label):
             row = replace(row, teacher=None)
-        if cell.student and (epochs := self.epochs(cell)) != self.config.base.student.fit.epochs:
+        if cell.student and (epochs := self.epochs(cell)) != self.config.base.student.schedule.epochs:
             row = replace(row, more={**row.more, "epochs": epochs})
         if trials(self.config, cell):
             row = replace(row, more={**row.more, "factor": self.factor(cell)})

@@ -16,7 +16,8 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_network
+from scenedistill.models.network import SceneNet
 
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
@@ -30,6 +31,7 @@ class MethodConfig:
         method: named set of losses; the method's label when not given.
         losses: weights that replace or extend those of the method, such as `{ss: 0}`; 0 leaves the loss out.
         loss_options: settings of single losses, such as `{kd: {temperature: 2}}`.
+        weights: what the student starts from.
         dual_attention: DA modules after the student's stages.
         knowledge_views: number of distinct views of each image whose teacher outputs are kept.
         epochs: of the training.
@@ -38,6 +40,7 @@ class MethodConfig:
     method: str | None = None
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: str | None = None
     dual_attention: bool | None = None
     knowledge_views: int | None = None
     epochs: int | None = None
@@ -88,6 +91,7 @@ class GridConfig:
         ratios: training ratios, in (0, 1).
         seeds: one split, teacher and set of students for each.
         students: names of the students.
+        weights: name of a student to what it starts from; as in `base.student` for those that are not named.
         methods: label to what differs from `base.student`; a label that is a method's name may stand alone.
         baseline: label of the method to which the others are compared, seed by seed.
         tuning: budget for choosing the weight of each method; none when not given.
@@ -100,6 +104,7 @@ class GridConfig:
     ratios: list[float] = field(default_factory=lambda: [0.2])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     students: list[str] = field(default_factory=lambda: ["table1_resnet"])
+    weights: dict[str, str] = field(default_factory=dict)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"plain": MethodConfig(), "dkd": MethodConfig()})
     baseline: str = "plain"
     tuning: TuningConfig | None = None
@@ -118,6 +123,7 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
     made = replace(
         base,
         method=method.method or label,
+        weights=method.weights or config.weights.get(student, config.base.student.weights),
         losses={name: float(weight) for name, weight in method.losses.items()},
         loss_options=method.loss_options,
     )
@@ -214,7 +220,7 @@ def check_grid(config: GridConfig) -> None:
             seeds=config.seeds,
             students=config.students,
             also_students=[],
-            student=replace(config.base.student, method="dkd"),
+            student=replace(config.base.student, method="dkd", weights="none"),  # each student's own comes below
         )
     )
     _check_methods(config)
@@ -233,10 +239,10 @@ def _check_cluster(cluster: ClusterConfig) -> None:
 
 
 def _check_methods(config: GridConfig) -> None:
-    built = {
-        student: build_student(student, 2, bands=config.base.data.bands, image_size=config.base.image_size)
-        for student in config.students
-    }
+    for name in config.weights:
+        if name not in config.students:
+            raise UserError(f"weights: {unknown('student', name, config.students)}")
+    built: dict[tuple[str, str], SceneNet] = {}
     for label, method in config.methods.items():
         name = method.method or label
         if name not in METHODS:
@@ -244,9 +250,19 @@ def _check_methods(config: GridConfig) -> None:
             raise UserError(f"methods.{label}: {unknown('method', name, METHODS)}{hint}")
         if method.epochs is not None and method.epochs < 1:
             raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
-        for student, net in built.items():
+        for student in config.students:
             try:
                 made = student_of(config, student, label)
+                if (student, made.weights) not in built:
+                    built[student, made.weights], _ = build_network(
+                        student,
+                        2,
+                        bands=config.base.data.bands,
+                        image_size=config.base.image_size,
+                        weights=made.weights,
+                        partial=made.partial,
+                    )
+                net = built[student, made.weights]
                 build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
             except UserError as problem:
                 raise UserError(f"methods.{label}: {problem}") from problem
@@ -264,9 +280,10 @@ def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
         raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
     if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):
         raise UserError("tuning.seed must be 0 or more, and tuning.epochs 1 or more.")
-    if config.base.teacher.checkpoint:
+    if config.base.teacher.checkpoint or config.base.teacher.as_is:
+        given = "checkpoint" if config.base.teacher.checkpoint else "as_is"
         raise UserError(
-            "Tuning needs a teacher that has not seen the validation images, and base.teacher.checkpoint names one "
+            f"Tuning needs a teacher that has not seen the validation images, and base.teacher.{given} takes one "
             "that was trained before. Leave one of the two out."
         )
     if config.base.data.split_file:

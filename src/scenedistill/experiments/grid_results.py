@@ -47,7 +47,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         splits = {str(cell.seed): board.split(cell).hash for cell in own}
         name = config.name if len(config.blocks()) == 1 else f"{config.name}_{block}"
         result = summarise(lab, [board.row(cell) for cell in own], name=name, command=command, splits=splits)
-        result = dataclasses.replace(result, notes=notes)
+        result = dataclasses.replace(result, notes=f"{result.notes} {notes}".strip())
         results[block] = result
         place = home if len(config.blocks()) == 1 else home / block
         place.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
             if choice:
                 found.append(choice)
     if config.tuning and found:
-        write_choices(found, config.tuning, config.base.student.fit.epochs, home / FILE)
+        write_choices(found, config.tuning, config.base.student.schedule.epochs, home / FILE)
     return found
 
 

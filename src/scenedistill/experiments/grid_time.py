@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +21,7 @@ from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import kept_views, train_students
 from scenedistill.training.runs import Stage
 
+Fit = TypeVar("Fit", bound=FitConfig)
 BATCHES = 4  # of a measurement
 
 
@@ -100,8 +102,8 @@ class Clock:
         student, images = cell_student(self.board.config, cell), len(self.board.split(cell).train)
         views = kept_views(student)
         if not views:
-            return images * student.fit.epochs
-        return images * min(views, student.fit.epochs) if first else 0
+            return images * student.schedule.epochs
+        return images * min(views, student.schedule.epochs) if first else 0
 
 
 def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
@@ -131,7 +133,7 @@ def _teacher(board: Board, cell: Cell, lab: Lab, part: Split, folder: Path) -> S
 
 
 def _batch(config: RunConfig, cell: Cell) -> int:
-    return config.teacher.fit.batch_size if cell.student is None else config.student.fit.batch_size
+    return config.teacher.fit.batch_size if cell.student is None else config.student.schedule.batch_size
 
 
 def _small(lab: Lab, folder: Path, threads: int | None, console: Console) -> Lab:
@@ -146,7 +148,7 @@ def _small(lab: Lab, folder: Path, threads: int | None, console: Console) -> Lab
     return Lab(Path(lab.cache.index.root), folder, config, console)
 
 
-def _short(fit: FitConfig) -> FitConfig:
+def _short(fit: Fit) -> Fit:
     return replace(fit, epochs=1, warmup_epochs=0)
 
 

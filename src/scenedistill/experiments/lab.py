@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
+from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
 from scenedistill.disk import read_json, write_json
 from scenedistill.errors import UserError
 from scenedistill.memory import keep_memory
@@ -33,7 +34,7 @@ from scenedistill.training.runs import Stage
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 
 #: Files in the folder of a finished training: the network after its last epoch, and after its best one where asked for.
 WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"
@@ -68,6 +69,8 @@ class Lab:
         self.cache = self._decode(index)
         facts = recognise(self.cache.index)
         self.data_name = facts.name if facts else data.resolve().name
+        self._without_labels: UnlabelledImages | None = None
+        self._pools: dict[str, UnlabelledPool] = {}  # by the split's hash
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
 
     @property
@@ -126,6 +129,51 @@ class Lab:
         sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
         self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
         return split
+
+    def unlabelled(self, split: Split) -> UnlabelledPool | None:
+        """The images without labels that a split may be trained with; None where the settings name none."""
+        settings = self.config.data
+        if not settings.unlabelled:
+            return None
+        if self._without_labels is None:
+            self._without_labels = collect_unlabelled(
+                settings.unlabelled,
+                size=settings.stored_size,
+                bands=settings.bands,
+                tile=settings.unlabelled_tile,
+                labelled=self.cache,
+                cache_dir=settings.cache_dir,
+                workers=settings.workers,
+                on_bad=settings.on_bad,
+                progress=self.lead,
+            )
+            for path, reason in self._without_labels.bad:
+                self.console.print(f"  left out {path}: {reason}", markup=False)
+        if split.hash not in self._pools:
+            pool = self._pools[split.hash] = self._without_labels.pool(split, settings.transductive)
+            self.console.print(f"  {pool.report}", markup=False)
+        return self._pools[split.hash]
+
+    def unlabelled_settings(self, split: Split) -> dict[str, Any]:
+        """What the outcome of a training with these images depends on; empty where there are none."""
+        pool, settings = self.unlabelled(split), self.config.data
+        if pool is None:
+            return {}
+        found = {"images": pool.hash, "share": settings.unlabelled_share, "transductive": settings.transductive}
+        return {"unlabelled": found}
+
+    @property
+    def notes(self) -> str:
+        """What a reader of the results must know of the images."""
+        if not self._pools:
+            return ""
+        numbers = sorted({len(pool) for pool in self._pools.values()})
+        several = f"{numbers[0]:,} to {numbers[-1]:,}" if len(numbers) > 1 else f"{numbers[0]:,}"
+        share = f"{100 * self.config.data.unlabelled_share:g} % of each batch"
+        told = f"Distilled with {several} images without labels, {share}."
+        if self.config.data.transductive:
+            told += " Transductive: test images may be among them, without their labels."
+        return told
 
     def check_images(self, seed: int, split: Split) -> None:
         """Say so when what is done of a seed was made from images of the same names and other content."""
@@ -210,7 +258,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config."""
+    """The settings as YAML, to be given back with --config; what was left open is what was chosen."""
+    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**vars(config.student.schedule))))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 

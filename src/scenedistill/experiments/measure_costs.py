@@ -14,9 +14,9 @@ from scenedistill.evaluation.report.collect import Cell, ReportData, collect
 from scenedistill.experiments.costs import CostResult, CostRow, cost_rows
 from scenedistill.experiments.lab import WEIGHTS
 from scenedistill.experiments.results import hardware, versions
+from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 UNTRAINED = "untrained"
 
@@ -57,7 +57,7 @@ def measure_costs(
     trained = {key: load_net(networks[0].folder / WEIGHTS) for key, networks in groups.items()}
     (_, card), *_ = trained.values()
     nets: dict[NetCard | str, SceneNet] = {
-        name: build_teacher(
+        name: build_network(
             name,
             len(card.classes),
             dual_attention=card.dual_attention,

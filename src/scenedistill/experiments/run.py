@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenedistill.config import RunConfig
+from scenedistill.config import RunConfig, TeacherConfig
+from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
+from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import test, train_teacher
@@ -17,8 +19,9 @@ from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import kept_views, plain_student, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.create import build_network
 from scenedistill.models.network import check_name
-from scenedistill.models.student import STUDENTS, build_student
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage
 
@@ -114,15 +117,23 @@ def check_settings(config: RunConfig) -> None:
     for name in ("brightness", "contrast", "saturation", "erasing"):
         if not 0 <= (share := getattr(config.views, name)) <= 1:
             raise UserError(f"--views.{name} is {share}; expected 0 to 1.")
+    _check_unlabelled(config)
     if config.student.knowledge_views < 0:
         raise UserError(
             f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
             "the teacher anew in every epoch."
         )
+    if not 0 <= config.student.mixup <= 1:
+        raise UserError(f"--student.mixup is {config.student.mixup}; expected a share of the images, 0 to 1.")
+    if config.teacher.ask_size is not None and not 1 <= config.teacher.ask_size <= config.data.stored_size:
+        raise UserError(
+            f"--teacher.ask_size is {config.teacher.ask_size}; expected up to the {config.data.stored_size} pixels at "
+            "which the images are stored (--data.stored_size)."
+        )
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)
-    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.fit)):
+    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.schedule)):
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
@@ -131,15 +142,62 @@ def check_settings(config: RunConfig) -> None:
     _check_networks(config)
 
 
+def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
+    check_name(teacher.name, STUDENTS)
+    read_classes(teacher.classes)
+    for name in ("classes", "mean", "std"):
+        if getattr(teacher, name) is not None and not teacher.as_is:
+            raise UserError(f"--teacher.{name} is of a network that is taken as it is: add --teacher.as_is true.")
+    mean, std = teacher.mean, teacher.std
+    if (mean is None) != (std is None):
+        raise UserError("--teacher.mean and --teacher.std belong together: give both.")
+    if mean is not None and std is not None:
+        fits = len(mean) in (1, bands) and len(std) in (1, bands) and all(0 <= value <= 1 for value in mean)
+        if not fits or not all(0 < value <= 1 for value in std):
+            raise UserError(
+                f"--teacher.mean is {mean} and --teacher.std {std}; expected {bands} numbers each (or one for all), of "
+                "images in 0..1: where yours are of 0..255, divide by 255."
+            )
+    if teacher.as_is and teacher.checkpoint:
+        raise UserError("--teacher.as_is takes the network of --teacher.weights; leave --teacher.checkpoint out.")
+    if teacher.as_is and teacher.weights in ("none", "timm", "torchvision", "lite"):
+        raise UserError(
+            f"--teacher.as_is takes a network with a head for these classes, and --teacher.weights is "
+            f"{teacher.weights}. Give the file of a network that was trained on them."
+        )
+
+
+def _check_unlabelled(config: RunConfig) -> None:
+    """Whether the images without labels are there, and their settings make sense."""
+    data = config.data
+    if not 0 < data.unlabelled_share < 1:
+        raise UserError(
+            f"--data.unlabelled_share is {data.unlabelled_share}; expected a share of the batch between 0 and 1, such "
+            "as 0.5. Leave --data.unlabelled out for a training with labels alone."
+        )
+    if data.unlabelled_tile is not None and data.unlabelled_tile < 1:
+        raise UserError(f"--data.unlabelled_tile is {data.unlabelled_tile}; expected a number of pixels.")
+    for name in ("unlabelled_tile", "transductive"):
+        if not data.unlabelled and getattr(data, name):
+            raise UserError(f"--data.{name} does nothing without images from --data.unlabelled. Leave it out.")
+    check_sources(data.unlabelled, data.unlabelled_tile)
+
+
 def _check_networks(config: RunConfig) -> None:
     """Build the students and their losses once: a wrong name should not wait until the teacher has been trained."""
     student = config.student
     weights = resolve_weights(student.method, student.losses)
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
-    check_name(config.teacher.name, STUDENTS)
+    _check_teacher(config.teacher, config.data.bands)
     for name in dict.fromkeys((config.students or [student.name]) + config.also_students):
-        net = build_student(
-            name, 2, bands=config.data.bands, image_size=config.image_size, dual_attention=student.dual_attention
+        net, _ = build_network(
+            name,
+            2,
+            bands=config.data.bands,
+            image_size=config.image_size,
+            weights=student.weights,
+            partial=student.partial,
+            dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)

@@ -13,63 +13,61 @@ from scenedistill.config import TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
-from scenedistill.disk import file_hash
-from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
 from scenedistill.evaluation.metrics import scene_metrics
 from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
+from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
 from scenedistill.experiments.lab import BEST_WEIGHTS, WEIGHTS, Lab, plain
 from scenedistill.experiments.results import Row
-from scenedistill.models.files import NetCard, load_net, weights_hash
-from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
+from scenedistill.experiments.starts import check_start, start_hash, start_record
+from scenedistill.models.create import build_network
+from scenedistill.models.files import load_net
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
-from scenedistill.training.runs import Stage
+from scenedistill.training.runs import Stage, started_from
 from scenedistill.training.teacher import TeacherTraining
 
 
 def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
-    """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names."""
+    """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names or, with
+    `--teacher.as_is`, the one of `--teacher.weights`."""
     config = lab.config.teacher
     stage = lab.stage(folder, seed, split, teacher_settings(config))
     with lab.hold(stage):
         done = lab.done(stage)
         if config.checkpoint:
-            return _given_teacher(lab, config.checkpoint, stage)
-        start = _start_hash(config)
+            return given_teacher(lab, config.checkpoint, stage)
+        file = start_hash(config.weights, config.name)
         if not done:
-            return _train_teacher(lab, seed, split, stage, start)
-        if start and stage.record.get("weights_file_hash", start) != start:  # the settings hold the file's name alone
-            raise UserError(
-                f"{stage.folder} was started from another file than {config.weights}, and what follows was made with "
-                "that one. Give another run folder with --out."
-            )
+            if config.as_is:
+                return teacher_as_it_is(lab, stage, file)
+            return _train_teacher(lab, seed, split, stage, file)
+        check_start(stage, config.weights, file)
         return stage
 
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
-    """What the outcome of a teacher's training depends on: not on how good it has to be."""
-    return {"teacher": plain(replace(config, min_oa=None))}
+    """What the outcome of a teacher's training depends on: not on how good it has to be, or how it is asked."""
+    settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
+    for name in ("ask_size", "symmetries", "also"):
+        del settings[name]
+    # else as it was before there were such settings
+    left_out = {"partial": False, "as_is": False, "classes": None, "mean": None, "std": None}
+    return {"teacher": {k: v for k, v in settings.items() if k not in left_out or v != left_out[k]}}
 
 
-def _start_hash(config: TeacherConfig) -> str | None:
-    """Of the local file a teacher starts from, where there is one."""
-    path = Path(config.weights)
-    return file_hash(path) if config.weights not in ("none", "timm", "torchvision") and path.is_file() else None
-
-
-def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str | None) -> Stage:
+def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:
     config = lab.config.teacher
     torch.manual_seed(seed)
-    net, account = build_teacher(
+    net, account = build_network(
         config.name,
         len(lab.classes),
         bands=lab.config.data.bands,
         image_size=lab.config.image_size,
         weights=config.weights,
+        partial=config.partial,
         dual_attention=config.dual_attention,
     )
     if account:
@@ -83,55 +81,10 @@ def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, start: str |
         images_per_class=config.images_per_class if config.triplet_weight > 0 else 0,
     )
     record = fit(module, batches, stage.folder, lab.config.machine, title="teacher", console=lab.console)
-    record["weights_taken"] = str(account) if account else config.weights
-    if start:
-        record["weights_file_hash"] = start
+    record |= start_record(config.weights, account, file)
     first = bool(account and account.stride_in_first_convolution)
     card = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     return lab.finish(stage, net, card, record)
-
-
-def _given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
-    net, card = load_net(checkpoint)
-    if card.classes != lab.classes:
-        differing = sorted(set(card.classes) ^ set(lab.classes))[:5]
-        raise UserError(
-            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
-            f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
-        )
-    if card.bands != lab.config.data.bands:
-        raise UserError(
-            f"{checkpoint} takes {card.bands} bands and --data.bands is {lab.config.data.bands}; both must be the same."
-        )
-    _check_size(lab, net, card, checkpoint)
-    if stage.done:
-        if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
-            raise UserError(
-                f"{stage.folder} was taken from another file than {checkpoint}, and what follows was made with "
-                "that one. Give another run folder with --out."
-            )
-        return stage
-    return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
-
-
-def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
-    """A teacher may be used at another size than its own, on purpose; that is said, and refused where it cannot be."""
-    settings, stored = lab.config, card.stored_size or lab.config.data.stored_size
-    if (card.image_size, stored) == (settings.image_size, settings.data.stored_size):
-        return
-    try:
-        with torch.no_grad():
-            net(torch.zeros(1, card.bands, settings.image_size, settings.image_size))
-    except (RuntimeError, AssertionError, ValueError) as problem:
-        raise UserError(
-            f"{checkpoint} is a {card.name} that takes images of {card.image_size} pixels alone, and --image_size is "
-            f"{settings.image_size}. Give --image_size {card.image_size} or another teacher."
-        ) from problem
-    lab.console.print(
-        f"  {checkpoint.name}: trained on images stored at {stored} pixels and seen at {card.image_size}; "
-        f"here they are stored at {settings.data.stored_size} and seen at {settings.image_size}",
-        markup=False,
-    )
 
 
 def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
@@ -159,6 +112,7 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
         parameters=cost["parameters"],
         milliseconds=cost["milliseconds"],
         more={
+            "weights": started_from(stage.settings),
             "bytes": cost["bytes"],
             "operations": cost["operations"],
             "train_seconds": stage.record["seconds"],

@@ -36,8 +36,8 @@ def stored(root: Path | None = None) -> list[Stored]:
     """Everything kept under a cache folder, the largest first; `cache_home()` when not given."""
     root = cache_home() if root is None else root
     found = []
-    # a folder given as --data.cache_dir holds decoded images itself, and knowledge below
-    for manifest in [*root.glob("manifest.json"), *root.glob("scenes/*/manifest.json")]:
+    # a folder given as --data.cache_dir holds decoded images itself, those without labels and knowledge below
+    for manifest in [path for kind in ("", "scenes/*/", "unlabelled/*/") for path in root.glob(f"{kind}manifest.json")]:
         if read_json(manifest).get("kind") != KIND:
             continue
         settings = read_json(manifest).get("settings", {})

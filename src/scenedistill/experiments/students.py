@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, TeacherConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
+from scenedistill.data.training_part import TrainingPart
+from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import WEIGHTS, Lab, plain
+from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.losses.registry import LOSSES, resolve_weights
-from scenedistill.models.files import load_net, weights_hash
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_network
+from scenedistill.models.files import NetCard, load_net, weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.models.weights import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
@@ -38,11 +43,14 @@ def train_students(
     but the training's schedule and the kept views.
     """
     stages = [student_stage(lab, seed, split, folder, config, teacher) for folder, config in wanted]
+    everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(lab.hold(stage))
-        everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
         todo = [(stage, config) for stage, config in everyone if not lab.done(stage)]
+        for stage, config in everyone:
+            if stage.done:
+                check_start(stage, config.weights, start_hash(config.weights, config.name))
         if todo and _checkpoint(_together(lab, seed, everyone)).exists():
             todo = everyone  # killed on the way: what was trained together goes on together
         if todo:
@@ -54,12 +62,24 @@ def student_stage(
     lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
 ) -> Stage:
     """The stage in which a student is trained, with a teacher or plain."""
-    settings: dict[str, Any] = {"student": plain(config)}
+    settings: dict[str, Any] = {"student": student_settings(config)}
     if teacher:
         settings["teacher"] = teacher.fingerprint
+        asked = plain(lab.config.teacher)
+        settings |= {name: asked[name] for name in ("ask_size", "symmetries") if asked[name]}
+        if lab.config.teacher.also:
+            settings["also"] = [file_hash(path) for path in further_teachers(lab.config.teacher, seed)]
+        settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
+
+
+def student_settings(config: StudentConfig) -> dict[str, Any]:
+    """What the outcome of a student's training depends on: a start from nothing goes without saying."""
+    settings = plain(config) | {"fit": plain(config.schedule)}
+    left_out = {"weights": "none", "partial": False, "mixup": 0.0}  # else as it was before there were such settings
+    return {name: value for name, value in settings.items() if name not in left_out or value != left_out[name]}
 
 
 def _train(
@@ -70,13 +90,26 @@ def _train(
             f"{teacher.folder} is no longer this run's teacher: a run with other settings has put its own there. "
             "Give one of the two another run folder with --out."
         )
-    first = todo[0][1]
-    knowledge = open_knowledge(lab, seed, split, first, teacher) if teacher else None
-    modules = {title_of(stage.folder): _module(lab, seed, config, knowledge) for stage, config in todo}
+    shared = todo[0][1]
+    knowledge = open_knowledge(lab, seed, split, shared, teacher) if teacher else None
+    modules, starts, cards = dict[str, StudentTraining](), dict[str, dict[str, Any]](), dict[str, NetCard]()
+    for stage, config in todo:
+        name = title_of(stage.folder)
+        file = start_hash(config.weights, config.name)
+        modules[name], account = _module(lab, seed, config, knowledge)
+        starts[name] = start_record(config.weights, account, file) if config.weights != "none" else {}
+        first = bool(account and account.stride_in_first_convolution)
+        cards[name] = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     if len(modules) < len(todo):
         raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
-    taught_by = weights_hash(knowledge.teacher) if knowledge else None
-    batches = SceneDataModule(lab.cache, split, batch_size=first.fit.batch_size, seed=seed)
+    batches = SceneDataModule(
+        lab.cache,
+        split,
+        batch_size=shared.schedule.batch_size,
+        seed=seed,
+        training=knowledge.part if knowledge else None,
+        views=knowledge.views if knowledge else 0,
+    )
     folder = todo[0][0].folder
     title = title_of(folder)
     module: StudentTraining | TogetherTraining = modules[title]
@@ -89,19 +122,19 @@ def _train(
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
         record["teacher_frozen"] = list(knowledge.report)
-        if record["teacher_hash"] != taught_by:
-            raise RuntimeError("the teacher's weights changed while it taught")
+        record["also_taught_by"] = knowledge.teachers.hashes[1:]
         knowledge.check_untouched()
         if knowledge.store:
             record["knowledge"] = knowledge.store.folder.name
     # the time of one teacher pass for all is shared out evenly
     record["seconds"] = round(record["seconds"] / len(todo), 1)
-    for stage, config in todo:
+    for stage, _ in todo:
         name = title_of(stage.folder)
-        own = {**record, "together": len(todo), "last_epoch": _own(record["last_epoch"], name, len(todo))}
+        last = _own(record["last_epoch"], name, len(todo))
+        own = {**record, **starts[name], "together": len(todo), "last_epoch": last}
         prefix = f"{name} " if len(todo) > 1 else ""
         best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[name].net, lab.card(config.name, config.dual_attention), own, best)
+        lab.finish(stage, modules[name].net, cards[name], own, best)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
@@ -124,16 +157,23 @@ def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, floa
     return {name.removeprefix(f"{title} "): value for name, value in metrics.items() if name.startswith(f"{title} ")}
 
 
-def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None) -> StudentTraining:
+def _module(
+    lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None
+) -> tuple[StudentTraining, WeightAccount | None]:
     torch.manual_seed(seed)
-    net = build_student(
+    net, account = build_network(
         config.name,
         len(lab.classes),
         bands=lab.config.data.bands,
         image_size=lab.config.image_size,
+        weights=config.weights,
+        partial=config.partial,
         dual_attention=config.dual_attention,
     )
-    return StudentTraining(
+    if config.weights != "none":
+        lab.console.print(f"  {config.name} starts from {account or config.weights}", markup=False)
+        lab.console.print(f"  fine-tuned by {schedule_text(config.schedule)}", markup=False)
+    module = StudentTraining(
         net,
         config,
         resolve_weights(config.method, config.losses),
@@ -143,18 +183,30 @@ def _module(lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | N
         knowledge=knowledge,
         statistics=knowledge.statistics(lab.device)[0] if knowledge else None,
     )
+    return module, account
+
+
+def schedule_text(fit: FitConfig) -> str:
+    """A training's schedule in a line."""
+    return (
+        f"{fit.optimizer}, {fit.epochs} epochs, learning rate {fit.lr:g} ({fit.lr * fit.fresh_lr_factor:g} of fresh "
+        f"parts), weight decay {fit.weight_decay:g}, {fit.warmup_epochs:g} epochs of warm-up"
+    )
 
 
 def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
     """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    views = kept_views(config)
-    key = (teacher.fingerprint, views)
+    views, asked = kept_views(config), lab.config.teacher
+    key = (teacher.fingerprint, views, config.mixup)
     if lab.knowledge is None or lab.knowledge[0] != key:
         net, _ = load_net(teacher.folder / WEIGHTS)
         knowledge = Knowledge(
             net,
-            ScenePart(lab.cache, split.train),
+            _training_part(lab, seed, split, config),
             views=views,
+            ask_size=asked.ask_size,
+            symmetries=asked.symmetries,
+            others=[_further_teacher(lab, path) for path in further_teachers(asked, seed)],
             config=lab.config.views,
             image_size=lab.config.image_size,
             seed=seed,
@@ -167,9 +219,46 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
         for line in knowledge.report:
             lab.console.print(f"  teacher made fast: {line}", markup=False)
         if knowledge.store:
-            lab.console.print(f"  {knowledge.need(config.fit.epochs)}", markup=False)
+            lab.console.print(f"  {knowledge.need(config.schedule.epochs)}", markup=False)
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
+
+
+def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
+    """The images that a distilled student trains on."""
+    pool = lab.unlabelled(split)
+    return TrainingPart(
+        ScenePart(lab.cache, split.train),
+        pool.part if pool else None,
+        share=lab.config.data.unlabelled_share,
+        mixup=config.mixup,
+        seed=seed,
+    )
+
+
+def further_teachers(config: TeacherConfig, seed: int) -> list[Path]:
+    """Weights of the teachers that a seed's answers are averaged with.
+
+    Raises:
+        UserError: one is not there.
+    """
+    paths = [Path(path.replace("{seed}", str(seed))) for path in config.also]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"--teacher.also: no network at {path}. Expected the weights.safetensors of a finished teacher."
+            )
+    return paths
+
+
+def _further_teacher(lab: Lab, path: Path) -> SceneNet:
+    net, card = load_net(path)
+    if card.classes != lab.classes or card.bands != lab.config.data.bands:
+        raise UserError(
+            f"--teacher.also: {path} was trained for {len(card.classes)} classes and {card.bands} bands, or for other "
+            f"classes than these; the data has {len(lab.classes)} and {lab.config.data.bands}. All teachers must agree."
+        )
+    return net
 
 
 def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
@@ -182,18 +271,21 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
     config = lab.config.teacher
     if len(split.val):
         what, part = "validation", ScenePart(lab.cache, split.val)
-        size = lab.config.image_size
+        size = knowledge.ask_size
         found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
         oa = float((found == part.labels).mean())
     else:
-        what, part = "training", knowledge.part
+        what, part = "training", knowledge.part.labelled
         oa = knowledge.statistics(lab.device)[1]
     chance = 1 / len(lab.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
     if oa < least:
+        better = "Train it longer, start it from pretrained weights"
+        if config.as_is:
+            better = "Name its classes in the order of its logits (--teacher.classes), train it (--teacher.as_is false)"
         raise UserError(
             f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. Train it longer, start it from pretrained weights, or lower --teacher.min_oa."
+            f"{least:.1%} to teach. {better}, or lower --teacher.min_oa."
         )
     lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
 
@@ -207,4 +299,4 @@ def kept_views(config: StudentConfig) -> int:
 
 def plain_student(config: StudentConfig) -> StudentConfig:
     """The same student trained on the labels alone, all else equal."""
-    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0)
+    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0, mixup=0.0)

@@ -39,9 +39,10 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
         pixels=config.image_size,
         train_ratio=None if config.data.split_file else config.data.train_ratio,
         split_hash=dict(splits) if len(splits) > 1 else next(iter(splits.values())),
-        epochs={"teacher": config.teacher.fit.epochs, "student": config.student.fit.epochs},
+        epochs={"teacher": config.teacher.fit.epochs, "student": config.student.schedule.epochs},
         wall_seconds=sum(_seconds(row) for row in rows),
         rows=tuple(rows),
+        notes=lab.notes,
     )
     if lab.lead:
         write_json(lab.out / "summary.json", to_json(result))

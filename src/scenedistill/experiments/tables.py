@@ -88,7 +88,14 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
         "parameters (M)": middle(known("parameters", 1e-6)),
         "ms per image": middle(known("milliseconds")),
         "training (min)": middle(known_more("train_seconds", 1 / 60)),
+        "started from": started_from(rows),
     }
+
+
+def started_from(rows: Sequence[Row]) -> str:
+    """The pretrained weights; none where the network started from nothing, or the rows do not say."""
+    known = dict.fromkeys(str(row.more.get("weights") or "none") for row in rows)
+    return ", ".join(name for name in known if name != "none") or NONE
 
 
 def training(variant: str, teacher: str) -> str:

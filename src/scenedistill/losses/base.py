@@ -17,11 +17,13 @@ class TeacherStatistics(NamedTuple):
         embedding_mean: `[D_t]`.
         descriptor_mean: of each stage's channel descriptor, `[C_s]`.
         descriptor_std: of each stage's channel descriptor, `[C_s]`.
+        embeddings: of the training images themselves, `[N, D_t]`, in their order; empty where they were not kept.
     """
 
     embedding_mean: Tensor
     descriptor_mean: tuple[Tensor, ...]
     descriptor_std: tuple[Tensor, ...]
+    embeddings: Tensor = torch.empty(0)
 
 
 class DistillationLoss(nn.Module):
@@ -40,6 +42,8 @@ class DistillationLoss(nn.Module):
     relational: ClassVar[bool] = False
     #: False when the loss looks at the labels only and no teacher is needed.
     needs_teacher: ClassVar[bool] = True
+    #: True when the loss looks at the labels: it is then given the images that have one, and no others.
+    needs_labels: ClassVar[bool] = False
     #: True when the loss looks at the attention of the stages, which else is not reported.
     needs_attention: ClassVar[bool] = False
     #: True when the loss looks at the feature maps of the stages; they are never kept, the teacher is asked every time.
@@ -71,22 +75,11 @@ class DistillationLoss(nn.Module):
         """Take what is needed of the teacher's statistics, before the first step."""
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch norm of an adapter; goes by its running statistics where a batch has but one value a channel, which does
-    not vary."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
-            return nn.functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
-        return super().forward(input)
-
-
 class CrossEntropy(DistillationLoss):
     """Cross-entropy of the student's logits with the labels: the classification term of the paper's equation (15)."""
 
     needs_teacher = False
+    needs_labels = True
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
@@ -107,7 +100,7 @@ def require(least: float, *, above: bool = False, **options: float) -> None:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor if tensor.dtype in (torch.float64, torch.int64) else tensor.float()
 
 
 def _constant(tensor: Tensor) -> Tensor:

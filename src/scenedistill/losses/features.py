@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, Norm, require
+from scenedistill.losses.base import DistillationLoss, require
 from scenedistill.losses.dual_attention import map_distance
+from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
@@ -42,7 +43,7 @@ class Hint(DistillationLoss):
         require(1, stage=stage)
         self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
         ours, theirs = student.stages[self.stage], teacher.stages[self.stage]
-        self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), Norm(theirs))
+        self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), BatchNorm(theirs))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -41,9 +41,9 @@ class Decoupled(DistillationLoss):
     softmax over the other classes alone. Plain distillation is the same with `rest` = the teacher's probability of
     everything else, which is next to nothing where the teacher is sure.
 
-    Traps: it looks at the labels, so it wants hard ones (no mixup). The authors raise the loss's weight from 0 over the
-    first 20 of 240 epochs, which is not done here. The right `rest` depends on the teacher: their runs take 2 to 8 on
-    CIFAR-100, and 0.5 with T = 1 on ImageNet.
+    Traps: it looks at the labels, and so at no mixed or unlabelled images. The authors raise the loss's weight from 0
+    over the first 20 of 240 epochs, which is not done here. The right `rest` depends on the teacher: their runs take 2
+    to 8 on CIFAR-100, and 0.5 with T = 1 on ImageNet.
 
     Args:
         student: widths of the student.
@@ -52,6 +52,8 @@ class Decoupled(DistillationLoss):
         target: alpha, weight of TCKD.
         rest: beta, weight of NCKD.
     """
+
+    needs_labels = True
 
     def __init__(
         self,

@@ -144,6 +144,7 @@ class ContrastiveRepresentation(DistillationLoss):
     """
 
     relational = True
+    needs_labels = True
 
     def __init__(
         self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 0.07, width: float = 128

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, Norm, require
+from scenedistill.losses.base import DistillationLoss, require
+from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 #: Sides of the grids that maps are averaged to beside their full size; each counts half as much as the one before.
@@ -75,9 +76,9 @@ class Fusion(nn.Module):
 
     def __init__(self, student: int, middle: int, teacher: int, *, fuses: bool) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(student, middle, 1, bias=False), Norm(middle))
+        self.reduce = nn.Sequential(nn.Conv2d(student, middle, 1, bias=False), BatchNorm(middle))
         self.gates = nn.Conv2d(2 * middle, 2, 1) if fuses else None
-        self.guide = nn.Sequential(nn.Conv2d(middle, teacher, 3, padding=1, bias=False), Norm(teacher))
+        self.guide = nn.Sequential(nn.Conv2d(middle, teacher, 3, padding=1, bias=False), BatchNorm(teacher))
         for first in (self.reduce[0], self.guide[0]):
             nn.init.kaiming_uniform_(cast(Tensor, first.weight), a=1)
 

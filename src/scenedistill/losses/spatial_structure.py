@@ -9,20 +9,25 @@ from torch.nn import functional as F
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
+#: Points of the bank at most: the first ones, in an order of the training images that mixes no classes on purpose.
+BANK = 16384
+
 
 class SpatialStructureLoss(DistillationLoss):
     """Anchored structure plus inner structure of a batch's embeddings.
 
     Anchored: a head (the SS module, thrown away after training) carries the student's embedding into the teacher's
-    space, where each student point must stand to all the teacher's points as its own teacher point does:
-    `KL(softmax(t_i . t_j / tau) || softmax(p(u_i) . t_j / tau))` over j, and `1 - cos(p(u_i), t_i)`. Teacher
+    space, where each student point must stand to the teacher's points as its own teacher point does:
+    `KL(softmax(t_i . b_j / tau) || softmax(p(u_i) . b_j / tau))` over j, and `1 - cos(p(u_i), t_i)`. The points b_j are
+    those of all training images but the image's own, which would else take nearly the whole of the softmax. The KL term
+    is the objective of SEED (Fang et al., ICLR 2021) with the whole training set in the place of its queue. Teacher
     embeddings are centred with their mean over the training set and L2-normalised.
 
     Inner: pairwise distances (each set divided by its mean distance) and the angles of all triples, Huber loss
     (Park et al., CVPR 2019).
 
-    That the loss works on the sets Tb and Sb of a batch's features is stated by Li, Nan and Liu (2023); the formula
-    is ours.
+    That the loss works on the sets Tb and Sb of a batch's features is stated by Li, Nan and Liu (2023); the choice of
+    the terms is ours.
 
     Args:
         student: widths of the student.
@@ -32,10 +37,12 @@ class SpatialStructureLoss(DistillationLoss):
         distance: weight of the pairwise distances.
         angle: weight of the angles.
         temperature: tau, > 0.
+        bank: 1 takes the points b_j from the training set; 0, or statistics that hold no embeddings, from the batch.
     """
 
     relational = True
     centre: Tensor
+    points: Tensor
 
     def __init__(
         self,
@@ -47,11 +54,12 @@ class SpatialStructureLoss(DistillationLoss):
         distance: float = 0.0,
         angle: float = 0.0,
         temperature: float = 0.1,
+        bank: float = 1.0,
     ) -> None:
         super().__init__(student, teacher)
         self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
         require(0, above=True, temperature=temperature)
-        self.temperature = temperature
+        self.temperature, self.bank = temperature, bank
         width = teacher.embedding
         self.head = nn.Sequential()
         if cosine or relation:  # else nothing would train it, and DDP wants a gradient for every parameter
@@ -64,10 +72,13 @@ class SpatialStructureLoss(DistillationLoss):
                 )
             )
         self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("points", torch.zeros(0, width), persistent=False)
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Remember the mean of the teacher's embeddings over the training set."""
+        """Take mean and, for the bank, embeddings of the teacher over the training set."""
         self.centre.copy_(statistics.embedding_mean)
+        if self.bank and len(statistics.embeddings):
+            self.points = F.normalize(statistics.embeddings[:BANK].to(self.centre) - self.centre, dim=1)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
@@ -76,7 +87,11 @@ class SpatialStructureLoss(DistillationLoss):
             target = F.normalize(teacher.embedding - self.centre, dim=1)
             carried = F.normalize(self._carry(student.embedding), dim=1)
             total = total + self.cosine * (1 - (carried * target).sum(1)).mean()
-            total = total + self.relation * relation_divergence(carried, target, self.temperature)
+            if self.relation:
+                points, own = target, torch.arange(len(target), device=target.device)
+                if len(self.points):
+                    points, own = self.points, teacher.rows[0] if teacher.rows else None  # type: ignore[assignment]
+                total = total + self.relation * relation_divergence(carried, target, points, own, self.temperature)
         if self.distance:
             total = total + self.distance * distance_structure(student.embedding, teacher.embedding)
         if self.angle:
@@ -96,10 +111,24 @@ class SpatialStructureLoss(DistillationLoss):
         return carried
 
 
-def relation_divergence(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """Mean over i of KL(softmax_j(t_i . t_j / tau) || softmax_j(s_i . t_j / tau)) for unit vectors `[B, D]`."""
-    teacher = F.log_softmax(theirs @ theirs.T / temperature, dim=1)
-    student = F.log_softmax(ours @ theirs.T / temperature, dim=1)
+def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tensor | None, temperature: float) -> Tensor:
+    """Mean over i of KL(softmax_j(t_i . b_j / tau) || softmax_j(s_i . b_j / tau)), the image's own point left out.
+
+    Args:
+        ours: unit vectors s `[B, D]`.
+        theirs: unit vectors t `[B, D]`.
+        points: unit vectors b `[M, D]`.
+        own: position of each image's own point among these, int64 `[B]`; M or more where it is not among them. With
+            None no point is left out.
+        temperature: tau, > 0.
+    """
+    if len(points) < 3:  # one point beside the own says nothing
+        return ours.sum() * 0
+    scores = ((theirs @ points.T / temperature), (ours @ points.T / temperature))
+    if own is not None:
+        itself = own[:, None] == torch.arange(len(points), device=own.device)
+        scores = tuple(score.masked_fill(itself, -1e4) for score in scores)  # type: ignore[assignment]
+    teacher, student = (F.log_softmax(score, dim=1) for score in scores)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

@@ -8,18 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import StageAttention
 
 
 class DualAttention(nn.Module):
     """Weighs the channels, then the positions, of a feature map.
 
-    Channel: `c = sigmoid(MLP(avgpool F) + MLP(maxpool F))`, `F' = 2 c F`, one shared MLP `C -> max(C/16, 8) -> C`.
-    Spatial: `m = sigmoid(conv7x7([mean_C F', max_C F']))`, `F'' = 2 m F'`.
+    Channel: `c = 1/2 + tanh(MLP(BN(avgpool F)) + MLP(BN(maxpool F))) / 4`, `F' = 2 c F`, one shared MLP
+    `C -> max(C/16, 8) -> C`. Spatial: `m = 1/2 + tanh(conv7x7(BN([mean_C F', max_C F']))) / 4`, `F'' = 2 m F'`.
 
     The last layer of each gate starts at zero, so both gates start at 1/2 and the module as the identity: put into a
     pretrained backbone it changes nothing at first. That the module is dual is stated by Li, Nan and Liu (2023); the
-    formula is ours, after CBAM (Woo et al., ECCV 2018).
+    formula is ours, after CBAM (Woo et al., ECCV 2018). Unlike CBAM's, the gates read normalised summaries and stay in
+    1/4..3/4: with sigmoid gates on raw summaries, SGD at a rate of 0.1 drives the spatial gates to 0 or 1 within 30
+    steps, and what has passed a gate of 0 learns nothing any more (docs/method.md).
 
     Args:
         channels: number of channels C of the feature map.
@@ -28,8 +31,10 @@ class DualAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = max(channels // 16, 8)
+        self.pooled_norm = nn.BatchNorm1d(channels)
         self.reduce = nn.Linear(channels, hidden)
         self.expand = nn.Linear(hidden, channels)
+        self.summary_norm = BatchNorm(2)
         self.locate = nn.Conv2d(2, 1, kernel_size=7, padding=3)
         for last in (self.expand, self.locate):
             nn.init.zeros_(last.weight)
@@ -46,13 +51,41 @@ class DualAttention(nn.Module):
         """
         # in the order of channels-last memory: the gradients of these means then come in that order too, uncopied
         tokens = feature.permute(0, 2, 3, 1)  # [B, H, W, C]
-        pooled = torch.stack((tokens.mean((1, 2)), tokens.amax((1, 2))))  # [2, B, C]
-        channel = torch.sigmoid(self.expand(torch.relu(self.reduce(pooled))).sum(0))  # [B, C]
+        pooled = torch.cat((tokens.mean((1, 2)), tokens.amax((1, 2))))  # [2 B, C]
+        channel = self._gate(
+            self.expand(torch.relu(self.reduce(self._norm_pooled(pooled)))).unflatten(0, (2, -1)).sum(0)
+        )
         weighted = tokens * (2 * channel)[:, None, None]
         summary = torch.cat((weighted.mean(3, keepdim=True), weighted.amax(3, keepdim=True)), 3)  # [B, H, W, 2]
-        spatial = torch.sigmoid(self.locate(summary.permute(0, 3, 1, 2)))  # [B, 1, H, W]
+        spatial = self._gate(self.locate(self._norm_summary(summary.permute(0, 3, 1, 2))))  # [B, 1, H, W]
         gated = weighted * (2 * spatial).permute(0, 2, 3, 1)
         return gated.permute(0, 3, 1, 2), channel, spatial
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return cast(Tensor, self.pooled_norm(pooled))
+
+    def _norm_summary(self, summary: Tensor) -> Tensor:
+        return cast(Tensor, self.summary_norm(summary))
+
+    def _gate(self, score: Tensor) -> Tensor:
+        return 0.5 + torch.tanh(score) / 4
+
+
+class SigmoidAttention(DualAttention):
+    """The module of networks that were trained before its gates were bounded: sigmoid gates on raw summaries."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        del self.pooled_norm, self.summary_norm
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+    def _norm_summary(self, summary: Tensor) -> Tensor:
+        return summary
+
+    def _gate(self, score: Tensor) -> Tensor:
+        return torch.sigmoid(score)
 
 
 class NoAttention(nn.Module):

@@ -14,8 +14,9 @@ from torch import nn
 
 from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
+from scenedistill.models.attention import SigmoidAttention
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
-        net, _ = build_teacher(
+        net, _ = build_network(
             card.name,
             len(card.classes),
             bands=card.bands,
@@ -78,6 +79,11 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             dual_attention=card.dual_attention,
             stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if "mean" in tensors:
+            net.set_normalisation(tensors["mean"], tensors["std"])
+        if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):
+            for stage, width in zip(net.stages, net.dims.stages, strict=True):
+                stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0][:120]

@@ -199,7 +199,11 @@ def _merge_branches(net: SceneNet, probe: Tensor) -> str:
 def _fold_batch_norms(net: SceneNet, probe: Tensor) -> str:
     """Into the layer that alone feeds them; what else they do (timm's hold their activation) stays."""
     layer_of = _layers_of_norms(net, probe)
-    names = [(name, module) for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _NORMS)]
+    names = [
+        (name, module)
+        for name, module in net.named_modules(remove_duplicate=False)
+        if isinstance(module, _NORMS) and ".attention." not in name  # a DA module's read summaries, not layers
+    ]
     if not names:
         return "there are none"
     for norm, layer in layer_of.items():

@@ -60,6 +60,29 @@ class SceneNet(nn.Module):
         self.head = nn.Linear(width, classes)
         self.dims = FeatureDims(classes, width, tuple(widths))
 
+    def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Put in another head.
+
+        Args:
+            weight: `[K, D]`.
+            bias: `[K]`; zeros when not given.
+        """
+        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
+        self.dims = self.dims._replace(classes=len(weight))
+
+    def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise images with other statistics than the backbone's own, which is kept with the weights.
+
+        Args:
+            mean: of each band of images in 0..1, `[bands]`.
+            std: standard deviation of each band, `[bands]`.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, values.detach().clone().float().reshape(-1, 1, 1), persistent=True)
+
     @property
     def stages(self) -> list[AttendedStage]:
         """The wrapped stages, finest first."""

@@ -13,7 +13,8 @@ class StageAttention(NamedTuple):
     """Where one stage of a network looks.
 
     Attributes:
-        channel: gate of every channel, `[B, C_s]`, in 0..1 (1/2 everywhere when the network has no DA modules).
+        channel: gate c of every channel, `[B, C_s]`, in 0..1; the feature is multiplied by 2 c. 1/2 everywhere when the
+            network has no DA modules.
         spatial: gate of every position, `[B, 1, H_s, W_s]`, in 0..1.
         energy: mean over the channels of the squared stage feature, `[B, H_s, W_s]`, >= 0.
         descriptor: mean over the positions of the stage feature, `[B, C_s]`.
@@ -33,12 +34,14 @@ class SceneOutput(NamedTuple):
         embedding: pooled last feature, `[B, D]`.
         attention: one entry a stage, from the finest (stride 4) to the coarsest (stride 32).
         features: the whole feature map of each stage, `[B, C_s, H_s, W_s]`, finest first; empty unless asked for.
+        rows: position of each image among the training images, as one int64 `[B]`; empty where it is not known.
     """
 
     logits: Tensor
     embedding: Tensor
     attention: tuple[StageAttention, ...]
     features: tuple[Tensor, ...] = ()
+    rows: tuple[Tensor, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SceneOutput:
         """The same output with `function(tensor) -> tensor` applied to every tensor in it."""

@@ -1,110 +1,22 @@
-"""The light students: Table 1 of the paper in both readings, and any timm backbone."""
+"""The student's network, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
-
-from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
-from scenedistill.precision import at_least_float32
-
-Widths = tuple[tuple[int, int], ...]
-
-#: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage; that is
-#: either meant, or a slip for the widths of a ResNet with one basic block a stage. Both are offered.
-TABLE1_PRINTED: Widths = ((64, 64), (128, 64), (256, 64), (512, 64))
-TABLE1_RESNET: Widths = ((64, 64), (128, 128), (256, 256), (512, 512))
-
-#: Students by name; a new one is a line here. Any other name is looked up in timm.
-STUDENTS: dict[str, Callable[[int], nn.Module]] = {
-    "table1_printed": lambda bands: Table1Backbone(TABLE1_PRINTED, bands),
-    "table1_resnet": lambda bands: Table1Backbone(TABLE1_RESNET, bands),
-}
+from scenedistill.models.create import build_network
+from scenedistill.models.network import SceneNet
 
 
 def build_student(
-    name: str, classes: int, *, bands: int = 3, image_size: int = 96, dual_attention: bool = True
+    name: str,
+    classes: int,
+    *,
+    bands: int = 3,
+    image_size: int = 96,
+    weights: str = "none",
+    dual_attention: bool = True,
 ) -> SceneNet:
-    """A student with fresh weights: trained from scratch, as the paper's baseline suggests.
-
-    Args:
-        name: a key of `STUDENTS` or any timm model name.
-        classes: number of scene classes.
-        bands: number of input bands.
-        image_size: side of the images in pixels (only transformers depend on it).
-        dual_attention: put DA modules after the stages.
-
-    Raises:
-        UserError: nobody knows the name.
-    """
-    if name in STUDENTS:
-        backbone = STUDENTS[name](bands)
-    else:
-        backbone = timm_backbone(name, bands=bands, image_size=image_size, others=STUDENTS)
-    mean, std = band_statistics(backbone, bands)
-    return SceneNet(backbone, classes, mean=mean, std=std, dual_attention=dual_attention, image_size=image_size)
-
-
-class Table1Backbone(nn.Module):
-    """The paper's light CNN: a 7x7/2 stem, a 3x3/2 max pool and four stages of one residual block each.
-
-    The block, the stem and batch norm are ours (Table 1 prints the convolutions and the pool only; the sizes it prints
-    ask for a stem that halves the input).
-
-    Args:
-        widths: of the two 3x3 convolutions of each stage.
-        bands: number of input bands.
-    """
-
-    def __init__(self, widths: Widths, bands: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(bands, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-        self.conv2_x = ResidualBlock(64, *widths[0], stride=1)
-        self.conv3_x = ResidualBlock(widths[0][1], *widths[1], stride=2)
-        self.conv4_x = ResidualBlock(widths[1][1], *widths[2], stride=2)
-        self.conv5_x = ResidualBlock(widths[2][1], *widths[3], stride=2)
-        self.num_features = widths[3][1]
-        self.feature_info = [
-            {"module": f"conv{i + 2}_x", "num_chs": widths[i][1], "reduction": 4 * 2**i} for i in range(4)
-        ]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed `[B, bands, H, W]` as `[B, num_features]`."""
-        feature = self.stem(images)
-        feature = self.conv5_x(self.conv4_x(self.conv3_x(self.conv2_x(feature))))
-        return at_least_float32(feature).mean((2, 3))
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut that is projected (1x1) where the shape changes.
-
-    Source: He et al., CVPR 2016, basic block; the widths of the two convolutions may differ.
-    """
-
-    def __init__(self, inputs: int, middle: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, middle, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle)
-        self.conv2 = nn.Conv2d(middle, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Map `[B, inputs, H, W]` to `[B, outputs, H / stride, W / stride]`."""
-        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(feature)))))
-        activated: Tensor = self.relu(residual + self.shortcut(feature))
-        return activated
+    """A student; the arguments are those of `build_network`, which also says which weights were taken."""
+    net, _ = build_network(
+        name, classes, bands=bands, image_size=image_size, weights=weights, dual_attention=dual_attention
+    )
+    return net

@@ -1,14 +1,10 @@
-"""The teachers: the paper's ResNet-101 with dual attention, and any timm backbone."""
+"""The teacher's network, by name."""
 
 from __future__ import annotations
 
-from typing import cast
-
-from torch import nn
-
-from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
-from scenedistill.models.student import STUDENTS
-from scenedistill.models.weights import WeightAccount, load_weights
+from scenedistill.models.create import build_network
+from scenedistill.models.network import SceneNet
+from scenedistill.models.weights import WeightAccount
 
 
 def build_teacher(
@@ -21,44 +17,13 @@ def build_teacher(
     dual_attention: bool = True,
     stride_in_first_convolution: bool = False,
 ) -> tuple[SceneNet, WeightAccount | None]:
-    """A teacher, started from pretrained weights where there are some.
-
-    Args:
-        name: `resnet101` (the paper's) or any timm model name, or a student's, to distil between equals.
-        classes: number of scene classes.
-        bands: number of input bands.
-        image_size: side of the images in pixels (only transformers depend on it).
-        weights: `none`; `timm` for timm's hub; `torchvision` for torchvision's weights of the same name; or the path of
-            a local .safetensors, .pth or .pt file with tensors named as timm or torchvision name them.
-        dual_attention: put DA modules after the stages.
-        stride_in_first_convolution: ResNet "v1" blocks; also chosen when the weights say so.
-
-    Returns:
-        The network, and an account of which tensors were taken (None when all are fresh).
-
-    Raises:
-        UserError: unknown name, unreadable file, or weights of which next to none fit.
-    """
-    account = None
-    if name in STUDENTS:
-        backbone = STUDENTS[name](bands)
-    else:
-        backbone = timm_backbone(
-            name, bands=bands, image_size=image_size, pretrained=weights == "timm", others=STUDENTS
-        )
-    if weights not in ("none", "timm"):
-        account = load_weights(backbone, weights, model=name)
-    if stride_in_first_convolution or (account and account.stride_in_first_convolution):
-        _move_stride(backbone)
-    mean, std = band_statistics(backbone, bands)
-    net = SceneNet(backbone, classes, mean=mean, std=std, dual_attention=dual_attention, image_size=image_size)
-    return net, account
-
-
-def _move_stride(resnet: nn.Module) -> None:
-    """Put the stride of a bottleneck into its first 1x1 convolution: the original "v1" ResNet, where `account` says
-    that the weights were trained so. With the stride in the 3x3 they would compute something else."""
-    for layer in ("layer2", "layer3", "layer4"):
-        first = cast(nn.ModuleList, getattr(resnet, layer))[0]
-        cast(nn.Conv2d, first.conv1).stride = (2, 2)
-        cast(nn.Conv2d, first.conv2).stride = (1, 1)
+    """A teacher, the paper's by default; arguments and outcome are those of `build_network`."""
+    return build_network(
+        name,
+        classes,
+        bands=bands,
+        image_size=image_size,
+        weights=weights,
+        dual_attention=dual_attention,
+        stride_in_first_convolution=stride_in_first_convolution,
+    )

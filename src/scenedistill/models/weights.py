@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
+from scenedistill.models.weight_files import read_weights
 
 #: Below this share of a backbone's parameters, what fits is taken for an accident.
 LEAST_SHARE = 0.05
@@ -48,100 +51,139 @@ class WeightAccount:
         return "\n".join(lines)
 
 
-def load_weights(backbone: nn.Module, source: str, *, model: str = "") -> WeightAccount:
-    """Copy every tensor that fits, by name and shape, from a file or from torchvision into a backbone.
+def load_weights(backbone: nn.Module, source: str, *, model: str = "", partial: bool = False) -> WeightAccount:
+    """Copy tensors into a backbone, by name and shape; see `take_weights`, which also gives what is left over."""
+    return take_weights(backbone, source, model=model, partial=partial)[0]
 
-    Names are timm's or torchvision's; the prefix that wrappers leave (`module.`, `model.backbone.`, ...) is
-    looked through. Residual blocks that the file lacks stay the identity where their last batch norm starts at zero, as
-    timm's ResNets do: a ResNet-101 started from a ResNet-50 computes what the ResNet-50 did.
+
+def take_weights(
+    backbone: nn.Module, source: str, *, model: str = "", partial: bool = False
+) -> tuple[WeightAccount, dict[str, Tensor]]:
+    """Copy tensors into a backbone, by name and shape.
+
+    Names are timm's or torchvision's, or those of an original release that timm's own conversion knows
+    (`checkpoint_filter_fn`: also position embeddings and Swin's tables of another size); the prefix that wrappers leave
+    (`module.`, `model.backbone.`, ...) is looked through. Of several networks in a file that fit as well, averaged
+    weights come first. Residual blocks that the file lacks stay the identity where their last batch norm starts at
+    zero, as timm's ResNets do: a ResNet-101 started from a ResNet-50 computes what the ResNet-50 did.
 
     Args:
         backbone: its floats keep their own precision.
-        source: path of a .safetensors, .pth or .pt file, or `torchvision`.
-        model: torchvision's name of the model, for `torchvision`.
+        source: path of a .safetensors, .pth, .pt or .ckpt file, `torchvision` or `lite`.
+        model: name of the model, for `torchvision`, `lite` and timm's conversion.
+        partial: take what fits where tensors of another shape, or of further blocks, say that the file is of another
+            architecture.
+
+    Returns:
+        The account, and the tensors of the file that fit nowhere, such as those of its head.
 
     Raises:
-        UserError: no such file, not a file of tensors, or tensors of which next to none fit.
+        UserError: no such file, not a file of tensors, tensors of which next to none fit, or ones of another shape
+            (the first convolution may have another number of bands, and the head is not asked).
     """
-    tensors, notes = _torchvision(model) if source == "torchvision" else _read(Path(source))
-    wanted = backbone.state_dict()
-    tensors = _best_prefix(tensors, wanted)
-    tensors = _adapt_bands(tensors, wanted)
-    taken = [name for name, tensor in tensors.items() if name in wanted and wanted[name].shape == tensor.shape]
-    mismatched = [
-        f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
+    label, places, notes = read_weights(source, model)
+    wanted, parameters = backbone.state_dict(), dict(backbone.named_parameters())
+    size = max(1, sum(parameter.numel() for parameter in parameters.values()))
+
+    def fits(tensors: Mapping[str, Tensor]) -> list[str]:
+        return [name for name, tensor in tensors.items() if name in wanted and wanted[name].shape == tensor.shape]
+
+    def share(tensors: Mapping[str, Tensor]) -> float:
+        return sum(parameters[name].numel() for name in fits(tensors) if name in parameters) / size
+
+    found = {place: _matched(tensors, backbone, model) for place, tensors in places.items()}
+    place = max(found, key=lambda place: share(found[place]))
+    tensors, taken = found[place], fits(found[place])
+    if place:
+        label = f"{label}, {place}"
+    other = {
+        name: f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
         for name in tensors
         if name in wanted and name not in taken
-    ]
-    parameters = dict(backbone.named_parameters())
-    share = sum(parameters[name].numel() for name in taken if name in parameters) / max(
-        1, sum(p.numel() for p in parameters.values())
+    }
+    account = WeightAccount(
+        source=label,
+        taken=tuple(taken),
+        fresh=tuple(name for name in parameters if name not in taken),
+        unused=tuple(name for name in tensors if name not in wanted),
+        mismatched=tuple(other.values()),
+        share=share(tensors),
+        stride_in_first_convolution="stride in the first 1x1" in notes,
     )
-    label = "torchvision" if source == "torchvision" else Path(source).name
-    if share < LEAST_SHARE:
+    few = account.share < LEAST_SHARE
+    if not partial and (not few or 2 * len(taken) + 2 * len(other) > len(tensors)):  # the names are right, at least
+        _check_same(account, [text for name, text in other.items() if not _of_bands(name, tensors[name], backbone)])
+    if few:
         raise UserError(
-            f"{label}: {len(taken)} of its {len(tensors)} tensors fit {type(backbone).__name__} ({share:.1%} of its "
-            f"parameters). It holds {', '.join(_grouped(tuple(tensors))[:4])}; expected "
+            f"{label}: {len(taken)} of its {len(tensors)} tensors fit {type(backbone).__name__} "
+            f"({account.share:.1%} of its parameters). It holds {', '.join(_grouped(tuple(tensors))[:4])}; expected "
             f"{', '.join(_grouped(tuple(wanted))[:4])}. Give weights of the same architecture."
         )
     with torch.no_grad():
         for name in taken:
             wanted[name].copy_(tensors[name])
-    return WeightAccount(
-        source=label,
-        taken=tuple(taken),
-        fresh=tuple(name for name in parameters if name not in taken),
-        unused=tuple(name for name in tensors if name not in wanted),
-        mismatched=tuple(mismatched),
-        share=share,
-        stride_in_first_convolution="stride in the first 1x1" in notes,
-    )
+    return account, {name: tensors[name] for name in account.unused}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file, and what it says of itself."""
-    if not path.is_file():
+def _matched(tensors: dict[str, Tensor], backbone: nn.Module, model: str) -> dict[str, Tensor]:
+    """The tensors under the backbone's names: as they are, or, where these do not fit, as timm converts them."""
+    wanted = backbone.state_dict()
+    named = _best_prefix(tensors, wanted)
+    plain = _adapt_bands(named, wanted)
+    if all(name in plain and plain[name].shape == tensor.shape for name, tensor in wanted.items()):
+        return plain
+    converted = timm_conversion(model, named, backbone)
+    if converted is None:
+        return plain
+
+    def fitting(tensors: Mapping[str, Tensor]) -> int:
+        return sum(name in tensors and tensors[name].shape == tensor.shape for name, tensor in wanted.items())
+
+    converted = _adapt_bands(converted, wanted)
+    return converted if fitting(converted) > fitting(plain) else plain
+
+
+def timm_conversion(model: str, tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor] | None:
+    """The tensors as timm itself converts those of original releases and other sizes; None where it knows no way."""
+    if not timm.is_model(model):
+        return None
+    convert = getattr(sys.modules[timm.model_entrypoint(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return None
+    try:
+        converted = convert(dict(tensors), backbone)
+    except Exception:  # it is made for its own files, and any other may make it fail in any way
+        return None
+    return {name: tensor for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+
+
+def _check_same(account: WeightAccount, other_shape: list[str]) -> None:
+    """Refuse a file of another architecture: one with tensors of another shape, or with further blocks."""
+    if other_shape:
+        more = f" and {len(other_shape) - 3} more" if len(other_shape) > 3 else ""
         raise UserError(
-            f"No weights at {path}. Give a .safetensors, .pth or .pt file, 'timm', 'torchvision' or 'none'."
+            f"{account.source}: tensors of another shape: {', '.join(other_shape[:3])}{more}. Give weights of the same "
+            "architecture, or set partial to true to take what fits."
         )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                notes = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if "scenedistill" in notes:  # a network of ours: the stages are wrapped
-                tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
-            return tensors, str(notes)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
-        reason = (str(problem) or "it is empty").splitlines()[0][:120]
-        raise UserError(f"{path} cannot be read as weights: {reason}") from problem
-    except Exception as problem:  # weights_only refuses with pickle's own error
+    roots = {name.split(".")[0] for name in (*account.taken, *account.fresh)}
+    blocks = tuple(n for n in account.unused if n.split(".")[0] in roots and re.search(r"\.\d+\.", n))
+    if blocks:
         raise UserError(
-            f"{path} is not a file of tensors alone: damaged, or loading would run its code. Give a state_dict."
-        ) from problem
-    for key in ("state_dict", "model", "model_state_dict", "net", "ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors (found {type(content).__name__}). Save a state_dict.")
-    return tensors, ""
+            f"{account.source}: of another architecture: it also holds {', '.join(_grouped(blocks)[:4])}. Give weights "
+            "of the same one, or set partial to true to take what fits."
+        )
 
 
-def _torchvision(model: str) -> tuple[dict[str, Tensor], str]:
-    import torchvision
-
-    try:
-        # through the model, which renames the tensors of older files
-        return torchvision.models.get_model(model, weights="DEFAULT").state_dict(), ""
-    except ValueError as problem:
-        raise UserError(f"torchvision has no weights for '{model}'.") from problem
-    except OSError as problem:
-        raise UserError(f"torchvision's weights of '{model}' could not be downloaded: {problem}") from problem
+def _of_bands(name: str, tensor: Tensor, backbone: nn.Module) -> bool:
+    """Whether a tensor is that of the first convolution, for another number of bands."""
+    config: dict[str, Any] = getattr(backbone, "pretrained_cfg", None) or {}
+    firsts = config.get("first_conv") or next(iter(backbone.state_dict())).removesuffix(".weight")
+    goal = backbone.state_dict()[name]
+    named = name.removesuffix(".weight") in ((firsts,) if isinstance(firsts, str) else firsts)
+    return named and tensor.ndim == 4 and (tensor.shape[0], tensor.shape[2:]) == (goal.shape[0], goal.shape[2:])
 
 
-def _best_prefix(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _best_prefix(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without the prefix that, taken off, makes the most names fit."""
     found = Counter(
         name[:cut]

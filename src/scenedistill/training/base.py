@@ -17,8 +17,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from scenedistill.config import FitConfig
 from scenedistill.data.batches import SceneBatch
-from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.data.training_part import mixed_view
+from scenedistill.data.views import ViewConfig, evaluation_view
 from scenedistill.errors import UserError
+from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import allow_compiling
 from scenedistill.training.distributed import share_batch_norm
@@ -47,6 +49,8 @@ class SceneTraining(L.LightningModule):
         self.compiled = False
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
+        #: what the user is told at the end of the epoch
+        self.alerts: list[str] = []
         self.validation_oa = MulticlassAccuracy(net.dims.classes, average="micro")
         self._lost: dict[tuple[str, ...], Tensor] = {}  # of parts of the loss: the first step at which each was lost
         self._scales: dict[str, list[Tensor]] = {}  # of this epoch's steps, by column: what clipping multiplied with
@@ -64,6 +68,8 @@ class SceneTraining(L.LightningModule):
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
             for net in self.networks().values():
                 net.compile(dynamic=False)
+        for net in self.networks().values():
+            use_quick_depthwise(net)
 
     def networks(self) -> dict[str, SceneNet]:
         """What trains, by what begins its names in the log."""
@@ -81,9 +87,7 @@ class SceneTraining(L.LightningModule):
     def view(self, batch: SceneBatch, epoch: int) -> Tensor:
         """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
         with self.waiting("data"):
-            return training_view(
-                batch.images, batch.ids, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views
-            )
+            return mixed_view(batch, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -94,7 +98,8 @@ class SceneTraining(L.LightningModule):
 
     def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor, prefix: str = "") -> None:
         """Log the parts of the loss and the OA on the training views, the names behind a prefix."""
-        oa = (logits.detach().argmax(1) == labels).float().mean()
+        known = labels >= 0
+        oa = ((logits.detach().argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)
         several = self.trainer.world_size > 1
         values = {f"{prefix}{name}": part.detach() for name, part in parts.items()}
         self._check_finite(values)

@@ -35,7 +35,9 @@ def gather(tensor: Tensor) -> Tensor:
 def gather_output(output: SceneOutput) -> SceneOutput:
     """Of the whole batch what relational losses use: logits, embedding and, where they were asked for, the last stage's
     feature maps."""
-    return SceneOutput(gather(output.logits), gather(output.embedding), (), tuple(map(gather, output.features[-1:])))
+    features = tuple(map(gather, output.features[-1:]))
+    rows = tuple(map(gather, output.rows))
+    return SceneOutput(gather(output.logits), gather(output.embedding), (), features, rows)
 
 
 def share_of_rows(count: int) -> list[int]:

@@ -230,6 +230,9 @@ class _Clock(Callback):
             line = self.line(trainer.callback_metrics, trainer.current_epoch, pl_module, images / elapsed)
             shares = "  ".join(f"{what} {seconds / elapsed:.1%}" for what, seconds in spent.items())
             self.console.print(f"{line}  time: {shares}", markup=False)
+            for alert in pl_module.alerts:
+                self.console.print(f"  {self.title}: {alert}", markup=False)
+            pl_module.alerts.clear()
         own = {"seconds": self.seconds, **{f"{what}_seconds": seconds for what, seconds in self.spent.items()}}
         self.last = {**{name: float(value) for name, value in trainer.callback_metrics.items()}, **own}
         pl_module.log_dict(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scenedistill.data.batches import SceneBatch, ScenePart, content_hash
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache import cache_home
-from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.data.training_part import TrainingPart, mixed_view
+from scenedistill.data.views import ViewConfig, evaluation_view, view_number
 from scenedistill.losses.base import TeacherStatistics
-from scenedistill.models.files import weights_hash
-from scenedistill.models.freeze import FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.precision import Precision
 from scenedistill.training.distributed import gather_rows, on_every_process, share_of_rows
 from scenedistill.training.knowledge_store import KnowledgeStore, Packing
+from scenedistill.training.teachers import Teachers
 
 #: Images of one teacher pass when knowledge is gathered outside a training step.
 BATCH = 100
@@ -37,12 +37,16 @@ class Knowledge:
 
     Args:
         teacher: put into eval mode; its weights are never changed, and what is asked is a fast copy (`freeze`).
-        part: the training images.
+        part: the images that train, with what is mixed into them.
         views: K, number of distinct views that the epochs cycle through; 0 for a fresh one in every epoch.
         config: how views vary.
-        image_size: side of a view in pixels.
+        image_size: side of the student's view in pixels.
         seed: of the run.
         precision: `bf16`, `fp16` or `fp32`, of the teacher's pass.
+        ask_size: side in pixels of the teacher's view, which is the student's view sampled finer; `image_size` when not
+            given.
+        symmetries: average the answers over the eight symmetries of a view.
+        others: further teachers of the same classes, whose probabilities are averaged with the first one's.
         root: folder of all stores; `knowledge_home()` when not given.
         about: what a list of stores should say of this one.
         compiled: compile the frozen teacher.
@@ -51,41 +55,53 @@ class Knowledge:
     def __init__(
         self,
         teacher: SceneNet,
-        part: ScenePart,
+        part: TrainingPart | ScenePart,
         *,
         views: int,
         config: ViewConfig,
         image_size: int,
         seed: int,
         precision: Precision,
+        ask_size: int | None = None,
+        symmetries: bool = False,
+        others: Sequence[SceneNet] = (),
         root: Path | None = None,
         about: Mapping[str, Any] | None = None,
         compiled: bool = False,
     ) -> None:
-        self.teacher, self.part, self.views = teacher.eval().requires_grad_(False), part, views
-        self.config, self.image_size, self.seed, self.precision = config, image_size, seed, precision
-        self.compiled = compiled
+        part = part if isinstance(part, TrainingPart) else TrainingPart(part, seed=seed)
+        self.teacher, self.part, self.views = teacher, part, views
+        self.config, self.image_size, self.seed = config, image_size, seed
+        self.ask_size = ask_size or image_size
+        self.teachers = Teachers(
+            [teacher, *others],
+            precision=precision,
+            image_size=self.ask_size,
+            symmetries=symmetries,
+            compiled=compiled,
+        )
         self.store: KnowledgeStore | None = None
         if views:
             settings = {
-                "teacher": weights_hash(teacher),
-                "images": content_hash(part),
+                "teacher": "-".join(self.teachers.hashes),
+                "images": part.content_hash,
                 "views": asdict(config),
-                "image_size": image_size,
+                "image_size": self.ask_size,
                 "seed": seed,
                 "precision": precision,
             }
+            # left out where they change nothing, so that what was kept before there were such settings still serves
+            extra = {"symmetries": symmetries, "mixup": part.mixup, "share": part.share}
+            settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
-        self._frozen: FrozenTeacher | None = None
-        self._frozen_hash = ""
         self._statistics: tuple[TeacherStatistics, float] | None = None
         self._packing: Packing | None = None
         self._number = -1
-        self._rows: Tensor | None = None  # uint8 [N, row_bytes]: what is kept of the current view
+        self._rows: Tensor | None = None  # uint8 [M, row_bytes]: what is kept of the current view
 
     def view_number(self, epoch: int) -> int:
         """Number of the views that an epoch uses."""
-        return epoch % self.views if self.views else epoch
+        return view_number(epoch, self.views)
 
     def need(self, epochs: int) -> str:
         """What keeping the views of so many epochs takes, in words; nothing to say when nothing is kept.
@@ -113,9 +129,22 @@ class Knowledge:
         assert rows is not None
         self._number, self._rows = number, rows.to(device)
 
-    def of(self, batch: SceneBatch, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
-        """The teacher's output for a batch of this epoch and its view; without its attention, where nobody looks at it,
-        an answer is quicker to give.
+    def of(
+        self,
+        batch: SceneBatch,
+        epoch: int,
+        view: Tensor | None = None,
+        attention: bool = True,
+        features: bool = False,
+    ) -> SceneOutput:
+        """The teacher's output for a batch's views of an epoch.
+
+        Args:
+            batch: of the rows of this epoch.
+            epoch: counted from 0.
+            view: the student's, where it is at hand: it is not made anew where the teacher sees the same.
+            attention: report the attention of each stage; without it an answer is quicker to give.
+            features: report the feature map of each stage.
 
         Raises:
             ValueError: feature maps are wanted where answers are kept: those are too large to be.
@@ -123,7 +152,9 @@ class Knowledge:
         if features and self.views:
             raise ValueError(f"feature maps are not among the kept answers to {self.views} views; ask with views=0")
         if self._rows is None:
-            return self._ask(view, attention, features)
+            if view is None or view.shape[-1] != self.ask_size:
+                view = self._view(batch, self.view_number(epoch))
+            return self.teachers(view, attention, features)
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
 
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
@@ -137,17 +168,18 @@ class Knowledge:
     def packing(self) -> Packing:
         """How an answer is kept."""
         if self._packing is None:
-            bands = self.part.cache.bands
+            bands = self.part.labelled.bands
             with torch.no_grad():
                 device = next(self.teacher.parameters()).device
-                output = self.teacher(torch.zeros(1, bands, self.image_size, self.image_size, device=device))
+                output = self.teacher(torch.zeros(1, bands, self.ask_size, self.ask_size, device=device))
             self._packing = Packing.of(output)
         return self._packing
 
     def _measured(self, device: torch.device) -> tuple[TeacherStatistics, float]:
         outputs, right = [], 0
-        for batch in self.part.batches(BATCH):
-            output = self._ask(evaluation_view(batch.to(device).images, size=self.image_size))
+        part = self.part.labelled
+        for batch in part.batches(BATCH):
+            output = self.teachers(evaluation_view(batch.to(device).images, size=self.ask_size))
             outputs.append((output.embedding.float(), *(stage.descriptor.float() for stage in output.attention)))
             right += int((output.logits.argmax(1).cpu() == batch.labels).sum())
         embedding, *descriptors = (torch.cat(column).cpu() for column in zip(*outputs, strict=True))
@@ -155,50 +187,35 @@ class Knowledge:
             embedding.mean(0),
             tuple(d.mean(0) for d in descriptors),
             tuple(d.std(0) if len(d) > 1 else torch.ones_like(d[0]) for d in descriptors),
+            embedding.half().float(),  # as they are kept
         )
-        oa = right / len(self.part)
+        oa = right / len(part)
         if self.store:
             self.store.write_statistics(found, oa)
         return found, oa
 
     def _gathered(self, number: int, device: torch.device) -> Tensor:
         """The answers of all processes to a view, uint8 `[N, row_bytes]`."""
-        rows = []
-        for batch in self.part.batches(BATCH, share_of_rows(len(self.part))):
-            moved = batch.to(device)
-            view = training_view(
-                moved.images, moved.ids, seed=self.seed, epoch=number, size=self.image_size, config=self.config
-            )
-            rows.append(self.packing.pack(self._ask(view)))
-        return gather_rows(torch.cat(rows), len(self.part)).cpu()
+        rows, part = [], self.part.at(number)
+        for batch in part.batches(BATCH, share_of_rows(len(part))):
+            rows.append(self.packing.pack(self.teachers(self._view(batch.to(device), number))))
+        return gather_rows(torch.cat(rows), len(part)).cpu()
 
-    def _ask(self, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
-        if self._frozen is None:
-            self._frozen = freeze(
-                self.teacher,
-                precision=self.precision,
-                device=view.device,
-                image_size=self.image_size,
-                compiled=self.compiled,
-            )
-            self._frozen_hash = self._frozen.weights_hash()
-        if self._frozen.device != view.device:
-            self._frozen.to(view.device)
-        return self._frozen(view, attention, features)
+    def _view(self, batch: SceneBatch, number: int) -> Tensor:
+        return mixed_view(batch, seed=self.seed, epoch=number, size=self.ask_size, config=self.config)
 
     @property
     def report(self) -> tuple[str, ...]:
         """What was done to make the teacher fast; empty while nobody has asked it."""
-        return self._frozen.report if self._frozen else ()
+        return self.teachers.report
 
     def check_untouched(self) -> None:
-        """Raise unless the teacher that was asked still has the weights it had at first."""
-        if self._frozen and self._frozen.weights_hash() != self._frozen_hash:
-            raise RuntimeError("the teacher's weights changed while it taught")
+        """Raise unless the teachers that were asked still have the weights they had at first."""
+        self.teachers.check_untouched()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes make a frozen teacher of their own."""
-        return {**self.__dict__, "_frozen": None, "_rows": None, "_number": -1}
+        """Other processes read what is kept themselves."""
+        return {**self.__dict__, "_rows": None, "_number": -1}
 
 
 def knowledge_home() -> Path:

@@ -53,10 +53,10 @@ class Packing:
     @staticmethod
     def of(output: SceneOutput) -> Packing:
         """The packing of outputs like this one."""
-        leaves, spec = tree_flatten(output)
+        leaves, spec = tree_flatten(output[:3])  # neither features nor rows
         narrow, wide = torch.float16, torch.bfloat16
         stage = StageAttention(channel=narrow, spatial=narrow, energy=wide, descriptor=narrow)  # type: ignore[arg-type]
-        types = tree_flatten(SceneOutput(narrow, narrow, (stage,) * len(output.attention)))[0]  # type: ignore[arg-type]
+        types = tree_flatten((narrow, narrow, (stage,) * len(output.attention)))[0]
         return Packing(tuple(leaf.shape[1:] for leaf in leaves), tuple(types), spec)
 
     @property
@@ -68,7 +68,7 @@ class Packing:
         """A batch's answers as uint8 `[B, row_bytes]`."""
         leaves = (
             leaf.flatten(1).to(kind) if kind == torch.bfloat16 else leaf.flatten(1).clamp(-LARGEST, LARGEST).to(kind)
-            for leaf, kind in zip(tree_flatten(output)[0], self.types, strict=True)
+            for leaf, kind in zip(tree_flatten(output[:3])[0], self.types, strict=True)
         )
         return torch.cat([leaf.contiguous().view(torch.uint8) for leaf in leaves], 1)
 
@@ -79,8 +79,7 @@ class Packing:
             end = start + 2 * shape.numel()
             leaves.append(rows[:, start:end].view(kind).unflatten(1, shape))  # type: ignore[no-untyped-call]
             start = end
-        output: SceneOutput = tree_unflatten(leaves, self.spec)
-        return output
+        return SceneOutput(*tree_unflatten(leaves, self.spec))
 
 
 class KnowledgeStore:
@@ -143,14 +142,17 @@ class KnowledgeStore:
                 oa = float((file.metadata() or {})["oa"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
+        if "embeddings" not in tensors:  # kept by an earlier release
+            return None
         means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
         deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
-        return TeacherStatistics(tensors["embedding_mean"], means, deviations), oa
+        embeddings = tensors["embeddings"].float()
+        return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
 
     def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
         """Keep the teacher's statistics and its OA on the training images."""
         self._make()
-        tensors = {"embedding_mean": statistics.embedding_mean}
+        tensors = {"embedding_mean": statistics.embedding_mean, "embeddings": statistics.embeddings.half()}
         for name in ("descriptor_mean", "descriptor_std"):
             tensors |= {f"{name}_{i:02d}": tensor for i, tensor in enumerate(getattr(statistics, name))}
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"oa": repr(oa)})

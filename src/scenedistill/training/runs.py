@@ -140,6 +140,13 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def started_from(settings: Mapping[str, Any]) -> str:
+    """`none`, or the name of the pretrained weights that a stage's network starts from, by the stage's settings."""
+    student, teacher = settings.get("student"), settings.get("teacher")  # a student's teacher is a fingerprint
+    network = student or (teacher if isinstance(teacher, Mapping) else {})
+    return "none" if network.get("checkpoint") else str(network.get("weights", "none"))
+
+
 def title_of(folder: Path) -> str:
     """What a student is called in logs: its name and how it is trained, which are its folders."""
     return f"{folder.parent.name} {folder.name}"

@@ -16,7 +16,7 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather, gather_output
-from scenedistill.training.gradients import PULL, due, gradient_norms
+from scenedistill.training.gradients import COLLAPSED, PULL, due, gradient_norms, vital_signs
 from scenedistill.training.knowledge import Knowledge
 
 
@@ -45,12 +45,14 @@ class Distillation(SceneTraining):
             return self.view(batch, self.current_epoch), None
         view = self.view(batch, knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
-            return view, knowledge.of(batch, view, **self.detail)
+            target = knowledge.of(batch, self.current_epoch, view, **self.detail)
+            return view, target._replace(rows=(batch.rows,))
 
-    def log_gradients(
+    def log_vital_signs(
         self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
     ) -> None:
-        """Log, once in an epoch that measures, the gradient norm of each weighted loss; one loss alone is not compared.
+        """Log, once in an epoch that measures, how each student fares: its gates, the spread of its embeddings and the
+        gradient norm of each weighted loss; one loss alone is not compared.
 
         Args:
             students: what begins their names in the log, to student.
@@ -67,8 +69,17 @@ class Distillation(SceneTraining):
             if len(student.weights) > 1
             for name, norm in student.gradient_norms(batch, view, target).items()
         }
-        for logger in self.loggers if norms else ():
-            logger.log_metrics({**norms, "epoch": self.current_epoch}, step=self.global_step)
+        signs = {}
+        for prefix, student in students.items():
+            own = vital_signs(student, student.net, view)
+            signs |= {f"{prefix}{name}": value for name, value in own.items()}
+            if len(view) > 1 and own["embedding_spread"] < COLLAPSED:
+                self.alerts.append(
+                    f"{prefix}the student has collapsed: its embeddings of different images are alike (spread "
+                    f"{own['embedding_spread']:.1g} of 1). Lower --student.fit.lr or the weights of the losses."
+                )
+        for logger in self.loggers:
+            logger.log_metrics({**norms, **signs, "epoch": self.current_epoch}, step=self.global_step)
 
 
 class StudentTraining(Distillation):
@@ -99,7 +110,7 @@ class StudentTraining(Distillation):
         knowledge: Knowledge | None = None,
         statistics: TeacherStatistics | None = None,
     ) -> None:
-        super().__init__(net, config.fit, views, image_size=image_size, seed=seed)
+        super().__init__(net, config.schedule, views, image_size=image_size, seed=seed)
         self.weights = dict(weights)
         self.knowledge = knowledge
         teacher_dims = net.dims if knowledge is None else knowledge.teacher.dims
@@ -120,7 +131,7 @@ class StudentTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
         view, target = self.view_and_target(batch, self.knowledge)
-        self.log_gradients({"": self}, batch, view, target)
+        self.log_vital_signs({"": self}, batch, view, target)
         loss, parts, logits = self.lesson(batch, view, target)
         self.report(parts, logits, batch.labels)
         return loss
@@ -142,12 +153,15 @@ class StudentTraining(Distillation):
         target = output if target is None else target
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}
+        some_without = self.knowledge is not None and self.knowledge.part.some_without_label
         for name, loss in self._losses():
+            seen = (output, target, labels)
             if loss.relational:
-                whole = whole or (gather_output(output), gather_output(target), gather(labels))
-                parts[name] = loss(*whole)
+                seen = whole = whole or (gather_output(output), gather_output(target), gather(labels))
+            if loss.needs_labels and some_without:
+                parts[name] = _on_labelled(loss, *seen)
             else:
-                parts[name] = loss(output, target, labels)
+                parts[name] = loss(*seen)
         return parts
 
     def gradient_norms(self, batch: SceneBatch, view: Tensor, target: SceneOutput | None) -> dict[str, float]:
@@ -161,3 +175,11 @@ class StudentTraining(Distillation):
 
     def _losses(self) -> list[tuple[str, DistillationLoss]]:
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]
+
+
+def _on_labelled(loss: DistillationLoss, output: SceneOutput, target: SceneOutput, labels: Tensor) -> Tensor:
+    """A loss on the images of a batch that have a label; zero where none has."""
+    known = (labels >= 0).nonzero().squeeze(1)
+    if not len(known):
+        return 0 * output.logits.float().sum()
+    return loss(output.map(lambda tensor: tensor[known]), target.map(lambda tensor: tensor[known]), labels[known])  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from typing import Any
 
 from scenedistill.evaluation.report.collect import TEACHER, Cell, Network
 from scenedistill.experiments.pairs import Gain, own_heading, own_methods, paired_gain
+from scenedistill.training.runs import started_from
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,14 @@ def cost_table(cell: Cell) -> Table:
                 number(statistics.median(cost["milliseconds"] for cost in costs)),
                 _range([c["milliseconds_low"] for c in costs], [c["milliseconds_high"] for c in costs]),
                 mean([n.record.get("seconds") for n in networks], "{:.1f}", 1 / 60),
+                word(started_from(networks[0].settings).replace("none", "nothing")),
             )
         )
     head = ("network", "training", "OA (%)", "parameters (M)", "size (MiB)", "operations (G)", "ms per image")
     return Table(
         key=_key("cost", cell),
         caption="Cost",
-        head=(*head, "quartiles (ms)", "training (min)"),
+        head=(*head, "quartiles (ms)", "training (min)", "started from"),
         rows=tuple(rows),
         note="Operations are multiply-accumulates for one image. The time is for one image at a time after a warm-up; "
         "it says something only where nothing else ran on the machine. Timed on: "

@@ -12,9 +12,9 @@ import rasterio.shutil
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
+from scenedistill.data import raster_read
 from scenedistill.data.images import read_image
-from scenedistill.deploy import raster_read
-from scenedistill.deploy.raster_read import describe, open_raster, read_pixels
+from scenedistill.data.raster_read import describe, open_raster, read_pixels
 from scenedistill.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{NotGeoreferencedWarning.__module__}.NotGeoreferencedWarning")

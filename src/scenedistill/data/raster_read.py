@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from scenedistill.deploy.raster_holes import find_holes
+from scenedistill.data.raster_holes import find_holes
 from scenedistill.errors import UserError
 
 if TYPE_CHECKING:

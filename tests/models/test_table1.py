@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from scenedistill.errors import UserError
-from scenedistill.models.student import STUDENTS, TABLE1_PRINTED, TABLE1_RESNET, Table1Backbone, build_student
+from scenedistill.models.student import build_student
+from scenedistill.models.table1 import STUDENTS, TABLE1_PRINTED, TABLE1_RESNET, Table1Backbone
 
 READINGS = {
     # widths of the two convolutions of each stage, parameters without the DA modules and with 45 classes

@@ -1,0 +1,203 @@
+"""Write a decoded cache: only what is new or changed is decoded, one process at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import filelock
+import numpy as np
+from rich.console import Console
+
+from scenedistill.data.cache_files import (
+    CacheSettings,
+    Entry,
+    Images,
+    Stamp,
+    StoredCache,
+    array_in_use,
+    commit,
+    open_stored,
+    remove_arrays,
+    write_header,
+)
+from scenedistill.data.decoding import decode_all
+from scenedistill.data.images import read_scene
+from scenedistill.errors import UserError
+
+_SPARE_BYTES = 64 * 2**20  # disk space left free
+
+
+class SceneReader(Protocol):
+    """Where the scenes of a cache come from; asked by several threads at once."""
+
+    def stamp(self, path: str) -> Stamp:
+        """What changes when the scene does."""
+
+    def read(self, path: str) -> Images:
+        """The scene, uint8 `[size, size, bands]`; raises UnreadableImage."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Scenes that are image files; paths are relative to `root`."""
+
+    root: Path
+    size: int
+    bands: int
+    value_range: tuple[float, float] | None = None
+
+    def stamp(self, path: str) -> Stamp:
+        """Bytes and time of the file."""
+        return file_stamp(self.root / path)
+
+    def read(self, path: str) -> Images:
+        """See `read_scene`."""
+        return read_scene(self.root / path, self.size, self.bands, value_range=self.value_range)
+
+
+def stored_scenes(
+    settings: CacheSettings,
+    paths: Sequence[str],
+    reader: SceneReader,
+    folder: Path,
+    *,
+    retry: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> tuple[StoredCache, int]:
+    """A cache that holds these scenes as they are now, and how many had to be decoded; see `build_cache`.
+
+    Args:
+        settings: what all scenes of the cache are made with.
+        paths: of the scenes; an entry of the cache each, with a row of -1 for one that cannot be read.
+        reader: reads one.
+        folder: of the cache.
+        retry: read again what could not be read before.
+        workers, progress: see `build_cache`.
+    """
+    stamps = {path: reader.stamp(path) for path in paths}
+    stored, decoded = open_stored(folder, settings), 0
+    if stored is None or not _is_current(stored, reader, stamps, retry):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with cache_lock(folder, progress):
+                stored = open_stored(folder, settings)  # another process may have built it meanwhile
+                if stored is None or not _is_current(stored, reader, stamps, retry):
+                    stored, decoded = _rebuild(folder, settings, reader, stored, stamps, retry, workers, progress)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write the image cache in {folder}: {error.strerror or error}. Choose another place with the "
+                "environment variable SCENEDISTILL_CACHE."
+            ) from error
+    return stored, decoded
+
+
+def _is_current(stored: StoredCache, reader: SceneReader, stamps: dict[str, Stamp], retry: bool) -> bool:
+    """Whether the cache holds these sources as they are now (`retry`: and readable), in their order if there are no
+    others, and nothing that is gone."""
+    for path, stamp in stamps.items():
+        entry = stored.entries.get(path)
+        if entry is None or entry[:2] != stamp or (retry and entry[2] < 0):
+            return False
+    others = stored.entries.keys() - stamps.keys()
+    if not others:  # a whole data set must be one run of rows; a subset may be copied out
+        rows = [row for path in stamps if (row := stored.entries[path][2]) >= 0]
+        return rows == sorted(rows)
+    return all(reader.stamp(path) == stored.entries[path][:2] for path in others)
+
+
+def _rebuild(
+    folder: Path,
+    settings: CacheSettings,
+    reader: SceneReader,
+    stored: StoredCache | None,
+    stamps: dict[str, Stamp],
+    retry: bool,
+    workers: int | None,
+    progress: bool,
+) -> tuple[StoredCache, int]:
+    """Write the array and the manifest anew, copying what is still valid; also the number of images decoded."""
+    old = stored.entries if stored else {}
+    kept = {path: entry[:2] for path, entry in old.items() if path not in stamps and entry[2] >= 0}
+    sources = stamps | {path: stamp for path, stamp in kept.items() if reader.stamp(path) == stamp}
+    valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
+    todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
+    _check_space(folder, len(sources) * int(np.prod(settings.shape)))
+    remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
+
+    scenes = decode_all(todo, reader.read, workers=workers, progress=progress)
+    entries: dict[str, Entry] = {}
+    reasons: dict[str, str] = {}
+    row = decoded = 0
+    array = folder / f"images-{uuid.uuid4().hex}.npy"
+    try:
+        with array.open("wb") as file, contextlib.closing(scenes):
+            write_header(file, len(sources), settings)
+            again = set(todo)
+            for path, stamp in sources.items():
+                if path in again:
+                    scene = next(scenes)
+                    decoded += not isinstance(scene, str)
+                else:
+                    assert stored is not None
+                    scene = stored.images[old[path][2]] if old[path][2] >= 0 else stored.reasons[path]
+                if isinstance(scene, str):
+                    reasons[path] = scene
+                    entries[path] = (*stamp, -1)
+                else:
+                    file.write(scene.data)
+                    entries[path] = (*stamp, row)
+                    row += 1
+            file.seek(0)
+            write_header(file, row, settings)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(folder, array.name, settings, entries, reasons)
+    except BaseException:
+        array.unlink(missing_ok=True)
+        raise
+    remove_arrays(folder, keep=array.name)
+    renewed = open_stored(folder, settings)
+    assert renewed is not None
+    return renewed, decoded
+
+
+@contextlib.contextmanager
+def cache_lock(folder: Path, progress: bool) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees when its holder dies."""
+    lock = filelock.FileLock(folder / "build.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if progress:
+            Console(stderr=True).print("Another process is building this image cache; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_stamp(path: Path) -> Stamp:
+    """Bytes and time of a file: what tells a changed one."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  (twice as fast for tens of thousands of files)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE_BYTES:
+        raise UserError(
+            f"The image cache in {folder} needs {needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free there. "
+            "Free some space, choose another place with SCENEDISTILL_CACHE, or a smaller image size."
+        )

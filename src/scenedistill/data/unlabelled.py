@@ -1,0 +1,277 @@
+"""Images without labels: decoded, compared with those that have labels, and joined to one part."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scenedistill.data.batches import SceneBatch, ScenePart
+from scenedistill.data.cache import SceneCache, cache_home, complaint, folder_name
+from scenedistill.data.cache_build import FileReader, SceneReader, stored_scenes
+from scenedistill.data.cache_files import CacheSettings, Images, StoredCache, marks_file
+from scenedistill.data.copies import Marks, copies, mark, mark_type
+from scenedistill.data.splits import Split
+from scenedistill.data.tiles import NO_DATA, TileReader
+from scenedistill.data.unlabelled_sources import ImageFolder, Raster, find_sources
+from scenedistill.disk import whole_file
+from scenedistill.errors import UserError
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledPool:
+    """The images without labels that one split may be trained with.
+
+    Attributes:
+        part: the images, with labels of -1.
+        report: what they are and what was left out, one line for people.
+        hash: 16 hex digits over the images in their order.
+    """
+
+    part: UnlabelledPart
+    report: str
+    hash: str
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+
+class UnlabelledPart(ScenePart):
+    """Images from several caches as one part. Every label is -1; an image's id is made from its pixels, so that it
+    stays the same when images are added, moved or renamed.
+
+    Args:
+        files: the caches' arrays, uint8 `[N, size, size, bands]` each.
+        source: int64 `[M]`, which of them each image is in.
+        positions: int64 `[M]`, its row there.
+        digests: uint64 `[M, 2]`, over its pixels.
+        bands: of each image.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], source: Positions, positions: Positions, digests: npt.NDArray[Any], bands: int
+    ) -> None:
+        self.files, self.source, self.positions, self._bands = tuple(files), source, positions, bands
+        self.labels = np.full(len(positions), -1, dtype=np.int64)
+        self.digests = digests
+        self.ids = (digests[:, 0] >> np.uint64(1)).astype(np.int64)
+        self._arrays: list[Images] | None = None
+
+    def subset(self, rows: Positions) -> UnlabelledPart:
+        """The part of these rows."""
+        return UnlabelledPart(self.files, self.source[rows], self.positions[rows], self.digests[rows], self._bands)
+
+    def images(self, rows: Positions) -> Images:
+        """The images of some rows, uint8 `[n, size, size, bands]`."""
+        shape = self._opened[0].shape[1:]
+        found = np.empty((len(rows), *shape), np.uint8)
+        source = self.source[rows]
+        for number in np.unique(source):
+            here = source == number
+            found[here] = self._opened[number][self.positions[rows[here]]]
+        return found
+
+    def fetch(self, rows: Sequence[int] | np.ndarray) -> SceneBatch:
+        """The batch of these rows."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        labels, ids = torch.from_numpy(self.labels[chosen]), torch.from_numpy(self.ids[chosen])
+        return SceneBatch(torch.from_numpy(self.images(chosen)), labels, ids, torch.from_numpy(chosen))
+
+    @property
+    def bands(self) -> int:
+        """Bands of each image."""
+        return self._bands
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images."""
+        return int(np.prod(self._opened[0].shape[1:])) * len(self)
+
+    def content_hash(self) -> str:
+        """16 hex digits over the images in their order; nothing is read for it."""
+        return hashlib.sha256(np.ascontiguousarray(self.digests).data).hexdigest()[:16]
+
+    @property
+    def _opened(self) -> list[Images]:
+        if self._arrays is None:
+            try:
+                self._arrays = [np.load(file, mmap_mode="r") for file in self.files]
+            except FileNotFoundError as problem:
+                raise UserError(
+                    f"Another command has put other images into {Path(problem.filename).parent} meanwhile. Give this "
+                    "one again."
+                ) from problem
+        return self._arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes open the arrays themselves."""
+        return {**self.__dict__, "_arrays": None}
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledImages:
+    """All images without labels that were found, and which of them are copies of labelled ones.
+
+    Attributes:
+        part: the images, each content once.
+        pairs: int64 `[P, 2]`, row of `part` and position in the labelled cache of which it is a copy.
+        bad: (path, reason) of each image or tile that cannot be read.
+        found: what they are, in words.
+        left_out: what is not among them, in words.
+    """
+
+    part: UnlabelledPart
+    pairs: Positions
+    bad: tuple[tuple[str, str], ...]
+    found: str
+    left_out: tuple[str, ...]
+
+    def pool(self, split: Split, transductive: bool = False) -> UnlabelledPool:
+        """Those that may be trained with: no copy of a training image, for it has a label, and none of a validation or
+        test image, unless the run is `transductive`.
+
+        Raises:
+            UserError: none is left.
+        """
+        part = self.part
+        held_out, training = np.zeros(len(part), bool), np.zeros(len(part), bool)
+        held_out[self.pairs[np.isin(self.pairs[:, 1], np.concatenate([split.val, split.test])), 0]] = True
+        training[self.pairs[np.isin(self.pairs[:, 1], split.train), 0]] = True
+        keep = np.flatnonzero(~training & (transductive | ~held_out))
+        seen = _count(int((held_out & ~training).sum()), "copy of a held-out image", "copies of held-out images")
+        known = _count(int(training.sum()), "copy of a training image", "copies of training images")
+        without = [said for said in ("" if transductive else seen, known, *self.left_out) if said]
+        report = f"{_count(len(keep), 'image', 'images') or 'no images'} without labels, of {self.found}"
+        report += f"; left out: {', '.join(without)}" if without else ""
+        report += (
+            f"; {seen} (validation or test) among them, for the run is transductive" if transductive and seen else ""
+        )
+        if not len(keep):
+            raise UserError(f"Nothing is left to train with: {report}. Give others with --data.unlabelled.")
+        chosen = part.subset(keep)
+        return UnlabelledPool(chosen, report, chosen.content_hash())
+
+
+def collect_unlabelled(
+    sources: Sequence[Path],
+    *,
+    size: int,
+    bands: int = 3,
+    tile: int | None = None,
+    labelled: SceneCache | None = None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    on_bad: Literal["stop", "skip"] = "stop",
+    progress: bool = True,
+) -> UnlabelledImages:
+    """Find images without labels, decode those that are new, and compare them with the labelled ones.
+
+    Images are decoded as `read_scene` does, tiles as `TileReader` does, each source into a cache of its own
+    (see `build_cache`). What is the same image, turned or written anew in another format, is told by `copies`; among
+    each other, images are copies when all pixels are equal.
+
+    Args:
+        sources: folders, images, and rasters; see `find_sources`.
+        size: side of the decoded images in pixels.
+        bands: of the decoded images.
+        tile: side of a raster's tiles in pixels of the raster; when not given, every file is an image.
+        labelled: the labelled images, of the same size and bands.
+        cache_dir: the caches lie in `unlabelled` below it; `cache_home()` when not given.
+        workers: threads; default: one for each core this process may use.
+        on_bad: "stop" raises when an image or tile cannot be read, "skip" leaves it out.
+        progress: show progress bars.
+
+    Raises:
+        UserError: nothing at a source, unreadable images and `on_bad="stop"`, no readable image at all, rasterio is
+            missing, too little disk space.
+    """
+    home = (cache_home() if cache_dir is None else Path(cache_dir).expanduser().resolve()) / "unlabelled"
+    opened: list[_Opened] = []
+    for source in find_sources(sources, tile):
+        settings, paths, reader = _reading(source, tile, size, bands)
+        retry = on_bad == "stop" and isinstance(source, ImageFolder)  # tiles without data stay so
+        folder = home / folder_name(settings)
+        stored, _ = stored_scenes(settings, paths, reader, folder, retry=retry, workers=workers, progress=progress)
+        opened.append(_open(source, paths, stored, progress))
+        if opened[-1].bad and on_bad == "stop":
+            raise UserError(complaint(opened[-1].bad, len(paths), opened[-1].root))
+    found = ", ".join(f"{len(one.rows):,} {one.noun}s from {one.root.name}" for one in opened)
+    if not any(len(one.rows) for one in opened):
+        raise UserError(f"No readable image without label: {found}. Give others with --data.unlabelled.")
+
+    source_of = np.repeat(np.arange(len(opened)), [len(one.rows) for one in opened])
+    rows, marks = (np.concatenate([getattr(one, name) for one in opened]) for name in ("rows", "marks"))
+    first = np.sort(np.unique(marks["digest"], axis=0, return_index=True)[1])
+    images = UnlabelledPart([one.array for one in opened], source_of[first], rows[first], marks["digest"][first], bands)
+    pairs = np.empty((0, 2), np.int64)
+    if labelled is not None:
+        own = labelled.images
+        pairs = copies(marks[first], images.images, mark(own, progress=progress), own.__getitem__)
+    left_out = (
+        _count(len(marks) - len(first), "copy of another", "copies of others"),
+        _count(sum(len(one.bad) for one in opened), "unreadable one", "unreadable ones"),
+        _count(sum(one.empty for one in opened), "tile without data", "tiles without data"),
+    )
+    bad = tuple((f"{one.root}: {path}", reason) for one in opened for path, reason in one.bad)
+    return UnlabelledImages(images, pairs, bad, found, tuple(said for said in left_out if said))
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What became of one source."""
+
+    root: Path
+    noun: str  # what its scenes are called
+    array: Path
+    rows: Positions  # of its scenes in the array
+    marks: Marks  # of those
+    bad: tuple[tuple[str, str], ...]
+    empty: int  # tiles without data
+
+
+def _reading(
+    source: ImageFolder | Raster, tile: int | None, size: int, bands: int
+) -> tuple[CacheSettings, Sequence[str], SceneReader]:
+    """What a source's cache is made with, the scenes' paths, and their reader."""
+    if isinstance(source, ImageFolder):
+        return CacheSettings(str(source.root), size, bands, None), source.paths, FileReader(source.root, size, bands)
+    assert tile is not None
+    reader = TileReader(source.path, tile, size, bands)
+    return CacheSettings(f"{source.path} in tiles of {tile}", size, bands, None), reader.paths, reader
+
+
+def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCache, progress: bool) -> _Opened:
+    rows = np.array([stored.entries[path][2] for path in paths], dtype=np.int64)
+    reasons = [(path, stored.reasons[path]) for path, row in zip(paths, rows, strict=True) if row < 0]
+    bad = tuple((path, reason) for path, reason in reasons if reason != NO_DATA)
+    rows = rows[rows >= 0]
+    marks = _marks(stored, progress)[rows]
+    root, noun = (source.root, "image") if isinstance(source, ImageFolder) else (source.path, "tile")
+    return _Opened(root, noun, stored.array, rows, marks, bad, len(reasons) - len(bad))
+
+
+def _marks(stored: StoredCache, progress: bool) -> Marks:
+    """The marks of all rows of a cache, from their file or computed and kept there."""
+    file, kind = marks_file(stored.array), mark_type(stored.images.shape[3])
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        kept: Marks = np.load(file)
+        if kept.dtype == kind and len(kept) == len(stored.images):
+            return kept
+    marks = mark(stored.images, progress=progress)
+    with contextlib.suppress(OSError), whole_file(file, part=f"{uuid.uuid4().hex}.part") as into:
+        np.save(into, marks)
+    return marks
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}" if number else ""

@@ -1,0 +1,99 @@
+"""Which images and rasters without labels are meant by what somebody names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scenedistill.data.scenes import did_you_mean
+from scenedistill.data.tiles import is_raster
+from scenedistill.data.walk import IMAGE_SUFFIXES, walk_images
+from scenedistill.errors import UserError
+
+_TIFF = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images below a folder, by their relative POSIX paths."""
+
+    root: Path
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A raster to be cut into tiles."""
+
+    path: Path
+
+
+def check_sources(given: Iterable[Path], tile: int | None) -> None:
+    """Say what is wrong with the names alone.
+
+    Raises:
+        UserError: nothing lies there, or a file is no image and no tile's size is given.
+    """
+    for source in map(_plain, given):
+        if not source.exists():
+            raise UserError(f"--data.unlabelled {source} does not exist.{did_you_mean(source)}")
+        if source.is_file() and source.suffix.lower() not in IMAGE_SUFFIXES and tile is None:
+            raise UserError(
+                f"--data.unlabelled {source} is no image ({', '.join(sorted(IMAGE_SUFFIXES))}). "
+                "If it is a raster, give the side of its tiles in pixels with --data.unlabelled_tile."
+            )
+
+
+def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | Raster]:
+    """The images and rasters behind folders, images and rasters, each file once, in the order they are named.
+
+    Folders are searched to the bottom, whatever their layout. With a tile's size, a TIFF is a raster when it holds a
+    tile and has a georeference, or when it holds `MANY_TILES`; so is any file that is named and has no image's ending,
+    such as a VRT. Everything else is an image.
+
+    Raises:
+        UserError: see `check_sources`; a folder without images.
+    """
+    check_sources(given, tile)
+    found: list[ImageFolder | Raster] = []
+    seen: set[str] = set()
+    parents: dict[str, str] = {}
+    singles: dict[Path, list[str]] = {}
+
+    def new(path: Path) -> bool:
+        parent, name = os.path.split(path)
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent)
+        real = os.path.join(parents[parent], name)  # noqa: PTH118  (a Path for each of many files is slow)
+        seen.add(real) if (fresh := real not in seen) else None
+        return fresh
+
+    for source in map(_plain, given):
+        if source.is_dir():
+            paths, any_there, cut = list[str](), False, len(str(source).rstrip(os.sep)) + 1
+            for file in walk_images(source):
+                any_there = True
+                if not new(file):
+                    continue
+                if tile is not None and file.suffix.lower() in _TIFF and is_raster(file, tile):
+                    found.append(Raster(file))
+                else:
+                    paths.append(str(file)[cut:].replace(os.sep, "/"))
+            if not any_there:
+                endings = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(f"No image in --data.unlabelled {source}: expected files ending in {endings}.")
+            if paths:
+                found.append(ImageFolder(source, tuple(paths)))
+        elif new(source):
+            suffix = source.suffix.lower()
+            if tile is not None and (suffix not in IMAGE_SUFFIXES or (suffix in _TIFF and is_raster(source, tile))):
+                found.append(Raster(source))
+            else:
+                singles.setdefault(source.parent, []).append(source.name)
+    return found + [ImageFolder(parent, tuple(names)) for parent, names in singles.items()]
+
+
+def _plain(source: Path) -> Path:
+    return Path(os.path.abspath(Path(source).expanduser()))  # noqa: PTH100  (links stay as they are named)

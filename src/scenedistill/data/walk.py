@@ -1,0 +1,51 @@
+"""Find the image files of a folder, to its bottom."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from scenedistill.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"})
+_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"})
+
+
+def walk_images(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    """Files with an `IMAGE_SUFFIXES` ending in any case, in the order of the names, folder by folder.
+
+    Hidden files and system litter are left out, links to folders followed once.
+
+    Args:
+        folder: where to look.
+        leave_out: a folder below it that is not entered; resolved.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    yield from _walk(folder, leave_out, set())
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that systems leave behind."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in seen:  # a link that leads back
+        return
+    seen.add(real)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as problem:
+        raise UserError(f"Cannot list {folder}: {problem.strerror or problem}.") from problem
+    for entry in entries:
+        if is_litter(entry.name):
+            continue
+        if entry.is_dir():
+            if Path(entry.path).resolve() != leave_out:
+                yield from _walk(Path(entry.path), leave_out, seen)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (a Path for each file is slow)
+            yield Path(entry.path)

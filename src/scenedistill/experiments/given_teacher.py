@@ -1,0 +1,149 @@
+"""A teacher that needs no training here: one of an earlier run, or a network that somebody trained elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scenedistill.data.catalog import normalise
+from scenedistill.errors import UserError
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.starts import start_record
+from scenedistill.models.create import build_with_head
+from scenedistill.models.files import NetCard, load_net, weights_hash
+from scenedistill.models.network import SceneNet
+from scenedistill.training.runs import Stage
+
+
+def teacher_as_it_is(lab: Lab, stage: Stage, file: str | None) -> Stage:
+    """Take the network of `--teacher.weights` with its own head, its logits in the order of the run's classes.
+
+    Args:
+        lab: of the run.
+        stage: of the teacher, not done yet.
+        file: hash of the file.
+
+    Raises:
+        UserError: the file holds no whole network of that name with a head, or its classes are not those of the images.
+    """
+    config, settings = lab.config.teacher, lab.config
+    net, account = build_with_head(
+        config.name, config.weights, bands=settings.data.bands, image_size=settings.image_size
+    )
+    names, logits = read_classes(config.classes), net.dims.classes
+    rows = class_rows(lab.classes, names, logits, config.weights)
+    if config.mean and config.std:
+        mean, std = (torch.tensor(values).expand(settings.data.bands) for values in (config.mean, config.std))
+        net.set_normalisation(mean, std)
+    net.set_head(net.head.weight[rows], net.head.bias[rows])
+    lab.console.print(f"  teacher: {account}", markup=False)
+    told = "named by --teacher.classes" if names else "taken to be in the order of the folders (--teacher.classes)"
+    lab.console.print(f"  teacher: {len(rows)} of the {logits} classes of its head, {told}", markup=False)
+    record = {"seconds": 0.0, "taken_from": Path(config.weights).name, **start_record(config.weights, account, file)}
+    first = account.stride_in_first_convolution
+    return lab.finish(stage, net, lab.card(config.name, False, stride_in_first_convolution=first), record)
+
+
+def read_classes(given: Sequence[str] | str | None) -> list[str] | None:
+    """Names of classes from a list, or a text file with one a line, or names with commas between them.
+
+    Raises:
+        UserError: no such file, or a name twice.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        path = Path(given)
+        if path.is_file():
+            given = path.read_text(encoding="utf-8-sig").splitlines()
+        elif "," in given:
+            given = given.split(",")
+        else:
+            raise UserError(
+                f"--teacher.classes: there is no file {given}. Give one with a name a line, or '[a, b, c]'."
+            )
+    names = [name.strip() for name in given if name.strip()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--teacher.classes names {twice[0]} twice; expected one name for each logit.")
+    return names
+
+
+def class_rows(classes: Sequence[str], names: Sequence[str] | None, logits: int, file: str) -> list[int]:
+    """For each class of the images, the number of its logit; names are compared without case, spaces and underscores
+    where they are not the same.
+
+    Args:
+        classes: of the images, in their order.
+        names: of the head's classes in the order of its logits; None when they are `classes`.
+        logits: number of logits of the head.
+        file: for the messages.
+
+    Raises:
+        UserError: another number of names than logits, or a class that the head does not know.
+    """
+    if names is None:
+        if logits != len(classes):
+            raise UserError(
+                f"{file} tells {logits} classes apart and the images have {len(classes)}. Name the classes of its "
+                "head, in the order of its logits, with --teacher.classes."
+            )
+        return list(range(logits))
+    if len(names) != logits:
+        raise UserError(f"--teacher.classes has {len(names)} names and the head of {file} {logits} logits.")
+    known = {name: number for number, name in enumerate(names)}
+    alike: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        alike.setdefault(normalise(name), []).append(number)
+    rows = [[known[name]] if name in known else alike.get(normalise(name), []) for name in classes]
+    if missing := [name for name, found in zip(classes, rows, strict=True) if len(found) != 1]:
+        raise UserError(
+            f"--teacher.classes does not name {', '.join(missing[:5])}, which the images have; it names "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Give the names of the folders."
+        )
+    return [found[0] for found in rows]
+
+
+def given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
+    """Take the network that `--teacher.checkpoint` names, of an earlier run."""
+    net, card = load_net(checkpoint)
+    if card.classes != lab.classes:
+        differing = sorted(set(card.classes) ^ set(lab.classes))[:5]
+        raise UserError(
+            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
+            f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
+        )
+    if card.bands != lab.config.data.bands:
+        raise UserError(
+            f"{checkpoint} takes {card.bands} bands and --data.bands is {lab.config.data.bands}; both must be the same."
+        )
+    _check_size(lab, net, card, checkpoint)
+    if stage.done:
+        if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
+            raise UserError(
+                f"{stage.folder} was taken from another file than {checkpoint}, and what follows was made with "
+                "that one. Give another run folder with --out."
+            )
+        return stage
+    return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
+
+
+def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
+    """A teacher may be used at another size than its own, on purpose; that is said, and refused where it cannot be."""
+    settings, stored = lab.config, card.stored_size or lab.config.data.stored_size
+    if (card.image_size, stored) == (settings.image_size, settings.data.stored_size):
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, card.bands, settings.image_size, settings.image_size))
+    except (RuntimeError, AssertionError, ValueError) as problem:
+        raise UserError(
+            f"{checkpoint} is a {card.name} that takes images of {card.image_size} pixels alone, and --image_size is "
+            f"{settings.image_size}. Give --image_size {card.image_size} or another teacher."
+        ) from problem
+    lab.console.print(
+        f"  {checkpoint.name}: trained on images stored at {stored} pixels and seen at {card.image_size}; "
+        f"here they are stored at {settings.data.stored_size} and seen at {settings.image_size}",
+        markup=False,
+    )
