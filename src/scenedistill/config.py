@@ -8,6 +8,10 @@ from typing import Literal
 
 from scenedistill.data.views import ViewConfig
 
+#: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
+#: what it was before there was such a setting.
+LATER = {"later": True}
+
 
 @dataclass
 class DataConfig:
@@ -62,6 +66,8 @@ class FitConfig:
         warmup_epochs: over which the rate rises linearly from nearly zero.
         label_smoothing: 0..1; of the cross-entropy of a teacher.
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
+        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
+            0.998 spans about 500 steps. 0 keeps the weights of the last step.
     """
 
     epochs: int = 60
@@ -74,6 +80,7 @@ class FitConfig:
     warmup_epochs: float = 2.0
     label_smoothing: float = 0.0
     clip_norm: float = 5.0
+    ema_decay: float = field(default=0.0, metadata=LATER)
 
 
 @dataclass
@@ -92,7 +99,9 @@ class StudentFitConfig(FitConfig):
         momentum: of SGD, 0..1.
         warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
         label_smoothing: of a teacher's cross-entropy only.
-        clip_norm: largest norm of the gradient; 0 does not clip.
+        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
+        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
+            0.998 spans about 500 steps. 0 keeps the weights of the last step.
     """
 
     epochs: int | None = None  # type: ignore[assignment]
@@ -146,11 +155,11 @@ class TeacherConfig:
 
     name: str = "resnet101"
     weights: str = "timm"
-    partial: bool = False
-    as_is: bool = False
-    classes: list[str] | str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    partial: bool = field(default=False, metadata=LATER)
+    as_is: bool = field(default=False, metadata=LATER)
+    classes: list[str] | str | None = field(default=None, metadata=LATER)
+    mean: list[float] | None = field(default=None, metadata=LATER)
+    std: list[float] | None = field(default=None, metadata=LATER)
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0
@@ -190,14 +199,14 @@ class StudentConfig:
     """
 
     name: str = "table1_resnet"
-    weights: str = "none"
-    partial: bool = False
+    weights: str = field(default="none", metadata=LATER)
+    partial: bool = field(default=False, metadata=LATER)
     dual_attention: bool = True
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
-    mixup: float = 0.0
+    mixup: float = field(default=0.0, metadata=LATER)
     fit: StudentFitConfig = field(default_factory=StudentFitConfig)
 
     @property

@@ -137,6 +137,8 @@ def check_settings(config: RunConfig) -> None:
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
+        if not 0 <= fit.ema_decay < 1:
+            raise UserError(f"--{name}.fit.ema_decay is {fit.ema_decay}; expected 0 to less than 1, such as 0.998.")
         if fit.batch_size % devices:
             raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
     _check_networks(config)

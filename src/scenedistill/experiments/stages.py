@@ -53,9 +53,7 @@ def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
     settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
     for name in ("ask_size", "symmetries", "also"):
         del settings[name]
-    # else as it was before there were such settings
-    left_out = {"partial": False, "as_is": False, "classes": None, "mean": None, "std": None}
-    return {"teacher": {k: v for k, v in settings.items() if k not in left_out or v != left_out[k]}}
+    return {"teacher": settings}
 
 
 def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:

@@ -76,10 +76,8 @@ def student_stage(
 
 
 def student_settings(config: StudentConfig) -> dict[str, Any]:
-    """What the outcome of a student's training depends on: a start from nothing goes without saying."""
-    settings = plain(config) | {"fit": plain(config.schedule)}
-    left_out = {"weights": "none", "partial": False, "mixup": 0.0}  # else as it was before there were such settings
-    return {name: value for name, value in settings.items() if name not in left_out or value != left_out[name]}
+    """What the outcome of a student's training depends on."""
+    return plain(config) | {"fit": plain(config.schedule)}
 
 
 def _train(

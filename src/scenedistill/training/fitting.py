@@ -29,6 +29,7 @@ from scenedistill.disk import whole_file
 from scenedistill.errors import UserError
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.base import Diverged, SceneTraining
+from scenedistill.training.ema import AveragedWeights
 
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -74,7 +75,8 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    watching = [*callbacks, clock, keeper]
+    averaging = [AveragedWeights(module.fit.ema_decay)] if module.fit.ema_decay else []
+    watching = [*callbacks, *averaging, clock, keeper]  # the first see the average on validation
     if sys.stdout.isatty():
         watching.append(RichProgressBar(leave=False))
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
