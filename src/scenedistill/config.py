@@ -142,14 +142,6 @@ class TeacherConfig:
         images_per_class: K images of a class beside each other in a batch of P x K, >= 2.
         min_oa: smallest OA on validation (or training) images with which it may teach, 0..1; when not given, half way
             between chance and 50 %.
-        ask_size: side in pixels at which it sees the student's views while it teaches, sampled finer from the stored
-            images; `image_size` when not given. One trained at 96 pixels is right more often at 128 (docs/method.md).
-        symmetries: average its answers over the eight symmetries of each view: eight passes, once where answers are
-            kept.
-        also: weights of further finished teachers of the same classes, whose probabilities are averaged with this
-            one's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
-            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
-            probabilities, such as `kd`.
         fit: its training.
     """
 
@@ -167,9 +159,6 @@ class TeacherConfig:
     mining: Literal["hard", "semihard"] = "hard"
     images_per_class: int = 4
     min_oa: float | None = None
-    ask_size: int | None = None
-    symmetries: bool = False
-    also: list[str] = field(default_factory=list)
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
             epochs=25, optimizer="adamw", lr=5e-4, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
@@ -195,6 +184,15 @@ class StudentConfig:
             the same OA (docs/speed.md).
         mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher is asked about the
             mixture; losses that need labels leave mixed images out.
+        ask_size: side in pixels at which the teacher sees the student's views, sampled finer from the stored images;
+            `image_size` when not given. A teacher trained at 96 pixels is right more often at 128 (docs/method.md).
+        symmetries: average the teacher's answers over the eight symmetries of each view: eight passes, once where
+            answers are kept.
+        also: weights of further finished teachers of the same classes, whose probabilities are averaged with the
+            teacher's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
+            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
+            probabilities, such as `kd`.
+        unlabelled: train it on the images of `data.unlabelled` too, where there are such.
         fit: its training.
     """
 
@@ -207,6 +205,10 @@ class StudentConfig:
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
     mixup: float = field(default=0.0, metadata=LATER)
+    ask_size: int | None = field(default=None, metadata=LATER)
+    symmetries: bool = field(default=False, metadata=LATER)
+    also: list[str] = field(default_factory=list, metadata=LATER)
+    unlabelled: bool = field(default=True, metadata=LATER)
     fit: StudentFitConfig = field(default_factory=StudentFitConfig)
 
     @property

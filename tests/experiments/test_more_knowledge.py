@@ -70,8 +70,8 @@ def test_a_student_learns_from_all_of_them_and_a_killed_run_goes_on(
         data__unlabelled=[others],
         data__unlabelled_share=0.5,
         student__mixup=0.5,
-        teacher__ask_size=40,
-        teacher__symmetries=True,
+        student__ask_size=40,
+        student__symmetries=True,
     )
     said = do(tiny_scenes, tmp_path / "whole", config)
     assert "copies" in said or "copy" in said
@@ -97,21 +97,21 @@ def test_two_teachers_answer_as_one(tiny_scenes: Path, tmp_path: Path) -> None:
     do(tiny_scenes, tmp_path / "a", settings(tmp_path / "cache", **kd))
     do(tiny_scenes, tmp_path / "b", settings(tmp_path / "cache", teacher__name="table1_resnet", **kd))
     second = str(tmp_path / "b" / "seed{seed}" / "teacher" / "weights.safetensors")
-    both = settings(tmp_path / "cache", teacher__also=[second], **kd)
+    both = settings(tmp_path / "cache", student__also=[second], **kd)
     shutil.copytree(tmp_path / "a" / "seed0" / "teacher", tmp_path / "both" / "seed0" / "teacher")
     said = do(tiny_scenes, tmp_path / "both", both)
     assert "teacher: done before" in said.replace("seed0/", "")
     hashes = {weights_hash(student_of(tmp_path / name, "kd")) for name in ("a", "b", "both")}
     assert len(hashes) == 3
     with pytest.raises(UserError, match="no network at nowhere/0"):
-        do(tiny_scenes, tmp_path / "both", settings(tmp_path / "cache", teacher__also=["nowhere/{seed}.safetensors"]))
+        do(tiny_scenes, tmp_path / "both", settings(tmp_path / "cache", student__also=["nowhere/{seed}.safetensors"]))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"student__mixup": 1.5}, "--student.mixup is 1.5; expected a share"),
-        ({"teacher__ask_size": 41}, "--teacher.ask_size is 41; expected up to the 40 pixels"),
+        ({"student__ask_size": 41}, "--student.ask_size is 41; expected up to the 40 pixels"),
     ],
 )
 def test_what_makes_no_sense_is_said_at_once(

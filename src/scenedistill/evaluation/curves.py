@@ -14,7 +14,7 @@ import numpy as np
 from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
-from scenedistill.training.gradients import CLIPPED, PULL
+from scenedistill.training.gradients import CLIPPED, PULL, VITAL_SIGNS
 from scenedistill.training.runs import RECORD, title_of
 
 DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
@@ -78,7 +78,7 @@ def read_curves(stage: Path) -> Curves:
     other = {"epoch", "step"}
     accuracies = {name for name in columns if name.endswith("_oa")}
     pulls = {name for name in columns if name.startswith(PULL)}
-    other |= {name for name in columns if name.endswith("seconds") or name.startswith(CLIPPED)}
+    other |= {name for name in columns if name.endswith("seconds") or name.startswith((CLIPPED, *VITAL_SIGNS))}
     parts = [name for name in columns if name not in other | accuracies | pulls]
     return Curves(
         epochs=np.array(epochs, dtype=np.int64) + 1,

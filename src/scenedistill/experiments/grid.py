@@ -20,7 +20,7 @@ from scenedistill.experiments.grid_results import FAILURES, finish, keep_choices
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, plan_table, summary_line
 from scenedistill.experiments.grid_time import Clock
 from scenedistill.experiments.results import Result
-from scenedistill.experiments.students import kept_views
+from scenedistill.experiments.teaching import kept_views
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from scenedistill.experiments.grid_config import GridConfig, needs_teacher, stud
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
-from scenedistill.experiments.students import kept_views, student_stage, train_students
+from scenedistill.experiments.students import student_stage, train_students
+from scenedistill.experiments.teaching import kept_views, taught
 from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
@@ -164,7 +165,7 @@ def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
     return (
         config.base.side_by_side
         and not kept_views(first)
-        and not kept_views(second)
+        and taught(first) == taught(second)
         and first.schedule == second.schedule
     )
 

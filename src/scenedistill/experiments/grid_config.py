@@ -34,6 +34,11 @@ class MethodConfig:
         weights: what the student starts from.
         dual_attention: DA modules after the student's stages.
         knowledge_views: number of distinct views of each image whose teacher outputs are kept.
+        mixup: share of the images of a batch that are mixed with another one.
+        ask_size: side in pixels at which the teacher sees the student's views.
+        symmetries: average the teacher's answers over the eight symmetries of each view.
+        also: weights of further teachers.
+        unlabelled: train on the images of `base.data.unlabelled` too.
         epochs: of the training.
     """
 
@@ -43,6 +48,11 @@ class MethodConfig:
     weights: str | None = None
     dual_attention: bool | None = None
     knowledge_views: int | None = None
+    mixup: float | None = None
+    ask_size: int | None = None
+    symmetries: bool | None = None
+    also: list[str] | None = None
+    unlabelled: bool | None = None
     epochs: int | None = None
 
 
@@ -127,10 +137,9 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
         losses={name: float(weight) for name, weight in method.losses.items()},
         loss_options=method.loss_options,
     )
-    if method.dual_attention is not None:
-        made.dual_attention = method.dual_attention
-    if method.knowledge_views is not None:
-        made.knowledge_views = method.knowledge_views
+    for name in ("dual_attention", "knowledge_views", "mixup", "ask_size", "symmetries", "also", "unlabelled"):
+        if (chosen := getattr(method, name)) is not None:
+            setattr(made, name, chosen)
     if method.epochs is not None:
         made.fit.epochs = method.epochs
     if needs_teacher(made):

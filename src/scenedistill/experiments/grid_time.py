@@ -18,7 +18,8 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stages import train_teacher
-from scenedistill.experiments.students import kept_views, train_students
+from scenedistill.experiments.students import train_students
+from scenedistill.experiments.teaching import kept_views
 from scenedistill.training.runs import Stage
 
 Fit = TypeVar("Fit", bound=FitConfig)

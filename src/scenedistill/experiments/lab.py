@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +262,10 @@ def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
     told = {}
     for item in fields(config):
         value = getattr(config, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
         if is_dataclass(value):
             told[item.name] = _without_later(value, values[item.name])
-        elif not (item.metadata.get("later") and value == item.default):
+        elif not (item.metadata.get("later") and value == default):
             told[item.name] = values[item.name]
     return told
 

@@ -16,8 +16,9 @@ from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import test, train_teacher
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.experiments.students import kept_views, plain_student, train_students
+from scenedistill.experiments.students import plain_student, train_students
 from scenedistill.experiments.summary import summarise
+from scenedistill.experiments.teaching import kept_views
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.network import check_name
@@ -125,9 +126,9 @@ def check_settings(config: RunConfig) -> None:
         )
     if not 0 <= config.student.mixup <= 1:
         raise UserError(f"--student.mixup is {config.student.mixup}; expected a share of the images, 0 to 1.")
-    if config.teacher.ask_size is not None and not 1 <= config.teacher.ask_size <= config.data.stored_size:
+    if config.student.ask_size is not None and not 1 <= config.student.ask_size <= config.data.stored_size:
         raise UserError(
-            f"--teacher.ask_size is {config.teacher.ask_size}; expected up to the {config.data.stored_size} pixels at "
+            f"--student.ask_size is {config.student.ask_size}; expected up to the {config.data.stored_size} pixels at "
             "which the images are stored (--data.stored_size)."
         )
     if config.student.fit.label_smoothing:

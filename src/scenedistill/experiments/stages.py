@@ -49,11 +49,8 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
 
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
-    """What the outcome of a teacher's training depends on: not on how good it has to be, or how it is asked."""
-    settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
-    for name in ("ask_size", "symmetries", "also"):
-        del settings[name]
-    return {"teacher": settings}
+    """What the outcome of a teacher's training depends on: not on how good it has to be."""
+    return {"teacher": plain(replace(config, min_oa=None, classes=read_classes(config.classes)))}
 
 
 def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:

@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig, TeacherConfig
-from scenedistill.data.batches import ScenePart
+from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
-from scenedistill.data.training_part import TrainingPart
 from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
-from scenedistill.evaluation.predict import predict
-from scenedistill.experiments.lab import WEIGHTS, Lab, plain
+from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
-from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.experiments.teaching import further_teachers, open_knowledge
+from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.create import build_network
-from scenedistill.models.files import NetCard, load_net, weights_hash
-from scenedistill.models.network import SceneNet
+from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, read_best
 from scenedistill.training.fitting import fit
@@ -65,19 +62,18 @@ def student_stage(
     settings: dict[str, Any] = {"student": student_settings(config)}
     if teacher:
         settings["teacher"] = teacher.fingerprint
-        asked = plain(lab.config.teacher)
-        settings |= {name: asked[name] for name in ("ask_size", "symmetries") if asked[name]}
-        if lab.config.teacher.also:
-            settings["also"] = [file_hash(path) for path in further_teachers(lab.config.teacher, seed)]
-        settings |= lab.unlabelled_settings(split)
+        if config.also:
+            settings["also"] = [file_hash(path) for path in further_teachers(config, seed)]
+        if config.unlabelled:
+            settings |= lab.unlabelled_settings(split)
     if lab.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
     return lab.stage(folder, seed, split, settings)
 
 
 def student_settings(config: StudentConfig) -> dict[str, Any]:
-    """What the outcome of a student's training depends on."""
-    return plain(config) | {"fit": plain(config.schedule)}
+    """What the outcome of a student's training depends on, but for files and images."""
+    return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule)}
 
 
 def _train(
@@ -192,109 +188,16 @@ def schedule_text(fit: FitConfig) -> str:
     )
 
 
-def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
-    """The checked teacher's knowledge, shared by all students of one seed that use as many views."""
-    views, asked = kept_views(config), lab.config.teacher
-    key = (teacher.fingerprint, views, config.mixup)
-    if lab.knowledge is None or lab.knowledge[0] != key:
-        net, _ = load_net(teacher.folder / WEIGHTS)
-        knowledge = Knowledge(
-            net,
-            _training_part(lab, seed, split, config),
-            views=views,
-            ask_size=asked.ask_size,
-            symmetries=asked.symmetries,
-            others=[_further_teacher(lab, path) for path in further_teachers(asked, seed)],
-            config=lab.config.views,
-            image_size=lab.config.image_size,
-            seed=seed,
-            precision=lab.precision,
-            root=lab.knowledge_home,
-            compiled=lab.config.machine.compile,
-            about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
-        )
-        check_teacher(lab, knowledge, split)
-        for line in knowledge.report:
-            lab.console.print(f"  teacher made fast: {line}", markup=False)
-        if knowledge.store:
-            lab.console.print(f"  {knowledge.need(config.schedule.epochs)}", markup=False)
-        lab.knowledge = (key, knowledge)
-    return lab.knowledge[1]
-
-
-def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
-    """The images that a distilled student trains on."""
-    pool = lab.unlabelled(split)
-    return TrainingPart(
-        ScenePart(lab.cache, split.train),
-        pool.part if pool else None,
-        share=lab.config.data.unlabelled_share,
-        mixup=config.mixup,
-        seed=seed,
-    )
-
-
-def further_teachers(config: TeacherConfig, seed: int) -> list[Path]:
-    """Weights of the teachers that a seed's answers are averaged with.
-
-    Raises:
-        UserError: one is not there.
-    """
-    paths = [Path(path.replace("{seed}", str(seed))) for path in config.also]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(
-                f"--teacher.also: no network at {path}. Expected the weights.safetensors of a finished teacher."
-            )
-    return paths
-
-
-def _further_teacher(lab: Lab, path: Path) -> SceneNet:
-    net, card = load_net(path)
-    if card.classes != lab.classes or card.bands != lab.config.data.bands:
-        raise UserError(
-            f"--teacher.also: {path} was trained for {len(card.classes)} classes and {card.bands} bands, or for other "
-            f"classes than these; the data has {len(lab.classes)} and {lab.config.data.bands}. All teachers must agree."
-        )
-    return net
-
-
-def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
-    """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
-    none. The test images stay unseen.
-
-    Raises:
-        UserError: its OA is below the least that the settings ask for.
-    """
-    config = lab.config.teacher
-    if len(split.val):
-        what, part = "validation", ScenePart(lab.cache, split.val)
-        size = knowledge.ask_size
-        found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
-        oa = float((found == part.labels).mean())
-    else:
-        what, part = "training", knowledge.part.labelled
-        oa = knowledge.statistics(lab.device)[1]
-    chance = 1 / len(lab.classes)
-    least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
-    if oa < least:
-        better = "Train it longer, start it from pretrained weights"
-        if config.as_is:
-            better = "Name its classes in the order of its logits (--teacher.classes), train it (--teacher.as_is false)"
-        raise UserError(
-            f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. {better}, or lower --teacher.min_oa."
-        )
-    lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
-
-
-def kept_views(config: StudentConfig) -> int:
-    """Number of distinct views whose teacher outputs are kept; 0 where the teacher is asked anew, as it is for a loss
-    that looks at whole feature maps, which are too large to be kept."""
-    weights = resolve_weights(config.method, config.losses)
-    return 0 if any(LOSSES[name].needs_features for name in weights) else config.knowledge_views
-
-
 def plain_student(config: StudentConfig) -> StudentConfig:
     """The same student trained on the labels alone, all else equal."""
-    return replace(config, method="plain", losses={}, loss_options={}, knowledge_views=0, mixup=0.0)
+    return replace(
+        config,
+        method="plain",
+        losses={},
+        loss_options={},
+        knowledge_views=0,
+        mixup=0.0,
+        ask_size=None,
+        symmetries=False,
+        also=[],
+    )

@@ -1,5 +1,5 @@
-"""How a student fares, measured beside its training without leaving a trace in it: how hard each part of the loss pulls,
-how far its gates are open, how much its embeddings differ."""
+"""How a student fares, measured beside its training and leaving no trace in it: how hard each part of the loss pulls,
+how open its gates are, how much its embeddings differ."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ PULL = "gradient_"
 #: Begins the name of a column of a log that tells in which share of an epoch's steps a part of the gradient was
 #: clipped; with `SCALE` behind the name, of one that holds the median of what that part was multiplied with.
 CLIPPED, SCALE = "clipped_", "_scale"
+#: Begin the names of the columns of a log that hold gates and spread.
+VITAL_SIGNS = ("gate_", "embedding_")
 #: Below this spread of its embeddings a network has collapsed: it says the same of every image.
 COLLAPSED = 1e-3
 #: Fewest steps between two measurements. One costs a forward pass and a backward pass for each part, so that three

@@ -69,7 +69,7 @@ class Distillation(SceneTraining):
             if len(student.weights) > 1
             for name, norm in student.gradient_norms(batch, view, target).items()
         }
-        signs = {}
+        signs: dict[str, float] = {}
         for prefix, student in students.items():
             own = vital_signs(student, student.net, view)
             signs |= {f"{prefix}{name}": value for name, value in own.items()}
