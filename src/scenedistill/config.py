@@ -68,6 +68,8 @@ class FitConfig:
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
         ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
             0.998 spans about 500 steps. 0 keeps the weights of the last step.
+        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
+            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
     """
 
     epochs: int = 60
@@ -81,6 +83,7 @@ class FitConfig:
     label_smoothing: float = 0.0
     clip_norm: float = 5.0
     ema_decay: float = field(default=0.0, metadata=LATER)
+    first_size: float = field(default=1.0, metadata=LATER)
 
 
 @dataclass
@@ -102,6 +105,8 @@ class StudentFitConfig(FitConfig):
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
         ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
             0.998 spans about 500 steps. 0 keeps the weights of the last step.
+        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
+            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
     """
 
     epochs: int | None = None  # type: ignore[assignment]
