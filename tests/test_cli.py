@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
-from scenedistill.cli import build_parser, main
+from scenedistill.cli import COMMANDS, build_parser, main, once_interrupted
 from scenedistill.commands.parsing import repeatable
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.data.catalog import CATALOG
@@ -136,11 +140,11 @@ def test_data_check_of_a_known_data_set(say: Say, tmp_path: Path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(count):
             (tmp_path / "set" / name / f"{number}.jpg").write_bytes(b"not looked at")
-    code, out, _ = say("data", "check", "set")
+    code, out, _ = say("data", "check", "set", "--decode", "false")
     assert code == 0 and "complete: 1,005 images" in out
-    assert say("data", "check", "set", "--name", "aid")[0] == 1, "it is another one"
+    assert say("data", "check", "set", "--name", "aid", "--decode", "false")[0] == 1, "it is another one"
     next((tmp_path / "set").glob("*/0.jpg")).unlink()
-    code, out, err = say("data", "check", "set")
+    code, out, err = say("data", "check", "set", "--decode", "false")
     assert code == 1 and "1,004 of 1,005 images" in out and not err
 
 
@@ -513,3 +517,134 @@ def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ..
     assert program.returncode == 130
     assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
     assert (tmp_path / "out" / "seed3" / "teacher" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("gap", [0.02, 0.3])
+def test_a_second_ctrl_c_right_after_the_first_changes_nothing(
+    gap: float, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
+    }
+    options = [*tiny_options, "--teacher.fit.epochs", "1000"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "scenedistill.cli", "teacher", str(tiny_scenes), "--out", str(tmp_path / "o"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert program.stdout
+        for line in program.stdout:
+            if "epoch 2/1000" in line:
+                break
+        for _ in range(3):
+            program.send_signal(signal.SIGINT)
+            time.sleep(gap)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130
+    assert "Traceback" not in err and "Exception ignored" not in err
+    assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
+
+
+def test_the_handler_of_ctrl_c_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with once_interrupted(leaving=False):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # one and the same
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_folder_named_like_markup_is_printed_as_it_is(
+    say: Say, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = "weird [/x] [v2] :car: #1"
+    code, out, err = say("teacher", tiny_scenes, "--out", name, "--results", "[b].json", *tiny_options)
+    assert code == 0, err
+    assert f"Everything lies in {name}: " in out and "Result written to [b].json" in out
+    lost = complaint(say("report", "no [/such] :car:"))
+    assert "no [/such] :car: is not a folder" in lost
+
+
+def test_names_that_are_not_utf8_are_refused_in_a_line(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    odd = scenes / "river" / os.fsdecode(b"M\xfcller.png")
+    shutil.copy(scenes / "river" / "00.png", odd)
+    for command in (("run", scenes, *tiny_options), ("split", scenes, "split.csv"), ("data", "check", scenes)):
+        words = complaint(say(*command))
+        assert "1 name in " in words and "is not UTF-8: river/M\\xfcller.png. Rename them" in words
+    odd.unlink()
+    (scenes / "river").rename(scenes / os.fsdecode(b"fl\xfcsse"))
+    assert "9 names in" in (words := complaint(say("split", scenes, "split.csv"))) and "fl\\xfcsse" in words
+    shutil.copytree(scenes, tmp_path / os.fsdecode(b"\xfc"))
+    assert "Traceback" not in say("split", tmp_path / os.fsdecode(b"\xfc"), "split.csv")[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        (
+            "--teacher.fit.batch_size",
+            "13",
+            "--teacher.fit.batch_size 13 cannot be made of --teacher.images_per_class 4",
+        ),
+        ("--teacher.images_per_class", "1", "--teacher.images_per_class is 1; a triplet needs 2 or more"),
+        ("--student.fit.batch_size", "1", "Choose another --student.fit.batch_size"),
+        ("--student.name", "coat_tiny", "CoaT does not take images of 32 x 32 pixels"),
+        ("--teacher.checkpoint", "net.pth", "give them with --teacher.weights"),
+        ("--teacher.checkpoint", "timm.safetensors", "give them with --teacher.weights"),
+    ],
+)
+def test_what_no_training_can_take_is_said_before_images_are_decoded(
+    option: str, value: str, words: str, say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pth")
+    save_file({"a": torch.zeros(3)}, tmp_path / "timm.safetensors")
+    assert words in complaint(say("run", scenes, *tiny_options, option, value))
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line_whatever_hides_it(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as problem:
+            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0") from problem
+
+    build, _ = COMMANDS["data"]
+    monkeypatch.setitem(COMMANDS, "data", (build, full))
+    assert "the disk is full" in complaint(say("data", "list"))
+
+
+def test_settings_that_stand_for_billions_of_values_are_refused_at_once(say: Say, scenes: Path, tmp_path: Path) -> None:
+    lines = [
+        "a0: &a0 [x, x, x, x]",
+        *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 30)),
+    ]
+    (tmp_path / "laughs.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert "stands for more than 100,000 values" in complaint(say("run", scenes, "--config", "laughs.yaml"))
+    (tmp_path / "tag.yaml").write_text("teacher: !!python/object/apply:os.getcwd []", encoding="utf-8")
+    assert say("run", scenes, "--config", "tag.yaml")[0] == 2
+
+
+def test_data_check_names_unreadable_images_and_copies(say: Say, scenes: Path) -> None:
+    assert "no image is a copy of another" in say("data", "check", scenes)[1]
+    shutil.copy(scenes / "river" / "00.png", scenes / "river" / "copy.png")
+    shutil.copy(scenes / "river" / "01.png", scenes / "fields" / "stray.png")
+    code, out, _ = say("data", "check", scenes)
+    assert code == 0 and "2 of 34 images are copies of others" in out
+    assert "lie under more than one class: fields/stray.png = river/01.png" in out
+    (scenes / "river" / "02.png").write_bytes(b"no image")
+    code, out, _ = say("data", "check", scenes)
+    assert code == 1 and "cannot be read: river/02.png" in out

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from scenedistill.disk import file_hash, read_json, whole_file, write_json, write_text
+from scenedistill.disk import (
+    archive_damage,
+    clear_parts,
+    disk_full,
+    file_damage,
+    file_hash,
+    read_checked,
+    read_json,
+    whole_file,
+    write_json,
+    write_text,
+)
+from scenedistill.errors import Damaged
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -51,3 +65,88 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 def test_the_hash_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea"  # FIPS 180-2's example
+
+
+def test_a_checksum_tells_of_every_change_of_content_and_of_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    content = {"oa": 0.9234, "classes": ["forêt"], "at": None}
+    write_json(path, content, checksum=True)
+    assert read_json(path) == read_checked(path, ("oa", "classes", "at")) == content
+    text = path.read_text(encoding="utf-8")
+    for changed in (
+        text.replace("0.9234", "0.9235"),
+        text.replace("forêt", "foret"),
+        text[:-9],
+        text.replace('"oa"', '"ob"'),
+    ):
+        path.write_text(changed, encoding="utf-8")
+        assert read_json(path) == {}
+        with pytest.raises(Damaged, match=r"stage\.json is damaged"):
+            read_checked(path)
+    path.write_text(json.dumps(json.loads(text), indent=4).replace("\n", "\r\n"), encoding="utf-8")
+    assert read_json(path) == content
+    path.write_text(text.replace('"checksum"', '"chfcksum"'), encoding="utf-8")
+    with pytest.raises(Damaged, match="'chfcksum', which was never written there"):
+        read_checked(path, ("oa", "classes", "at"))
+    assert read_checked(tmp_path / "nowhere") is None
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(Damaged, match="not valid JSON"):
+        read_checked(path)
+
+
+def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    kept = file_hash(path)
+    assert file_damage(path, kept) == ""
+    path.write_bytes(b"abd")
+    assert file_damage(path, kept) == "a.bin is damaged: it does not fit its checksum"
+    path.unlink()
+    assert file_damage(path, kept) == "a.bin is missing"
+
+
+def test_every_flipped_bit_of_an_archive_is_seen_or_harmless(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "a.npz", np.arange(40, dtype=np.float32)
+    np.savez(path, a=wanted)
+    assert archive_damage(path) == ""
+    whole, seen = path.read_bytes(), 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        if archive_damage(path):
+            seen += 1
+            continue
+        with np.load(path) as found:
+            np.testing.assert_array_equal(found["a"], wanted)
+    assert seen > len(whole) / 2
+    for damaged in (b"", whole[:-30], b"garbage" * 30):
+        path.write_bytes(damaged)
+        assert "a.npz is damaged" in archive_damage(path)
+    path.unlink()
+    assert archive_damage(path) == "a.npz is missing"
+
+
+def test_parts_that_were_left_go_and_young_ones_stay_where_others_write(tmp_path: Path) -> None:
+    for name in ("old.part", "young.part", "kept.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.part").mkdir()
+    os.utime(tmp_path / "old.part", (0, 0))
+    clear_parts(tmp_path, 3600)
+    assert {path.name for path in tmp_path.iterdir()} == {"young.part", "kept.json", "folder.part"}
+    clear_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "folder.part"}
+
+
+def test_a_full_disk_is_seen_through_whatever_lies_over_it() -> None:
+    assert disk_full(OSError(errno.EDQUOT, "quota"))
+    assert disk_full(RuntimeError("sqlite: database or disk is full"))
+    assert disk_full(ExceptionGroup("several", [ValueError("x"), OSError(errno.ENOSPC, "full")]))
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  (as torch's writer does)
+    except RuntimeError as problem:
+        assert disk_full(problem)
+    loop = RuntimeError("a")
+    loop.__cause__, loop.__context__ = ValueError("b"), loop
+    assert not disk_full(loop) and not disk_full(None)

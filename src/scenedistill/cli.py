@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -26,36 +31,70 @@ from scenedistill.commands import (
 )
 from scenedistill.commands.parsing import CommandParser, files_first, repeatable
 from scenedistill.commands.training import train, training_parser
+from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
+from scenedistill.terminal import plain_console
 
 Command = Callable[[Namespace, Console, str], int | None]  # the exit code, when it may be another than 0
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+FULL = "the disk is full. Make room and give the same command: it goes on from where it was."
+PATIENCE = 3.0  # seconds after a Ctrl-C in which a further one is taken for the same
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted.
 
-    `data check` gives 1 for a known data set that is not complete.
+    `data check` gives 1 for a known data set that is not complete, and for images that cannot be read.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # in a pipe or a file there is no width to keep to
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    console = plain_console()
     try:
-        words = files_first(given) or ["--help"]
-        settings = build_parser(words[0] in (*TRAININGS, "bench")).parse_args(words)
-        name = settings.subcommand
-        return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0
+        with once_interrupted(leaving=arguments is None):
+            words = files_first(given) or ["--help"]
+            settings = build_parser(words[0] in (*TRAININGS, "bench")).parse_args(words)
+            name = settings.subcommand
+            return COMMANDS[name][1](settings[name], console, repeatable(given)) or 0
     except UserError as problem:
         return _complain(str(problem))
     except KeyboardInterrupt:
         return _complain("stopped. The same command goes on from where it was.", 130)
-    except OSError as problem:
-        if problem.errno == errno.ENOSPC:
-            return _complain("the disk is full. Make room and give the same command: it goes on from where it was.")
-        if problem.filename and problem.errno in NOT_WRITABLE:
+    except Exception as problem:
+        if disk_full(problem):
+            return _complain(FULL)
+        if isinstance(problem, OSError) and problem.filename and problem.errno in NOT_WRITABLE:
             reason = "it is a file" if problem.errno == errno.EEXIST else problem.strerror
             return _complain(f"{problem.filename} cannot be written: {reason}. Choose another folder.")
+        if isinstance(problem, UnicodeEncodeError) and any("\ud800" <= letter <= "\udfff" for letter in problem.object):
+            name = ascii(problem.object)[:200]
+            return _complain(f"a name that is not UTF-8 cannot be used: {name}. Rename the file or folder.")
         raise
+
+
+@contextlib.contextmanager
+def once_interrupted(*, leaving: bool) -> Iterator[None]:
+    """Take the first Ctrl-C as one, and those of the next seconds as the same: a finger that hits twice, or a terminal
+    and a parent that both tell, must not break into what the first one has begun.
+
+    Args:
+        leaving: the program ends when this has ended: later ones are of no more use either.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
+        yield
+        return
+    first = 0.0
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not first or time.monotonic() - first > PATIENCE:
+            first = time.monotonic()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN if first and leaving else before)
 
 
 def build_parser(settings: bool = True) -> CommandParser:
@@ -84,14 +123,11 @@ def build_parser(settings: bool = True) -> CommandParser:
 
 
 def _complain(message: str, code: int = 1) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]scenedistill:[/bold red] {_escaped(message)}")
+    console = plain_console(stderr=True)
+    console.print("scenedistill:", style="bold red", end=" ")
+    # a name that is not UTF-8 can still be told of
+    console.print(message.encode(errors="backslashreplace").decode())
     return code
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
+from scenedistill.data.cache_files import row_checksum
 from scenedistill.data.images import read_scene
 from scenedistill.data.scenes import SceneIndex, scan
+from scenedistill.disk import read_json, write_json
 from scenedistill.errors import UserError
 
 SIZE = 8
@@ -92,6 +94,9 @@ def test_only_a_changed_file_is_decoded_again(root: Path, folder: Path) -> None:
     # Rows are marked in the stored array, so that a row that was copied can be told from one that was decoded.
     array = next(folder.glob("images-*.npy"))
     np.load(array, mmap_mode="r+")[:] = 77
+    manifest = read_json(folder / "manifest.json")
+    manifest["crc32"] = [row_checksum(np.full((SIZE, SIZE, 3), 77, np.uint8))] * 10
+    write_json(folder / "manifest.json", manifest, checksum=True)
     picture(root / "forest" / "3.png", 99, side=20)
     cache = build(root, folder)
     assert cache.report == "10 images: 9 reused, 1 decoded, 0 bad"
@@ -381,3 +386,83 @@ def test_another_process_gets_the_file_and_not_a_copy_of_the_array(root: Path, t
     received = pickle.loads(sent)
     assert isinstance(received.images, np.memmap)
     np.testing.assert_array_equal(received.images, cache.images)
+
+
+def damage(folder: Path, rows: list[int]) -> None:
+    """Flip a bit in these rows of the array."""
+    array = np.load(next(folder.glob("images-*.npy")), mmap_mode="r+")
+    for row in rows:
+        array[row, 3, 3, 0] ^= 1
+    array.flush()
+
+
+def test_a_damaged_image_is_decoded_again_when_it_is_used(
+    root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(root, folder)
+    damage(folder, [2, 7])
+    cache = build(root, folder)
+    assert cache.report == "10 images: 10 reused, 0 decoded, 0 bad"
+    found = cache.fetch(np.array([7, 1, 2, 7]))
+    for row, position in zip(found, (7, 1, 2, 7), strict=True):
+        np.testing.assert_array_equal(row, read_scene(root / cache.index.paths[position], SIZE))
+    said = capsys.readouterr().err
+    assert f"is damaged at {cache.index.paths[7]}" in said and said.count("is damaged") == 1
+    check(build(root, folder), root)  # put right on the disk too
+
+
+def test_a_subset_that_is_copied_into_memory_is_compared_too(root: Path, folder: Path) -> None:
+    index = scan(root)
+    build(root, folder)
+    damage(folder, [4])
+    part = build_cache(index.subset(np.array([0, 4, 9])), SIZE, folder=folder, progress=False)
+    np.testing.assert_array_equal(part.fetch(np.array([1]))[0], read_scene(root / part.index.paths[1], SIZE))
+
+
+def test_a_damaged_image_whose_file_has_changed_is_refused_in_a_line(root: Path, folder: Path) -> None:
+    cache = build(root, folder)
+    damage(folder, [0])
+    picture(root / cache.index.paths[0], 99)
+    with pytest.raises(UserError, match=r"is damaged in .*images-.*Delete .*manifest\.json") as refused:
+        cache.fetch(np.array([0]))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_image_is_not_copied_into_a_new_array(root: Path, folder: Path) -> None:
+    build(root, folder)
+    damage(folder, [5])
+    picture(root / "forest" / "11.png", 11)
+    cache = build(root, folder)
+    assert cache.report == "11 images: 9 reused, 2 decoded, 0 bad"
+    check(cache, root)
+
+
+@pytest.mark.parametrize("way", ["cut", "empty", "another row", "another kind"])
+def test_a_damaged_manifest_is_told_and_all_is_decoded_again(
+    way: str, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(root, folder)
+    path = folder / "manifest.json"
+    text = path.read_text(encoding="utf-8")
+    changed = {
+        "cut": text[: len(text) // 2],
+        "empty": "",
+        "another row": text.replace('"row": [0, 1', '"row": [1, 0'),
+        "another kind": text.replace("image cache", "image cachf"),
+    }[way]
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+    cache = build(root, folder)
+    assert cache.report == "10 images: 0 reused, 10 decoded, 0 bad"
+    assert "manifest.json is damaged: all images are decoded again" in capsys.readouterr().err
+    check(cache, root)
+
+
+def test_a_cache_from_before_there_were_checksums_is_still_used(root: Path, folder: Path) -> None:
+    build(root, folder)
+    manifest = read_json(folder / "manifest.json")
+    del manifest["crc32"]
+    write_json(folder / "manifest.json", manifest)
+    cache = build(root, folder)
+    assert cache.report == "10 images: 10 reused, 0 decoded, 0 bad" and cache.checksums is None
+    np.testing.assert_array_equal(cache.fetch(np.arange(10)), cache.images)

@@ -28,6 +28,7 @@ from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig,
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import assemble
+from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.evaluation.curves import read_curves
 from scenedistill.experiments.grid import GridOutcome, dry_run, grid
@@ -40,7 +41,7 @@ from scenedistill.experiments.grid_config import (
     grid_words,
     student_of,
 )
-from scenedistill.experiments.grid_engine import Ended, Order, disk_full, one_line, share
+from scenedistill.experiments.grid_engine import Ended, Order, one_line, share
 from scenedistill.experiments.grid_results import finish
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.grid_time import duration
@@ -221,6 +222,41 @@ def test_a_failing_cell_is_named_and_the_others_go_on(make: Make, tmp_path: Path
     assert list(other.outcome.failures) == [name], "what was not tried again is still failed"
     config.methods["wild"] = MethodConfig(method="kd")
     assert not do(config, out).outcome.failures and not (out / "failures.json").exists()
+
+
+@pytest.mark.parametrize("way", ["unreadable", "empty", "one class"])
+def test_a_data_set_that_cannot_be_used_leaves_the_others_alone(
+    way: str, make: Make, tiny_scenes: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(tiny_scenes, tmp_path / "bad"))
+    reason = {"unreadable": "1 of 64 images in ", "empty": "1 class folder in ", "one class": "has only one class"}[way]
+    if way == "unreadable":
+        (bad / "river" / "00.png").write_bytes(b"no image")
+    elif way == "empty":
+        (bad / "empty").mkdir()
+    else:
+        for folder in sorted(bad.iterdir())[1:]:
+            shutil.rmtree(folder)
+    both = {"bad": str(bad), "scenes": str(tiny_scenes)}
+    config = make(datasets=both, seeds=[0], methods={"plain": MethodConfig()})
+    config.base.data.cache_dir = tmp_path / "cache"
+    done = do(config, tmp_path / "out")
+    assert list(done.outcome.results) == ["scenes-50"] and trained(tmp_path / "out") == 1
+    (failure,) = done.outcome.failures.values()
+    assert reason in failure and "\n" not in failure
+    assert done.said.count("bad-50 is left out: ") == 1
+    assert dry_run(config, tmp_path / "out", console=Console(quiet=True)) == 0
+    with pytest.raises(UserError, match=re.escape(reason)):
+        do(dataclasses.replace(config, datasets={"bad": str(bad)}), tmp_path / "only")
+
+
+def test_a_damaged_teacher_is_trained_again_and_its_students_stay(copy: Path, make: Make) -> None:
+    weights = copy / "scenes-50" / "seed0" / "teacher" / "weights.safetensors"
+    whole, before = weights.read_bytes(), trained(copy)
+    weights.write_bytes(whole[:-40] + bytes(40))
+    done = do(make(), copy)
+    assert not done.outcome.failures and weights.read_bytes() == whole
+    assert trained(copy) == before + 1
 
 
 def test_what_needs_a_failed_teacher_fails_with_that_reason(make: Make, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -98,3 +101,39 @@ def test_a_network_from_before_the_gates_were_bounded_still_computes_the_same(tm
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(again(images).logits, net(images).logits)
     assert isinstance(again.stages[0].attention, SigmoidAttention)
+
+
+def test_every_kind_of_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    net = build_student("table1_printed", 3, image_size=32)
+    save_net(net, NetCard("table1_printed", CLASSES, 3, 32), path)
+    whole, wanted = path.read_bytes(), weights_hash(net)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, header, 150), *rng.integers(header, len(whole), 20)]
+    refused = 0
+    for place in map(int, places):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << int(rng.integers(8)))]) + whole[place + 1 :])
+        try:
+            again, card = load_net(path)
+        except UserError as problem:
+            assert "\n" not in str(problem)
+            refused += 1
+        else:
+            assert weights_hash(again) == wanted and card == NetCard("table1_printed", CLASSES, 3, 32)
+    assert refused > 150
+
+
+def test_a_file_from_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    net, card = build_student("table1_printed", 3, image_size=32), NetCard("table1_printed", CLASSES, 3, 32)
+    tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    save_file(tensors, tmp_path / "old.safetensors", {"scenedistill": json.dumps(dataclasses.asdict(card))})
+    assert weights_hash(load_net(tmp_path / "old.safetensors")[0]) == weights_hash(net)
+
+
+def test_weights_of_another_kind_name_the_option_that_takes_them(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pth")
+    save_file({"a": torch.zeros(3)}, tmp_path / "timm.safetensors")
+    for name in ("net.pth", "timm.safetensors"):
+        with pytest.raises(UserError, match=r"--teacher\.weights"):
+            load_net(tmp_path / name)

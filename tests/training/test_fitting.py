@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     assert raised.value.errno == errno.ENOSPC
     assert torch.equal(torch.load(path)["tensor"], torch.arange(100_000))
     assert list(path.parent.iterdir()) == [path], "and nothing half"
+
+
+def test_a_writer_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _AtomicCheckpoints()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, used=1 << 40, free=0))
+    with pytest.raises(OSError) as raised:
+        writer.save_checkpoint({"tensor": _Unwritable()}, tmp_path / "last.ckpt")
+    assert raised.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        writer.save_checkpoint({"tensor": _Unwritable()}, tmp_path / "last.ckpt")
+
+
+class _Unwritable:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
 
 def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
+from scenedistill.losses.base import TeacherStatistics
 from scenedistill.models.output import SceneOutput, StageAttention
 from scenedistill.training import knowledge_store
 from scenedistill.training.knowledge_store import KnowledgeStore, Packing, size_text
@@ -111,3 +113,42 @@ def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
 )
 def test_sizes_as_people_say_them(count: float, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_damaged_statistics_and_a_damaged_note_are_told_and_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = KnowledgeStore(tmp_path, {"seed": 1}, 5)
+    draw = torch.Generator().manual_seed(0)
+    kept = TeacherStatistics(
+        torch.randn(6, generator=draw),
+        (torch.randn(3, generator=draw),),
+        (torch.rand(3, generator=draw),),
+        torch.randn(5, 6, generator=draw),
+    )
+    store.write_statistics(kept, 0.75)
+    path = store.folder / "statistics.safetensors"
+    found = store.read_statistics()
+    assert found is not None and found[1] == 0.75 and torch.equal(found[0].embedding_mean, kept.embedding_mean)
+    whole = path.read_bytes()
+    for place in range(8, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        again = store.read_statistics()
+        same = again is not None and again[1] == 0.75 and torch.equal(again[0].embedding_mean, kept.embedding_mean)
+        assert again is None or same, place
+    assert "statistics.safetensors is damaged; the teacher is measured again" in capsys.readouterr().err
+    about = store.folder / "about.json"
+    about.write_text(about.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    store.write_statistics(kept, 0.75)
+    assert read_json(about)["images"] == 5
+
+
+def test_a_damaged_view_is_told_and_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, packing = KnowledgeStore(tmp_path, {"seed": 1}, 5), Packing.of(answers(5))
+    store.write(0, packing.pack(answers(5)))
+    (file,) = store.folder.glob("view-*.npy")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    assert KnowledgeStore(tmp_path, {"seed": 1}, 5).read(0, packing) is None and not file.exists()
+    assert "is damaged; the teacher is asked again" in capsys.readouterr().err

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser
+
+if TYPE_CHECKING:
+    from scenedistill.data.scenes import SceneIndex
 
 
 def parser() -> CommandParser:
@@ -22,6 +26,9 @@ def add_actions(parser: CommandParser) -> None:
     check = CommandParser(description="which data set a folder is, and whether it is complete")
     check.add_argument("folder", type=str, help="folder with one sub-folder for each class")
     check.add_argument("--name", type=str | None, default=None, help="the data set it should be")
+    check.add_argument(
+        "--decode", type=bool, default=True, help="decode every image, to find those that cannot be read, and copies"
+    )
     commands.add_subcommand("check", check)
     download = CommandParser(description="download a data set that has a stable public source")
     download.add_argument("name", type=str, help="name from `scenedistill data list`")
@@ -36,7 +43,7 @@ def add_actions(parser: CommandParser) -> None:
 
 
 def command(settings: Namespace, console: Console, text: str) -> int:
-    """Do it; 1 for a known data set that is not complete."""
+    """Do it; 1 for a known data set that is not complete, and for images that cannot be read."""
     from scenedistill.data.catalog import check, lookup, overview
     from scenedistill.data.download import download
     from scenedistill.data.scenes import scan
@@ -45,14 +52,29 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     if settings.action == "list":
         console.print(overview())
     elif settings.action == "check":
-        report = check(scan(Path(options.folder)), lookup(options.name) if options.name else None)
+        index = scan(Path(options.folder))
+        report = check(index, lookup(options.name) if options.name else None)
         console.print(str(report), markup=False)
-        return int(report.facts is not None and not report.complete)
+        readable = not options.decode or _decoded(index, console)
+        return int(not readable or (report.facts is not None and not report.complete))
     elif settings.action == "stored":
         _stored(options, console)
     else:
         console.print(f"It lies in {download(lookup(options.name), Path(options.folder))}")
     return 0
+
+
+def _decoded(index: SceneIndex, console: Console) -> bool:
+    """Say which images cannot be read and which are copies of others; whether all could be read."""
+    from scenedistill.data.duplicates import duplicates_in_folder
+
+    copies, bad = duplicates_in_folder(index)
+    for path, reason in bad[:20]:
+        console.print(f"cannot be read: {path}: {reason}", markup=False)
+    if len(bad) > 20:
+        console.print(f"and {len(bad) - 20:,} more that cannot be read")
+    console.print(copies.text() or "no image is a copy of another", markup=False)
+    return not bad
 
 
 def _stored(options: Namespace, console: Console) -> None:

@@ -9,12 +9,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled, result_file
 from scenedistill.errors import UserError
+from scenedistill.yaml_files import read_yaml
 
 
 class GridParser(CommandParser):
@@ -43,15 +43,7 @@ def read_grid(path: Path, kind: type[Any]) -> dict[str, Any]:
     Raises:
         UserError: no such file, no YAML, or a name that is no setting.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read: {problem.strerror}.") from problem
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from problem
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings: expected `name: value` lines.")
-    checked: dict[str, Any] = _checked(values, kind, "", path)
+    checked: dict[str, Any] = _checked(read_yaml(path), kind, "", path)
     return checked
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from scenedistill.errors import UserError
+from scenedistill.yaml_files import check_size
 
 Config = TypeVar("Config")
 
@@ -125,7 +126,11 @@ def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
 
 def files_first(arguments: Sequence[str]) -> list[str]:
     """The command line with `--config FILE` put before the other options, so that these replace the file's values
-    wherever they stand."""
+    wherever they stand.
+
+    Raises:
+        UserError: a file stands for far more values than settings are.
+    """
     files, others, rest = list[str](), list[str](), list(arguments)
     while rest:
         word = rest.pop(0)
@@ -133,6 +138,8 @@ def files_first(arguments: Sequence[str]) -> list[str]:
         chosen.append(word)
         if word == "--config" and rest:
             chosen.append(rest.pop(0))
+        if chosen is files and (path := Path(chosen[-1].removeprefix("--config="))).is_file():
+            check_size(path)
     return [*others[:1], *files, *others[1:]]
 
 

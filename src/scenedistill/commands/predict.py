@@ -11,6 +11,7 @@ from rich.console import Console
 from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.deploy.raster_config import RasterConfig
 from scenedistill.errors import UserError
+from scenedistill.terminal import plain_console
 
 if TYPE_CHECKING:
     from scenedistill.deploy.model import SceneModel
@@ -101,7 +102,7 @@ def _images(
         value_range=tuple(settings.value_range) if settings.value_range else None,
         workers=config.readers,
         restart=config.restart,
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
     )
     console.print(str(replace(result, twice=result.twice + twice)), markup=False, highlight=False)
     written = [file.name for file in result.files if not file.name.endswith((".png", ".files.json"))]

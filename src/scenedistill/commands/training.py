@@ -40,7 +40,9 @@ def train(*parts: str) -> Callable[[Namespace, Console, str], None]:
         out = Path(settings.out or Path("runs") / data.resolve().name)
         config, clear = filled(RunConfig, settings), settings.clear_knowledge
         result = run(data, out, config, parts=parts, command=text, clear_knowledge=clear, console=console)
-        console.print(f"Everything lies in {out}: summary.md, summary.json, and the networks as weights.safetensors")
+        console.print(
+            f"Everything lies in {out}: summary.md, summary.json, and the networks as weights.safetensors", markup=False
+        )
         if results:
             console.print(f"Result written to {write_result(named(result, results.stem), results)}")
 

@@ -87,7 +87,7 @@ class ScenePart:
         """The batch of these rows."""
         chosen = np.asarray(rows, dtype=np.int64)
         return SceneBatch(
-            torch.from_numpy(np.ascontiguousarray(self.cache.images[self.positions[chosen]])),
+            torch.from_numpy(np.ascontiguousarray(self.cache.fetch(self.positions[chosen]))),
             torch.from_numpy(self.labels[chosen]),
             torch.from_numpy(self.ids[chosen]),
             torch.from_numpy(chosen),

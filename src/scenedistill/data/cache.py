@@ -4,64 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from scenedistill.data.cache_build import FileReader, stored_scenes
 from scenedistill.data.cache_files import CacheSettings, Images
+from scenedistill.data.scene_cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
 
+__all__ = ["SceneCache", "build_cache", "cache_home"]
+
 _NAMED = 5  # how many bad images an error names before it only counts
-
-
-@dataclass(frozen=True, eq=False)
-class SceneCache:
-    """Decoded scenes.
-
-    Attributes:
-        index: the scenes that could be read; bad ones are left out when `on_bad="skip"`.
-        images: uint8 `[N, size, size, bands]`, read-only; row i is `index.paths[i]`. Memory-mapped, except when the
-            index is a scattered subset of what the cache holds: then those rows are copied into memory.
-        size: side in pixels.
-        bands: bands of each image.
-        bad: (path, reason) of each image that was left out.
-        folder: where the cache lies.
-        report: what was done, such as "10,000 images: 9,998 reused, 2 decoded, 0 bad".
-    """
-
-    index: SceneIndex
-    images: Images
-    size: int
-    bands: int
-    bad: tuple[tuple[str, str], ...]
-    folder: Path
-    report: str = ""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For other processes the array's file stands in for the array, which would be copied to each as a whole."""
-        state = dict(self.__dict__)
-        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):  # not a part of one
-            state["images"] = Path(str(self.images.filename))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["images"], Path):
-            try:
-                state = {**state, "images": np.load(state["images"], mmap_mode="r")}
-            except FileNotFoundError as problem:
-                raise UserError(
-                    f"Another command has put other images into {state['folder']} meanwhile. Give this one again."
-                ) from problem
-        self.__dict__.update(state)
 
 
 def build_cache(
@@ -111,8 +72,20 @@ def build_cache(
         raise UserError(complaint(bad, len(index), index.root))
     reused = len(index) - decoded - len(bad)
     report = f"{len(index):,} images: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
-    images = _rows(stored.images, rows[rows >= 0])
-    return SceneCache(index.subset(rows >= 0) if bad else index, images, size, bands, bad, folder, report)
+    places = rows[rows >= 0]
+    return SceneCache(
+        index.subset(rows >= 0) if bad else index,
+        _rows(stored.images, places),
+        size,
+        bands,
+        bad,
+        folder,
+        report,
+        None if stored.checksums is None else stored.checksums[places],
+        places,
+        stored.array,
+        reader,
+    )
 
 
 def cache_home() -> Path:

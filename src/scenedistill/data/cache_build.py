@@ -13,7 +13,6 @@ from typing import Protocol
 
 import filelock
 import numpy as np
-from rich.console import Console
 
 from scenedistill.data.cache_files import (
     CacheSettings,
@@ -24,12 +23,16 @@ from scenedistill.data.cache_files import (
     array_in_use,
     commit,
     open_stored,
+    read_manifest,
     remove_arrays,
+    row_checksum,
     write_header,
 )
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
+from scenedistill.disk import clear_parts
 from scenedistill.errors import UserError
+from scenedistill.terminal import plain_console
 
 _SPARE_BYTES = 64 * 2**20  # disk space left free
 
@@ -84,6 +87,8 @@ def stored_scenes(
     """
     stamps = {path: reader.stamp(path) for path in paths}
     stored, decoded = open_stored(folder, settings), 0
+    if stored is None and (folder / "manifest.json").exists() and read_manifest(folder) is None:
+        plain_console(stderr=True).print(f"{folder / 'manifest.json'} is damaged: all images are decoded again.")
     if stored is None or not _is_current(stored, reader, stamps, retry):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +135,13 @@ def _rebuild(
     valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
     todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
     _check_space(folder, len(sources) * int(np.prod(settings.shape)))
+    clear_parts(folder)
     remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
 
     scenes = decode_all(todo, reader.read, workers=workers, progress=progress)
     entries: dict[str, Entry] = {}
     reasons: dict[str, str] = {}
+    checksums: dict[str, int] = {}
     row = decoded = 0
     array = folder / f"images-{uuid.uuid4().hex}.npy"
     try:
@@ -147,19 +154,27 @@ def _rebuild(
                     decoded += not isinstance(scene, str)
                 else:
                     assert stored is not None
-                    scene = stored.images[old[path][2]] if old[path][2] >= 0 else stored.reasons[path]
+                    place = old[path][2]
+                    if place < 0:
+                        scene = stored.reasons[path]
+                    elif stored.is_damaged(place):
+                        (scene,) = decode_all([path], reader.read, progress=False)
+                        decoded += not isinstance(scene, str)
+                    else:
+                        scene = stored.images[place]
                 if isinstance(scene, str):
                     reasons[path] = scene
                     entries[path] = (*stamp, -1)
                 else:
                     file.write(scene.data)
+                    checksums[path] = row_checksum(scene)
                     entries[path] = (*stamp, row)
                     row += 1
             file.seek(0)
             write_header(file, row, settings)
             file.flush()
             os.fsync(file.fileno())
-        commit(folder, array.name, settings, entries, reasons)
+        commit(folder, array.name, settings, entries, reasons, checksums)
     except BaseException:
         array.unlink(missing_ok=True)
         raise
@@ -177,7 +192,7 @@ def cache_lock(folder: Path, progress: bool) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if progress:
-            Console(stderr=True).print("Another process is building this image cache; waiting for it.")
+            plain_console(stderr=True).print("Another process is building this image cache; waiting for it.")
         lock.acquire()
     try:
         yield

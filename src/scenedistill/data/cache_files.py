@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from scenedistill.disk import write_text
-from scenedistill.errors import UserError
+from scenedistill.disk import CHECKSUM, content_checksum, without_checksum, write_text
+from scenedistill.errors import Damaged, UserError
 
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
 _ARRAY_NAME = re.compile(r"(?:images|marks)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
+_COLUMNS = ("path", "bytes", "mtime_ns", "row")  # of a manifest; "crc32" since rows have checksums
+_ENTRIES = {"kind", "settings", "array", "reasons", *_COLUMNS, "crc32"}
 
 Images = npt.NDArray[np.uint8]
 Stamp = tuple[int, int]  # bytes, mtime in ns: what tells a changed file; (-1, -1) for a file that is not there
@@ -47,34 +50,90 @@ class StoredCache:
     entries: dict[str, Entry]  # by path
     reasons: dict[str, str]  # by path: why an image cannot be read
     array: Path  # the file of `images`
+    checksums: npt.NDArray[np.uint32] | None = None  # `row_checksum` of each row; None in a cache from before
+
+    def is_damaged(self, row: int) -> bool:
+        """Whether an image in the array is not the one that was decoded."""
+        return self.checksums is not None and row_checksum(self.images[row]) != self.checksums[row]
 
 
 def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
     """The cache in the folder; None if there is none, or a damaged one, or one made with other settings."""
     for _ in range(5):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["settings"] != json.loads(json.dumps(asdict(settings))):
             return None
-        except ValueError:
-            manifest = None
-        if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-            raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
-        if manifest["settings"] != json.loads(json.dumps(asdict(settings))):
-            return None
-        paths, sizes, times, rows = (manifest[column] for column in ("path", "bytes", "mtime_ns", "row"))
-        count = sum(row >= 0 for row in rows)
         try:
             images = np.load(folder / manifest["array"], mmap_mode="r")
         except FileNotFoundError:
             continue  # replaced between our two looks
-        except (ValueError, OSError):
+        except Exception:  # of a damaged header, NumPy raises this and that
             return None
-        if images.shape != (count, *settings.shape) or images.dtype != np.uint8:
+        rows = manifest["row"]
+        if images.shape != (sum(row >= 0 for row in rows), *settings.shape) or images.dtype != np.uint8:
             return None
-        entries = dict(zip(paths, zip(sizes, times, rows, strict=True), strict=True))
-        return StoredCache(images, entries, manifest["reasons"], folder / manifest["array"])
+        entries = dict(
+            zip(manifest["path"], zip(manifest["bytes"], manifest["mtime_ns"], rows, strict=True), strict=True)
+        )
+        sums = manifest.get("crc32")
+        checksums = None
+        if sums is not None:
+            checksums = np.zeros(len(images), np.uint32)
+            checksums[[row for row in rows if row >= 0]] = [
+                one for row, one in zip(rows, sums, strict=True) if row >= 0
+            ]
+        return StoredCache(images, entries, manifest["reasons"], folder / manifest["array"], checksums)
     return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest in a folder holds; None if there is none, or a damaged one.
+
+    Raises:
+        UserError: it is no image cache's, and nor is the folder.
+    """
+    try:
+        text = (folder / "manifest.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        manifest = without_checksum(json.loads(text), folder / "manifest.json")
+    except (ValueError, RecursionError, Damaged):
+        manifest = None
+    if isinstance(manifest, dict) and manifest.get("kind") == KIND and _is_whole(manifest):
+        return manifest
+    if any(_ARRAY_NAME.fullmatch(entry.name) for entry in folder.iterdir()):
+        return None  # ours, damaged: it is made anew
+    raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest holds what one holds, each image in a row of its own."""
+    columns = [*_COLUMNS, *(["crc32"] if "crc32" in manifest else [])]
+    if not (_ENTRIES - {"crc32"} <= manifest.keys() <= _ENTRIES and _ARRAY_NAME.fullmatch(str(manifest["array"]))):
+        return False
+    lists: list[Any] = [manifest[column] for column in columns]
+    reasons = manifest["reasons"]
+    if not all(isinstance(column, list) for column in lists) or len(set(map(len, lists))) > 1:
+        return False
+    paths: list[Any] = lists[0]
+    if not all(type(number) is int for column in lists[1:] for number in column):
+        return False
+    rows = sorted(row for row in manifest["row"] if row >= 0)
+    bad: list[str] = [path for path, row in zip(paths, manifest["row"], strict=True) if row < 0]
+    return (
+        all(isinstance(path, str) for path in paths)
+        and len(set(paths)) == len(paths)
+        and rows == list(range(len(rows)))
+        and isinstance(reasons, dict)
+        and all(isinstance(reasons.get(path), str) for path in bad)
+        and all(0 <= one < 1 << 32 for one in manifest.get("crc32", ()))
+    )
+
+
+def row_checksum(row: npt.NDArray[np.uint8]) -> int:
+    """CRC-32 of a decoded image: 2.6 GB a second, and no damage of up to 32 bits in a row of bytes escapes it."""
+    return zlib.crc32(np.ascontiguousarray(row).data)
 
 
 def write_header(file: BinaryIO, count: int, settings: CacheSettings) -> None:
@@ -84,13 +143,20 @@ def write_header(file: BinaryIO, count: int, settings: CacheSettings) -> None:
 
 
 def commit(
-    folder: Path, array: str, settings: CacheSettings, entries: dict[str, Entry], reasons: dict[str, str]
+    folder: Path,
+    array: str,
+    settings: CacheSettings,
+    entries: dict[str, Entry],
+    reasons: dict[str, str],
+    checksums: dict[str, int],
 ) -> None:
     """Put the new manifest in place of the old one: from here on the new array counts."""
     sizes, times, rows = zip(*entries.values(), strict=True)
-    manifest = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
-    manifest |= {"path": list(entries), "bytes": sizes, "mtime_ns": times, "row": rows}
-    write_text(folder / "manifest.json", json.dumps(manifest))
+    manifest: dict[str, Any] = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
+    manifest |= {"path": list(entries), "bytes": list(sizes), "mtime_ns": list(times), "row": list(rows)}
+    manifest |= {"crc32": [checksums.get(path, 0) for path in entries]}
+    plain = json.loads(json.dumps(manifest))
+    write_text(folder / "manifest.json", json.dumps({**plain, CHECKSUM: content_checksum(plain)}))
 
 
 def marks_file(array: Path) -> Path:

@@ -47,11 +47,16 @@ def mark(images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] 
     for start in track(starts, "comparing images", console=Console(stderr=True), transient=True, disable=hidden):
         batch = np.ascontiguousarray(images[rows[start : start + _BATCH]])
         into = marks[start : start + _BATCH]
-        for image, digest in zip(batch, into["digest"], strict=True):
-            digest[:] = np.frombuffer(hashlib.sha256(image.data).digest()[:16], "<u8")
+        for image, place in zip(batch, into["digest"], strict=True):
+            place[:] = digest(image)
         cells = _reduced(batch, CELLS).flatten(2)
         into["means"] = torch.einsum("oc,nbc->nbo", _FOLD, cells).flatten(1).numpy()
     return marks
+
+
+def digest(image: Images) -> npt.NDArray[np.uint64]:
+    """128 bits over the pixels of an image, uint64 `[2]`."""
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16], "<u8")
 
 
 def copies(marks: Marks, fetch: Fetch, of: Marks, fetch_of: Fetch) -> npt.NDArray[np.int64]:

@@ -12,11 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from scenedistill.data.images import UnreadableImage
+from scenedistill.terminal import plain_console
 
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
 
@@ -43,7 +43,7 @@ def decode_all(
 
     workers = workers or usable_cores()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not (progress and paths))
+    bar = Progress(*columns, console=plain_console(stderr=True), disable=not (progress and paths))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Scene]] = deque()
     upcoming = iter(paths)

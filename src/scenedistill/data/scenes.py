@@ -101,6 +101,7 @@ def _scan_folder(given: Path) -> SceneIndex:
             break
         root, top = root / name, only
 
+    _check_encoding(root, [*listings, *(f"{name}/{one}" for name, found in listings.items() for one in found.images)])
     if not top.folders:
         loose = f"its {len(top.images):,} images lie loose" if top.images else "it holds no folders and no images"
         raise UserError(
@@ -164,6 +165,25 @@ def _check_empty(root: Path, listings: dict[str, _Listing]) -> None:
         f"{_plural(len(empty), 'class folder')} in {root} without any image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
         f"{_names(empty)}. Fill or remove {'it' if len(empty) == 1 else 'them'}."
     )
+
+
+def _check_encoding(root: Path, names: Iterable[str]) -> None:
+    """Refuse names that are not UTF-8, as zip archives from elsewhere leave them: no split file could hold them."""
+    odd = [name for name in names if not name.isascii() and not _is_utf8(name)]
+    if odd:
+        shown = [os.fsencode(name).decode(errors="backslashreplace") for name in odd]
+        raise UserError(
+            f"{_plural(len(odd), 'name')} in {root} {'is' if len(odd) == 1 else 'are'} not UTF-8: {_names(shown)}. "
+            f"Rename them, all at once with: convmv -r --notest -f latin1 -t utf8 {root}"
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_classes(names: Iterable[str], where: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -83,12 +84,14 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
 def assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, seed: int | None) -> Split:
     """The split in which image i of the index is in part `PARTS[part[i]]`, or in none where that is -1; int `[N]`."""
     train, val, test = (np.flatnonzero(part == i).astype(np.int64) for i in range(len(PARTS)))
-    lines = sorted(
-        "\0".join((nfc(index.paths[i]), nfc(index.classes[index.labels[i]]), PARTS[part[i]]))
-        for i in np.flatnonzero(part >= 0)
-    )
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    return Split(train, val, test, train_ratio, seed, digest)
+    members = ((index.paths[i], index.classes[index.labels[i]], PARTS[part[i]]) for i in np.flatnonzero(part >= 0))
+    return Split(train, val, test, train_ratio, seed, split_hash(members))
+
+
+def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
+    """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order."""
+    lines = sorted("\0".join((nfc(path), nfc(name), part)) for path, name, part in members)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def nfc(text: str) -> str:

@@ -18,12 +18,12 @@ from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache import SceneCache, cache_home, complaint, folder_name
 from scenedistill.data.cache_build import FileReader, SceneReader, stored_scenes
 from scenedistill.data.cache_files import CacheSettings, Images, StoredCache, marks_file
-from scenedistill.data.copies import Marks, copies, mark, mark_type
+from scenedistill.data.copies import Marks, copies, digest, mark, mark_type
 from scenedistill.data.splits import Split
 from scenedistill.data.tiles import NO_DATA, TileReader
 from scenedistill.data.unlabelled_sources import ImageFolder, Raster, find_sources
 from scenedistill.disk import whole_file
-from scenedistill.errors import UserError
+from scenedistill.errors import Damaged, UserError
 
 Positions = npt.NDArray[np.int64]
 
@@ -66,19 +66,28 @@ class UnlabelledPart(ScenePart):
         self.digests = digests
         self.ids = (digests[:, 0] >> np.uint64(1)).astype(np.int64)
         self._arrays: list[Images] | None = None
+        self._compared = np.zeros(len(positions), bool)  # with their digests
 
     def subset(self, rows: Positions) -> UnlabelledPart:
         """The part of these rows."""
         return UnlabelledPart(self.files, self.source[rows], self.positions[rows], self.digests[rows], self._bands)
 
     def images(self, rows: Positions) -> Images:
-        """The images of some rows, uint8 `[n, size, size, bands]`."""
+        """The images of some rows, uint8 `[n, size, size, bands]`; each is compared with its digest the first time.
+
+        Raises:
+            Damaged: one is not what was decoded.
+        """
         shape = self._opened[0].shape[1:]
         found = np.empty((len(rows), *shape), np.uint8)
         source = self.source[rows]
         for number in np.unique(source):
             here = source == number
             found[here] = self._opened[number][self.positions[rows[here]]]
+        for place in np.flatnonzero(~self._compared[rows]):
+            if not np.array_equal(digest(found[place]), self.digests[rows[place]]):
+                raise _damaged(self.files[source[place]])
+        self._compared[rows] = True
         return found
 
     def fetch(self, rows: Sequence[int] | np.ndarray) -> SceneBatch:
@@ -263,14 +272,29 @@ def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCach
 def _marks(stored: StoredCache, progress: bool) -> Marks:
     """The marks of all rows of a cache, from their file or computed and kept there."""
     file, kind = marks_file(stored.array), mark_type(stored.images.shape[3])
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        kept: Marks = np.load(file)
-        if kept.dtype == kind and len(kept) == len(stored.images):
+    with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as opened:
+        kept: Marks = np.load(opened)
+        told = opened.read()  # the checksum, which a file from before lacks
+        if kept.dtype == kind and len(kept) == len(stored.images) and told in (b"", _checksum(kept)):
             return kept
+    if any(stored.is_damaged(row) for row in range(len(stored.images))):
+        raise _damaged(stored.array)
     marks = mark(stored.images, progress=progress)
     with contextlib.suppress(OSError), whole_file(file, part=f"{uuid.uuid4().hex}.part") as into:
         np.save(into, marks)
+        into.write(_checksum(marks))
     return marks
+
+
+def _checksum(marks: Marks) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(marks).data).digest()[:16]
+
+
+def _damaged(array: Path) -> Damaged:
+    return Damaged(
+        f"{array} is damaged: an image in it is not what was decoded. Delete "
+        f"{array.with_name('manifest.json')} and give the same command again: the images are then decoded anew."
+    )
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -9,17 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from scenedistill import __version__
 from scenedistill.data.catalog import CATALOG, lookup, normalise
 from scenedistill.data.facts import DatasetFacts
 from scenedistill.deploy.source import Training, of
+from scenedistill.disk import read_json
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard
 from scenedistill.models.network import SceneNet
 from scenedistill.training.runs import started_from
+from scenedistill.yaml_files import read_yaml
 
 #: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
 CARD, ABOUT = "scenedistill", "about"
@@ -44,14 +45,14 @@ def about_training(training: Training) -> dict[str, Any]:
     """
     if not training.settings:
         return {}
-    tested, data, run = training.tested, training.settings.get("data", {}), run_settings(training)
+    tested, data = training.tested, training.settings.get("data", {})
     name, facts, guessed = _data(training, data.get("classes", ()))
     teacher, start = training.teacher, started_from(training.settings)
     found = {
         "oa": tested.get("oa"),
         "test_images": tested.get("images"),
         "split_hash": data.get("split"),
-        "train_ratio": None if run.get("split_file") else run.get("train_ratio"),
+        "train_ratio": _ratio(training),
         "seed": training.settings.get("seed"),
         "data": name,
         "data_guessed": guessed or None,
@@ -105,9 +106,19 @@ def run_settings(training: Training) -> dict[str, Any]:
     """The `data` section of the run's settings."""
     if training.run is None:
         return {}
-    content = yaml.safe_load((training.run / "settings.yaml").read_text(encoding="utf-8"))
-    section = content.get("data") if isinstance(content, dict) else None
+    try:
+        section = read_yaml(training.run / "settings.yaml", unchanged=True).get("data")
+    except UserError:  # damaged, or changed: what it says is not what the run did
+        return {}
     return section if isinstance(section, dict) else {}
+
+
+def _ratio(training: Training) -> float | None:
+    """Share of the images that trained; None where a split file was given."""
+    if "split" in training.record:
+        return dict(training.record["split"]).get("train_ratio")
+    run = run_settings(training)  # an older run says it there alone
+    return None if run.get("split_file") else run.get("train_ratio")
 
 
 def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, DatasetFacts | None, bool]:
@@ -118,9 +129,8 @@ def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, Dat
     wanted = {normalise(one) for one in classes}
     try:
         assert training.run is not None
-        summary = json.loads((training.run / "summary.json").read_text(encoding="utf-8"))
-        name = str(summary["data"])
-    except (AssertionError, OSError, ValueError, KeyError, TypeError):
+        name = str(read_json(training.run / "summary.json")["data"])
+    except (AssertionError, KeyError):
         for facts in CATALOG.values():
             if wanted and wanted <= _known(facts) and len(wanted) >= 0.6 * len(facts.counts):
                 return facts.name, facts, True

@@ -30,9 +30,10 @@ from scenedistill.deploy.source import WEIGHTS, Training, find_training, of
 from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.models.files import NetCard, load_net
+from scenedistill.models.files import NetCard, load_net, with_checksum
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import resolve_precision
+from scenedistill.terminal import plain_console
 
 CPU = torch.device("cpu")
 NAMES: dict[Format, str] = {
@@ -82,7 +83,7 @@ def export(
         UserError: no such student, no images to check with, a folder with other people's files of these names, or a
             file that failed its check: it is not kept, the others are.
     """
-    config, console = config or ExportConfig(), console or Console()
+    config, console = config or ExportConfig(), console or plain_console()
     _check_settings(config)
     source = Path(source)
     training = of(source.parent) if source.name == WEIGHTS else find_training(source)
@@ -158,7 +159,7 @@ def _write(
     """Write the files that are wanted into a folder."""
     if "safetensors" in config.formats:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-        (folder / NAMES["safetensors"]).write_bytes(save(tensors, metadata=as_metadata(card, about)))
+        (folder / NAMES["safetensors"]).write_bytes(save(tensors, with_checksum(as_metadata(card, about), tensors)))
     if {"onnx", "int8"} & set(config.formats):
         with _explained("ONNX", card):
             graph = build_graph(net, card, about)

@@ -23,7 +23,8 @@ from scenedistill.deploy.raster_progress import RasterProgress, read_plan
 from scenedistill.deploy.raster_style import class_colours
 from scenedistill.deploy.raster_windows import average
 from scenedistill.deploy.raster_write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
-from scenedistill.errors import UserError
+from scenedistill.disk import file_damage, file_hash
+from scenedistill.errors import Damaged, UserError
 
 FILES = ("polygons", "regions", "classes")  # of a RasterResult
 
@@ -161,13 +162,23 @@ def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: R
 
 
 def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> RasterResult | None:
-    """What an earlier call made of the same plan, with all its files; None when there is no such thing."""
+    """What an earlier call made of the same plan, with all its files; None when there is no such thing.
+
+    Raises:
+        Damaged: one of the files is not what was written; it may have been edited, and so is not replaced unasked.
+    """
     record = _read_record(names)
     wanted = names.files(config)
     if record is None or record["plan"] != plan or record["files"] != {name: wanted[name].name for name in wanted}:
         return None
     if not all(path.exists() for path in wanted.values()):
         return None
+    for name, checksum in record.get("checksums", {}).items():
+        if problem := file_damage(names.record.with_name(name), checksum):
+            raise Damaged(
+                f"{names.record.parent}: {problem}, or was edited since. Remove it, and the same command makes the "
+                "maps again; or give another --out."
+            )
     if read_plan(names.unfinished) == plan:  # left by a kill at the very end; of another plan it is unfinished work
         shutil.rmtree(names.unfinished, ignore_errors=True)
     files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
@@ -207,6 +218,7 @@ def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result:
         "scenedistill": __version__,
         "plan": dict(plan),
         "files": {name: path.name for name, path in wanted.items()},
+        "checksums": {path.name: file_hash(names.made / path.name) for path in dict.fromkeys(wanted.values())},
         "colours": dict(
             zip(classes, [f"#{bytes(colour).hex()}" for colour in class_colours(len(classes))], strict=True)
         ),

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from scenedistill.data.cache import build_cache, cache_home
-from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored
+from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored, row_checksum
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
 from scenedistill.data.splits import Split
 from scenedistill.deploy.about import run_settings
 from scenedistill.deploy.source import Training
-from scenedistill.errors import UserError
+from scenedistill.errors import Damaged, UserError
 from scenedistill.models.files import NetCard
 
 #: Test images that are drawn where all are too many.
@@ -49,6 +49,23 @@ class _Decoded:
     index: SceneIndex
     images: Images
     rows: np.ndarray
+    checksums: np.ndarray | None = None
+
+    def taken(self, positions: np.ndarray) -> Images:
+        """The images at some places of the index.
+
+        Raises:
+            Damaged: one of them is not what was decoded.
+        """
+        found: Images = self.images[self.rows[positions]]
+        if self.checksums is not None:
+            for position, image in zip(positions, found, strict=True):
+                if row_checksum(image) != self.checksums[self.rows[position]]:
+                    raise Damaged(
+                        f"The decoded image of {self.index.root / self.index.paths[position]} is damaged. Give the "
+                        "folder that the images come from with --data, or the run's command again: it puts it right."
+                    )
+        return found
 
 
 def run_images(
@@ -93,8 +110,8 @@ def _drawn(found: _Decoded, split: Split, card: NetCard, calibration: int, test:
     index = found.index
     labels = np.array([card.classes.index(name) for name in index.classes], dtype=np.int64)[index.labels]
     return RunImages(
-        found.images[found.rows[taught]],
-        found.images[found.rows[asked]],
+        found.taken(taught),
+        found.taken(asked),
         labels[asked],
         tuple(index.root / index.paths[position] for position in asked),
         len(split.test),
@@ -103,7 +120,7 @@ def _drawn(found: _Decoded, split: Split, card: NetCard, calibration: int, test:
 
 def _from_folder(data: Path, size: int, bands: int) -> _Decoded:
     cache = build_cache(scan(data), size, bands=bands, on_bad="skip")
-    return _Decoded(cache.index, cache.images, np.arange(len(cache.index)))
+    return _Decoded(cache.index, cache.images, np.arange(len(cache.index)), cache.checksums)
 
 
 def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
@@ -129,7 +146,7 @@ def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
             continue
         labels = np.array([card.classes.index(label) for _, label in lines], dtype=np.int64)
         index = SceneIndex(Path(settings.root), tuple(path for path, _ in lines), labels, card.classes)
-        return _Decoded(index, stored.images, rows)
+        return _Decoded(index, stored.images, rows, stored.checksums)
     raise UserError(
         f"The images of {training.folder} are no longer among the decoded ones in {home}. Give the folder they come "
         "from with --data."

@@ -20,6 +20,7 @@ from scenedistill.deploy.serve_files import DOWNLOADS, Shelf, receive, shown_nam
 from scenedistill.deploy.serve_limits import Guard, Refused, ServeLimits, Turnstile, drain, limited
 from scenedistill.deploy.serve_work import Answer, Workers
 from scenedistill.errors import UserError
+from scenedistill.terminal import plain_console
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -65,7 +66,7 @@ def serve(
         import uvicorn
     except ImportError as problem:
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
-    console, limits = console or Console(), limits or ServeLimits()
+    console, limits = console or plain_console(), limits or ServeLimits()
     with _listen(host, port) as listener:
         workers = Workers(worker_setup(model_path, teacher, limits, device=device, threads=threads), limits)
         with console.status("Opening the networks"):

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scenedistill.disk import read_json
 from scenedistill.errors import UserError
-from scenedistill.training.runs import ASIDE, RECORD
+from scenedistill.training.runs import ASIDE, RECORD, read_stage
 
 WEIGHTS = "weights.safetensors"
 ENDINGS = (".safetensors", ".onnx", ".pt2")
@@ -45,7 +44,7 @@ class Training:
     @property
     def tested(self) -> Mapping[str, Any]:
         """Figures on the test split; empty when not tested yet."""
-        return dict(_read(self.folder / "evaluation").get("record", {}))
+        return dict(read_stage(self.folder / "evaluation").get("record", {}))
 
     @property
     def split(self) -> Path | None:
@@ -65,7 +64,7 @@ class Training:
         if split is None or not isinstance(wanted, str):
             return None
         folders = [split.parent / "teacher", *sorted(split.parent.glob(f"teacher{ASIDE}*"))]
-        return next((of(folder) for folder in folders if _read(folder).get("fingerprint") == wanted), None)
+        return next((of(folder) for folder in folders if read_stage(folder).get("fingerprint") == wanted), None)
 
     def _above(self, name: str) -> Path | None:
         near = self.folder.resolve().parents[:4]
@@ -112,9 +111,5 @@ def find_training(path: Path) -> Training:
 
 def of(folder: Path) -> Training:
     """The training of a folder."""
-    content = _read(folder)
+    content = read_stage(folder)
     return Training(folder, content.get("settings", {}), content.get("record", {}))
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from scenedistill.disk import read_json
-from scenedistill.errors import UserError
+from scenedistill.disk import file_damage
+from scenedistill.errors import Damaged, UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
 from scenedistill.training.gradients import CLIPPED, PULL, VITAL_SIGNS
-from scenedistill.training.runs import RECORD, title_of
+from scenedistill.training.runs import read_stage, title_of
 
 DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
 IDLE = 0.02  # share below which a part has none
@@ -60,7 +60,11 @@ def read_curves(stage: Path) -> Curves:
     Raises:
         UserError: nothing was logged.
     """
-    record = read_json(stage / RECORD)
+    record = read_stage(stage)
+    kept = (record.get("record") or {}).get("logs") or {}
+    damaged = [stage / name for name, checksum in kept.items() if file_damage(stage / name, checksum)]
+    if damaged:
+        raise Damaged(f"{damaged[0]} is damaged or gone: it does not hold what the training has logged.")
     rows, prefix = _rows(stage / "logs"), ""
     if not rows:
         rows, prefix = _rows_together(stage, record)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from scenedistill.disk import archive_damage, whole_file
+from scenedistill.errors import Damaged
 
 OUTPUTS = "outputs.npz"
 
@@ -38,8 +43,9 @@ class KeptOutputs(NamedTuple):
 
 
 def save_outputs(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray, path: Path) -> None:
-    """Write them; half precision keeps three digits of a score."""
-    np.savez(path, logits=logits.astype(np.float16), labels=labels, rows=rows)
+    """Write them, whole or not at all; half precision keeps three digits of a score."""
+    with whole_file(path) as file:
+        np.savez(file, logits=logits.astype(np.float16), labels=labels, rows=rows)
 
 
 def load_outputs(path: Path) -> KeptOutputs:
@@ -47,6 +53,17 @@ def load_outputs(path: Path) -> KeptOutputs:
 
     Raises:
         OSError: no such file.
+        Damaged: it does not hold what was written.
     """
-    with np.load(path) as kept:
-        return KeptOutputs(kept["logits"].astype(np.float32), kept["labels"], kept["rows"])
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if damage := archive_damage(path):
+        raise Damaged(f"{path.parent}: {damage}. The run's command makes it anew.")
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            logits, labels, rows = kept["logits"], kept["labels"], kept["rows"]
+    except (ValueError, KeyError, TypeError, EOFError) as problem:
+        raise Damaged(f"{path} holds other arrays than a test leaves. The run's command makes it anew.") from problem
+    if not (logits.ndim == 2 and labels.shape == rows.shape == logits.shape[:1]):
+        raise Damaged(f"{path} holds arrays of other shapes than a test leaves. The run's command makes it anew.")
+    return KeptOutputs(logits.astype(np.float32), labels, rows)

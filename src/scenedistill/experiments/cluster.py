@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from scenedistill.config import MachineConfig
+from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_config import ClusterConfig, GridConfig
-from scenedistill.experiments.grid_engine import Ended, Order, attempt, disk_full, one_line, open_log
+from scenedistill.experiments.grid_engine import Ended, Order, attempt, one_line, open_log
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.terminal import plain_console
 
 
 def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
@@ -132,7 +132,7 @@ def _remote(order: Order) -> Ended:
     """On a worker."""
     try:
         with open_log(order) as log:
-            return attempt(order, Console(file=log, width=160))
+            return attempt(order, plain_console(file=log, width=160))
     except OSError as problem:
         return Ended(one_line(problem), full=disk_full(problem))
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from scenedistill.disk import write_text
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student, companions, needs, plan
 from scenedistill.experiments.grid_config import GridConfig, check_grid, grid_home, grid_text, unknown
@@ -21,6 +22,7 @@ from scenedistill.experiments.grid_table import Display, Progress, epochs_of, pl
 from scenedistill.experiments.grid_time import Clock
 from scenedistill.experiments.results import Result
 from scenedistill.experiments.teaching import kept_views
+from scenedistill.terminal import plain_console
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def grid(
         UserError: something the user can mend, found before the first cell.
         OSError: the disk is full; every finished epoch is kept.
     """
-    console, out = console or Console(), Path(out)
+    console, out = console or plain_console(), Path(out)
     check_grid(config)
     _check_call(config, only, jobs)
     try:
@@ -70,9 +72,10 @@ def grid(
         raise UserError(f"{out} cannot be the grid's folder: {problem.strerror}. Give another with --out.") from problem
     home = grid_home(config, out)
     home.mkdir(exist_ok=True)
-    (home / "grid.yaml").write_text(grid_text(config), encoding="utf-8")
+    write_text(home / "grid.yaml", grid_text(config))
     board = Board(config, out, console)
     cells = plan(config, only)
+    _check_data(board, cells)
     if engine is None:
         engine = LocalEngine(jobs, config.base.machine.threads, share_gpus=config.base.machine.devices == 1)
     now = _Work(board, cells, engine, console, home).run()
@@ -98,13 +101,17 @@ def dry_run(
     Returns:
         Seconds that the rest will take; None where that cannot be said.
     """
-    console = console or Console()
+    console = console or plain_console()
     check_grid(config)
     _check_call(config, only, jobs)
     threads = share(config.base.machine.threads, jobs)
     with TemporaryDirectory() as folder:
         board = Board(config, Path(out), console, labs=Path(folder))
         cells = plan(config, only)
+        _check_data(board, cells)
+        for cell in [cell for cell in cells if board.broken(cell)]:
+            console.print(f"{cell.name} cannot be done: {board.broken(cell)}", markup=False)
+        cells = [cell for cell in cells if not board.broken(cell)]
         done = {cell: board.done(cell) for cell in cells}
         clock = Clock(board)
         for cell in cells:
@@ -132,6 +139,17 @@ def _check_call(config: GridConfig, only: Sequence[str], jobs: int) -> None:
     for label in only:
         if label not in config.methods:
             raise UserError(f"--only: {unknown('method', label, config.methods)}")
+
+
+def _check_data(board: Board, cells: Sequence[Cell]) -> None:
+    """One data set that cannot be used does not stop the others; there must be one that can.
+
+    Raises:
+        UserError: there is none.
+    """
+    reasons = list(dict.fromkeys(board.broken(cell) for cell in cells))
+    if "" not in reasons:
+        raise UserError("\n".join(reasons[:3]))
 
 
 def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]) -> dict[Cell, Cell]:
@@ -167,8 +185,14 @@ class _Work:
 
     def run(self) -> dict[str, str]:
         """All cells; why some have failed, by name."""
+        told = set[str]()
         for cell in self.progress.cells:
-            if self.board.done(cell):
+            if reason := self.board.broken(cell):
+                self.progress.failed[cell] = self.failures[cell.name] = reason
+                if reason not in told:
+                    self.console.print(f"{cell.block} is left out: {reason}", markup=False)
+                told.add(reason)
+            elif self.board.done(cell):
                 if cell.student is None:
                     self.board.check_teacher(cell)
                 self._done(cell)

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from scenedistill.config import StudentConfig
 from scenedistill.data.splits import Split
-from scenedistill.experiments.grid_config import GridConfig, needs_teacher, student_of
+from scenedistill.errors import UserError
+from scenedistill.experiments.grid_config import GridConfig, grid_words, needs_teacher, student_of
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import student_stage, train_students
 from scenedistill.experiments.teaching import kept_views, taught
@@ -182,7 +184,7 @@ def do_cells(
     first, _ = cells[0]
     lab = open_lab(config, out, first.block, first.tuning, console, threads)
     split = lab.split(first.seed)
-    lab.check_images(first.seed, split)
+    lab.keep(first.seed, split)
     if first.student is None:
         stages = [train_teacher(lab, first.seed, split, out / first.folder)]
     else:
@@ -215,6 +217,18 @@ class Board:
         self._home = labs or out
         self._labs: dict[tuple[str, bool], Lab] = {}
         self._splits: dict[tuple[str, bool, int], Split] = {}
+        self._broken: dict[tuple[str, bool, int], str] = {}
+
+    def broken(self, cell: Cell) -> str:
+        """Why the images of a cell cannot be used, in one line; empty where they can."""
+        key = (cell.block, cell.tuning, cell.seed)
+        if key not in self._broken:
+            try:
+                self.split(cell)
+                self._broken[key] = ""
+            except UserError as problem:
+                self._broken[key] = grid_words(" ".join(str(problem).split()))
+        return self._broken[key]
 
     def lab(self, cell: Cell) -> Lab:
         """The cell's lab, opened when first asked for."""
@@ -243,7 +257,9 @@ class Board:
     def done(self, cell: Cell) -> bool:
         """Trained, and tested where it is to be."""
         stage = self.stage(cell)
-        return stage is not None and stage.done and (cell.tuning or self._test(cell, stage).done)
+        if stage is None or not stage.done or stage_damage(stage):
+            return False
+        return cell.tuning or ((test := self._test(cell, stage)).done and not test.damage())
 
     def check_teacher(self, cell: Cell) -> None:
         """Raise a UserError when a finished teacher was made from another file than the settings name."""

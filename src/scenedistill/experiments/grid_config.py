@@ -18,6 +18,7 @@ from scenedistill.experiments.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
+from scenedistill.yaml_files import read_yaml
 
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
@@ -159,8 +160,8 @@ def grid_home(config: GridConfig, out: Path) -> Path:
         UserError: it would have to be a folder of its name, and that cannot be.
     """
     try:
-        other = yaml.safe_load((out / "grid.yaml").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        other = read_yaml(out / "grid.yaml")["name"]
+    except (UserError, KeyError):
         return out
     if other == config.name:
         return out

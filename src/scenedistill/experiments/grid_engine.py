@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import threading
@@ -17,9 +16,11 @@ from typing import Any, Protocol, TextIO
 import torch
 from rich.console import Console
 
+from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Cell, do_cells
 from scenedistill.experiments.grid_config import GridConfig, grid_words
+from scenedistill.terminal import plain_console
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,6 @@ def one_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {first}".rstrip(": ")
 
 
-def disk_full(problem: BaseException | None) -> bool:
-    """Whether the cause, or the cause of the cause, is a full disk."""
-    while problem is not None:
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        problem = problem.__cause__ or problem.__context__
-    return False
-
-
 def share(threads: int | None, jobs: int) -> int | None:
     """Threads of one of several processes, out of those given or all cores; one process alone has what it is given."""
     if jobs == 1:
@@ -206,7 +198,7 @@ def _child(order: Order, gpu: str | None, answer: Any) -> None:
         with open_log(order) as log:
             for stream in (1, 2):
                 os.dup2(log.fileno(), stream)
-            ended = attempt(order, Console(file=log, width=160))
+            ended = attempt(order, plain_console(file=log, width=160))
     except OSError as problem:  # the log itself cannot be written
         ended = Ended(one_line(problem), full=disk_full(problem))
     answer.send(ended)

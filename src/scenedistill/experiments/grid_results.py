@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from scenedistill.disk import read_json, write_json
 from scenedistill.experiments.grid_cells import Board, Cell, plan, trials
@@ -35,7 +36,7 @@ DIFFERENCES = {
 def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
     """Write into `home` and print what all finished cells of the grid say, also those that were not asked for now."""
     config = board.config
-    cells = [cell for cell in plan(config) if not cell.tuning and board.done(cell)]
+    cells = [cell for cell in plan(config) if not (cell.tuning or board.broken(cell)) and board.done(cell)]
     choices = keep_choices(board, home)
     notes = f"{_tuning_note(config, choices)} {_differences(config, cells)}".strip()
     results, sections = {}, []
@@ -69,6 +70,8 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
     """What tuning has found, of every method with which it is through; kept in `tuning.json`."""
     config, found = board.config, list[Choice]()
     for cell in plan(config):
+        if board.broken(cell) or any(board.broken(trial) for trial in trials(config, cell)):
+            continue
         if cell.seed == config.seeds[0] and cell.student and not cell.tuning and trials(config, cell):
             choice = board.choice(cell)
             if choice:
@@ -107,11 +110,11 @@ def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
 
 def _print(result: Result, config: GridConfig, block: str, console: Console) -> None:
     head, lines = pairs_lines(result, list(config.methods), config.baseline)
-    table = Table(title=f"{block}, {result.pixels} pixels")
+    table = Table(title=Text(f"{block}, {result.pixels} pixels"))
     for number, heading in enumerate(head):
         table.add_column(heading, justify="left" if number < 2 else "right")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     console.print(table)
 
 

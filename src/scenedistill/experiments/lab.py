@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,14 @@ from scenedistill.config import RunConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
+from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
 from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
-from scenedistill.disk import read_json, write_json
+from scenedistill.disk import clear_parts, read_json, write_json
 from scenedistill.errors import UserError
+from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
 from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
@@ -31,13 +37,11 @@ from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
+from scenedistill.yaml_files import write_yaml
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
 METHOD_VERSION = 3
-
-#: Files in the folder of a finished training: the network after its last epoch, and after its best one where asked for.
-WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"
 
 
 class Lab:
@@ -72,6 +76,7 @@ class Lab:
         self._without_labels: UnlabelledImages | None = None
         self._pools: dict[str, UnlabelledPool] = {}  # by the split's hash
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
+        self._told: dict[int, Split] = {}  # by seed: the splits that the first stage to be held writes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -84,10 +89,11 @@ class Lab:
         return (self.config.data.cache_dir or cache_home()) / "knowledge"
 
     def _make_folder(self) -> None:
+        """The folder alone: what lies in it may be another run's, until a stage of it is held."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.lead:
-                (self.out / "settings.yaml").write_text(settings_text(self.config), encoding="utf-8")
+            if self.lead and not os.access(self.out, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as problem:
             reason = "it is a file" if self.out.is_file() else problem.strerror
             raise UserError(f"{self.out} cannot be the run's folder: {reason}. Give another with --out.") from problem
@@ -112,8 +118,13 @@ class Lab:
             self.console.print(f"  left out {path}: {reason}", markup=False)
         return cache
 
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """The images that there are more than once."""
+        return duplicates_in_cache(self.cache)
+
     def split(self, seed: int) -> Split:
-        """The seed's split, drawn or read, and kept in the run's folder."""
+        """The seed's split, drawn or read."""
         settings = self.config.data
         if settings.split_file:
             split = read_split(settings.split_file, self.cache.index)
@@ -122,13 +133,28 @@ class Lab:
         if self.config.best_epoch and not len(split.val):
             more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
+        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
+        if told := self.duplicates.text(split) if self.lead else "":
+            self.console.print(told, markup=False)
+        return split
+
+    def keep(self, seed: int, split: Split) -> None:
+        """Have the settings and a seed's split written into the run's folder as soon as a stage is held there, and the
+        images compared with those that were seen before."""
         if self.lead:
+            self._told[seed] = split
+
+    def _write_told(self) -> None:
+        for seed, split in self._told.items():
             folder = self.out / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
+            for place in (self.out, folder):
+                clear_parts(place, 3600)  # grids have several writers
+            write_yaml(self.out / "settings.yaml", settings_text(self.config))
             write_split(split, self.cache.index, folder / "split.csv")
-        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
-        self.console.print(f"[bold]Seed {seed}[/bold]: {sizes}, split {split.hash}")
-        return split
+            self.check_images(seed, split)
+        self._told.clear()
 
     def unlabelled(self, split: Split) -> UnlabelledPool | None:
         """The images without labels that a split may be trained with; None where the settings name none."""
@@ -191,7 +217,7 @@ class Lab:
                 markup=False,
             )
         if name not in known:
-            write_json(path, {**known, name: found})
+            write_json(path, {**known, name: found}, checksum=True)
 
     def stage(self, folder: Path, seed: int, split: Split, settings: Mapping[str, Any]) -> Stage:
         """A stage whose fingerprint covers all that its outcome depends on."""
@@ -208,25 +234,60 @@ class Lab:
                 "split": split.hash,
             },
         }
-        return Stage(folder, {**shared, **settings})
+        sizes = {part: len(positions) for part, positions in split.parts().items()}
+        return Stage(folder, {**shared, **settings}, {"split": {"train_ratio": split.train_ratio, **sizes}})
 
-    def hold(self, stage: Stage) -> AbstractContextManager[None]:
-        """Keep other runs out of a stage; of the processes of one run, the first does it for all."""
-        return stage.held() if self.lead else nullcontext()
+    @contextmanager
+    def hold(self, stage: Stage) -> Iterator[None]:
+        """Keep other runs out of a stage; of the processes of one run, the first does it for all.
+
+        Raises:
+            UserError: another process holds it, or somebody has removed its folder meanwhile.
+        """
+        with stage.held() if self.lead else nullcontext():
+            self._write_told()
+            try:
+                yield
+            except FileNotFoundError as problem:
+                if stage.folder.exists():
+                    raise
+                raise UserError(
+                    f"{stage.folder} was removed or moved while it was worked on. Give the same command again: what is "
+                    "no longer there is done anew."
+                ) from problem
+
+    def hold_seed(self, seed: int) -> AbstractContextManager[None]:
+        """Keep other runs out of all stages of a seed."""
+        return Stage(self.out / f"seed{seed}", {}).held() if self.lead else nullcontext()
 
     def done(self, stage: Stage) -> bool:
-        """Whether the stage can be skipped; if not, its folder is made ready."""
-        name = stage.folder.relative_to(self.out)
+        """Whether the stage can be skipped; if not, its folder is made ready.
+
+        A stage with a damaged or missing file is not done.
+        """
+        name, damaged = stage.folder.relative_to(self.out), stage.damaged
         if not self.lead:
             stage.wait(begun=True)  # the first process may move folders
-        elif moved := stage.begin():
-            self.console.print(f"  {name}: other settings than before; the old one is now {moved.name}", markup=False)
+            return stage.done and not stage_damage(stage)
+        if moved := stage.begin():
+            reason = "its stage.json is damaged" if damaged else "other settings than before"
+            self.console.print(f"  {name}: {reason}; the old one is now {moved.name}", markup=False)
+        if stage.done and (problem := stage_damage(stage)):
+            self.console.print(f"  {name}: {problem}; it is done again", markup=False)
+            shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
+            stage.reopen()
         if stage.done:
             self.console.print(f"  {name}: done before with the same settings", markup=False)
         return stage.done
 
     def finish(
-        self, stage: Stage, net: SceneNet, card: NetCard, record: Mapping[str, Any], best: Best | None = None
+        self,
+        stage: Stage,
+        net: SceneNet,
+        card: NetCard,
+        record: Mapping[str, Any],
+        best: Best | None = None,
+        logs: Path | None = None,
     ) -> Stage:
         """Keep the network, and its best epoch where that is asked for, and mark the stage as done; every process
         returns when it is."""
@@ -234,12 +295,12 @@ class Lab:
             stage.wait()
             return stage
         save_net(net, card, stage.folder / WEIGHTS)
-        finished = {**record, "name": card.name, "weights_hash": weights_hash(net)}
+        finished = {**record, "name": card.name, "weights_hash": weights_hash(net), "logs": log_hashes(stage, logs)}
         if best:
             net.load_state_dict(best.tensors)
             save_net(net, card, stage.folder / BEST_WEIGHTS)
             finished["best"] = {"epoch": best.epoch, "val_oa": best.val_oa}
-        stage.finish(finished)
+        stage.finish(finished, [WEIGHTS, BEST_WEIGHTS] if best else [WEIGHTS])
         (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # the optimiser's state has served
         return stage
 

@@ -12,8 +12,8 @@ from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import cost_table
 from scenedistill.evaluation.report.collect import Cell, ReportData, collect
 from scenedistill.experiments.costs import CostResult, CostRow, cost_rows
-from scenedistill.experiments.lab import WEIGHTS
 from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.stage_files import WEIGHTS
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet

@@ -56,7 +56,7 @@ def quickstart(
         console: to print to.
     """
     started = time.monotonic()
-    console.print("[bold]scenedistill quickstart[/bold]: generated scenes, a teacher, a plain and a distilled student")
+    console.print("scenedistill quickstart: generated scenes, a teacher, a plain and a distilled student", style="bold")
     generate(folder / "scenes", per_class=PER_CLASS, size=SIZE)
     result = run(
         folder / "scenes",
@@ -74,6 +74,6 @@ def quickstart(
         f"In {time.monotonic() - started:.0f} s: the plain student is right on {oa['plain']:.1%} of the test images, "
         f"the distilled one on {oa['dkd']:.1%}, their teacher on {oa['teacher']:.1%}."
     )
-    console.print(f"Scenes: {folder / 'scenes'}   run: {folder / 'run'} (start with summary.md)")
+    console.print(f"Scenes: {folder / 'scenes'}   run: {folder / 'run'} (start with summary.md)", markup=False)
     console.print("Next, your own images in one folder for each class:  scenedistill run path/to/images")
     return result

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenedistill.disk import write_text
+from scenedistill.disk import without_checksum, write_text
 from scenedistill.errors import UserError
 
 Scalar = str | int | float | bool | None
@@ -97,9 +97,9 @@ def read_result(path: Path) -> Result:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no result file {path}.\nRun the experiment that writes it.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.\nWrite it anew with the experiment's command.") from None
-    return from_json(record, path)
+    return from_json(without_checksum(record, path), path)
 
 
 def to_json(result: Result) -> dict[str, Any]:

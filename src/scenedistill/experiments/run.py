@@ -15,18 +15,22 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row
-from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.experiments.students import plain_student, student_settings, train_students
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.teaching import kept_views
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.create import build_network
+from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet, check_name
 from scenedistill.models.table1 import STUDENTS
+from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.terminal import plain_console
 from scenedistill.training.base import view_size
 from scenedistill.training.fitting import count_devices
-from scenedistill.training.runs import Stage
+from scenedistill.training.runs import Stage, read_stage
+from scenedistill.training.trial import try_student, try_teacher
 
 PARTS = ("teacher", "plain", "distilled")
 
@@ -63,35 +67,37 @@ def run(
     """
     config = config or RunConfig()
     check_settings(config)
-    lab = Lab(Path(data), Path(out), config, console or Console())
+    _try_networks(config, Path(out), parts)
+    lab = Lab(Path(data), Path(out), config, console or plain_console())
     rows: list[Row] = []
     trained: list[Stage] = []
     splits: dict[str, str] = {}
     for seed in config.seeds:
         split = lab.split(seed)
-        lab.check_images(seed, split)
+        lab.keep(seed, split)
         splits[str(seed)] = split.hash
         folder = lab.out / f"seed{seed}"
-        teacher = None
-        if "teacher" in parts or "distilled" in parts:
-            teacher = train_teacher(lab, seed, split, folder / "teacher")
-            rows.append(test(lab, teacher, split, seed, "teacher"))
-        names = config.students or [config.student.name]
-        names = names + (config.also_students if seed == config.seeds[0] else [])
-        students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
-        if "plain" in parts:
-            for student in students:
-                wanted = (folder / student.name / "plain", plain_student(student))
-                (stage,) = train_students(lab, seed, split, [wanted], None)
-                rows.append(test(lab, stage, split, seed, "plain"))
-        if "distilled" in parts:
-            distilled = [(folder / student.name / student.method, student) for student in students]
-            # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
-            alone = kept_views(config.student) or not config.side_by_side
-            for group in [[one] for one in distilled] if alone else [distilled]:
-                for stage in train_students(lab, seed, split, group, teacher):
-                    trained.append(stage)
-                    rows.append(test(lab, stage, split, seed, config.student.method))
+        with lab.hold_seed(seed):
+            teacher = None
+            if "teacher" in parts or "distilled" in parts:
+                teacher = train_teacher(lab, seed, split, folder / "teacher")
+                rows.append(test(lab, teacher, split, seed, "teacher"))
+            names = config.students or [config.student.name]
+            names = names + (config.also_students if seed == config.seeds[0] else [])
+            students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
+            if "plain" in parts:
+                for student in students:
+                    wanted = (folder / student.name / "plain", plain_student(student))
+                    (stage,) = train_students(lab, seed, split, [wanted], None)
+                    rows.append(test(lab, stage, split, seed, "plain"))
+            if "distilled" in parts:
+                distilled = [(folder / student.name / student.method, student) for student in students]
+                # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
+                alone = kept_views(config.student) or not config.side_by_side
+                for group in [[one] for one in distilled] if alone else [distilled]:
+                    for stage in train_students(lab, seed, split, group, teacher):
+                        trained.append(stage)
+                        rows.append(test(lab, stage, split, seed, config.student.method))
     result = summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
     if clear_knowledge and lab.lead:
         used = {stage.record.get("knowledge") for stage in trained}
@@ -144,9 +150,46 @@ def check_settings(config: RunConfig) -> None:
             raise UserError(f"--{name}.fit.ema_decay is {fit.ema_decay}; expected 0 to less than 1, such as 0.998.")
         if not 0 < fit.first_size <= 1:
             raise UserError(f"--{name}.fit.first_size is {fit.first_size}; expected a share of image_size, 0 to 1.")
+        if name == "teacher" and not (config.teacher.checkpoint or config.teacher.as_is):
+            _check_groups(config.teacher)
         if fit.batch_size % devices:
             raise UserError(f"--{name}.fit.batch_size {fit.batch_size} cannot be shared evenly by {devices} devices.")
     _check_networks(config)
+
+
+def _check_groups(teacher: TeacherConfig) -> None:
+    batch, each = teacher.fit.batch_size, teacher.images_per_class
+    if teacher.triplet_weight <= 0:
+        return
+    if each < 2:
+        raise UserError(f"--teacher.images_per_class is {each}; a triplet needs 2 or more.")
+    if batch % each:
+        near = " or ".join(str(size) for size in (batch // each * each, (batch // each + 1) * each) if size)
+        raise UserError(
+            f"--teacher.fit.batch_size {batch} cannot be made of --teacher.images_per_class {each}: give a multiple, "
+            f"such as {near}."
+        )
+
+
+def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
+    """One training step of every network that was not begun in the folder before: what cannot be trained is said before
+    images are decoded and a teacher is trained, and so is a given teacher that is no network of ours."""
+    if config.teacher.checkpoint:
+        load_net(config.teacher.checkpoint)
+    device = compute_device(config.machine.accelerator)
+    precision = resolve_precision(config.machine.precision, device)
+    begun = [read_stage(path.parent).get("settings") or {} for path in out.glob("seed*/**/stage.json")]
+    begun = [settings for settings in begun if settings.get("image_size") == config.image_size]
+    taught = not (config.teacher.checkpoint or config.teacher.as_is) and set(parts) & {"teacher", "distilled"}
+    if taught and teacher_settings(config.teacher)["teacher"] not in [settings.get("teacher") for settings in begun]:
+        try_teacher(config, device, precision)
+    for name in dict.fromkeys((config.students or [config.student.name]) + config.also_students):
+        student = replace(config.student, name=name)
+        student = student if "distilled" in parts else plain_student(student)
+        if set(parts) & {"plain", "distilled"} and student_settings(student) not in [
+            one.get("student") for one in begun
+        ]:
+            try_student(config, student, device, precision)
 
 
 def _check_teacher(teacher: TeacherConfig, bands: int) -> None:

@@ -19,13 +19,15 @@ from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
-from scenedistill.experiments.lab import BEST_WEIGHTS, WEIGHTS, Lab, plain
+from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.models.create import build_network
 from scenedistill.models.files import load_net
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
+from scenedistill.training.runs import RECORD as STAGE
 from scenedistill.training.runs import Stage, started_from
 from scenedistill.training.teacher import TeacherTraining
 
@@ -88,7 +90,11 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
     At the size of the run: a teacher that was given and trained at another one is tested as it teaches.
     """
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
-    if not final.done:
+    problem = "its stage.json is damaged" if final.damaged else final.damage()
+    if problem or not final.done:
+        if problem:
+            place = final.folder.relative_to(lab.out)
+            lab.console.print(f"  {place}: {problem}; the network is tested again", markup=False)
         if lab.lead or world_size() > 1:
             with lab.hold(stage):
                 _test(lab, final, stage, split)
@@ -131,7 +137,7 @@ def _test_best(lab: Lab, stage: Stage, part: ScenePart) -> dict[str, float]:
 
 def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
-    net, card = load_net(stage.folder / WEIGHTS)
+    net, card = open_net(stage)
     size = lab.config.image_size
     part = ScenePart(lab.cache, split.test)
     started = time.monotonic()
@@ -141,12 +147,13 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     if not lab.lead:
         return
     metrics = scene_metrics(logits.argmax(1), part.labels, lab.classes)
-    final.begin()
+    final.begin_anew()
     save_outputs(logits, part.labels, split.test, final.folder / OUTPUTS)
     write_confusion(metrics, final.folder, "test")
     lab.console.print(
         f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
-        f"on {len(part)} test images"
+        f"on {len(part)} test images",
+        markup=False,
     )
     if best:
         said = f"    its best epoch on the validation images was {best['best_epoch']}: OA {best['best_epoch_oa']:.2%}"
@@ -162,5 +169,6 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
             "images": len(part),
             "seconds": round(seconds, 2),
             "cost": asdict(model_cost(net, size, card.bands)),
-        }
+        },
+        [file.name for file in final.folder.iterdir() if file.name != STAGE],
     )

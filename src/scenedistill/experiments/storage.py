@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from scenedistill.data.cache import cache_home
 from scenedistill.data.cache_files import KIND, remove_arrays
@@ -84,7 +85,7 @@ def stored_table(entries: Sequence[Stored]) -> Table:
     """For the terminal."""
     table = Table("name", "kind", "what", "size", box=None)
     for entry in entries:
-        table.add_row(entry.name, entry.kind, entry.what, size_text(entry.bytes))
+        table.add_row(*map(Text, (entry.name, entry.kind, entry.what, size_text(entry.bytes))))
     return table
 
 

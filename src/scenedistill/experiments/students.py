@@ -23,7 +23,7 @@ from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights import WeightAccount
-from scenedistill.training.best import BEST, BestEpoch, read_best
+from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage, fingerprint, title_of
@@ -44,7 +44,7 @@ def train_students(
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(lab.hold(stage))
-        todo = [(stage, config) for stage, config in everyone if not lab.done(stage)]
+        todo = [one for one in everyone if not (lab.done(one[0]) and _same_teacher(lab, one[0], teacher))]
         for stage, config in everyone:
             if stage.done:
                 check_start(stage, config.weights, start_hash(config.weights, config.name))
@@ -53,6 +53,20 @@ def train_students(
         if todo:
             _train(lab, seed, split, todo, teacher)
     return stages
+
+
+def _same_teacher(lab: Lab, stage: Stage, teacher: Stage | None) -> bool:
+    """Whether a finished student was taught by the teacher as it is; one that was damaged and trained again may differ
+    by a rounding."""
+    taught_by = stage.record.get("teacher_hash")
+    if not (teacher and taught_by) or taught_by == teacher.record.get("weights_hash", taught_by):
+        return True
+    name = stage.folder.relative_to(lab.out)
+    lab.console.print(f"  {name}: its teacher has other weights than the one there is; trained again", markup=False)
+    if lab.lead:
+        shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
+        stage.reopen()
+    return False
 
 
 def student_stage(
@@ -111,6 +125,10 @@ def _train(
         folder, title = _together(lab, seed, todo), f"{len(todo)} students"
         module = TogetherTraining(modules)
     watching = [BestEpoch(folder)] if lab.config.best_epoch else []
+    if watching and lab.lead and (lost := damaged_best(folder)):
+        lab.console.print(f"  {title}: {lost.name} is damaged; its training begins anew", markup=False)
+        _checkpoint(folder).unlink(missing_ok=True)
+        shutil.rmtree(folder / BEST, ignore_errors=True)
     record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console, callbacks=watching)
     if knowledge:
         record["teacher"] = teacher.record["name"] if teacher else None
@@ -128,7 +146,7 @@ def _train(
         own = {**record, **starts[name], "together": len(todo), "last_epoch": last}
         prefix = f"{name} " if len(todo) > 1 else ""
         best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[name].net, cards[name], own, best)
+        lab.finish(stage, modules[name].net, cards[name], own, best, folder)
     if lab.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)

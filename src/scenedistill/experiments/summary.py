@@ -6,8 +6,9 @@ import datetime
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
-from scenedistill.disk import write_json
+from scenedistill.disk import write_json, write_text
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Result, Row, hardware, to_json, versions
 from scenedistill.experiments.tables import cells, result_table
@@ -45,9 +46,9 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
         notes=lab.notes,
     )
     if lab.lead:
-        write_json(lab.out / "summary.json", to_json(result))
+        write_json(lab.out / "summary.json", to_json(result), checksum=True)
         text = f"# {name}\n\n`{result.command}`\n\n{result_table(result)}\n"
-        (lab.out / "summary.md").write_text(text, encoding="utf-8")
+        write_text(lab.out / "summary.md", text)
         lab.console.print(terminal_table(result))
     return result
 
@@ -56,11 +57,11 @@ def terminal_table(result: Result) -> Table:
     """The result's table for the terminal: the columns that fit one; `summary.md` has all of them."""
     head, lines = cells(result)
     shown = [number for number, heading in enumerate(head) if heading in SHOWN]
-    table = Table(title=f"{result.data}, {result.pixels} pixels")
+    table = Table(title=Text(f"{result.data}, {result.pixels} pixels"))
     for number in shown:
         table.add_column(head[number], justify="left" if number < 2 else "right")
     for line in lines:
-        table.add_row(*(line[number] for number in shown))
+        table.add_row(*(Text(line[number]) for number in shown))
     return table
 
 

@@ -11,7 +11,8 @@ from scenedistill.data.splits import Split
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.errors import UserError
 from scenedistill.evaluation.predict import predict
-from scenedistill.experiments.lab import WEIGHTS, Lab
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.stage_files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
@@ -24,7 +25,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
     views = kept_views(config)
     key = (teacher.fingerprint, *taught(config))
     if lab.knowledge is None or lab.knowledge[0] != key:
-        net, _ = load_net(teacher.folder / WEIGHTS)
+        net, _ = open_net(teacher)
         knowledge = Knowledge(
             net,
             _training_part(lab, seed, split, config),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from scenedistill.disk import whole_file
-from scenedistill.errors import UserError
+from scenedistill.disk import CHECKSUM, whole_file
+from scenedistill.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
@@ -44,30 +45,61 @@ class NetCard:
 
 
 def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
-    """Write a network's tensors and card, whole or not at all."""
+    """Write a network's tensors and card with the checksum of both, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    metadata = with_checksum({"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}, tensors)
     with whole_file(path) as file:  # not save_file, which makes a file that only its owner may read
-        file.write(save(tensors, metadata={"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}))
+        file.write(save(tensors, metadata=metadata))
+
+
+def with_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a safetensors file with one entry more, over all others and the tensors."""
+    return {**metadata, CHECKSUM: _checksum(metadata, tensors)}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, compared with its checksum where it has one.
+
+    Raises:
+        Damaged: they do not fit it.
+        UserError: it cannot be read as such a file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise UserError(f"{path} cannot be read as a safetensors file: {problem}") from problem
+    written = metadata.pop(CHECKSUM, None)
+    if written is not None and written != _checksum(metadata, tensors):
+        raise Damaged(f"{path} is damaged: its content does not fit its checksum. Make it anew or take a copy.")
+    return tensors, metadata
 
 
 def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     """Read a network that `save_net` wrote, in eval mode.
 
     Raises:
+        Damaged: what it holds is not what was written.
         UserError: no such file, or not one of ours.
     """
     if not path.is_file():
         raise UserError(f"No network at {path}. Expected the weights.safetensors of a finished training.")
+    foreign = (
+        "Expected the weights.safetensors of a scenedistill run. "
+        "Other weights start the training of a teacher: give them with --teacher.weights."
+    )
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("scenedistill")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"{path} cannot be read as a safetensors file: {problem}") from problem
+        tensors, metadata = read_tensors(path)
+    except Damaged:
+        raise
+    except UserError as problem:
+        raise UserError(f"{problem}. {foreign}") from problem
+    text = metadata.pop("scenedistill", None)
     if text is None:
-        raise UserError(
-            f"{path} does not say which network it holds. Give a weights.safetensors of a scenedistill run."
-        )
+        raise UserError(f"{path} does not say which network it holds. {foreign}")
+    if other := [name for name in metadata if name != "about"]:
+        raise Damaged(f"{path} is damaged: its metadata hold {ascii(other[0])[:40]}, which was never written there.")
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
@@ -93,8 +125,18 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
 
 def weights_hash(module: nn.Module) -> str:
     """16 hex digits over the names, shapes and values of all tensors of a module."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits over the names, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    text = json.dumps([dict(metadata), tensors_hash(tensors)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -162,10 +162,11 @@ def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
     try:
         with torch.no_grad():
             embedding = backbone(torch.rand(1, bands, size, size, generator=torch.Generator().manual_seed(0)))
-    except RuntimeError as problem:
+    except Exception as problem:  # of whatever a backbone does, such as reading from the stages that are wrapped here
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise UserError(
-            f"{type(backbone).__name__} does not take images of {size} x {size} pixels "
-            f"({str(problem).splitlines()[0]}). Choose another image_size or backbone."
+            f"{type(backbone).__name__} does not take images of {size} x {size} pixels ({reason}). Choose another "
+            "image_size or backbone."
         ) from problem
     for hook in hooks:
         hook.remove()

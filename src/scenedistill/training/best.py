@@ -12,6 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scenedistill.disk import whole_file
+from scenedistill.errors import Damaged, UserError
+from scenedistill.models.files import read_tensors, with_checksum
 from scenedistill.training.base import SceneTraining
 
 BEST = "best"
@@ -61,8 +63,9 @@ class BestEpoch(Callback):
             if not kept or oa > kept[0][0].val_oa:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
                 self.folder.mkdir(parents=True, exist_ok=True)
+                facts = with_checksum({"epoch": str(epoch), "val_oa": repr(oa)}, tensors)
                 with whole_file(self.folder / f"{_stem(prefix)}@{epoch}.safetensors") as file:
-                    file.write(save(tensors, metadata={"epoch": str(epoch), "val_oa": repr(oa)}))
+                    file.write(save(tensors, facts))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The checkpoint of the epoch before is written: what is no longer the best may go."""
@@ -73,12 +76,29 @@ class BestEpoch(Callback):
 
 
 def read_best(folder: Path, prefix: str) -> Best:
-    """What a finished training in a folder has kept of the network with a prefix."""
+    """What a finished training in a folder has kept of the network with a prefix.
+
+    Raises:
+        Damaged: it is gone, or is not what was written.
+    """
     kept = _kept(folder / BEST, prefix)
-    assert kept, f"{folder / BEST} holds no best epoch of '{prefix}', or a damaged one"
+    if not kept:
+        raise Damaged(
+            f"{folder / BEST} holds no best epoch of '{prefix}', or a damaged one. Remove {folder}: what was trained "
+            "there is trained again."
+        )
     best, path = kept[0]
-    with safe_open(path, "pt") as file:
-        return best._replace(tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return best._replace(tensors=read_tensors(path)[0])
+
+
+def damaged_best(folder: Path) -> Path | None:
+    """The first file of an unfinished training in a folder that does not hold what was kept of an epoch."""
+    for path in sorted((folder / BEST).glob("*.safetensors")):
+        try:
+            read_tensors(path)
+        except UserError:
+            return path
+    return None
 
 
 def _stem(prefix: str) -> str:

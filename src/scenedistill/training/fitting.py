@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -25,12 +27,15 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import MachineConfig
 from scenedistill.data.module import SceneDataModule
-from scenedistill.disk import whole_file
+from scenedistill.disk import archive_damage, disk_full, whole_file
 from scenedistill.errors import UserError
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.terminal import plain_console
 from scenedistill.training.base import Diverged, SceneTraining
 from scenedistill.training.ema import AveragedWeights
 
+#: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
+FULL = 32 << 20
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
@@ -79,6 +84,9 @@ def fit(
     watching = [*callbacks, *averaging, clock, keeper]  # the first see the average on validation
     if sys.stdout.isatty():
         watching.append(RichProgressBar(leave=False))
+    if checkpoint.exists() and (problem := archive_damage(checkpoint)):
+        console.print(f"  {title}: {problem}; the training begins anew", markup=False)
+        checkpoint.unlink(missing_ok=True)
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
     # what is wrong with the batches is better said here than by one of several processes
     batches: Any = data.train_dataloader()
@@ -253,7 +261,7 @@ class _Clock(Callback):
         return {**self.__dict__, "console": None}  # a console cannot be sent to another process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, console=Console(soft_wrap=True))
+        self.__dict__.update(state, console=plain_console())
         _quiet()  # this is the other process, which has not heard of it
 
     def state_dict(self) -> dict[str, Any]:
@@ -278,7 +286,12 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(target) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as problem:  # torch's writer hides what its file has raised
+                if disk_full(problem) or shutil.disk_usage(target.parent).free < FULL:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from problem
+                raise
 
 
 def _quiet() -> None:

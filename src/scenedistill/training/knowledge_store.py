@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from scenedistill.errors import UserError
+from scenedistill.disk import read_json, write_json
+from scenedistill.errors import Damaged, UserError
 from scenedistill.losses.base import TeacherStatistics
+from scenedistill.models.files import read_tensors, with_checksum
 from scenedistill.models.output import SceneOutput, StageAttention
+from scenedistill.terminal import plain_console
 
 #: Raised when the same settings come to mean other answers: other views, another packing.
 FORMAT = 1
@@ -124,6 +126,7 @@ class KnowledgeStore:
         if whole and (file.name in self._verified or _checksum(rows) in file.name):
             self._verified.add(file.name)
             return torch.from_numpy(rows)
+        self._tell(f"{file} is damaged; the teacher is asked again")
         file.unlink(missing_ok=True)
         return None
 
@@ -135,19 +138,23 @@ class KnowledgeStore:
 
     def read_statistics(self) -> tuple[TeacherStatistics, float] | None:
         """The teacher's statistics and its OA on the training images; None where there are none or damaged ones."""
+        path = self.folder / _STATISTICS
+        if not path.is_file():
+            return None
         try:
-            with safe_open(self.folder / _STATISTICS, "pt") as file:
-                names = sorted(file.keys())
-                tensors = {name: file.get_tensor(name) for name in names}
-                oa = float((file.metadata() or {})["oa"])
-        except (SafetensorError, OSError, KeyError, ValueError):
+            tensors, facts = read_tensors(path)
+            if set(facts) != {"oa"}:
+                raise Damaged(f"{path} is damaged: its metadata are not those that were written.")
+            if "embeddings" not in tensors:  # kept by an earlier release
+                return None
+            names, oa = sorted(tensors), float(facts["oa"])
+            means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
+            deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
+            embeddings = tensors["embeddings"].float()
+            return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
+        except (UserError, KeyError, ValueError):
+            self._tell(f"{path} is damaged; the teacher is measured again")
             return None
-        if "embeddings" not in tensors:  # kept by an earlier release
-            return None
-        means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
-        deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
-        embeddings = tensors["embeddings"].float()
-        return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
 
     def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
         """Keep the teacher's statistics and its OA on the training images."""
@@ -155,7 +162,8 @@ class KnowledgeStore:
         tensors = {"embedding_mean": statistics.embedding_mean, "embeddings": statistics.embeddings.half()}
         for name in ("descriptor_mean", "descriptor_std"):
             tensors |= {f"{name}_{i:02d}": tensor for i, tensor in enumerate(getattr(statistics, name))}
-        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"oa": repr(oa)})
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(tensors, with_checksum({"oa": repr(oa)}, tensors))
         self._put(_STATISTICS, lambda file: file.write(content))
 
     def need(self, views: int, packing: Packing) -> str:
@@ -184,6 +192,9 @@ class KnowledgeStore:
             f"{views - missing} of them kept before ({self.folder.name})"
         )
 
+    def _tell(self, what: str) -> None:
+        plain_console(stderr=True).print(what)
+
     def _views(self) -> dict[int, Path]:
         found: dict[int, Path] = {}
         with contextlib.suppress(OSError):
@@ -196,9 +207,8 @@ class KnowledgeStore:
     def _make(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / ABOUT).exists():
-                text = json.dumps(self._about, indent=1, ensure_ascii=False)
-                self._put(ABOUT, lambda file: file.write(text.encode()))
+            if not read_json(self.folder / ABOUT):  # none, or a damaged one
+                write_json(self.folder / ABOUT, self._about, checksum=True)
         except OSError as problem:
             raise UserError(
                 f"The teacher's knowledge cannot be kept in {self.folder}: {problem.strerror}. Give another "

@@ -8,18 +8,20 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scenedistill.disk import read_json, write_json
-from scenedistill.errors import UserError
+from scenedistill.disk import clear_parts, file_damage, file_hash, read_checked, write_json
+from scenedistill.errors import Damaged, UserError
 
 RECORD = "stage.json"
 ASIDE = ".previous-"
+_NAMES = ("fingerprint", "settings", "finished", "record", "files")  # all that a stage.json holds beside its checksum
 
 
 class Stage:
@@ -28,26 +30,47 @@ class Stage:
     A stage is done when its `stage.json` says so and carries the fingerprint of the same settings. A folder left by
     other settings is moved aside, never deleted, and taken back when those settings return.
 
+    `stage.json` carries its own checksum and that of every file that a later step reads. A folder from before there
+    were checksums is taken as it is.
+
     Args:
         folder: of the stage; made when it begins.
         settings: everything its outcome depends on, as plain JSON values.
+        notes: what its record says besides, such as the sizes of the split.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.settings = settings
+        self.notes = dict(notes or {})
         self.fingerprint = fingerprint(settings)
 
     @property
     def done(self) -> bool:
         """Finished before, with the same settings."""
-        record = _read(self.folder)
-        return bool(record.get("finished")) and record.get("fingerprint") == self.fingerprint
+        record = read_stage(self.folder)
+        return "record" in record and record.get("finished") is True and record.get("fingerprint") == self.fingerprint
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `finish` was told."""
-        return dict(_read(self.folder)["record"])
+        """What `finish` was told.
+
+        Raises:
+            Damaged: the stage is not finished, or its `stage.json` does not hold what was written.
+        """
+        record = read_stage(self.folder).get("record")
+        if not isinstance(record, dict):
+            raise Damaged(f"{self.folder / RECORD} is gone, damaged or unfinished. Give the same command again.")
+        return record
+
+    def damage(self) -> str:
+        """What is wrong with a file of the finished stage, in words; empty where all are as they were written."""
+        files = read_stage(self.folder).get("files") or {}
+        return next(filter(None, (file_damage(self.folder / name, kept) for name, kept in files.items())), "")
+
+    def reopen(self) -> None:
+        """Take a finished stage as begun, so that it is done again."""
+        self._write({"finished": False})
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -77,11 +100,15 @@ class Stage:
     def begin(self) -> Path | None:
         """Make the folder, or go on in the one left by an earlier try with the same settings, moved aside or not.
 
+        For the process that holds the stage: what another one had half written when it was killed is removed.
+
         Returns:
-            Where a folder of other settings was moved to, if there was one.
+            Where a folder of other settings, or with a damaged `stage.json`, was moved to, if there was one.
         """
         moved: Path | None = None
-        if self.folder.exists() and not self.begun:
+        for folder in (self.folder, self.folder / "checkpoints"):
+            clear_parts(folder)
+        if self.folder.exists() and not self.begun and any(self.folder.iterdir()):
             places = (self.folder.with_name(f"{self.folder.name}{ASIDE}{number}") for number in itertools.count(1))
             moved = next(place for place in places if not place.exists())
             self.folder.rename(moved)
@@ -94,14 +121,34 @@ class Stage:
             self._write({"finished": False})
         return moved
 
+    def begin_anew(self) -> None:
+        """Make the folder empty and begin: for what is quickly made again, and so never moved aside."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.begin()
+
+    @property
+    def damaged(self) -> bool:
+        """Whether there is a `stage.json` that does not hold what was written."""
+        try:
+            read_checked(self.folder / RECORD, _NAMES)
+        except (OSError, Damaged):
+            return True
+        return False
+
     @property
     def begun(self) -> bool:
         """Whether the folder is there and belongs to the same settings."""
         return self._is_of(self.folder)
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Mark the stage as done, with what is to be known of it."""
-        self._write({"finished": True, "record": dict(record)})
+    def finish(self, record: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+        """Mark the stage as done.
+
+        Args:
+            record: what is to be known of it.
+            files: names of its files that later steps read; their checksums are kept.
+        """
+        kept = {name: file_hash(self.folder / name) for name in files}
+        self._write({"finished": True, "record": {**self.notes, **record}, "files": kept})
 
     def wait(self, seconds: float = 3600.0, *, begun: bool = False) -> None:
         """Until another process has finished the stage, or only `begun` it.
@@ -117,10 +164,11 @@ class Stage:
             time.sleep(0.2)
 
     def _is_of(self, folder: Path) -> bool:
-        return _read(folder).get("fingerprint") == self.fingerprint
+        return read_stage(folder).get("fingerprint") == self.fingerprint
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        write_json(self.folder / RECORD, {"fingerprint": self.fingerprint, "settings": self.settings, **content})
+        content = {"fingerprint": self.fingerprint, "settings": self.settings, **content}
+        write_json(self.folder / RECORD, content, checksum=True)
 
 
 def _named(holder: Path) -> str:
@@ -130,8 +178,15 @@ def _named(holder: Path) -> str:
         return ""
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD)
+def read_stage(folder: Path) -> dict[str, Any]:
+    """What the `stage.json` of a folder holds: `fingerprint`, `settings`, `finished`, and once it is so `record` and
+    `files`; nothing where there is none, or a damaged one."""
+    try:
+        content = read_checked(folder / RECORD, _NAMES) or {}
+    except (OSError, Damaged):
+        return {}
+    kinds = {"fingerprint": str, "settings": dict, "finished": bool, "record": dict, "files": dict}
+    return content if all(isinstance(value, kinds[name]) for name, value in content.items()) else {}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from scenedistill import RunConfig, run
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.disk import read_json, write_json
 from scenedistill.evaluation.report.config import ReportConfig
 from scenedistill.evaluation.report.page import write_report
 
@@ -78,6 +79,11 @@ def grid_folder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load((out / "tiny-25" / "settings.yaml").read_text(encoding="utf-8"))
     settings["data"]["train_ratio"] = 0.25
     (out / "tiny-25" / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    for path in (out / "tiny-25").rglob("stage.json"):
+        content = read_json(path)
+        if "split" in content["record"]:
+            content["record"]["split"]["train_ratio"] = 0.25
+            write_json(path, content, checksum=True)
     trial = out / "tuning" / "tiny-50" / "seed0" / "table1_printed" / "dkd@0.1"
     shutil.copytree(made.run / "seed0/table1_printed/dkd", trial, ignore=shutil.ignore_patterns("evaluation"))
     stage = out / "tiny-50" / "seed1" / "table1_printed" / "kd_hot" / "stage.json"

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from scenedistill.data.splits import nfc
-from scenedistill.disk import read_json
-from scenedistill.errors import UserError
+from scenedistill.data.splits import nfc, split_hash
+from scenedistill.disk import file_damage, read_json
+from scenedistill.errors import Damaged, UserError
 from scenedistill.evaluation.outputs import OUTPUTS, KeptOutputs, load_outputs
 from scenedistill.evaluation.report.selection import of_grid, of_one_setting
-from scenedistill.training.runs import ASIDE, RECORD
+from scenedistill.training.runs import ASIDE, RECORD, read_stage
+from scenedistill.yaml_files import read_yaml
 
 _SEED = re.compile(r"seed(\d+)")
 TEACHER, PLAIN = "teacher", "plain"
@@ -76,17 +76,17 @@ class Network:
     @cached_property
     def outputs(self) -> KeptOutputs | None:
         """What it said of each test image, where that was kept."""
-        with contextlib.suppress(OSError, KeyError, ValueError):
+        with contextlib.suppress(OSError, Damaged):
             return load_outputs(self.folder / "evaluation" / OUTPUTS)
         return None
 
     @cached_property
     def confusion(self) -> np.ndarray | None:
         """Counts, int64 `[K, K]`, rows the true class; None where they were not kept."""
-        with (
-            contextlib.suppress(OSError, ValueError),
-            (self.folder / "evaluation" / "test_confusion.csv").open(encoding="utf-8", newline="") as file,
-        ):
+        path = self.folder / "evaluation" / "test_confusion.csv"
+        if (kept := self.tested.get("files", {}).get(path.name)) and file_damage(path, kept):
+            return None
+        with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8", newline="") as file:
             counts = np.array([row[1:] for row in list(csv.reader(file))[1:]], dtype=np.int64)
             if counts.shape == (len(self.classes), len(self.classes)):
                 return counts
@@ -95,7 +95,8 @@ class Network:
     @cached_property
     def test_paths(self) -> tuple[str, ...]:
         """Path of each test image below the data folder, in the order of `outputs`; empty where they do not fit."""
-        paths = _test_paths(_seed_folder(self.folder) / "split.csv", self.classes)
+        split = str(self.settings.get("data", {}).get("split", ""))
+        paths = _test_paths(_seed_folder(self.folder) / "split.csv", self.classes, split)
         fits = self.outputs is not None and [label for _, label in paths] == self.outputs.labels.tolist()
         return tuple(path for path, _ in paths) if fits else ()
 
@@ -126,6 +127,8 @@ class Cell:
     @property
     def ratio(self) -> float | None:
         """Share of the images that train, 0..1; None where a split file was given."""
+        if "split" in (record := self.networks[0].record):  # what was done, whatever another run has written since
+            return dict(record["split"]).get("train_ratio")
         data = self.settings.get("data") or {}
         return None if data.get("split_file") else data.get("train_ratio")
 
@@ -254,14 +257,14 @@ def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
             continue
         *cell, seed = place[: seeds[-1] + 1]
         rest = place[seeds[-1] + 1 :]
-        stage = read_json(path)
+        stage = read_stage(path.parent)
         if not rest or not stage:
             continue
-        test = read_json(path.parent / "evaluation" / RECORD)
+        test = read_stage(path.parent / "evaluation")
         current = test.get("finished") and test.get("settings", {}).get("of") == stage.get("fingerprint")
         student = "/".join(rest[:-1]) or None
         number = int(seed.removeprefix("seed"))
-        tested = test["record"] if current else {}
+        tested = {**test.get("record", {}), "files": test.get("files", {})} if current else {}
         tuning = place[0] == "tuning"
         yield "/".join(cell), Network(path.parent, number, student, rest[-1], stage, tested, tuning)
 
@@ -277,13 +280,17 @@ def _seed_folder(folder: Path) -> Path:
     return next(parent for parent in folder.parents if _SEED.fullmatch(parent.name))
 
 
-def _test_paths(split: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Path and label of each test image, in the order of a `SceneIndex`."""
+def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[str, int]]:
+    """Path and label of each test image, in the order of a `SceneIndex`; none where the file is not the split that is
+    wanted, which another run may have put there."""
     number = {name: position for position, name in enumerate(classes)}
     try:
         with split.open(encoding="utf-8", newline="") as file:
-            found = [(row["path"], number[row["label"]]) for row in csv.DictReader(file) if row["split"] == "test"]
-    except (OSError, KeyError, csv.Error):
+            rows = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
+        if wanted != split_hash(rows):
+            return []
+        found = [(path, number[label]) for path, label, part in rows if part == "test"]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return []
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
 
@@ -294,7 +301,6 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(path, unchanged=True)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ import yaml
 
 from scenedistill.data.splits import PARTS
 from scenedistill.evaluation.report.blocks import Block, Code, Facts, Section, Text, Tiles
-from scenedistill.evaluation.report.collect import Cell, ReportData
+from scenedistill.evaluation.report.collect import Cell, Network, ReportData
 from scenedistill.evaluation.report.focus import Focus
 from scenedistill.evaluation.report.tables import (
     Table,
@@ -83,7 +83,7 @@ def what_was_run(data: ReportData) -> Section:
         for seed in cell.seeds():
             networks = [n for n in cell.networks if n.seed == seed]
             settings = networks[0].settings
-            parts = _parts(cell, seed)
+            parts = _parts(cell, seed, networks[0])
             hashes = dict.fromkeys(str(n.settings.get("data", {}).get("split", "-")) for n in networks)
             pixels = f"{settings.get('image_size', '-')} / {settings.get('data', {}).get('stored_size', '-')}"
             counts = [number(float(count), "{:.0f}") for count in (*(parts[name] for name in PARTS), len(cell.classes))]
@@ -169,8 +169,10 @@ def _distinct(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for number, record in enumerate(records) if record and record not in records[:number]]
 
 
-def _parts(cell: Cell, seed: int) -> Counter[str]:
-    """Number of images in each part of a split."""
+def _parts(cell: Cell, seed: int, network: Network) -> Counter[str]:
+    """Number of images in each part of a split, as the training has noted them; of older ones, as `split.csv` says."""
+    if noted := network.record.get("split"):
+        return Counter({part: int(noted.get(part, 0)) for part in PARTS})
     try:
         with (cell.folder / f"seed{seed}" / "split.csv").open(encoding="utf-8", newline="") as file:
             return Counter(row["split"] for row in csv.DictReader(file))

@@ -1,0 +1,106 @@
+"""Images that a data set holds more than once, told by what is decoded and not by their files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenedistill.data.cache import SceneCache
+from scenedistill.data.cache_build import FileReader
+from scenedistill.data.cache_files import row_checksum
+from scenedistill.data.decoding import decode_all
+from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.splits import Split
+
+_NAMED = 3  # how many groups are named before they are only counted
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images that are equal, pixel for pixel, once they are decoded.
+
+    Attributes:
+        index: the images.
+        groups: positions of images that are all equal, int64, two or more in each.
+    """
+
+    index: SceneIndex
+    groups: tuple[np.ndarray, ...]
+
+    @property
+    def count(self) -> int:
+        """Images beyond the first of each group."""
+        return sum(len(group) - 1 for group in self.groups)
+
+    @property
+    def across_classes(self) -> tuple[np.ndarray, ...]:
+        """Groups whose images are not all of one class."""
+        return tuple(group for group in self.groups if len(set(self.index.labels[group])) > 1)
+
+    def across(self, split: Split) -> tuple[np.ndarray, ...]:
+        """Groups with an image that is tested and one that is trained or validated on."""
+        tested = set(split.test.tolist())
+        seen = {*split.train.tolist(), *split.val.tolist()}
+        return tuple(g for g in self.groups if tested & set(g.tolist()) and seen & set(g.tolist()))
+
+    def text(self, split: Split | None = None) -> str:
+        """What a user should know of them; empty where there are none."""
+        if not self.groups:
+            return ""
+        lines = [f"{self.count:,} of {len(self.index):,} images are copies of others, pixel for pixel."]
+        if groups := self.across_classes:
+            images = sum(map(len, groups))
+            lines.append(f"  {images:,} of these images lie under more than one class: {self._named(groups)}")
+        if split and (groups := self.across(split)):
+            tested = sum(int(np.isin(group, split.test).sum()) for group in groups)
+            lines.append(
+                f"  {tested:,} of {len(split.test):,} test images are also trained or validated on, which flatters the "
+                f"figures: {self._named(groups)}"
+            )
+        if len(lines) == 1:
+            lines[0] += f" The first: {self._named(self.groups[:1])}"
+        return "\n".join(lines)
+
+    def _named(self, groups: Sequence[np.ndarray]) -> str:
+        shown = "; ".join(" = ".join(self.index.paths[one] for one in group[:3]) for group in groups[:_NAMED])
+        return shown + (f"; and {len(groups) - _NAMED:,} more" if len(groups) > _NAMED else "")
+
+
+def duplicates_in_cache(cache: SceneCache) -> Duplicates:
+    """The copies among decoded images: those with one checksum are compared byte by byte."""
+    sums = cache.checksums
+    if sums is None:  # a cache from before there were checksums
+        sums = np.array([row_checksum(row) for row in cache.images], np.uint32)
+    found = []
+    for group in _equal(sums.tolist()):
+        rows = cache.fetch(group)
+        found += [group[same] for same in _equal(row.tobytes() for row in rows)]
+    return Duplicates(cache.index, tuple(found))
+
+
+def duplicates_in_folder(index: SceneIndex, size: int = 256) -> tuple[Duplicates, tuple[tuple[str, str], ...]]:
+    """The copies among images that are not decoded yet, and (path, reason) of each that cannot be read.
+
+    Args:
+        index: the images; each is decoded once and nothing of it is kept.
+        size: side in pixels at which they are compared.
+    """
+    digests, bad = [], []
+    for number, scene in enumerate(decode_all(index.paths, FileReader(index.root, size, 3).read)):
+        if isinstance(scene, str):
+            bad.append((index.paths[number], scene))
+            digests.append(str(number))
+        else:
+            digests.append(hashlib.sha256(np.ascontiguousarray(scene).data).hexdigest())
+    return Duplicates(index, tuple(_equal(digests))), tuple(bad)
+
+
+def _equal(values: Iterable[object]) -> list[np.ndarray]:
+    """Positions of equal values, of each that comes more than once."""
+    groups: dict[object, list[int]] = {}
+    for position, value in enumerate(values):
+        groups.setdefault(value, []).append(position)
+    return [np.array(group, dtype=np.int64) for group in groups.values() if len(group) > 1]

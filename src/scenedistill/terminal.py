@@ -1,0 +1,20 @@
+"""The console that commands print to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+
+def plain_console(**options: Any) -> Console:
+    """A console on which no path and no name is ever taken for markup or for an emoji: `[v2]` and `:x:` stay as they
+    are. Bold words are given with `style`.
+
+    Args:
+        options: of `rich.console.Console`.
+    """
+    # in a pipe or a file there is no width to keep to
+    width = None if "file" in options or options.get("stderr") or sys.stdout.isatty() else 160
+    return Console(**{"soft_wrap": True, "width": width, "markup": False, "emoji": False, **options})

@@ -1,0 +1,110 @@
+"""One training step of every network that a run will train, before anything that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scenedistill.config import RunConfig, StudentConfig
+from scenedistill.data.batches import SceneBatch
+from scenedistill.errors import UserError
+from scenedistill.losses.base import TeacherStatistics
+from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.triplet import triplet_loss
+from scenedistill.models.network import SceneNet
+from scenedistill.models.student import build_student
+from scenedistill.models.teacher import build_teacher
+from scenedistill.precision import Precision, autocast
+from scenedistill.training.fitting import count_devices
+from scenedistill.training.student import StudentTraining
+
+CLASSES = 3  # of the trial: no network cares
+
+
+def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -> None:
+    """Take one step of the teacher, with fresh weights and random images, at the run's batch size and image size.
+
+    Raises:
+        UserError: it cannot be trained so.
+    """
+    teacher = config.teacher
+    images = teacher.fit.batch_size // count_devices(config.machine)
+
+    def step() -> Tensor:
+        net, _ = build_teacher(
+            teacher.name,
+            CLASSES,
+            bands=config.data.bands,
+            image_size=config.image_size,
+            dual_attention=teacher.dual_attention,
+        )
+        batch, view = _batch(net, images, config, device)
+        output = net(view, attention=False)
+        loss = F.cross_entropy(output.logits.float(), batch.labels)
+        return loss + triplet_loss(output.embedding, batch.labels, margin=teacher.margin, mining=teacher.mining)
+
+    _try(step, "teacher", teacher.name, images, config.image_size, device, precision)
+
+
+def try_student(config: RunConfig, student: StudentConfig, device: torch.device, precision: Precision) -> None:
+    """Take one step of a student with all its losses, itself being the teacher.
+
+    Raises:
+        UserError: it cannot be trained so.
+    """
+    images = student.schedule.batch_size // count_devices(config.machine)
+
+    def step() -> Tensor:
+        net = build_student(
+            student.name,
+            CLASSES,
+            bands=config.data.bands,
+            image_size=config.image_size,
+            dual_attention=student.dual_attention,
+        )
+        batch, view = _batch(net, images, config, device)
+        weights = resolve_weights(student.method, student.losses)
+        with torch.no_grad():
+            seen = net.eval()(view[:1])
+        net.train()
+        means = tuple(stage.descriptor[0].float().cpu() for stage in seen.attention)
+        statistics = TeacherStatistics(seen.embedding[0].float().cpu(), means, tuple(map(torch.ones_like, means)))
+        size, seed = config.image_size, config.seeds[0]
+        training = StudentTraining(
+            net, student, weights, config.views, image_size=size, seed=seed, statistics=statistics
+        ).to(device)
+        return training.lesson(batch, view, None)[0]
+
+    _try(step, "student", student.name, images, config.image_size, device, precision)
+
+
+def _batch(net: SceneNet, images: int, config: RunConfig, device: torch.device) -> tuple[SceneBatch, Tensor]:
+    """Random images of the size that training has them, and the network made ready as training does."""
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
+    size, numbers = config.image_size, torch.arange(images, device=device)
+    view = torch.rand(images, config.data.bands, size, size, device=device)
+    return SceneBatch(view, numbers % CLASSES, numbers, numbers), view
+
+
+def _try(
+    step: Callable[[], Tensor], who: str, name: str, images: int, size: int, device: torch.device, precision: Precision
+) -> None:
+    state = torch.random.get_rng_state()
+    try:
+        with autocast(device, precision):
+            loss = step()
+        loss.backward()  # type: ignore[no-untyped-call]
+    except UserError:
+        raise
+    except Exception as problem:  # of whatever a backbone does
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+        raise UserError(
+            f"The {who} {name} cannot take a training step of a batch of {images} at {size} pixels: {reason}. "
+            f"Choose another --{who}.fit.batch_size, --image_size or --{who}.name."
+        ) from problem
+    finally:
+        torch.random.set_rng_state(state)

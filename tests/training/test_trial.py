@@ -1,0 +1,60 @@
+"""One step of every network before anything long."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from scenedistill.config import FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.errors import UserError
+from scenedistill.losses.registry import METHODS
+from scenedistill.training.trial import try_student, try_teacher
+
+CPU = torch.device("cpu")
+
+
+def config(**student: object) -> RunConfig:
+    fit = FitConfig(batch_size=8)
+    return RunConfig(
+        image_size=32,
+        teacher=TeacherConfig(name="table1_printed", weights="none", fit=dataclasses.replace(fit)),
+        student=StudentConfig(**{"name": "table1_printed", "fit": fit, **student}),  # type: ignore[arg-type]
+        machine=MachineConfig(accelerator="cpu"),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_its_step(method: str) -> None:
+    settings = config(method=method)
+    try_student(settings, settings.student, CPU, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_takes_its_step_and_the_random_numbers_stay_as_they_were(precision: str) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    try_teacher(config(), CPU, precision)  # type: ignore[arg-type]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_batch_of_one_is_refused_where_batch_norm_cannot_take_it() -> None:
+    settings = config(fit=FitConfig(batch_size=1))
+    with pytest.raises(
+        UserError, match=r"student table1_printed .* batch of 1 at 32 pixels.*--student\.fit\.batch_size"
+    ):
+        try_student(settings, settings.student, CPU, "fp32")
+    settings.teacher.fit.batch_size = 1
+    with pytest.raises(
+        UserError, match=r"teacher table1_printed .* batch of 1 at 32 pixels.*--teacher\.fit\.batch_size"
+    ):
+        try_teacher(settings, CPU, "fp32")
+
+
+def test_a_backbone_that_reads_from_its_stages_is_refused_in_a_line() -> None:
+    settings = config(name="coat_tiny")
+    settings.image_size = 224
+    with pytest.raises(UserError, match="CoaT does not take images of 224 x 224 pixels") as refused:
+        try_student(settings, settings.student, CPU, "fp32")
+    assert "\n" not in str(refused.value)
