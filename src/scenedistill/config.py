@@ -8,6 +8,10 @@ from typing import Literal
 
 from scenedistill.data.views import ViewConfig
 
+#: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
+#: what it was before there was such a setting.
+LATER = {"later": True}
+
 
 @dataclass
 class DataConfig:
@@ -62,6 +66,10 @@ class FitConfig:
         warmup_epochs: over which the rate rises linearly from nearly zero.
         label_smoothing: 0..1; of the cross-entropy of a teacher.
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
+        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
+            0.998 spans about 500 steps. 0 keeps the weights of the last step.
+        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
+            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
     """
 
     epochs: int = 60
@@ -74,6 +82,8 @@ class FitConfig:
     warmup_epochs: float = 2.0
     label_smoothing: float = 0.0
     clip_norm: float = 5.0
+    ema_decay: float = field(default=0.0, metadata=LATER)
+    first_size: float = field(default=1.0, metadata=LATER)
 
 
 @dataclass
@@ -92,7 +102,11 @@ class StudentFitConfig(FitConfig):
         momentum: of SGD, 0..1.
         warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
         label_smoothing: of a teacher's cross-entropy only.
-        clip_norm: largest norm of the gradient; 0 does not clip.
+        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
+        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
+            0.998 spans about 500 steps. 0 keeps the weights of the last step.
+        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
+            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
     """
 
     epochs: int | None = None  # type: ignore[assignment]
@@ -138,11 +152,11 @@ class TeacherConfig:
 
     name: str = "resnet101"
     weights: str = "timm"
-    partial: bool = False
-    as_is: bool = False
-    classes: list[str] | str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    partial: bool = field(default=False, metadata=LATER)
+    as_is: bool = field(default=False, metadata=LATER)
+    classes: list[str] | str | None = field(default=None, metadata=LATER)
+    mean: list[float] | None = field(default=None, metadata=LATER)
+    std: list[float] | None = field(default=None, metadata=LATER)
     checkpoint: Path | None = None
     dual_attention: bool = True
     triplet_weight: float = 1.0
@@ -188,18 +202,18 @@ class StudentConfig:
     """
 
     name: str = "table1_resnet"
-    weights: str = "none"
-    partial: bool = False
+    weights: str = field(default="none", metadata=LATER)
+    partial: bool = field(default=False, metadata=LATER)
     dual_attention: bool = True
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
     knowledge_views: int = 16
-    mixup: float = 0.0
-    ask_size: int | None = None
-    symmetries: bool = False
-    also: list[str] = field(default_factory=list)
-    unlabelled: bool = True
+    mixup: float = field(default=0.0, metadata=LATER)
+    ask_size: int | None = field(default=None, metadata=LATER)
+    symmetries: bool = field(default=False, metadata=LATER)
+    also: list[str] = field(default_factory=list, metadata=LATER)
+    unlabelled: bool = field(default=True, metadata=LATER)
     fit: StudentFitConfig = field(default_factory=StudentFitConfig)
 
     @property

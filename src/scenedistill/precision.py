@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,3 +39,13 @@ def allow_compiling() -> None:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Autocast to a precision on a device; fp32 switches it off."""
     return torch.autocast(device.type, dtype=TYPES.get(precision), enabled=precision in TYPES)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Compute in the tensors' own formats; nothing to see for an exporter where autocast is off anyway."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor of a 16-bit format in float32; others as they are."""
+    return tensor.float() if tensor.dtype in TYPES.values() else tensor

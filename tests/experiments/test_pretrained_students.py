@@ -47,6 +47,15 @@ def test_a_start_from_nothing_has_the_fingerprint_that_it_always_had() -> None:
     assert fingerprint({"student": student_settings(StudentConfig(weights="lite"))}) != "6013f5f1c8a7d3d3"
 
 
+def test_a_later_setting_counts_once_it_is_given() -> None:
+    told = student_settings(StudentConfig())
+    assert not {"weights", "partial", "mixup"} & set(told) and "ema_decay" not in told["fit"]
+    given = student_settings(StudentConfig(mixup=0.5, fit=StudentFitConfig(ema_decay=0.9)))
+    assert given["mixup"] == 0.5 and given["fit"]["ema_decay"] == 0.9
+    teacher = teacher_settings(TeacherConfig(classes=["a", "b"], mean=[0.5]))["teacher"]
+    assert (teacher["classes"], teacher["mean"], "std" in teacher) == (["a", "b"], [0.5], False)
+
+
 def test_what_is_not_given_is_chosen_by_the_start_and_what_is_given_counts() -> None:
     assert StudentConfig().schedule == FROM_NOTHING == FitConfig()
     assert StudentConfig(weights="lite").schedule == FINE_TUNING

@@ -544,6 +544,8 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "no pixels": (lambda c: setattr(c, "image_size", 0), "--image_size is 0"),
     "no epochs": (lambda c: setattr(c.student.fit, "epochs", 0), "--student.fit.epochs is 0; expected more than 0"),
     "no batch": (lambda c: setattr(c.teacher.fit, "batch_size", 0), "--teacher.fit.batch_size is 0"),
+    "an average of nothing": (lambda c: setattr(c.student.fit, "ema_decay", 1.0), "--student.fit.ema_decay is 1.0"),
+    "views of nothing": (lambda c: setattr(c.teacher.fit, "first_size", 0.0), "--teacher.fit.first_size is 0.0"),
     "no rate": (lambda c: setattr(c.student.fit, "lr", 0.0), "--student.fit.lr is 0.0"),
     "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
     "a shape that is none": (lambda c: setattr(c.views, "ratio", (0.0, 1.0)), "--views.ratio is width : height"),

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from scenedistill.errors import UserError
+from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
+from scenedistill.precision import autocast
 
 PYRAMID = [16, 8, 4, 2]  # maps of a 64-pixel image at strides 4, 8, 16, 32
 BACKBONES = {
@@ -106,6 +108,27 @@ def test_without_reporting_it_computes_the_same() -> None:
     silent = net(images, attention=False)
     assert silent.attention == ()
     assert torch.equal(silent.logits, net(images).logits)
+
+
+@pytest.mark.parametrize("name", ["table1_printed", "resnet10t", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logits_and_embedding_are_in_float32_whatever_the_autocast(name: str, frozen: bool) -> None:
+    torch.manual_seed(0)
+    net = build_student(name, 30, image_size=64).eval()
+    net.head.bias.data += 8  # where 16 bits tell few numbers apart
+    images, cpu = torch.rand(64, 3, 64, 64), torch.device("cpu")
+    ask = freeze(net, precision="bf16", device=cpu, image_size=64) if frozen else net
+    with torch.no_grad(), autocast(cpu, "bf16"):
+        output = ask(images)
+    assert output.logits.dtype == output.embedding.dtype == torch.float32
+    assert torch.equal(output.logits, net.head(output.embedding)), "the head computes in float32"
+    assert (output.logits != output.logits.bfloat16()).float().mean() > 0.9
+    if name in ("table1_printed", "resnet10t"):  # others have a layer after their pooling
+        assert (output.embedding != output.embedding.bfloat16()).float().mean() > 0.1, "so does the pooling"
+    best, second = output.logits.topk(2).values.unbind(1)
+    assert (best > second).all()
+    rounded = output.logits.bfloat16().topk(2).values
+    assert (rounded[:, 0] == rounded[:, 1]).any(), "there were ties, had the head been in 16 bits"
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])

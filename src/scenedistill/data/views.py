@@ -70,10 +70,14 @@ def view_number(epoch: int, views: int) -> int:
 
 def evaluation_view(images: Tensor, *, size: int) -> Tensor:
     """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return pixels.contiguous(memory_format=torch.channels_last)
+    return resized(images.permute(0, 3, 1, 2).float() / 255, size)
+
+
+def resized(view: Tensor, size: int) -> Tensor:
+    """Views of another size, float32 `[B, bands, H, W]` to `[B, bands, size, size]`, with antialiasing."""
+    if view.shape[-2:] != (size, size):
+        view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return view.contiguous(memory_format=torch.channels_last)
 
 
 def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -316,9 +316,22 @@ class Lab:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON values; of paths only the file name, so that moving a file changes no fingerprint."""
-    values: dict[str, Any] = _values(asdict(config), lambda path: Path(path).name)
+    """A dataclass as JSON values, without the settings that came later (`config.LATER`) and have their default; of
+    paths only the file name, so that moving a file changes no fingerprint."""
+    values: dict[str, Any] = _values(_without_later(config, asdict(config)), lambda path: Path(path).name)
     return values
+
+
+def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    told = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if is_dataclass(value):
+            told[item.name] = _without_later(value, values[item.name])
+        elif not (item.metadata.get("later") and value == default):
+            told[item.name] = values[item.name]
+    return told
 
 
 def settings_text(config: RunConfig) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from scenedistill.config import RunConfig, TeacherConfig
+from scenedistill.config import FitConfig, RunConfig, TeacherConfig
 from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
 from scenedistill.experiments.given_teacher import read_classes
@@ -22,10 +23,11 @@ from scenedistill.experiments.teaching import kept_views
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE, load_net
-from scenedistill.models.network import check_name
+from scenedistill.models.network import SceneNet, check_name
 from scenedistill.models.table1 import STUDENTS
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.terminal import plain_console
+from scenedistill.training.base import view_size
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage, read_stage
 from scenedistill.training.trial import try_student, try_teacher
@@ -145,6 +147,10 @@ def check_settings(config: RunConfig) -> None:
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
+        if not 0 <= fit.ema_decay < 1:
+            raise UserError(f"--{name}.fit.ema_decay is {fit.ema_decay}; expected 0 to less than 1, such as 0.998.")
+        if not 0 < fit.first_size <= 1:
+            raise UserError(f"--{name}.fit.first_size is {fit.first_size}; expected a share of image_size, 0 to 1.")
         if name == "teacher" and not (config.teacher.checkpoint or config.teacher.as_is):
             _check_groups(config.teacher)
         if fit.batch_size % devices:
@@ -246,3 +252,22 @@ def _check_networks(config: RunConfig) -> None:
             dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)
+        _check_first_size("student", net, config, student.schedule)
+    if config.teacher.fit.first_size < 1 and not (config.teacher.checkpoint or config.teacher.as_is):
+        net, _ = build_network(config.teacher.name, 2, bands=config.data.bands, image_size=config.image_size)
+        _check_first_size("teacher", net, config, config.teacher.fit)
+
+
+def _check_first_size(name: str, net: SceneNet, config: RunConfig, fit: FitConfig) -> None:
+    """Whether the network takes the small views with which it is to begin; most transformers take one size alone."""
+    side = view_size(0, fit.epochs, config.image_size, fit.first_size)
+    if side == config.image_size:
+        return
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, config.data.bands, side, side))
+    except (RuntimeError, AssertionError, ValueError) as problem:
+        raise UserError(
+            f"--{name}.fit.first_size {fit.first_size}: the {name} does not take views of {side} pixels, but "
+            f"{config.image_size} alone. Leave it out, or choose another network."
+        ) from problem

@@ -52,10 +52,7 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
     """What the outcome of a teacher's training depends on: not on how good it has to be."""
-    settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
-    # else as it was before there were such settings
-    left_out = {"partial": False, "as_is": False, "classes": None, "mean": None, "std": None}
-    return {"teacher": {k: v for k, v in settings.items() if k not in left_out or v != left_out[k]}}
+    return {"teacher": plain(replace(config, min_oa=None, classes=read_classes(config.classes)))}
 
 
 def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:

@@ -85,16 +85,9 @@ def student_stage(
     return lab.stage(folder, seed, split, settings)
 
 
-#: Settings of a student that earlier releases did not have.
-ADDED = {"weights", "partial", "mixup", "ask_size", "symmetries", "also", "unlabelled"}
-
-
 def student_settings(config: StudentConfig) -> dict[str, Any]:
-    """What the outcome of a student's training depends on, but for files and images. A setting of `ADDED` that is not
-    used is left out: the fingerprint is then as it was before there was such a setting."""
-    settings = plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule)}
-    unused = plain(StudentConfig())
-    return {name: value for name, value in settings.items() if name not in ADDED or value != unused[name]}
+    """What the outcome of a student's training depends on, but for files and images."""
+    return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule)}
 
 
 def _train(

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
 from scenedistill.models.output import FeatureDims, SceneOutput
+from scenedistill.precision import at_least_float32, no_autocast
 
 STRIDES = (4, 8, 16, 32)
 
@@ -95,17 +97,21 @@ class SceneNet(nn.Module):
             features: report the feature map of each stage.
 
         Returns:
-            Logits `[B, K]`, embedding `[B, D]` and what else was asked for of each stage.
+            Logits `[B, K]` and embedding `[B, D]`, in float32 whatever the autocast, and what else was asked for of
+            each stage.
         """
         stages = self.stages
         for stage in stages:
             stage.watched, stage.kept = attention, features
         normal = (images - self.mean) / self.std
         # a frozen teacher's backbone is in half precision, its head is not
-        embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype))
+        embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype)).to(self.head.weight.dtype)
+        # nor under autocast: in 16 bits the two best logits of some images in a hundred would be the same number
+        with no_autocast(embedding.device):
+            logits = self.head(embedding)
         seen = tuple(stage.collect() for stage in stages) if attention else ()
         maps = tuple(stage.collect_feature() for stage in stages) if features else ()
-        return SceneOutput(self.head(embedding.to(self.head.weight.dtype)), embedding, seen, maps)
+        return SceneOutput(logits, embedding, seen, maps)
 
 
 def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
@@ -142,22 +148,39 @@ def _attended(backbone: nn.Module, name: str, attention: nn.Module) -> AttendedS
 
 
 def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
-    """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones."""
+    """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones. A pooling
+    whose output is the embedding computes in float32 from now on; what else may follow one in half precision takes
+    nothing wider."""
     was_training = backbone.training
     backbone.eval()
+    pooled: dict[SelectAdaptivePool2d, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: pooled.update({module: output}))
+        for module in backbone.modules()
+        if isinstance(module, SelectAdaptivePool2d)
+    ]
     try:
         with torch.no_grad():
-            embedding = backbone(torch.zeros(1, bands, size, size))
+            embedding = backbone(torch.rand(1, bands, size, size, generator=torch.Generator().manual_seed(0)))
     except Exception as problem:  # of whatever a backbone does, such as reading from the stages that are wrapped here
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise UserError(
             f"{type(backbone).__name__} does not take images of {size} x {size} pixels ({reason}). Choose another "
             "image_size or backbone."
         ) from problem
+    for hook in hooks:
+        hook.remove()
     backbone.train(was_training)
     if embedding.ndim != 2:
         raise UserError(f"{type(backbone).__name__} gives {tuple(embedding.shape)}, not a pooled embedding [B, D].")
+    for module, output in pooled.items():
+        if torch.equal(output.flatten(1), embedding):
+            module.register_forward_pre_hook(_widen)
     return int(embedding.shape[1])
+
+
+def _widen(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    return (at_least_float32(given[0]),)
 
 
 def check_name(name: str, others: Iterable[str] = ()) -> None:

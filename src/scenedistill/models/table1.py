@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from scenedistill.precision import at_least_float32
+
 Widths = tuple[tuple[int, int], ...]
 
 #: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage; that is
@@ -55,8 +57,7 @@ class Table1Backbone(nn.Module):
         """Embed `[B, bands, H, W]` as `[B, num_features]`."""
         feature = self.stem(images)
         feature = self.conv5_x(self.conv4_x(self.conv3_x(self.conv2_x(feature))))
-        pooled: Tensor = feature.mean((2, 3))
-        return pooled
+        return at_least_float32(feature).mean((2, 3))
 
 
 class ResidualBlock(nn.Module):

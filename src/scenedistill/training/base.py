@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from scenedistill.config import FitConfig
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.training_part import mixed_view
-from scenedistill.data.views import ViewConfig, evaluation_view
+from scenedistill.data.views import ViewConfig, evaluation_view, resized
 from scenedistill.errors import UserError
 from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
@@ -46,6 +46,7 @@ class SceneTraining(L.LightningModule):
         super().__init__()
         self.net = net
         self.fit, self.views, self.image_size, self.seed = fit, views, image_size, seed
+        self.epochs = fit.epochs
         self.compiled = False
         #: seconds of the host spent so far on what a step waits for; on a GPU only the asking counts
         self.waits = {"data": 0.0}
@@ -88,6 +89,10 @@ class SceneTraining(L.LightningModule):
         """The batch's random views of an epoch, `[B, bands, image_size, image_size]`."""
         with self.waiting("data"):
             return mixed_view(batch, seed=self.seed, epoch=epoch, size=self.image_size, config=self.views)
+
+    def at_its_size(self, view: Tensor) -> Tensor:
+        """Views as the network sees them in this epoch: the same, scaled down where it begins with smaller ones."""
+        return resized(view, view_size(self.current_epoch, self.epochs, self.image_size, self.fit.first_size))
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -199,9 +204,20 @@ class SceneTraining(L.LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.fit.lr, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(self.fit.warmup_epochs * total / self.fit.epochs)
+        warmup = round(self.fit.warmup_epochs * total / self.epochs)
         schedule = LambdaLR(optimizer, lambda step: rate(step, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def view_size(epoch: int, epochs: int, size: int, first: float) -> int:
+    """Side in pixels of the views of an epoch, counted from 0: from a share of the full size it grows in a line, in
+    steps of 16 pixels (32 from a size of 160 on), to the full size, which the last third of the epochs has."""
+    full = 2 * epochs // 3
+    if first == 1 or epoch >= full:
+        return size
+    step = 16 if size < 160 else 32
+    side = step * int((first + (1 - first) * epoch / full) * size / step + 0.5)
+    return min(size, max(32, side))
 
 
 def rate(step: int, total: int, warmup: int) -> float:

@@ -32,6 +32,7 @@ from scenedistill.errors import UserError
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.terminal import plain_console
 from scenedistill.training.base import Diverged, SceneTraining
+from scenedistill.training.ema import AveragedWeights
 
 #: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
 FULL = 32 << 20
@@ -79,7 +80,8 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    watching = [*callbacks, clock, keeper]
+    averaging = [AveragedWeights(module.fit.ema_decay)] if module.fit.ema_decay else []
+    watching = [*callbacks, *averaging, clock, keeper]  # the first see the average on validation
     if sys.stdout.isatty():
         watching.append(RichProgressBar(leave=False))
     if checkpoint.exists() and (problem := archive_damage(checkpoint)):
@@ -92,7 +94,7 @@ def fit(
         console.print(f"  {title}: all {len(data.training)} training images make one batch", markup=False)
     trainer = L.Trainer(
         **_place(machine),
-        max_epochs=module.fit.epochs,
+        max_epochs=module.epochs,
         gradient_clip_val=module.fit.clip_norm or None,
         callbacks=watching,
         logger=[
@@ -106,7 +108,7 @@ def fit(
         enable_progress_bar=sys.stdout.isatty(),
         num_sanity_val_steps=0,
         inference_mode=False,
-        benchmark=True,  # one size of images: the fastest algorithm is looked for once
+        benchmark=True,  # few sizes of images: for each the fastest algorithm is looked for once
     )
     devices = trainer.num_devices * trainer.num_nodes
     if 0 < len(data.validation) < devices:
@@ -130,12 +132,12 @@ def fit(
     if not trainer.callback_metrics:  # nothing was left to do: killed between its last checkpoint and its end
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         clock.load_state_dict(state["callbacks"][clock.state_key])
-    images = len(batches) * batches.batch_sampler.batch_size * module.fit.epochs
+    images = len(batches) * batches.batch_sampler.batch_size * module.epochs
     metrics = {name: round(float(value), 5) for name, value in (trainer.callback_metrics or clock.last).items()}
     seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
     return {
         "seconds": round(seconds, 1),
-        "epochs": module.fit.epochs,
+        "epochs": module.epochs,
         "images_per_second": round(images / max(seconds, 1e-9), 1),
         "waits": {name.removesuffix("_seconds"): round(metrics.pop(name), 2) for name in [*metrics] if _is_wait(name)},
         "last_epoch": metrics,
@@ -253,9 +255,7 @@ class _Clock(Callback):
         rates = [
             f"{name.replace('_', ' ')} {100 * float(metrics[name]):.1f} %" for name in metrics if name.endswith("_oa")
         ]
-        return (
-            f"  {self.title}  epoch {epoch + 1}/{module.fit.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
-        )
+        return f"  {self.title}  epoch {epoch + 1}/{module.epochs}  {'  '.join(parts + rates)}  {speed:.0f} images/s"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "console": None}  # a console cannot be sent to another process

@@ -31,7 +31,7 @@ class Distillation(SceneTraining):
     def on_train_epoch_start(self) -> None:
         """See whether to measure."""
         super().on_train_epoch_start()
-        self.measures = due(self.current_epoch, self.fit.epochs, int(self.trainer.num_training_batches))
+        self.measures = due(self.current_epoch, self.epochs, int(self.trainer.num_training_batches))
 
     def open(self, knowledge: Knowledge | None) -> None:
         """Make the teacher's knowledge ready for the epoch."""
@@ -131,6 +131,7 @@ class StudentTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of Algorithm 1."""
         view, target = self.view_and_target(batch, self.knowledge)
+        view = self.at_its_size(view)
         self.log_vital_signs({"": self}, batch, view, target)
         loss, parts, logits = self.lesson(batch, view, target)
         self.report(parts, logits, batch.labels)

@@ -27,7 +27,7 @@ class TeacherTraining(SceneTraining):
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step; the triplets are mined from the whole batch of all processes."""
-        output = self.net(self.view(batch, self.current_epoch), attention=False)
+        output = self.net(self.at_its_size(self.view(batch, self.current_epoch)), attention=False)
         smoothing = self.config.fit.label_smoothing
         entropy = F.cross_entropy(output.logits.float(), batch.labels, label_smoothing=smoothing)
         parts = {"ce": entropy}

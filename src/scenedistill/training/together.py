@@ -46,6 +46,7 @@ class TogetherTraining(Distillation):
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """One step of every student."""
         view, target = self.view_and_target(batch, self.knowledge)
+        view = self.at_its_size(view)
         self.log_vital_signs({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():

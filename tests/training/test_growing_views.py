@@ -1,0 +1,149 @@
+"""Views that begin small are the same views scaled down, and the teacher's answers stay those of the full ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scenedistill.config import FitConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.data.batches import ScenePart
+from scenedistill.data.splits import Split
+from scenedistill.data.views import ViewConfig, training_view
+from scenedistill.errors import UserError
+from scenedistill.experiments.run import check_settings
+from scenedistill.models.files import weights_hash
+from scenedistill.models.freeze import FrozenTeacher
+from scenedistill.models.student import build_student
+from scenedistill.training.base import view_size
+from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher import TeacherTraining
+from scenedistill.training.together import TogetherTraining
+
+SIZE, EPOCHS = 64, 6
+FIT = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.02, warmup_epochs=0, first_size=0.5)
+SIDES = [32, 48, 48, 64, 64, 64]  # of 0.5, 0.625, 0.75 and 0.875 of 64, to the next multiple of 16
+
+
+def test_the_side_grows_to_the_full_one_which_the_last_third_has() -> None:
+    assert [view_size(epoch, EPOCHS, SIZE, 0.5) for epoch in range(EPOCHS)] == SIDES
+    assert [view_size(epoch, 30, 224, 0.5) for epoch in (0, 4, 10, 15, 19, 20, 29)] == [
+        128,
+        128,
+        160,
+        192,
+        224,
+        224,
+        224,
+    ]
+    assert [view_size(epoch, 12, 100, 0.6) for epoch in range(12)] == [64, 64, 64, 80, 80, 80, 96, 96, *[100] * 4]
+    assert {view_size(epoch, 30, 224, 1.0) for epoch in range(30)} == {224}, "off"
+    assert [view_size(0, epochs, 224, 0.5) for epochs in (1, 2)] == [224, 128], "a single epoch is the last one"
+    assert view_size(0, 9, 64, 0.1) == 32 and view_size(0, 9, 24, 0.1) == 24, "no less than networks can take"
+
+
+@pytest.fixture
+def knowledge(all_images: ScenePart, mild: ViewConfig) -> Knowledge:
+    torch.manual_seed(7)
+    teacher = build_student("table1_printed", 4, image_size=SIZE)
+    return Knowledge(teacher, all_images, views=0, config=mild, image_size=SIZE, seed=0, precision="fp32")
+
+
+def student(views: ViewConfig, knowledge: Knowledge | None = None, name: str = "table1_printed") -> StudentTraining:
+    torch.manual_seed(0)
+    weights = {"ce": 1.0} if knowledge is None else {"ce": 1.0, "da": 1.0, "at": 10.0, "sp": 1.0, "reviewkd": 1.0}
+    return StudentTraining(
+        build_student(name, 4, image_size=SIZE), StudentConfig(fit=FIT), weights, views, image_size=SIZE, seed=0,  # type: ignore[arg-type]
+        knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0] if knowledge else None,
+    )  # fmt: skip
+
+
+def slow(view: Tensor, side: int) -> Tensor:
+    """A view scaled down by another library, band by band."""
+    bands = [
+        np.asarray(Image.fromarray(band.numpy(), mode="F").resize((side, side), Image.Resampling.BILINEAR))
+        for band in view
+    ]
+    return torch.from_numpy(np.stack(bands))
+
+
+def test_the_network_sees_the_same_view_at_its_size(
+    all_images: ScenePart, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = all_images.fetch([0, 20, 40])
+    for training in (student, lambda views: TeacherTraining(
+        build_student("table1_printed", 4, image_size=SIZE), TeacherConfig(fit=FIT), views, image_size=SIZE, seed=0
+    )):  # fmt: skip
+        module = training(mild)
+        seen: list[Tensor] = []
+        module.net.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        monkeypatch.setattr(module, "report", lambda *_, **__: None)
+        for epoch, side in enumerate(SIDES):
+            monkeypatch.setattr(type(module), "current_epoch", epoch)
+            module.training_step(batch, 0)
+            full = training_view(batch.images, batch.ids, seed=0, epoch=epoch, size=SIZE, config=mild)
+            for ours, theirs in zip(seen[-1], full, strict=True):
+                torch.testing.assert_close(ours, slow(theirs, side), rtol=0, atol=1e-5)
+
+
+def test_it_trains_while_the_teacher_answers_full_views(
+    knowledge: Knowledge, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {}
+    for name in ("table1_printed", "resnet10t"):
+        module = student(mild, knowledge, name)
+        train(module, folder=name)
+        alone[name] = weights_hash(module.net)
+    asked, ask = [], FrozenTeacher.__call__
+    monkeypatch.setattr(
+        FrozenTeacher, "__call__", lambda self, view, *what: asked.append(view.shape[-1]) or ask(self, view, *what)
+    )
+    together = TogetherTraining({name: student(mild, knowledge, name) for name in alone})
+    asked.clear()
+    seen: list[int] = []
+    together.students[0].net.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))  # type: ignore[union-attr]
+    train(together, folder="together")
+    assert set(asked) == {SIZE}
+    assert [side for side, before in zip(seen, [0, *seen], strict=False) if side != before] == [32, 48, 64]
+    assert {name: weights_hash(one.net) for name, one in zip(alone, together.students, strict=True)} == alone
+
+
+def test_killed_it_goes_on_with_the_size_of_its_epoch(
+    mild: ViewConfig, train: Any, all_train: Split, tmp_path: Path
+) -> None:
+    whole, killed = student(mild), student(mild)
+    train(whole, folder="whole")
+    end = StudentTraining.on_train_epoch_start
+
+    def stop(self: StudentTraining) -> None:
+        if self.current_epoch == 2:
+            raise InterruptedError
+        end(self)
+
+    killed.on_train_epoch_start = stop.__get__(killed)  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        train(killed, folder="killed")
+    again = student(mild)
+    train(again, folder="killed")
+    assert weights_hash(again.net) == weights_hash(whole.net)
+
+
+def test_a_network_of_one_size_is_refused() -> None:
+    config = RunConfig(image_size=64)
+    config.machine.accelerator = "cpu"
+    config.teacher.name = "resnet18"
+    config.teacher.weights = "none"
+    config.student.name = "vit_tiny_patch16_224"
+    config.student.fit.first_size = 0.5
+    with pytest.raises(UserError, match=r"--student.fit.first_size 0.5: the student does not take views of 32 pixels"):
+        check_settings(config)
+    config.student.name, config.student.fit.first_size = "table1_printed", 1.0
+    config.teacher.name, config.teacher.fit.first_size = "vit_tiny_patch16_224", 0.5
+    with pytest.raises(UserError, match=r"--teacher.fit.first_size 0.5: the teacher does not take views of 32 pixels"):
+        check_settings(config)
