@@ -26,10 +26,6 @@ from scenedistill.precision import allow_compiling
 from scenedistill.training.distributed import share_batch_norm
 from scenedistill.training.gradients import CLIPPED, SCALE
 
-#: Least momentum of running statistics. Networks that TensorFlow trained have 0.01, for a million steps: after the few
-#: hundred of a small data set those would still be the statistics of ImageNet.
-MOMENTUM = 0.1
-
 
 class Diverged(UserError):
     """A part of the loss is no finite number any more."""
@@ -63,9 +59,6 @@ class SceneTraining(L.LightningModule):
         """With several processes, batch norm uses the statistics of the whole batch; networks are compiled if asked."""
         for net in self.networks().values():
             use_quick_depthwise(net)
-            for module in net.modules():
-                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                    module.momentum = max(module.momentum or 0.0, MOMENTUM)
         if self.trainer.world_size > 1:
             if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
                 # timm's own: torch's drops the activations that timm's norms hold
