@@ -314,3 +314,25 @@ def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path: Path) 
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def test_a_damaged_image_and_damaged_marks_are_noticed(more: Path, tmp_path: Path) -> None:
+    options = {"size": SIZE, "bands": 3, "cache_dir": tmp_path / "cache", "progress": False}
+    whole = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+    wanted = whole.images(np.arange(len(whole)))
+    (marks,) = (tmp_path / "cache").rglob("marks-*.npy")
+    content = bytearray(marks.read_bytes())
+    content[-40] ^= 1  # a digest or a mean
+    marks.write_bytes(content)
+    again = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again.ids, whole.ids)
+    np.testing.assert_array_equal(again.images(np.arange(len(again))), wanted)
+    array = np.load(whole.files[0], mmap_mode="r+")
+    array[3, 0, 0, 0] ^= 1
+    array.flush()
+    spoilt = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is damaged: an image in it is not what was decoded.*Delete .*manifest\.json"):
+        spoilt.images(np.arange(len(spoilt)))
+    marks.unlink()
+    with pytest.raises(UserError, match="is damaged: an image in it is not what was decoded"):
+        collect_unlabelled([more], **options)  # type: ignore[arg-type]

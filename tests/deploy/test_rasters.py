@@ -502,3 +502,18 @@ def test_gdalinfo_and_ogrinfo_read_the_maps(tmp_path: Path) -> None:
     words = ["ogrinfo", "-so", str(result.polygons), "scenes"]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert "Feature Count: 12" in said and "p_forêt: Real" in said and "WGS 84 / UTM zone 33N" in said
+
+
+def test_a_finished_map_that_is_damaged_or_edited_is_named_and_not_replaced_unasked(tmp_path: Path) -> None:
+    _, pixels = mosaic(3, 3, 20)
+    raster, model = write(tmp_path / "a.tif", pixels), Colours()
+    first = map_raster(model, raster, tmp_path, RasterConfig(window=20))
+    for name in ("a_scenes.gpkg", "a_scenes.tif"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is damaged: it does not fit its checksum, or was edited since"):
+            map_raster(model, raster, tmp_path, RasterConfig(window=20))
+        (tmp_path / name).unlink()
+        again = map_raster(model, raster, tmp_path, RasterConfig(window=20))
+        assert again.windows == first.windows and (tmp_path / name).is_file()

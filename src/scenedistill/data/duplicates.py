@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,8 @@ def duplicates_in_folder(index: SceneIndex, size: int = 256) -> tuple[Duplicates
         size: side in pixels at which they are compared.
     """
     digests, bad = [], []
-    for number, scene in enumerate(decode_all(index.paths, FileReader(index.root, size, 3).read)):
+    scenes = decode_all(index.paths, FileReader(index.root, size, 3).read, progress=sys.stderr.isatty())
+    for number, scene in enumerate(scenes):
         if isinstance(scene, str):
             bad.append((index.paths[number], scene))
             digests.append(str(number))
