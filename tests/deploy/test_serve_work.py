@@ -112,7 +112,7 @@ def test_what_a_large_file_took_is_given_back(worker: Worker, tmp_path: Path) ->
         sizes.append(resident(worker.process.pid))
     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{worker.process.pid}/status").read_text())[0]) / 1024
     assert peak > sizes[0] + 300, "it took much"
-    assert max(sizes[1:]) < sizes[0] + 100, sizes
+    assert max(sizes[1:]) - sizes[0] < (peak - sizes[0]) / 2, (sizes, peak)  # nearly all of it stayed otherwise
 
 
 def test_a_process_that_keeps_too_much_is_replaced(
