@@ -7,10 +7,32 @@ from pathlib import Path
 from typing import Literal
 
 from scenedistill.data.views import ViewConfig
+from scenedistill.fit_config import (
+    FINE_TUNING,
+    FINE_TUNING_BUDGET,
+    FROM_NOTHING,
+    FROM_NOTHING_BUDGET,
+    LATER,
+    TEACHER_BUDGET,
+    FitConfig,
+    StudentFitConfig,
+    TeacherFitConfig,
+    close,
+)
 
-#: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
-#: what it was before there was such a setting.
-LATER = {"later": True}
+__all__ = [
+    "FINE_TUNING",
+    "FROM_NOTHING",
+    "BenchConfig",
+    "DataConfig",
+    "FitConfig",
+    "MachineConfig",
+    "RunConfig",
+    "StudentConfig",
+    "StudentFitConfig",
+    "TeacherConfig",
+    "TeacherFitConfig",
+]
 
 
 @dataclass
@@ -48,80 +70,6 @@ class DataConfig:
     unlabelled_tile: int | None = None
     unlabelled_share: float = 0.5
     transductive: bool = False
-
-
-@dataclass
-class FitConfig:
-    """How one network is trained.
-
-    Attributes:
-        epochs: passes over the training part, >= 1.
-        batch_size: images in one step, over all devices together.
-        optimizer: `sgd` (Nesterov momentum) or `adamw`.
-        lr: peak learning rate; cosine schedule to zero after the warm-up.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; for
-            fine-tuning.
-        weight_decay: on weights of convolutions and linear layers; biases and norms are left out.
-        momentum: of SGD, 0..1.
-        warmup_epochs: over which the rate rises linearly from nearly zero.
-        label_smoothing: 0..1; of the cross-entropy of a teacher.
-        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
-        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
-            0.998 spans about 500 steps. 0 keeps the weights of the last step.
-        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
-            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
-    """
-
-    epochs: int = 60
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    fresh_lr_factor: float = 1.0
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    warmup_epochs: float = 2.0
-    label_smoothing: float = 0.0
-    clip_norm: float = 5.0
-    ema_decay: float = field(default=0.0, metadata=LATER)
-    first_size: float = field(default=1.0, metadata=LATER)
-
-
-@dataclass
-class StudentFitConfig(FitConfig):
-    """How a student is trained. What is not given is chosen by what it starts from, see `FROM_NOTHING`, `FINE_TUNING`.
-
-    Attributes:
-        epochs: passes over the training part, >= 1; 60, or 16 when pretrained.
-        batch_size: images in one step, over all devices together.
-        optimizer: `sgd` (Nesterov momentum) or `adamw`; `sgd`, or `adamw` when pretrained.
-        lr: peak learning rate; cosine schedule to zero after the warm-up; 0.1, or 0.001 when pretrained.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; 1, or 3
-            when pretrained.
-        weight_decay: on weights of convolutions and linear layers; biases and norms are left out; 0.0005, or 0.05 when
-            pretrained.
-        momentum: of SGD, 0..1.
-        warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
-        label_smoothing: of a teacher's cross-entropy only.
-        clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
-        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
-            0.998 spans about 500 steps. 0 keeps the weights of the last step.
-        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
-            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
-    """
-
-    epochs: int | None = None  # type: ignore[assignment]
-    optimizer: Literal["sgd", "adamw"] | None = None  # type: ignore[assignment]
-    lr: float | None = None  # type: ignore[assignment]
-    fresh_lr_factor: float | None = None  # type: ignore[assignment]
-    weight_decay: float | None = None  # type: ignore[assignment]
-    warmup_epochs: float | None = None  # type: ignore[assignment]
-
-
-#: How a student is trained where the settings do not say: from random weights, and from pretrained ones.
-FROM_NOTHING = FitConfig()
-FINE_TUNING = FitConfig(
-    epochs=16, optimizer="adamw", lr=1e-3, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
-)
 
 
 @dataclass
@@ -164,11 +112,15 @@ class TeacherConfig:
     mining: Literal["hard", "semihard"] = "hard"
     images_per_class: int = 4
     min_oa: float | None = None
-    fit: FitConfig = field(
-        default_factory=lambda: FitConfig(
-            epochs=25, optimizer="adamw", lr=5e-4, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
-        )
-    )
+    fit: TeacherFitConfig = field(default_factory=TeacherFitConfig)
+
+    def schedule(self, images: int | None = None) -> FitConfig:
+        """Its training on so many images with nothing left open; without their number where `fit` says all."""
+        return close(self.fit, FROM_NOTHING, TEACHER_BUDGET, images)
+
+    def closed(self, images: int) -> TeacherConfig:
+        """The same settings for so many training images with nothing left open."""
+        return replace(self, fit=TeacherFitConfig(**vars(self.schedule(images))))
 
 
 @dataclass
@@ -216,11 +168,16 @@ class StudentConfig:
     unlabelled: bool = field(default=True, metadata=LATER)
     fit: StudentFitConfig = field(default_factory=StudentFitConfig)
 
-    @property
-    def schedule(self) -> FitConfig:
-        """Its training with nothing left open: what `fit` does not say is chosen by what the student starts from."""
-        chosen = {name: value for name, value in vars(self.fit).items() if value is not None}
-        return replace(FROM_NOTHING if self.weights == "none" else FINE_TUNING, **chosen)
+    def schedule(self, images: int | None = None) -> FitConfig:
+        """Its training on so many images with nothing left open: what `fit` does not say is chosen by what the student
+        starts from and by the number of images, which may be left out where `fit` says all that depends on it."""
+        if self.weights == "none":
+            return close(self.fit, FROM_NOTHING, FROM_NOTHING_BUDGET, images)
+        return close(self.fit, FINE_TUNING, FINE_TUNING_BUDGET, images)
+
+    def closed(self, images: int) -> StudentConfig:
+        """The same settings for so many training images with nothing left open."""
+        return replace(self, fit=StudentFitConfig(**vars(self.schedule(images))))
 
 
 @dataclass

@@ -25,6 +25,7 @@ from scenedistill.config import (
     StudentConfig,
     StudentFitConfig,
     TeacherConfig,
+    TeacherFitConfig,
 )
 from scenedistill.deploy.about import about_training
 from scenedistill.deploy.source import of
@@ -41,39 +42,56 @@ from scenedistill.training.runs import fingerprint
 NAME = "table1_printed"
 
 
+MANY = 4000  # images: as many as the usual number of epochs suits
+
+
 def test_a_start_from_nothing_has_the_fingerprint_that_it_always_had() -> None:
-    assert fingerprint({"student": student_settings(StudentConfig())}) == "6013f5f1c8a7d3d3"
-    assert fingerprint(teacher_settings(TeacherConfig())) == "e0d399715a777371"
-    assert fingerprint({"student": student_settings(StudentConfig(weights="lite"))}) != "6013f5f1c8a7d3d3"
+    given = StudentConfig(fit=StudentFitConfig(epochs=60))
+    assert fingerprint({"student": student_settings(given, MANY)}) == "6013f5f1c8a7d3d3"
+    teacher = TeacherConfig(fit=TeacherFitConfig(epochs=25))
+    assert fingerprint(teacher_settings(teacher, MANY)) == "e0d399715a777371"
+    assert fingerprint({"student": student_settings(StudentConfig(), MANY)}) == "6013f5f1c8a7d3d3"
+    assert fingerprint({"student": student_settings(StudentConfig(weights="lite"), MANY)}) != "6013f5f1c8a7d3d3"
+
+
+def test_what_was_chosen_by_the_images_has_the_fingerprint_of_what_was_given() -> None:
+    chosen = StudentConfig().schedule(300)
+    given = StudentConfig(fit=StudentFitConfig(epochs=chosen.epochs, batch_size=chosen.batch_size))
+    assert student_settings(StudentConfig(), 300) == student_settings(given, 300)
+    assert student_settings(StudentConfig(), 300) != student_settings(StudentConfig(), MANY)
+    assert student_settings(StudentConfig().closed(300), 300) == student_settings(StudentConfig(), 300)
+    assert teacher_settings(TeacherConfig().closed(300), 300) == teacher_settings(TeacherConfig(), 300)
 
 
 def test_a_later_setting_counts_once_it_is_given() -> None:
-    told = student_settings(StudentConfig())
-    assert not {"weights", "partial", "mixup"} & set(told) and "ema_decay" not in told["fit"]
-    given = student_settings(StudentConfig(mixup=0.5, fit=StudentFitConfig(ema_decay=0.9)))
-    assert given["mixup"] == 0.5 and given["fit"]["ema_decay"] == 0.9
-    teacher = teacher_settings(TeacherConfig(classes=["a", "b"], mean=[0.5]))["teacher"]
+    told = student_settings(StudentConfig(), MANY)
+    assert not {"weights", "partial", "mixup"} & set(told) and not {"ema_decay", "steps"} & set(told["fit"])
+    fit = StudentFitConfig(ema_decay=0.9, steps=700)
+    given = student_settings(StudentConfig(mixup=0.5, fit=fit), MANY)
+    assert (given["mixup"], given["fit"]["ema_decay"], given["fit"]["steps"]) == (0.5, 0.9, 700)
+    teacher = teacher_settings(TeacherConfig(classes=["a", "b"], mean=[0.5]), MANY)["teacher"]
     assert (teacher["classes"], teacher["mean"], "std" in teacher) == (["a", "b"], [0.5], False)
 
 
 def test_what_is_not_given_is_chosen_by_the_start_and_what_is_given_counts() -> None:
-    assert StudentConfig().schedule == FROM_NOTHING == FitConfig()
-    assert StudentConfig(weights="lite").schedule == FINE_TUNING
+    assert StudentConfig().schedule(MANY) == FROM_NOTHING == FitConfig()
+    assert StudentConfig(weights="lite").schedule(MANY) == FINE_TUNING
     given = StudentFitConfig(lr=0.1, epochs=60, batch_size=32)
-    assert StudentConfig(weights="timm", fit=given).schedule == dataclasses.replace(
+    assert StudentConfig(weights="timm", fit=given).schedule() == dataclasses.replace(
         FINE_TUNING, lr=0.1, epochs=60, batch_size=32
     )
     words = ["run", "scenes", "--student.weights", "lite", "--student.fit.lr", "0.1"]
     config = filled(RunConfig, build_parser().parse_args(words).run)
-    assert config.student.schedule == dataclasses.replace(FINE_TUNING, lr=0.1)
-    assert filled(RunConfig, build_parser().parse_args(words[:2]).run).student.schedule == FROM_NOTHING
+    assert config.student.schedule(MANY) == dataclasses.replace(FINE_TUNING, lr=0.1)
+    assert filled(RunConfig, build_parser().parse_args(words[:2]).run).student.schedule(MANY) == FROM_NOTHING
 
 
 def test_settings_written_before_still_load_as_they_were(tmp_path: Path) -> None:
-    old = {"student": {"name": "table1_resnet", "fit": vars(FitConfig(epochs=30))}}
+    before = {name: value for name, value in vars(FitConfig(epochs=30)).items() if name != "steps"}
+    old = {"student": {"name": "table1_resnet", "fit": before}}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
     config = filled(RunConfig, build_parser().parse_args(["run", "x", "--config", str(tmp_path / "old.yaml")]).run)
-    assert config.student.schedule == FitConfig(epochs=30)
+    assert config.student.schedule() == FitConfig(epochs=30)
 
 
 @pytest.fixture
@@ -109,7 +127,8 @@ def test_plain_and_distilled_start_from_the_file_and_say_so(start: Path, tiny_sc
     text = said.getvalue()
     assert text.count(f"{NAME} starts from start.safetensors: ") == 2
     line = (
-        "fine-tuned by adamw, 1 epochs, learning rate 1e-09 (3e-09 of fresh parts), weight decay 0.05, 1 epochs of warm"
+        "fine-tuned by adamw, 1 epochs in batches of 16, learning rate 1e-09 (3e-09 of fresh parts), weight decay "
+        "0.05, 1 epochs of warm"
     )
     assert text.count(line) == 2
     used = yaml.safe_load((out / "settings.yaml").read_text(encoding="utf-8"))["student"]
@@ -198,8 +217,8 @@ def test_a_grid_gives_each_student_and_method_its_start(start: Path, tiny_scenes
         "none",
         "none",
     ]
-    assert student_of(config, NAME, "plain").schedule.optimizer == "adamw"
-    assert student_of(config, NAME, "fresh").schedule.optimizer == "sgd"
+    assert student_of(config, NAME, "plain").schedule(MANY).optimizer == "adamw"
+    assert student_of(config, NAME, "fresh").schedule(MANY).optimizer == "sgd"
     outcome = grid(config, tmp_path / "grid", console=Console(quiet=True))
     assert not outcome.failures
     rows = {(row.student, row.variant): row.more["weights"] for row in outcome.results["scenes-50"].rows}

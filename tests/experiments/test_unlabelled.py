@@ -46,7 +46,7 @@ def open_lab(data: Path, out: Path, **settings: Any) -> tuple[Lab, io.StringIO]:
 def fingerprints(lab: Lab) -> dict[str, str]:
     """Of the three stages of a seed."""
     split = lab.split(0)
-    teacher = lab.stage(lab.out / "teacher", 0, split, teacher_settings(lab.config.teacher))
+    teacher = lab.stage(lab.out / "teacher", 0, split, teacher_settings(lab.config.teacher, len(split.train)))
     student = lab.config.student
     return {
         "teacher": teacher.fingerprint,

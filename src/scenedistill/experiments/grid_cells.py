@@ -151,7 +151,7 @@ def open_lab(
 def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, factor: float = 1.0) -> Stage:
     """A cell's stage as `train_teacher` and `train_students` make it, to be looked at without holding it."""
     if cell.student is None:
-        return lab.stage(out / cell.folder, cell.seed, split, teacher_settings(lab.config.teacher))
+        return lab.stage(out / cell.folder, cell.seed, split, teacher_settings(lab.config.teacher, len(split.train)))
     student = cell_student(config, cell, factor)
     teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
     return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)
@@ -168,7 +168,8 @@ def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
         config.base.side_by_side
         and not kept_views(first)
         and taught(first) == taught(second)
-        and first.schedule == second.schedule
+        and first.fit == second.fit
+        and first.weights == second.weights
     )
 
 
@@ -299,8 +300,8 @@ class Board:
 
     def epochs(self, cell: Cell) -> int:
         """Of a cell's training."""
-        base = self.lab(cell).config
-        return base.teacher.fit.epochs if cell.student is None else cell_student(self.config, cell).schedule.epochs
+        network = self.lab(cell).config.teacher if cell.student is None else cell_student(self.config, cell)
+        return network.schedule(len(self.split(cell).train)).epochs
 
     def row(self, cell: Cell) -> Row:
         """What a finished cell has shown."""
@@ -309,7 +310,8 @@ class Board:
         row = test(self.lab(cell), stage, self.split(cell), cell.seed, cell.label)
         if cell.student and not asks(self.config, cell.student, cell.label):
             row = replace(row, teacher=None)
-        if cell.student and (epochs := self.epochs(cell)) != self.config.base.student.schedule.epochs:
+        usual = self.config.base.student.schedule(len(self.split(cell).train)).epochs
+        if cell.student and (epochs := self.epochs(cell)) != usual:
             row = replace(row, more={**row.more, "epochs": epochs})
         if trials(self.config, cell):
             row = replace(row, more={**row.more, "factor": self.factor(cell)})

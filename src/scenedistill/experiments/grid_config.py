@@ -142,7 +142,7 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
         if (chosen := getattr(method, name)) is not None:
             setattr(made, name, chosen)
     if method.epochs is not None:
-        made.fit.epochs = method.epochs
+        made.fit.epochs, made.fit.steps = method.epochs, None
     if needs_teacher(made):
         return made
     return plain_student(made) if not made.losses else replace(made, knowledge_views=0)

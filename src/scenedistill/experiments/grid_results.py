@@ -79,7 +79,7 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
             if choice:
                 found.append(choice)
     if config.tuning and found:
-        write_choices(found, config.tuning, config.base.student.schedule.epochs, home / FILE)
+        write_choices(found, config.tuning, config.base.student.fit.epochs or found[0].epochs, home / FILE)
     return found
 
 

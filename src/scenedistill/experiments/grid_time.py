@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from rich.console import Console
 
-from scenedistill.config import FitConfig, RunConfig
+from scenedistill.config import FitConfig
 from scenedistill.data.splits import Split
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Board, Cell, asks, cell_student
@@ -102,26 +102,30 @@ class Clock:
             return 0
         student, images = cell_student(self.board.config, cell), len(self.board.split(cell).train)
         views = kept_views(student)
+        epochs = student.schedule(images).epochs
         if not views:
-            return images * student.schedule.epochs
-        return images * min(views, student.schedule.epochs) if first else 0
+            return images * epochs
+        return images * min(views, epochs) if first else 0
 
 
 def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
     """The pace of a kind on a few batches, without compiling."""
     split = board.split(cell)
+    images = len(split.train)
     with TemporaryDirectory() as name:
         quiet, folder = Console(quiet=True), Path(name)
-        lab = _small(board.lab(cell), folder, threads, quiet)
-        part = _part(split, BATCHES * _batch(lab.config, cell))
+        lab = _small(board.lab(cell), folder, images, threads, quiet)
+        taught = lab.config.teacher.schedule().batch_size
         if cell.student is None:
+            part = _part(split, BATCHES * taught)
             stage = train_teacher(lab, cell.seed, part, folder / "teacher")
         else:
-            student = cell_student(board.config, cell)
+            student = cell_student(board.config, cell).closed(images)
+            part = _part(split, BATCHES * student.schedule().batch_size)
             student = replace(student, knowledge_views=0, fit=_short(student.fit))
             teacher = None
             if asks(board.config, cell.student, cell.label):
-                teacher = _teacher(board, cell, lab, _part(split, BATCHES * lab.config.teacher.fit.batch_size), folder)
+                teacher = _teacher(board, cell, lab, _part(split, BATCHES * taught), folder)
             (stage,) = train_students(lab, cell.seed, part, [(folder / "student", student)], teacher)
         asked = float(stage.record["waits"].get("teacher", 0.0))
         return Pace((stage.record["seconds"] - asked) / len(part.train), asked / len(part.train))
@@ -133,24 +137,20 @@ def _teacher(board: Board, cell: Cell, lab: Lab, part: Split, folder: Path) -> S
     return own if own and own.done else train_teacher(lab, cell.seed, part, folder / "teacher")
 
 
-def _batch(config: RunConfig, cell: Cell) -> int:
-    return config.teacher.fit.batch_size if cell.student is None else config.student.schedule.batch_size
-
-
-def _small(lab: Lab, folder: Path, threads: int | None, console: Console) -> Lab:
+def _small(lab: Lab, folder: Path, images: int, threads: int | None, console: Console) -> Lab:
     """The same images, in a folder for a measurement."""
     config = lab.config
     config = replace(
         config,
         best_epoch=False,  # the few images that train leave none to validate on
         machine=replace(config.machine, threads=threads, compile=False),
-        teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.fit)),
+        teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.closed(images).fit)),
     )
     return Lab(Path(lab.cache.index.root), folder, config, console)
 
 
 def _short(fit: Fit) -> Fit:
-    return replace(fit, epochs=1, warmup_epochs=0)
+    return replace(fit, epochs=1, steps=None, warmup_epochs=0)
 
 
 def _part(split: Split, images: int) -> Split:

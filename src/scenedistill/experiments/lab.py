@@ -78,6 +78,7 @@ class Lab:
         self.data_name = facts.name if facts else data.resolve().name
         self._without_labels: UnlabelledImages | None = None
         self._pools: dict[str, UnlabelledPool] = {}  # by the split's hash
+        self.training_images = 0  # of the last split
         self.knowledge: tuple[object, Knowledge] | None = None  # of the last teacher, under what it depends on
         self._told: dict[int, Split] = {}  # by seed: the splits that the first stage to be held writes
 
@@ -133,6 +134,7 @@ class Lab:
             split = read_split(settings.split_file, self.cache.index)
         else:
             split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
+        self.training_images = len(split.train)
         if self.config.best_epoch and not len(split.val):
             more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
@@ -335,8 +337,11 @@ def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config; what was left open is what was chosen."""
-    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**vars(config.student.schedule))))
+    """The settings as YAML, to be given back with --config; what was left open is what was chosen, but for what depends
+    on the number of images."""
+    open_fit = config.student.fit
+    chosen = vars(config.student.schedule(1)) | {"epochs": open_fit.epochs, "batch_size": open_fit.batch_size}
+    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**chosen)))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 

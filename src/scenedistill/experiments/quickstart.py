@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenedistill.config import DataConfig, FitConfig, RunConfig, StudentConfig, StudentFitConfig, TeacherConfig
+from scenedistill.config import DataConfig, RunConfig, StudentConfig, StudentFitConfig, TeacherConfig, TeacherFitConfig
 from scenedistill.data.demo import generate
 from scenedistill.data.views import ViewConfig
 from scenedistill.experiments.results import Result
@@ -37,7 +37,7 @@ def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConf
             triplet_weight=0.3,
             mining="semihard",
             images_per_class=2,
-            fit=FitConfig(epochs=20, batch_size=32, optimizer="adamw", lr=2e-3, weight_decay=0.05),
+            fit=TeacherFitConfig(epochs=20, batch_size=32, optimizer="adamw", lr=2e-3, weight_decay=0.05),
         ),
         student=StudentConfig(name="table1_printed", fit=StudentFitConfig(epochs=10, batch_size=32, lr=0.05)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -143,7 +144,12 @@ def check_settings(config: RunConfig) -> None:
     if config.student.fit.label_smoothing:
         raise UserError("--student.fit.label_smoothing does nothing: it is of a teacher's cross-entropy. Leave it out.")
     devices = count_devices(config.machine)
-    for name, fit in (("teacher", config.teacher.fit), ("student", config.student.schedule)):
+    for name, fit in (("teacher", config.teacher.schedule(1)), ("student", config.student.schedule(1))):
+        if fit.steps is not None and (fit.steps < 1 or getattr(config, name).fit.epochs is not None):
+            epochs = getattr(config, name).fit.epochs
+            raise UserError(
+                f"--{name}.fit.steps is {fit.steps} and epochs {epochs}; expected 1 step or more, in place of epochs."
+            )
         for setting, fits in (("epochs", fit.epochs >= 1), ("batch_size", fit.batch_size >= 1), ("lr", fit.lr > 0)):
             if not fits:
                 raise UserError(f"--{name}.fit.{setting} is {getattr(fit, setting)}; expected more than 0.")
@@ -159,7 +165,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def _check_groups(teacher: TeacherConfig) -> None:
-    batch, each = teacher.fit.batch_size, teacher.images_per_class
+    batch, each = teacher.schedule(1).batch_size, teacher.images_per_class
     if teacher.triplet_weight <= 0:
         return
     if each < 2:
@@ -181,15 +187,21 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
     precision = resolve_precision(config.machine.precision, device)
     begun = [read_stage(path.parent).get("settings") or {} for path in out.glob("seed*/**/stage.json")]
     begun = [settings for settings in begun if settings.get("image_size") == config.image_size]
+
+    def new(name: str, settings: dict[str, Any], fit: FitConfig) -> bool:
+        """Whether no stage has such settings; what is left to the number of images may be whatever it is."""
+        left = [item for item in ("epochs", "batch_size") if getattr(fit, item) is None]
+        networks = [one[name] for one in (*begun, {name: settings}) if isinstance(one.get(name), dict)]
+        told = [{**one, "fit": {k: v for k, v in one["fit"].items() if k not in left}} for one in networks]
+        return told[-1] not in told[:-1]
+
     taught = not (config.teacher.checkpoint or config.teacher.as_is) and set(parts) & {"teacher", "distilled"}
-    if taught and teacher_settings(config.teacher)["teacher"] not in [settings.get("teacher") for settings in begun]:
+    if taught and new("teacher", teacher_settings(config.teacher, 1)["teacher"], config.teacher.fit):
         try_teacher(config, device, precision)
     for name in dict.fromkeys((config.students or [config.student.name]) + config.also_students):
         student = replace(config.student, name=name)
         student = student if "distilled" in parts else plain_student(student)
-        if set(parts) & {"plain", "distilled"} and student_settings(student) not in [
-            one.get("student") for one in begun
-        ]:
+        if set(parts) & {"plain", "distilled"} and new("student", student_settings(student, 1), student.fit):
             try_student(config, student, device, precision)
 
 
@@ -252,10 +264,10 @@ def _check_networks(config: RunConfig) -> None:
             dual_attention=student.dual_attention,
         )
         build_losses(weights, net.dims, net.dims, student.loss_options)
-        _check_first_size("student", net, config, student.schedule)
+        _check_first_size("student", net, config, student.schedule(1))
     if config.teacher.fit.first_size < 1 and not (config.teacher.checkpoint or config.teacher.as_is):
         net, _ = build_network(config.teacher.name, 2, bands=config.data.bands, image_size=config.image_size)
-        _check_first_size("teacher", net, config, config.teacher.fit)
+        _check_first_size("teacher", net, config, config.teacher.schedule(1))
 
 
 def _check_first_size(name: str, net: SceneNet, config: RunConfig, fit: FitConfig) -> None:

@@ -23,6 +23,7 @@ from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.experiments.starts import check_start, start_hash, start_record
+from scenedistill.fit_config import schedule_text
 from scenedistill.models.create import build_network
 from scenedistill.models.files import load_net
 from scenedistill.training.distributed import world_size
@@ -35,8 +36,8 @@ from scenedistill.training.teacher import TeacherTraining
 def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
     """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names or, with
     `--teacher.as_is`, the one of `--teacher.weights`."""
-    config = lab.config.teacher
-    stage = lab.stage(folder, seed, split, teacher_settings(config))
+    config = lab.config.teacher.closed(len(split.train))
+    stage = lab.stage(folder, seed, split, teacher_settings(config, len(split.train)))
     with lab.hold(stage):
         done = lab.done(stage)
         if config.checkpoint:
@@ -45,18 +46,18 @@ def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
         if not done:
             if config.as_is:
                 return teacher_as_it_is(lab, stage, file)
-            return _train_teacher(lab, seed, split, stage, file)
+            return _train_teacher(lab, config, seed, split, stage, file)
         check_start(stage, config.weights, file)
         return stage
 
 
-def teacher_settings(config: TeacherConfig) -> dict[str, Any]:
-    """What the outcome of a teacher's training depends on: not on how good it has to be."""
-    return {"teacher": plain(replace(config, min_oa=None, classes=read_classes(config.classes)))}
+def teacher_settings(config: TeacherConfig, images: int) -> dict[str, Any]:
+    """What the outcome of a teacher's training on so many images depends on: not on how good it has to be."""
+    settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
+    return {"teacher": settings | {"fit": plain(config.schedule(images))}}
 
 
-def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:
-    config = lab.config.teacher
+def _train_teacher(lab: Lab, config: TeacherConfig, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:
     torch.manual_seed(seed)
     net, account = build_network(
         config.name,
@@ -69,11 +70,12 @@ def _train_teacher(lab: Lab, seed: int, split: Split, stage: Stage, file: str | 
     )
     if account:
         lab.console.print(str(account), markup=False)
+    lab.console.print(f"  teacher is trained by {schedule_text(config.schedule())}", markup=False)
     module = TeacherTraining(net, config, lab.config.views, image_size=lab.config.image_size, seed=seed)
     batches = SceneDataModule(
         lab.cache,
         split,
-        batch_size=config.fit.batch_size,
+        batch_size=config.schedule().batch_size,
         seed=seed,
         images_per_class=config.images_per_class if config.triplet_weight > 0 else 0,
     )

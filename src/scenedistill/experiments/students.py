@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import StudentConfig
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.disk import file_hash
@@ -19,6 +19,7 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab, plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.experiments.teaching import further_teachers, open_knowledge
+from scenedistill.fit_config import schedule_text
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, weights_hash
@@ -39,6 +40,7 @@ def train_students(
     Several are trained side by side, on one view and one teacher pass of each batch: their settings may differ in all
     but the training's schedule and the kept views.
     """
+    wanted = [(folder, config.closed(len(split.train))) for folder, config in wanted]
     stages = [student_stage(lab, seed, split, folder, config, teacher) for folder, config in wanted]
     everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
     with contextlib.ExitStack() as held:
@@ -73,7 +75,7 @@ def student_stage(
     lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
 ) -> Stage:
     """The stage in which a student is trained, with a teacher or plain."""
-    settings: dict[str, Any] = {"student": student_settings(config)}
+    settings: dict[str, Any] = {"student": student_settings(config, len(split.train))}
     if teacher:
         settings["teacher"] = teacher.fingerprint
         if config.also:
@@ -85,9 +87,9 @@ def student_stage(
     return lab.stage(folder, seed, split, settings)
 
 
-def student_settings(config: StudentConfig) -> dict[str, Any]:
-    """What the outcome of a student's training depends on, but for files and images."""
-    return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule)}
+def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
+    """What the outcome of a student's training on so many images depends on, but for files and images."""
+    return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
 
 
 def _train(
@@ -113,7 +115,7 @@ def _train(
     batches = SceneDataModule(
         lab.cache,
         split,
-        batch_size=shared.schedule.batch_size,
+        batch_size=shared.schedule().batch_size,
         seed=seed,
         training=knowledge.part if knowledge else None,
         views=knowledge.views if knowledge else 0,
@@ -184,7 +186,8 @@ def _module(
     )
     if config.weights != "none":
         lab.console.print(f"  {config.name} starts from {account or config.weights}", markup=False)
-        lab.console.print(f"  fine-tuned by {schedule_text(config.schedule)}", markup=False)
+    how = "fine-tuned" if config.weights != "none" else "trained from nothing"
+    lab.console.print(f"  {config.name} is {how} by {schedule_text(config.schedule())}", markup=False)
     module = StudentTraining(
         net,
         config,
@@ -196,14 +199,6 @@ def _module(
         statistics=knowledge.statistics(lab.device)[0] if knowledge else None,
     )
     return module, account
-
-
-def schedule_text(fit: FitConfig) -> str:
-    """A training's schedule in a line."""
-    return (
-        f"{fit.optimizer}, {fit.epochs} epochs, learning rate {fit.lr:g} ({fit.lr * fit.fresh_lr_factor:g} of fresh "
-        f"parts), weight decay {fit.weight_decay:g}, {fit.warmup_epochs:g} epochs of warm-up"
-    )
 
 
 def plain_student(config: StudentConfig) -> StudentConfig:

@@ -40,7 +40,10 @@ def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits:
         pixels=config.image_size,
         train_ratio=None if config.data.split_file else config.data.train_ratio,
         split_hash=dict(splits) if len(splits) > 1 else next(iter(splits.values())),
-        epochs={"teacher": config.teacher.fit.epochs, "student": config.student.schedule.epochs},
+        epochs={
+            "teacher": config.teacher.schedule(lab.training_images).epochs,
+            "student": config.student.schedule(lab.training_images).epochs,
+        },
         wall_seconds=sum(_seconds(row) for row in rows),
         rows=tuple(rows),
         notes=lab.notes,

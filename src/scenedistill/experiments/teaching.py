@@ -45,7 +45,7 @@ def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, tea
         for line in knowledge.report:
             lab.console.print(f"  teacher made fast: {line}", markup=False)
         if knowledge.store:
-            lab.console.print(f"  {knowledge.need(config.schedule.epochs)}", markup=False)
+            lab.console.print(f"  {knowledge.need(config.schedule(len(split.train)).epochs)}", markup=False)
         lab.knowledge = (key, knowledge)
     return lab.knowledge[1]
 

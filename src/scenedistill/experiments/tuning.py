@@ -48,7 +48,7 @@ def tuning_settings(base: RunConfig, tuning: TuningConfig) -> RunConfig:
 def tuning_student(student: StudentConfig, factor: float, tuning: TuningConfig) -> StudentConfig:
     """A method's student for one tuning run."""
     made = tuned(student, factor)
-    return replace(made, fit=replace(made.fit, epochs=tuning.epochs or made.fit.epochs))
+    return replace(made, fit=replace(made.fit, epochs=tuning.epochs, steps=None)) if tuning.epochs else made
 
 
 def choose(scores: Mapping[float, float | None]) -> float | None:

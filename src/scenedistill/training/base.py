@@ -117,6 +117,12 @@ class SceneTraining(L.LightningModule):
             sync_dist=several,
         )
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """After the last of so many steps, validate and end the epoch there. With Lightning's `max_steps` nothing would
+        be validated, and a killed training would not go on."""
+        if self.fit.steps is not None and self.global_step >= self.fit.steps:
+            self.trainer.should_stop = True
+
     def on_train_epoch_end(self) -> None:
         """See that all is well before this epoch's checkpoint replaces the last good one."""
         self._stop_if_lost()
@@ -203,8 +209,9 @@ class SceneTraining(L.LightningModule):
             optimizer = torch.optim.SGD(groups, lr=self.fit.lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.fit.lr, fused=fused)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(self.fit.warmup_epochs * total / self.epochs)
+        whole = int(self.trainer.estimated_stepping_batches)  # of all epochs
+        warmup = round(self.fit.warmup_epochs * whole / self.epochs)
+        total = self.fit.steps or whole
         schedule = LambdaLR(optimizer, lambda step: rate(step, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

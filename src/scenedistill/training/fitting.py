@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import re
 import shutil
@@ -92,6 +93,8 @@ def fit(
     batches: Any = data.train_dataloader()
     if data.batch_size > len(data.training):
         console.print(f"  {title}: all {len(data.training)} training images make one batch", markup=False)
+    if module.fit.steps is not None:  # images without labels make an epoch longer than the settings could know
+        module.epochs = math.ceil(module.fit.steps / len(batches))
     trainer = L.Trainer(
         **_place(machine),
         max_epochs=module.epochs,
@@ -132,13 +135,14 @@ def fit(
     if not trainer.callback_metrics:  # nothing was left to do: killed between its last checkpoint and its end
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         clock.load_state_dict(state["callbacks"][clock.state_key])
-    images = len(batches) * batches.batch_sampler.batch_size * module.epochs
+    steps = module.fit.steps or len(batches) * module.epochs
     metrics = {name: round(float(value), 5) for name, value in (trainer.callback_metrics or clock.last).items()}
     seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
     return {
         "seconds": round(seconds, 1),
         "epochs": module.epochs,
-        "images_per_second": round(images / max(seconds, 1e-9), 1),
+        "steps": steps,
+        "images_per_second": round(steps * batches.batch_sampler.batch_size / max(seconds, 1e-9), 1),
         "waits": {name.removesuffix("_seconds"): round(metrics.pop(name), 2) for name in [*metrics] if _is_wait(name)},
         "last_epoch": metrics,
         "peak_memory_mib": peak_memory(),

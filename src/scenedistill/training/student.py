@@ -110,7 +110,7 @@ class StudentTraining(Distillation):
         knowledge: Knowledge | None = None,
         statistics: TeacherStatistics | None = None,
     ) -> None:
-        super().__init__(net, config.schedule, views, image_size=image_size, seed=seed)
+        super().__init__(net, config.schedule(), views, image_size=image_size, seed=seed)
         self.weights = dict(weights)
         self.knowledge = knowledge
         teacher_dims = net.dims if knowledge is None else knowledge.teacher.dims

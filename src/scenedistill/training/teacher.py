@@ -22,7 +22,7 @@ class TeacherTraining(SceneTraining):
     """
 
     def __init__(self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:
-        super().__init__(net, config.fit, views, image_size=image_size, seed=seed)
+        super().__init__(net, config.schedule(), views, image_size=image_size, seed=seed)
         self.config = config
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:

@@ -22,6 +22,7 @@ from scenedistill.training.fitting import count_devices
 from scenedistill.training.student import StudentTraining
 
 CLASSES = 3  # of the trial: no network cares
+MANY = 1_000_000  # training images: batches are then as large as they come
 
 
 def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -> None:
@@ -31,7 +32,7 @@ def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -
         UserError: it cannot be trained so.
     """
     teacher = config.teacher
-    images = teacher.fit.batch_size // count_devices(config.machine)
+    images = teacher.schedule(MANY).batch_size // count_devices(config.machine)
 
     def step() -> Tensor:
         net, _ = build_teacher(
@@ -55,7 +56,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
     Raises:
         UserError: it cannot be trained so.
     """
-    images = student.schedule.batch_size // count_devices(config.machine)
+    images = student.schedule(MANY).batch_size // count_devices(config.machine)
 
     def step() -> Tensor:
         net = build_student(
@@ -74,7 +75,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
         statistics = TeacherStatistics(seen.embedding[0].float().cpu(), means, tuple(map(torch.ones_like, means)))
         size, seed = config.image_size, config.seeds[0]
         training = StudentTraining(
-            net, student, weights, config.views, image_size=size, seed=seed, statistics=statistics
+            net, student.closed(MANY), weights, config.views, image_size=size, seed=seed, statistics=statistics
         ).to(device)
         return training.lesson(batch, view, None)[0]
 

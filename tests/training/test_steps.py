@@ -1,0 +1,120 @@
+"""A schedule in steps ends with its last step, validated and kept, on whatever number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from scenedistill.config import FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.data.cache import SceneCache
+from scenedistill.data.splits import Split, assemble
+from scenedistill.data.views import ViewConfig
+from scenedistill.models.files import weights_hash
+from scenedistill.models.student import build_student
+from scenedistill.training.base import rate
+from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher import TeacherTraining
+
+STEPS = 8  # of epochs of three
+
+
+@pytest.fixture(scope="module")
+def split(tiny_cache: SceneCache) -> Split:
+    """Every fourth image validates: 48 train."""
+    parts = torch.arange(64).remainder(4).eq(3).to(torch.int8).numpy()
+    return assemble(tiny_cache.index, parts, None, None)
+
+
+class Watch(StudentTraining):
+    """Writes down the learning rate of every step, and which validations there were."""
+
+    def __init__(self, views: ViewConfig, steps: int | None = STEPS, epochs: int = 3) -> None:
+        torch.manual_seed(0)
+        fit = FitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=1, steps=steps, ema_decay=0.5)
+        net = build_student("table1_printed", 4, image_size=32)
+        super().__init__(net, StudentConfig(fit=fit), {"ce": 1.0}, views, image_size=32, seed=0)  # type: ignore[arg-type]
+        self.rates: list[float] = []
+        self.validated: list[int] = []
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"] / 0.05)
+
+    def on_validation_start(self) -> None:
+        self.validated.append(self.global_step)
+
+
+def test_the_cosine_ends_at_zero_with_the_last_step(train: Any, split: Split, mild: ViewConfig) -> None:
+    module = Watch(mild)
+    record = train(module, split=split)
+    assert module.rates == pytest.approx([rate(step, STEPS, 3) for step in range(STEPS)])
+    scheduler: Any = module.lr_schedulers()
+    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
+    assert module.validated == [3, 6, 8], "after the last step too"
+    assert (record["epochs"], record["steps"]) == (3, STEPS)
+    assert record["last_epoch"]["val_oa"] >= 0 and "epoch 3/3" in record["said"]
+
+
+def test_as_many_steps_as_epochs_have_are_those_epochs(train: Any, split: Split, mild: ViewConfig) -> None:
+    by_steps, by_epochs = Watch(mild, steps=9), Watch(mild, steps=None)
+    train(by_steps, split=split, folder="steps")
+    record = train(by_epochs, split=split, folder="epochs")
+    assert weights_hash(by_steps.net) == weights_hash(by_epochs.net) and record["steps"] == 9
+
+
+class Killed(Callback):
+    """Ends the training in its last, shorter epoch, or when nothing is left but to end."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if self.moment == "step" and trainer.global_step == STEPS - 1:
+            raise InterruptedError
+
+    def on_train_end(self, *_: Any) -> None:
+        if self.moment == "end":
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("moment", ["step", "end"])
+def test_killed_it_ends_with_the_same_bits(
+    moment: str, train: Any, split: Split, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed, again = Watch(mild), Watch(mild), Watch(mild)
+    expected = train(whole, split=split, folder="whole")
+    monkeypatch.setattr(killed, "configure_callbacks", lambda: [Killed(moment)])
+    with pytest.raises(InterruptedError):
+        train(killed, split=split, folder="killed")
+    record = train(again, split=split, folder="killed")
+    assert weights_hash(again.net) == weights_hash(whole.net)
+    assert len(again.rates) == (2 if moment == "step" else 0)
+    assert record["last_epoch"] == expected["last_epoch"] and record["epochs"] == 3
+
+
+def test_epochs_are_counted_by_the_batches_there_are(train: Any, split: Split, mild: ViewConfig) -> None:
+    module = Watch(mild, epochs=77)  # as settings have it that do not know of further images
+    record = train(module, split=split)
+    assert record["epochs"] == 3 and len(module.rates) == STEPS
+
+
+def test_a_teacher_takes_steps_too(train: Any, split: Split, mild: ViewConfig) -> None:
+    torch.manual_seed(0)
+    fit = FitConfig(epochs=2, batch_size=16, lr=0.02, steps=5)
+    net = build_student("table1_printed", 4, image_size=32)
+    module = TeacherTraining(net, TeacherConfig(fit=fit), mild, image_size=32, seed=0)  # type: ignore[arg-type]
+    record = train(module, split=split, images_per_class=4)
+    assert (record["epochs"], record["steps"]) == (2, 5)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps(train: Any, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
+    module = Watch(mild, steps=4)
+    machine = MachineConfig(accelerator="cpu", precision="fp32", devices=2)
+    record = train(module, split=split, machine=machine, folder="two")
+    assert (record["epochs"], record["steps"]) == (2, 4) and "val_oa" in record["last_epoch"]
+    checkpoint = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert checkpoint["global_step"] == 4
