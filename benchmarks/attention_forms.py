@@ -34,7 +34,7 @@ from scenedistill.memory import keep_memory
 from scenedistill.models.attention import DualAttention, SigmoidAttention
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.precision import compute_device, flush_denormals, resolve_precision
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=64)
     given = parser.parse_args()
     keep_memory()
+    flush_denormals()
     console, device = Console(), compute_device("auto")
     precision = resolve_precision("auto", device)
     cache = build_cache(scan(given.data), STORED)

@@ -50,7 +50,7 @@ def main() -> None:
     if name.endswith("colours"):
         model: SceneModel = Colours(seconds=0.02 if name == "slow colours" else 0)
     else:
-        model = open_model(name, device="cpu", threads=1)
+        model = open_model(name, device="cpu", precision="fp32", threads=1)
     map_raster(model, raster, Path(out), RasterConfig(**json.loads(settings)))
     # not ru_maxrss, which is at least that of whoever started this process
     known = Path("/proc/self/status")

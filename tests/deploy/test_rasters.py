@@ -442,7 +442,7 @@ def test_several_processes_find_the_same_also_after_a_kill(tmp_path: Path, stude
         time.sleep(0.1)
     assert not any(is_worker(pid) for pid in children), "a process goes on although nobody waits for it"
     kept = answered(out)
-    model = open_model(student, device="cpu", threads=1)
+    model = open_model(student, device="cpu", precision="fp32", threads=1)
     found = map_raster(model, raster, out, RasterConfig(**settings))
     assert 0 < kept == found.resumed < found.windows == 38 * 38
     alone = map_raster(model, raster, tmp_path / "alone", RasterConfig(window=32))

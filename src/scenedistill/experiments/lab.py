@@ -34,7 +34,7 @@ from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hash
 from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.precision import compute_device, flush_denormals, resolve_precision
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
@@ -62,6 +62,7 @@ class Lab:
         self.device = compute_device(config.machine.accelerator)
         self.precision = resolve_precision(config.machine.precision, self.device)
         keep_memory()
+        flush_denormals()
         if config.machine.threads:
             torch.set_num_threads(config.machine.threads)
         if config.data.stored_size < config.image_size:

@@ -22,7 +22,7 @@ from scenedistill.data.views import ViewConfig, evaluation_view, resized
 from scenedistill.errors import UserError
 from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
-from scenedistill.precision import allow_compiling
+from scenedistill.precision import allow_compiling, flush_denormals
 from scenedistill.training.distributed import share_batch_norm
 from scenedistill.training.gradients import CLIPPED, SCALE
 
@@ -58,6 +58,7 @@ class SceneTraining(L.LightningModule):
 
     def configure_model(self) -> None:
         """With several processes, batch norm uses the statistics of the whole batch; networks are compiled if asked."""
+        flush_denormals()
         for net in self.networks().values():
             use_quick_depthwise(net)
         if self.trainer.world_size > 1:
