@@ -33,8 +33,8 @@ def compute_device(accelerator: str) -> torch.device:
 def flush_denormals() -> None:
     """Count float32 numbers below 1e-38 as zero, in this thread and in those that it starts later.
 
-    A float32 convolution of such numbers took 27 times as long as one of others where it was measured, and a training in
-    which a gate or a gradient vanishes is full of them. To be called before torch starts its threads.
+    A float32 convolution of such numbers took 27 times as long as one of others where it was measured, and a training
+    in which a gate or a gradient vanishes is full of them. To be called before torch starts its threads.
     """
     torch.set_flush_denormal(True)
 
