@@ -37,6 +37,7 @@ from scenedistill.experiments.grid_config import (
     GridConfig,
     MethodConfig,
     TuningConfig,
+    check_grid,
     grid_text,
     grid_words,
     student_of,
@@ -47,6 +48,7 @@ from scenedistill.experiments.grid_table import Display, Progress, epochs_of, pr
 from scenedistill.experiments.grid_time import duration
 from scenedistill.experiments.results import read_result
 from scenedistill.experiments.run import run
+from scenedistill.experiments.teaching import taught
 from scenedistill.losses.registry import resolve_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -763,6 +765,26 @@ def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
         assert not chosen.dual_attention
         assert resolve_weights(chosen.method, chosen.losses) == resolve_weights("dkd_plus", {})
     assert (config.base.image_size, config.base.data.stored_size, config.base.teacher.name) == (64, 80, "densenet169")
+
+
+def test_a_method_may_be_taught_and_trained_in_its_own_way(make: Make) -> None:
+    own = MethodConfig("kd", mixup=0.5, ask_size=40, symmetries=True, also=["b/{seed}"], unlabelled=False,
+                       fit={"ema_decay": 0.9, "first_size": 0.5})  # fmt: skip
+    config = make(methods={"plain": MethodConfig(), "kd": MethodConfig(), "kd_own": own})
+    base, made = (student_of(config, config.students[0], label) for label in ("kd", "kd_own"))
+    assert (made.mixup, made.ask_size, made.symmetries, made.also, made.unlabelled) == (
+        0.5,
+        40,
+        True,
+        ["b/{seed}"],
+        False,
+    )
+    assert (made.fit.ema_decay, made.fit.first_size) == (0.9, 0.5) and made.fit.lr == base.fit.lr
+    assert (base.mixup, base.ask_size, base.fit.ema_decay) == (0.0, None, 0.0), "the others stay as they are"
+    assert taught(made) != taught(base), "no pass of the teacher serves both"
+    config.methods["kd_own"].fit["epoch"] = 3
+    with pytest.raises(UserError, match=r"methods.kd_own.fit: epoch is none of lr, "):
+        check_grid(config)
 
 
 def test_the_time_left_is_that_of_what_is_left() -> None:

@@ -20,6 +20,8 @@ from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 from scenedistill.yaml_files import read_yaml
 
+#: Settings of a training that a method of a grid may have for itself.
+NUMBERS = ("lr", "fresh_lr_factor", "weight_decay", "warmup_epochs", "clip_norm", "ema_decay", "first_size")
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
 
@@ -41,6 +43,7 @@ class MethodConfig:
         also: weights of further teachers.
         unlabelled: train on the images of `base.data.unlabelled` too.
         epochs: of the training.
+        fit: further settings of the training, such as `{ema_decay: 0.998, first_size: 0.6}`.
     """
 
     method: str | None = None
@@ -55,6 +58,7 @@ class MethodConfig:
     also: list[str] | None = None
     unlabelled: bool | None = None
     epochs: int | None = None
+    fit: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,6 +147,8 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
             setattr(made, name, chosen)
     if method.epochs is not None:
         made.fit.epochs, made.fit.steps = method.epochs, None
+    for name, value in method.fit.items():
+        setattr(made.fit, name, value)
     if needs_teacher(made):
         return made
     return plain_student(made) if not made.losses else replace(made, knowledge_views=0)
@@ -260,6 +266,8 @@ def _check_methods(config: GridConfig) -> None:
             raise UserError(f"methods.{label}: {unknown('method', name, METHODS)}{hint}")
         if method.epochs is not None and method.epochs < 1:
             raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
+        if others := [name for name in method.fit if name not in NUMBERS]:
+            raise UserError(f"methods.{label}.fit: {', '.join(others)} is none of {', '.join(NUMBERS)}.")
         for student in config.students:
             try:
                 made = student_of(config, student, label)
