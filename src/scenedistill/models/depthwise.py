@@ -88,7 +88,8 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     Of torch 2.14's own gradients two are 10 to 100 times slower in bfloat16 than in float32: that of the input with a
     stride of 2, which here is a convolution of the gradient with zeros put between its pixels, and that of kernels
-    larger than 3 x 3, which here is made of those of overlapping 3 x 3 parts. See docs/speed.md for the figures.
+    larger than 3 x 3, which here is made of those of overlapping 3 x 3 parts.
+    `benchmarks/depthwise.py` measures both.
     """
 
     @staticmethod
