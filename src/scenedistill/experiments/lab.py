@@ -7,18 +7,17 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
-from scenedistill.config import RunConfig, StudentFitConfig
+from scenedistill.config import RunConfig
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.catalog import check, recognise
@@ -30,6 +29,7 @@ from scenedistill.data.splits import Split, make_split
 from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
 from scenedistill.disk import clear_parts, read_json, write_json
 from scenedistill.errors import UserError
+from scenedistill.experiments.settings import plain, settings_text
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
 from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
@@ -316,39 +316,3 @@ class Lab:
         return NetCard(
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON values, without the settings that came later (`config.LATER`) and have their default; of
-    paths only the file name, so that moving a file changes no fingerprint."""
-    values: dict[str, Any] = _values(_without_later(config, asdict(config)), lambda path: Path(path).name)
-    return values
-
-
-def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
-    told = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        if is_dataclass(value):
-            told[item.name] = _without_later(value, values[item.name])
-        elif not (item.metadata.get("later") and value == default):
-            told[item.name] = values[item.name]
-    return told
-
-
-def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config; what was left open is what was chosen, but for what depends
-    on the number of images."""
-    open_fit = config.student.fit
-    chosen = vars(config.student.schedule(1)) | {"epochs": open_fit.epochs, "batch_size": open_fit.batch_size}
-    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**chosen)))
-    return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
-
-
-def _values(value: Any, path: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _values(entry, path) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_values(entry, path) for entry in value]
-    return path(value) if isinstance(value, Path) or (isinstance(value, str) and "/" in value) else value

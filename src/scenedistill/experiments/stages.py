@@ -19,8 +19,9 @@ from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
 from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
-from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
+from scenedistill.experiments.settings import plain
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.fit_config import schedule_text

@@ -16,7 +16,8 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.disk import file_hash
 from scenedistill.errors import UserError
-from scenedistill.experiments.lab import Lab, plain
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.settings import plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.experiments.teaching import further_teachers, open_knowledge
 from scenedistill.fit_config import schedule_text

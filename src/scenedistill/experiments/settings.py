@@ -1,0 +1,47 @@
+"""Settings as plain values: for a fingerprint, and as YAML to be given back."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scenedistill.config import RunConfig, StudentFitConfig
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values, without the settings that came later (`config.LATER`) and have their default; of
+    paths only the file name, so that moving a file changes no fingerprint."""
+    values: dict[str, Any] = _values(_without_later(config, asdict(config)), lambda path: Path(path).name)
+    return values
+
+
+def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    told = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if is_dataclass(value):
+            told[item.name] = _without_later(value, values[item.name])
+        elif not (item.metadata.get("later") and value == default):
+            told[item.name] = values[item.name]
+    return told
+
+
+def settings_text(config: RunConfig) -> str:
+    """The settings as YAML, to be given back with --config; what was left open is what was chosen, but for what depends
+    on the number of images."""
+    open_fit = config.student.fit
+    chosen = vars(config.student.schedule(1)) | {"epochs": open_fit.epochs, "batch_size": open_fit.batch_size}
+    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**chosen)))
+    return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
+
+
+def _values(value: Any, path: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _values(entry, path) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_values(entry, path) for entry in value]
+    return path(value) if isinstance(value, Path) or (isinstance(value, str) and "/" in value) else value
