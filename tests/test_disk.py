@@ -138,6 +138,7 @@ def test_parts_that_were_left_go_and_young_ones_stay_where_others_write(tmp_path
 
 def test_a_full_disk_is_seen_through_whatever_lies_over_it() -> None:
     assert disk_full(OSError(errno.EDQUOT, "quota"))
+    assert disk_full(OSError(errno.EFBIG, "File too large"))
     assert disk_full(RuntimeError("sqlite: database or disk is full"))
     assert disk_full(ExceptionGroup("several", [ValueError("x"), OSError(errno.ENOSPC, "full")]))
     try:

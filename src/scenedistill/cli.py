@@ -38,7 +38,7 @@ from scenedistill.terminal import plain_console
 
 Command = Callable[[Namespace, Console, str], int | None]  # the exit code, when it may be another than 0
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-FULL = "the disk is full. Make room and give the same command: it goes on from where it was."
+FULL = "the disk is full, or a file may not grow. Make room and give the same command: it goes on from where it was."
 PATIENCE = 3.0  # seconds after a Ctrl-C in which a further one is taken for the same
 
 

@@ -159,7 +159,8 @@ def clear_parts(folder: Path, seconds: float = 0.0) -> None:
 
 
 def disk_full(problem: BaseException | None) -> bool:
-    """Whether the cause of an exception, or the cause of the cause, is a full disk or a full quota."""
+    """Whether the cause of an exception, or the cause of the cause, is a full disk, a full quota or a file that may
+    not grow."""
     seen = set[int]()
     waiting = [problem]
     while waiting:
@@ -175,5 +176,5 @@ def disk_full(problem: BaseException | None) -> bool:
     return False
 
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit of the file system or of the shell (ulimit)
 _FULL_TEXT = re.compile("no space left on device|disk is full|disk quota exceeded", re.IGNORECASE)

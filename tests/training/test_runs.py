@@ -147,3 +147,12 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path: Path) -> None:
         pass
     with pytest.raises(RuntimeError, match="a mistake"), Stage(tmp_path / "teacher", SETTINGS).held():
         raise RuntimeError("a mistake")
+
+
+def test_a_try_that_ended_before_its_first_step_is_not_kept(tmp_path: Path) -> None:
+    first, second = (Stage(tmp_path / "teacher", {"weights": name}) for name in ("nosuch", "none"))
+    first.begin()
+    assert second.begin() is None and second.begun
+    (second.folder / "checkpoints").mkdir()
+    (second.folder / "checkpoints" / "last.ckpt").write_bytes(b"trained")
+    assert first.begin() == tmp_path / "teacher.previous-1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from scenedistill.config import FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.errors import UserError
 from scenedistill.losses.registry import METHODS
-from scenedistill.training.trial import try_student, try_teacher
+from scenedistill.training.trial import CPU_IMAGES, try_student, try_teacher
 
 CPU = torch.device("cpu")
 
@@ -58,3 +59,18 @@ def test_a_backbone_that_reads_from_its_stages_is_refused_in_a_line() -> None:
     with pytest.raises(UserError, match="CoaT does not take images of 224 x 224 pixels") as refused:
         try_student(settings, settings.student, CPU, "fp32")
     assert "\n" not in str(refused.value)
+
+
+def test_a_huge_batch_is_tried_on_a_cpu_with_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    rand = torch.rand
+
+    def seen(*shape: int, **more: Any) -> torch.Tensor:
+        if len(shape) == 4:
+            sizes.append(shape[0])
+        return rand(*shape, **more)
+
+    monkeypatch.setattr(torch, "rand", seen)
+    settings = config(fit=FitConfig(batch_size=10_000_000))
+    try_student(settings, settings.student, CPU, "fp32")
+    assert max(sizes) == CPU_IMAGES

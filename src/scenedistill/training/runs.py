@@ -108,6 +108,8 @@ class Stage:
         moved: Path | None = None
         for folder in (self.folder, self.folder / "checkpoints"):
             clear_parts(folder)
+        if self.folder.exists() and not self.begun and not self.damaged and self._empty():
+            shutil.rmtree(self.folder)  # a try that ended before its first step left nothing to keep
         if self.folder.exists() and not self.begun and any(self.folder.iterdir()):
             places = (self.folder.with_name(f"{self.folder.name}{ASIDE}{number}") for number in itertools.count(1))
             moved = next(place for place in places if not place.exists())
@@ -162,6 +164,11 @@ class Stage:
                 what = "begun" if begun else "finished"
                 raise TimeoutError(f"{self.folder.name} was not {what} by the first process within {seconds:.0f} s")
             time.sleep(0.2)
+
+    def _empty(self) -> bool:
+        """Whether nothing but the mark of a training that was begun lies in the folder."""
+        unfinished = read_stage(self.folder).get("finished") is False
+        return unfinished and [path.name for path in self.folder.iterdir()] == [RECORD]
 
     def _is_of(self, folder: Path) -> bool:
         return read_stage(folder).get("fingerprint") == self.fingerprint

@@ -22,6 +22,7 @@ from scenedistill.training.fitting import count_devices
 from scenedistill.training.student import StudentTraining
 
 CLASSES = 3  # of the trial: no network cares
+CPU_IMAGES = 256  # of the trial on a CPU: where the memory of a larger batch does not suffice, nothing is raised
 MANY = 1_000_000  # training images: batches are then as large as they come
 
 
@@ -32,7 +33,7 @@ def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -
         UserError: it cannot be trained so.
     """
     teacher = config.teacher
-    images = teacher.schedule(MANY).batch_size // count_devices(config.machine)
+    images = _images(teacher.schedule(MANY).batch_size, config, device)
 
     def step() -> Tensor:
         net, _ = build_teacher(
@@ -56,7 +57,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
     Raises:
         UserError: it cannot be trained so.
     """
-    images = student.schedule(MANY).batch_size // count_devices(config.machine)
+    images = _images(student.schedule(MANY).batch_size, config, device)
 
     def step() -> Tensor:
         net = build_student(
@@ -80,6 +81,13 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
         return training.lesson(batch, view, None)[0]
 
     _try(step, "student", student.name, images, config.image_size, device, precision)
+
+
+def _images(batch_size: int, config: RunConfig, device: torch.device) -> int:
+    """A device's share of a batch, on a CPU at most `CPU_IMAGES`: training takes no more than there are images, and the
+    system ends a program that asks for too much memory without a word."""
+    images = batch_size // count_devices(config.machine)
+    return min(images, CPU_IMAGES) if device.type == "cpu" else images
 
 
 def _batch(net: SceneNet, images: int, config: RunConfig, device: torch.device) -> tuple[SceneBatch, Tensor]:
