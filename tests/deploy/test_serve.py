@@ -364,7 +364,7 @@ def test_a_bomb_gets_no_more_memory_than_it_may(page_networks: tuple[Path, Path]
             if fits:
                 assert one.ask(task)["kind"] == "scene"
                 continue
-            with pytest.raises(Refused, match="holds more than its size|memory") as refused:
+            with pytest.raises(Refused, match=r"holds more than its size|memory") as refused:
                 one.ask(task)
             assert refused.value.status in (422, 500)
     finally:

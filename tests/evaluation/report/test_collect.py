@@ -15,6 +15,7 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split
 from scenedistill.errors import UserError
 from scenedistill.evaluation.report.collect import collect
+from scenedistill.evaluation.report.page import write_report
 
 
 def test_a_run_is_one_cell_with_its_networks_in_order(made: Any) -> None:
@@ -142,3 +143,15 @@ def test_networks_of_other_settings_or_another_teacher_are_left_out_and_told(cop
     (copied / "seed1" / "teacher" / "stage.json").unlink()
     assert [(n.label, n.seed) for n in collect(copied).others] == [("plain", 0)], "no teacher is there to differ from"
     assert [n.label for n in collect(copied).cells[0].networks if n.seed == 1] == ["plain", "dkd"]
+
+
+def test_a_training_whose_record_is_damaged_is_named(copied: Path) -> None:
+    record = copied / "seed0" / "table1_printed" / "plain" / "stage.json"
+    record.write_bytes(record.read_bytes()[:40])
+    data = collect(copied)
+    assert data.damaged == ("seed0/table1_printed/plain",)
+    assert [(n.label, n.seed) for n in data.cells[0].networks if n.label == "plain"] == [("plain", 1)]
+    said: list[str] = []
+    page = write_report(copied, say=said.append)
+    assert said[0] == "Left out, for their stage.json is damaged: seed0/table1_printed/plain."
+    assert said[0] in page.read_text(encoding="utf-8")

@@ -168,6 +168,7 @@ class ReportData:
         grid: the grid's resolved configuration; empty for a run.
         tuning: scores and choices of a grid's tuning; empty where there was none.
         failures: cell of a grid to what went wrong.
+        damaged: folders of trainings whose record cannot be read.
     """
 
     folder: Path
@@ -179,6 +180,7 @@ class ReportData:
     grid: dict[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -246,28 +248,37 @@ def collect(folder: Path) -> ReportData:
         others=tuple(others),
         grid=grid,
         failures={str(cell): str(reason) for cell, reason in read_json(folder / "failures.json").items()},
+        damaged=tuple(path.relative_to(root).as_posix() for path in _places(root) if not read_stage(path)),
     )
 
 
 def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    """Every stage below a folder with the key of its cell."""
-    for path in sorted(folder.rglob(RECORD)):
-        place = path.parent.relative_to(folder).parts
+    """Every stage below a folder with the key of its cell; none whose record is damaged."""
+    for path, place in _places(folder).items():
         seeds = [number for number, part in enumerate(place) if _SEED.fullmatch(part)]
-        if not seeds or place[-1] == "evaluation" or any(ASIDE in part for part in place):
-            continue
         *cell, seed = place[: seeds[-1] + 1]
         rest = place[seeds[-1] + 1 :]
-        stage = read_stage(path.parent)
-        if not rest or not stage:
+        if not (stage := read_stage(path)):
             continue
-        test = read_stage(path.parent / "evaluation")
+        test = read_stage(path / "evaluation")
         current = test.get("finished") and test.get("settings", {}).get("of") == stage.get("fingerprint")
         student = "/".join(rest[:-1]) or None
         number = int(seed.removeprefix("seed"))
         tested = {**test.get("record", {}), "files": test.get("files", {})} if current else {}
         tuning = place[0] == "tuning"
-        yield "/".join(cell), Network(path.parent, number, student, rest[-1], stage, tested, tuning)
+        yield "/".join(cell), Network(path, number, student, rest[-1], stage, tested, tuning)
+
+
+def _places(folder: Path) -> dict[Path, tuple[str, ...]]:
+    """The folder of every stage below a folder, with the names that lead to it."""
+    found = {path.parent: path.parent.relative_to(folder).parts for path in sorted(folder.rglob(RECORD))}
+    return {
+        path: place
+        for path, place in found.items()
+        if any(_SEED.fullmatch(part) for part in place[:-1])
+        and place[-1] != "evaluation"
+        and not any(ASIDE in part for part in place)
+    }
 
 
 def _order_of(network: Network, methods: Sequence[str]) -> tuple[str, int, str, int]:

@@ -144,10 +144,17 @@ def missing(data: ReportData, left_out: Sequence[str]) -> Section:
     if data.failures:
         rows = tuple((word(where), word(why)) for where, why in data.failures.items())
         blocks.append(Table("failures", "Failures", ("cell", "what went wrong"), rows))
+    if data.damaged:
+        blocks.append(Text(f"{damaged_text(data)} The same command trains them again.", "warn"))
     if data.unfinished:
         names = [network.folder.relative_to(data.root).as_posix() for network in data.unfinished]
         blocks.append(Text(f"Not finished or not tested: {', '.join(names)}. The same command goes on with them."))
     return Section("missing", "What is missing", blocks=blocks)
+
+
+def damaged_text(data: ReportData) -> str:
+    """Which trainings are left out because their record is damaged."""
+    return f"Left out, for their stage.json is damaged: {', '.join(data.damaged)}."
 
 
 def settings_text(settings: dict[str, Any]) -> str:

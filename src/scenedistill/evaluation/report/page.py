@@ -65,6 +65,8 @@ def write_report(
     if min(config.gradcam_images, config.map_images) < 0:
         raise UserError("--gradcam_images and --map_images are numbers of images: 0 or more.")
     found = collect(Path(folder))
+    if found.damaged:
+        say(overview.damaged_text(found))
     focus = choose(found, config)
     target = Path(out) if out is not None else found.folder / "report.html"
     if target.is_dir():
