@@ -38,7 +38,7 @@ from scenedistill.precision import compute_device, flush_denormals, resolve_prec
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 
-FOLDS, STORED = 5, 72
+FOLDS, STORED, BATCH = 5, 72, 64
 STUDENT = "table1_resnet"
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     precision = resolve_precision("auto", device)
     cache = build_cache(scan(given.data), STORED)
     whole = make_split(cache.index, 0.2, seed=0)
-    student = StudentConfig(method="plain", fit=StudentFitConfig(epochs=given.epochs))
+    student = StudentConfig(method="plain", fit=StudentFitConfig(epochs=given.epochs, batch_size=BATCH))
     rows, started = [], time.monotonic()
     for number in range(given.folds):
         fold = fold_of(whole, cache.index.labels, number)
@@ -132,7 +132,7 @@ def main() -> None:
         for form in given.forms:
             net = student_with(form, len(cache.index.classes), given.pixels)
             module = StudentTraining(net, student, {"ce": 1.0}, ViewConfig(), image_size=given.pixels, seed=0)
-            data = SceneDataModule(cache, training, batch_size=student.schedule.batch_size, seed=0)
+            data = SceneDataModule(cache, training, batch_size=BATCH, seed=0)
             with tempfile.TemporaryDirectory() as folder:
                 fit(module, data, Path(folder), MachineConfig(), title=form, console=Console(quiet=True))
             found = predict(net, part, image_size=given.pixels, device=device, precision=precision)

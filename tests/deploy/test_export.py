@@ -65,7 +65,7 @@ def test_every_file_is_there_checked_and_opens(exported: Path, student: Path) ->
         assert name == "model.int8.onnx" or own["from_files"]["equal"] == own["other_sizes"]["equal"] == 1.0
     assert "PyTorch fp32" in record["others"] and any(name.startswith("teacher") for name in record["others"])
 
-    models = [open_model(exported / name, device="cpu", precision="fp32") for name in sorted(files)]
+    models = [open_model(exported / name, device="cpu", precision="fp32", trust=True) for name in sorted(files)]
     assert len({model.card for model in models}) == 1
     small, exact = models[0].about, models[1].about
     assert all(dict(model.about) == dict(exact) for model in models[1:])

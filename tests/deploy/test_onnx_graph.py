@@ -126,7 +126,8 @@ def test_eight_bits(exported_nets: dict[str, Path], tiny_scenes: Path, tmp_path:
     exact, rounded = open_model(exported_nets["onnx"]), open_model(tmp_path / "int8.onnx")
     assert rounded.card == exact.card and rounded.about == exact.about
     one, other = (model.predict(images[1::2]).logits for model in (exact, rounded))
-    assert np.abs(one - other).max() < 0.1 * np.ptp(one) and np.abs(one - other).max() > 0
+    assert np.abs(one - other).mean() < 0.05 * np.ptp(one) and np.abs(one - other).max() < 0.15 * np.ptp(one)
+    assert np.abs(one - other).max() > 0
     assert (tmp_path / "int8.onnx").stat().st_size < 0.35 * exported_nets["onnx"].stat().st_size
 
 
