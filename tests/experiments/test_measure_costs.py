@@ -22,7 +22,7 @@ def test_every_network_of_a_run_is_measured(tiny_run: Path, tmp_path: Path) -> N
     results, said = tmp_path / "results" / "table3.json", io.StringIO()
     words = ["cost", str(tiny_run), "--beside", "[resnet10t]", "--batch_sizes", "[1, 2]", "--repeats", "2"]
     settings = build_parser().parse_args([*words, "--results", str(results)])
-    cost.command(settings["cost"], Console(file=said, width=300), "scenedistill cost run")
+    cost.command(settings["cost"], Console(file=said, width=1000), "scenedistill cost run")
     record = read_record(results, CostResult, CostRow)
     cpu = [row for row in record.rows if row.device == "cpu"]
     assert [row.batch_size for row in cpu] == [1, 2] * (len(cpu) // 2)

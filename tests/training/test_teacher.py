@@ -38,7 +38,7 @@ def step(config: TeacherConfig, batch: SceneBatch, views: ViewConfig) -> tuple[K
 
 def test_a_step_is_cross_entropy_plus_lambda_times_triplet(all_images: ScenePart, mild: ViewConfig) -> None:
     batch = all_images.fetch([0, 1, 16, 17, 32, 33, 48, 49])
-    module, loss = step(TeacherConfig(triplet_weight=0.7, margin=0.3), batch, mild)
+    module, loss = step(TeacherConfig(triplet_weight=0.7, margin=0.3, fit=FitConfig()), batch, mild)
     module.eval()  # in train mode the norms would have moved on
     torch.manual_seed(0)
     net = build_student("table1_printed", 4, image_size=32)
