@@ -487,29 +487,37 @@ def test_the_module_is_a_program(tmp_path: Path) -> None:
     assert "Did you mean check?" in ended.stderr and "Traceback" not in ended.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+def training_program(
+    command: str, scenes: Path, out: Path, options: tuple[str, ...], cache: Path
+) -> subprocess.Popen[str]:
+    """A command in a process of its own, in the second of its teacher's thousand epochs."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(SOURCE),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
-        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
+        "SCENEDISTILL_CACHE": str(cache),
     }
-    options = [*tiny_options, "--teacher.fit.epochs", "1000"]
+    words = [command, str(scenes), "--out", str(out), *options, "--teacher.fit.epochs", "1000"]
     program = subprocess.Popen(
-        [sys.executable, "-m", "scenedistill.cli", "run", str(tiny_scenes), "--out", str(tmp_path / "out"), *options],
+        [sys.executable, "-m", "scenedistill.cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
+    assert program.stdout
+    for line in program.stdout:
+        if "epoch 2/1000" in line:
+            break
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+    program = training_program("run", tiny_scenes, tmp_path / "out", tiny_options, tmp_path / "cache")
     try:
-        assert program.stdout
-        for line in program.stdout:
-            if "epoch 2/1000" in line:
-                break
         program.send_signal(signal.SIGINT)
         _, err = program.communicate(timeout=60)
     finally:
@@ -525,26 +533,8 @@ def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ..
 def test_a_second_ctrl_c_right_after_the_first_changes_nothing(
     gap: float, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SOURCE),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
-    }
-    options = [*tiny_options, "--teacher.fit.epochs", "1000"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "scenedistill.cli", "teacher", str(tiny_scenes), "--out", str(tmp_path / "o"), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    program = training_program("teacher", tiny_scenes, tmp_path / "o", tiny_options, tmp_path / "cache")
     try:
-        assert program.stdout
-        for line in program.stdout:
-            if "epoch 2/1000" in line:
-                break
         for _ in range(3):
             program.send_signal(signal.SIGINT)
             time.sleep(gap)
