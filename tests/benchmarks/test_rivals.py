@@ -72,13 +72,14 @@ def weights(module: torch.nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("tuned", [False, True], ids=["default", "tuned"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_loop_trains_the_student_and_not_the_teacher(rivals, settings, library: str, tuned: bool) -> None:
+    others = set(multiprocessing.active_children())  # such as the page's worker, which the tests of a process share
     rival = loop_of(rivals, library)(settings, switches(rivals, tuned))
     given, student, teacher = weights(settings.student), weights(rival.student), weights(rival.teacher)
     steps = rival.steps()
     counts = list(islice(steps, 4))  # over the end of an epoch
-    assert len(multiprocessing.active_children()) == 1
+    assert len(set(multiprocessing.active_children()) - others) == 1
     rival.close()
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
     assert next(steps, None) is None
     assert counts == ([24, 24, 16, 24] if (library, tuned) == ("torchdistill", False) else [24] * 4)
     assert all(not torch.equal(old, new) for old, new in zip(student, weights(rival.student), strict=True))
