@@ -64,7 +64,7 @@ bench: setup ## the speed benchmark with the loops of other packages: make bench
 
 tables: setup ## write the tables of README and docs anew from results/
 	@echo "==> tables"
-	@$(BIN)/python -m scenedistill.experiments.tables $(DOCUMENTS)
+	@$(BIN)/python benchmarks/tables.py $(DOCUMENTS)
 
 clean: ## remove caches and build products; runs, data and the virtual environment stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.* coverage.xml

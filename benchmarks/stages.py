@@ -21,12 +21,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from records.figures import Figure, Figures
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled
 from scenedistill.config import RunConfig
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.figures import Figure, Figures
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.run import run

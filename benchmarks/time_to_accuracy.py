@@ -26,6 +26,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from records.race import Race, RaceRow, race_table
 from rivals import KD_WEIGHT, RIVALS, LogitsOnly, LoopSettings
 from scenedistill.commands.parsing import repeatable
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
@@ -38,7 +39,6 @@ from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig
 from scenedistill.evaluation.cost import wait_for
 from scenedistill.evaluation.predict import predict
-from scenedistill.experiments.race import Race, RaceRow, race_table
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.memory import keep_memory

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from attention_forms import FORMS, fold_of, main, student_with
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits import make_split
 from scenedistill.experiments.results import read_result
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from attention_forms import FORMS, fold_of, main, student_with
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "none"])

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from records.use import read_use, use_table
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.use import read_use, use_table
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from records.race import Race, RaceRow
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import write_split
 from scenedistill.data.splits import make_split
-from scenedistill.experiments.race import Race, RaceRow
 from scenedistill.experiments.records import read_record
-from scenedistill.experiments.tables import table_of
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
+from tables import table_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "time_to_accuracy.py"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.experiments.use import read_use, use_table
+from records.use import read_use, use_table
 
 pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"

@@ -28,7 +28,7 @@ from scenedistill.experiments.speed import (
     draw_speed,
     speed_table,
 )
-from scenedistill.experiments.tables import fill
+from tables import fill
 
 TINY = BenchConfig(
     # of 64 images: they are taken more than once

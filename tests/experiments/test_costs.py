@@ -9,7 +9,7 @@ import pytest
 from scenedistill.evaluation.cost import Latency, NetworkCost
 from scenedistill.experiments.costs import CostResult, CostRow, cost_rows, costs_table
 from scenedistill.experiments.records import read_record, write_record
-from scenedistill.experiments.tables import fill
+from tables import fill
 
 
 def cost(size: int, *milliseconds: float) -> NetworkCost:

@@ -14,7 +14,7 @@ from scenedistill.errors import UserError
 from scenedistill.experiments.costs import CostResult, CostRow
 from scenedistill.experiments.measure_costs import measure_costs
 from scenedistill.experiments.records import read_record
-from scenedistill.experiments.tables import table_of
+from tables import table_of
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scenedistill.experiments.pairs import Gain, own_methods, paired_gain, pairs_lines, spread
+from scenedistill.experiments.result_table import cells
 from scenedistill.experiments.results import Result, Row
-from scenedistill.experiments.tables import cells
 
 
 def test_the_interval_is_that_of_students_t() -> None:

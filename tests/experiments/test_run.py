@@ -33,11 +33,11 @@ from scenedistill.evaluation.outputs import OUTPUTS, load_outputs
 from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.result_table import result_table
 from scenedistill.experiments.results import Result, read_result
 from scenedistill.experiments.stages import test as look
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import plain_student, train_students
-from scenedistill.experiments.tables import result_table
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.teacher import build_teacher
 from scenedistill.training.runs import Stage

@@ -1,6 +1,6 @@
 """A picture of where networks look: scenes side by side with each network's energy maps.
 
-python -m scenedistill.evaluation.attention_sheet IMAGE_FOLDER SHEET.png NAME=weights.safetensors [NAME=...]
+python benchmarks/attention_sheet.py IMAGE_FOLDER SHEET.png NAME=weights.safetensors [NAME=...]
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def look(net: SceneNet, image: np.ndarray) -> tuple[np.ndarray, int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw one scene of each class of a folder."""
-    parser = argparse.ArgumentParser(prog="python -m scenedistill.evaluation.attention_sheet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/attention_sheet.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="one sub-folder for each class")
     parser.add_argument("sheet", type=Path, help="PNG to write")
     parser.add_argument("networks", nargs="+", help="NAME=weights.safetensors")

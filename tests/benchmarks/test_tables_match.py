@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scenedistill.experiments.results import Result, Row, write_result
-from scenedistill.experiments.tables import END, fill, main, names_in, table_of
+from tables import END, fill, main, names_in, table_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
 MARKERS = [(path, name) for path in DOCUMENTS for name in names_in(path.read_text(encoding="utf-8"))]

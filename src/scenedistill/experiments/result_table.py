@@ -1,40 +1,16 @@
-"""The tables of README and docs, made out of result files.
-
-    python -m scenedistill.experiments.tables README.md docs/*.md [--check]
-
-replaces what stands between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`.
-"""
+"""The table of the trained networks of a run or a grid, in Markdown."""
 
 from __future__ import annotations
 
-import argparse
-import re
 import statistics
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from scenedistill.data.names import as_markdown
-from scenedistill.errors import UserError
-from scenedistill.experiments import costs, figures, race, speed, step_profile, use
 from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
-from scenedistill.experiments.records import kind_of, machine_text, read_record
-from scenedistill.experiments.results import Result, Row, read_result
+from scenedistill.experiments.records import machine_text
+from scenedistill.experiments.results import Result, Row
 
-START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
-END = "<!-- /table -->"
 NONE = "-"
-#: kind of a measurement -> the table of a file of that kind
-KINDS: dict[str, Callable[[Path], str]] = {
-    costs.KIND: lambda path: costs.costs_table(read_record(path, costs.CostResult, costs.CostRow)),
-    figures.KIND: lambda path: figures.figures_table(read_record(path, figures.Figures, figures.Figure)),
-    race.KIND: lambda path: race.race_table(read_record(path, race.Race, race.RaceRow)),
-    speed.KIND: lambda path: speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow)),
-    step_profile.KIND: lambda path: step_profile.profile_table(
-        read_record(path, step_profile.StepProfile, step_profile.StepShare)
-    ),
-    use.KIND: lambda path: use.use_table(use.read_use(path)),
-}
 
 
 def result_table(result: Result) -> str:
@@ -160,80 +136,3 @@ def facts(result: Result) -> str:
     machine = machine_text(result.hardware)
     text = f"{as_markdown(result.data)}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
     return f"{text} {result.notes}".strip()
-
-
-def fill(text: str, results: Path, where: str) -> str:
-    """The document with every table made anew; `where` names it in messages.
-
-    Raises UserError when a marker has no end, an end no start, or a result file is missing or not valid.
-    """
-    lines: list[str] = []
-    opened: tuple[int, str] | None = None
-    for number, line in enumerate(text.split("\n"), start=1):
-        start = START.match(line.strip())
-        if line.strip() != END and not start:
-            if opened is None:
-                lines.append(line)
-            continue
-        if start and opened:
-            raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end before line {number}; add {END}")
-        if start:
-            opened = (number, start["name"])
-            lines.append(line)
-        elif opened:
-            lines += ["", table_of(results / f"{opened[1]}.json"), "", line]
-            opened = None
-        else:
-            raise UserError(f"{where}, line {number}: {END} without a <!-- table:NAME --> before it")
-    if opened:
-        raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end; add a line {END}")
-    return "\n".join(lines)
-
-
-def table_of(path: Path) -> str:
-    """The table of a result file, of whichever kind it is."""
-    if table := KINDS.get(kind_of(path) or ""):
-        return table(path)
-    return result_table(read_result(path))
-
-
-def names_in(text: str) -> list[str]:
-    """The names of the tables a document asks for."""
-    return [start["name"] for line in text.split("\n") if (start := START.match(line.strip()))]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill the documents, or with --check only compare; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scenedistill.experiments.tables", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("documents", nargs="+", type=Path, metavar="DOCUMENT", help="Markdown file with table markers")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the result files")
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 when a table differs from its result"
-    )
-    given = parser.parse_args(arguments)
-    stale = []
-    try:
-        for document in given.documents:
-            if not document.is_file():
-                raise UserError(f"There is no file {document}; give Markdown files such as README.md.")
-            text = document.read_text(encoding="utf-8")
-            filled = fill(text, given.results, str(document)) if names_in(text) or END in text else text
-            if filled == text:
-                continue
-            if given.check:
-                stale.append(document)
-            else:
-                document.write_text(filled, encoding="utf-8", newline="\n")
-                print(f"{document}: tables written anew ({', '.join(names_in(text))})")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for document in stale:
-        print(f"{document}: a table differs from its result file; run this without --check", file=sys.stderr)
-    return 1 if stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

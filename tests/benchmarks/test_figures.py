@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from records.figures import Figure, Figures, figures_table
 from scenedistill.errors import UserError
-from scenedistill.experiments.figures import Figure, Figures, figures_table
 from scenedistill.experiments.records import read_record, write_record
-from scenedistill.experiments.tables import fill
+from tables import fill
 
 FIGURES = Figures(
     experiment="stages",

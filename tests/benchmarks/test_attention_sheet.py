@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from attention_sheet import look, main
 from scenedistill.errors import UserError
-from scenedistill.evaluation.attention_sheet import look, main
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 

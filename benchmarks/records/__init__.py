@@ -1,0 +1,1 @@
+"""Records of what only the benchmarks measure, each with its table."""

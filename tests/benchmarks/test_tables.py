@@ -1,0 +1,79 @@
+"""Documents are filled with the tables of result files, checked against them, and refused where markers do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scenedistill.errors import UserError
+from scenedistill.experiments.results import Result, Row, write_result
+from tables import END, fill, main
+
+DOCUMENT = f"# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->\nold\n{END}\n\nEnd"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    result = Result(
+        experiment="aid20",
+        command="scenedistill run AID",
+        date="2026-01-31",
+        hardware={},
+        versions={},
+        data="AID",
+        pixels=128,
+        train_ratio=0.2,
+        split_hash="a" * 16,
+        epochs=45,
+        wall_seconds=60.0,
+        rows=(Row("plain", "light", None, 0, oa=0.70), Row("plain", "light", None, 1, oa=0.72)),
+    )
+    write_result(result, tmp_path / "results" / "aid20.json")
+    return tmp_path / "results"
+
+
+def test_fill_replaces_only_what_lies_between(results: Path) -> None:
+    filled = fill(DOCUMENT, results, "README.md")
+    before, _, rest = filled.partition("\n\n| network")
+    assert before == "# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->"
+    assert rest.endswith(f"over seeds.\n\n{END}\n\nEnd")  # no newline at the end is added
+    assert "old" not in filled
+    assert fill(filled, results, "README.md") == filled
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:aid20 -->\n", "line 1: table:aid20 has no end"),
+        (f"x\n<!-- table:aid20 -->\n<!-- table:b -->\n{END}\n", "line 2: table:aid20 has no end before line 3"),
+        (f"x\n{END}\n", "line 2: .* without a"),
+        (f"<!-- table:none -->\n{END}\n", "no result file .*none.json"),
+    ],
+)
+def test_markers_that_do_not_fit(results: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fill(text, results, "README.md")
+
+
+def test_the_command_fills_then_agrees(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document, plain = tmp_path / "README.md", tmp_path / "other.md"
+    document.write_text(DOCUMENT, encoding="utf-8")
+    plain.write_text("nothing to fill", encoding="utf-8")
+    arguments = [str(document), str(plain), "--results", str(results)]
+    assert main([*arguments, "--check"]) == 1
+    assert "README.md: a table differs" in capsys.readouterr().err
+    assert document.read_text(encoding="utf-8") == DOCUMENT  # checking changes nothing
+    assert main(arguments) == 0
+    assert "tables written anew (aid20)" in capsys.readouterr().out
+    assert main([*arguments, "--check"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert plain.read_text(encoding="utf-8") == "nothing to fill"
+
+
+def test_the_command_tells_what_is_wrong(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent.md")]) == 1
+    assert "There is no file" in capsys.readouterr().err
+    (tmp_path / "a.md").write_text(f"{END}\n", encoding="utf-8")
+    assert main([str(tmp_path / "a.md"), "--results", str(results), "--check"]) == 1
+    assert "without a" in capsys.readouterr().err
