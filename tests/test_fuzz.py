@@ -275,8 +275,8 @@ def test_onnx_files(exported_onnx: bytes, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported_onnx() -> bytes:
     """A network as small as the runtime takes it, with the notes of ours."""
-    onnx = pytest.importorskip("onnx", reason="ONNX needs the extra `use`")
-    pytest.importorskip("onnxruntime", reason="ONNX needs the extra `use`")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[use]'")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")
     given = onnx.helper.make_tensor_value_info("images", 1, ["b", "h", "w", 3])
     names = ("probabilities", "embedding", "logits")
     wanted = [onnx.helper.make_tensor_value_info(name, 1, ["b", 1, 1, 3]) for name in names]
@@ -294,7 +294,7 @@ def exported_onnx() -> bytes:
 
 @pytest.mark.parametrize("kind", ["tiles", "strips", "vrt"])
 def test_rasters(kind: str, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="rasters need the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     from scenedistill.data.raster_read import describe, open_raster, read_pixels
 
     more = {"tiled": True, "blockxsize": 16, "blockysize": 16} if kind == "tiles" else {}

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
 
-pytest.importorskip("timm.task", reason="this timm has no distillation tasks: pip install timm>=1.0.31")
-pytest.importorskip("torchdistill", reason="torchdistill is not installed: pip install scenedistill[bench]")
+pytest.importorskip("timm.task", reason="needs timm with distillation tasks: pip install -e '.[bench]'")
+pytest.importorskip("torchdistill", reason="needs torchdistill: pip install -e '.[bench]'")
 
 # torchvision means to give its decoders away; until then they are what its users have
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")

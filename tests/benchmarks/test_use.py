@@ -12,7 +12,7 @@ import pytest
 
 from records.use import read_use, use_table
 
-pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"
 
 

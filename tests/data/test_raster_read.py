@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
 import rasterio
 import rasterio.shutil
 from rasterio.enums import ColorInterp

@@ -20,13 +20,13 @@ from PIL import Image
 from scenedistill.data.images import read_image
 from scenedistill.errors import UserError
 
-rasterio = pytest.importorskip("rasterio", reason="rasters need the extra `use`")
+rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 
-from rasterio.shutil import copy as copy_raster  # noqa: E402
-from rasterio.vrt import WarpedVRT  # noqa: E402
+from rasterio.shutil import copy as copy_raster
+from rasterio.vrt import WarpedVRT
 
-from scenedistill.data.raster_read import describe, open_raster, read_pixels  # noqa: E402
-from scenedistill.data.raster_sources import safe_drivers  # noqa: E402
+from scenedistill.data.raster_read import describe, open_raster, read_pixels
+from scenedistill.data.raster_sources import safe_drivers
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 GREY = (np.add.outer(np.arange(40) * 3, np.arange(48) * 2) % 256).astype(np.uint8)

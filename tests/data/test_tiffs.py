@@ -163,7 +163,7 @@ def test_overviews_and_masks_take_no_part_in_the_limit(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("compression", ["LERC", "LERC_ZSTD", "ZSTD", "LZMA", "LZW", "WEBP", "DEFLATE"])
 def test_every_compression_gives_the_same_image(tmp_path: Path, compression: str, kind: type) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="GDAL reads what the others cannot: needs the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     if compression == "WEBP" and kind is not np.uint8:
         pytest.skip("WebP has 8 bits")
     made = {"width": 48, "height": 40, "count": 3, "dtype": kind, "photometric": "RGB", "interleave": "pixel"}
@@ -180,7 +180,7 @@ def test_every_compression_gives_the_same_image(tmp_path: Path, compression: str
 def test_a_compression_that_nothing_here_reads_says_what_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="writes the files: needs the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     made = {"driver": "GTiff", "width": 48, "height": 40, "count": 1, "dtype": kind}
     with rasterio.open(tmp_path / "a.tif", "w", **made, compress="LERC") as file:
         file.write(DOWN.astype(kind), 1)

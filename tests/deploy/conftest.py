@@ -75,8 +75,8 @@ def wait_until() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.AbstractContextManager[Page]]:
     """A function of limits that serves a page while it is entered: in this process, on a free port."""
-    uvicorn = pytest.importorskip("uvicorn", reason="the page needs the extra `use`")
-    pytest.importorskip("starlette", reason="the page needs the extra `use`")
+    uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install -e '.[use]'")
+    pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
     from scenedistill.deploy import serve
     from scenedistill.deploy.serve_limits import ServeLimits
 
@@ -116,7 +116,7 @@ def exported_nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     Images are stored at 40 pixels and seen at 32.
     """
-    pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
+    pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
     from scenedistill.deploy.onnx_graph import build_graph
     from scenedistill.deploy.program import write_program
 

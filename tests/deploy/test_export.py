@@ -22,7 +22,7 @@ from scenedistill.deploy.export_folder import PART, claim
 from scenedistill.deploy.model import OnnxSceneModel, open_model
 from scenedistill.errors import UserError
 
-pytest.importorskip("onnxscript", reason="ONNX needs the extra `use`")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
 QUICK = ExportConfig(formats=["safetensors"], images=8, repeats=0)
 
 

@@ -104,7 +104,7 @@ def test_folders_files_and_patterns_give_each_image_once_in_order(tmp_path: Path
 
 
 def test_a_file_with_a_georeference_is_a_raster_where_it_is_named_itself(tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     place = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
     shape = {"driver": "GTiff", "width": 40, "height": 40, "count": 3, "dtype": "uint8"}
     with rasterio.open(tmp_path / "map.tif", "w", crs="EPSG:32632", transform=place, **shape) as raster:

@@ -16,7 +16,7 @@ from scenedistill.deploy.inputs import find_inputs
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
 
-rasterio = pytest.importorskip("rasterio", reason="maps need the extra `use`")
+rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 
 PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
 WORLD_FILE = "10\n0\n0\n-10\n500005\n4999995\n"

@@ -18,8 +18,8 @@ from scenedistill.deploy.quantise import quantise
 from scenedistill.models.files import NetCard
 from scenedistill.models.student import build_student
 
-onnx = pytest.importorskip("onnx", reason="ONNX needs the extra `use`")
-ort = pytest.importorskip("onnxruntime", reason="ONNX needs the extra `use`")
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[use]'")
+ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")
 
 OWN_FOLDERS = re.compile(rb"site-packages|scenedistill/|, line \d|/(?:home|root|work|tmp|Users)/\w")
 

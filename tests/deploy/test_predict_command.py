@@ -41,8 +41,8 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 def test_images_and_rasters_go_their_ways(network: Path, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    pytest.importorskip("pyogrio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+    pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     rng = np.random.default_rng(0)
     for place, name in enumerate(("one/map.tif", "two/map.tif")):
         (tmp_path / name).parent.mkdir()
@@ -94,8 +94,8 @@ def test_negative_values_need_no_equals_sign(given: list[str], joined: list[str]
 @pytest.fixture
 def odd_raster(tmp_path: Path) -> Path:
     """float32 in 0 to 0.4 as 4 x 4 flat squares with some noise, a fifth of it at -9999 and no word of that."""
-    rasterio = pytest.importorskip("rasterio")
-    pytest.importorskip("pyogrio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+    pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0, 0.4, (3, 4, 4)).repeat(40, axis=1).repeat(40, axis=2)
     pixels = (pixels + rng.normal(0, 0.01, pixels.shape)).clip(0, 0.4).astype(np.float32)
@@ -134,8 +134,8 @@ def test_a_constant_far_from_the_rest_is_told_of_and_the_remedy_works(
 
 
 def test_a_raster_without_data_is_told_of_and_is_no_success(network: Path, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    pytest.importorskip("pyogrio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+    pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     place = {"crs": "EPSG:32632", "transform": rasterio.transform.from_origin(500_000, 5_000_000, 1, 1), "nodata": 0}
     shape = {"driver": "GTiff", "width": 96, "height": 64, "count": 3}
     for kind, said_of_it in (("uint8", "all of the windows hold too little data"), ("uint16", "holds no data at all")):
@@ -152,8 +152,8 @@ def test_a_raster_without_data_is_told_of_and_is_no_success(network: Path, tmp_p
 
 
 def test_names_are_printed_as_they_are_whatever_is_in_them(network: Path, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    pytest.importorskip("pyogrio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+    pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     folder = tmp_path / "weird [bold] x[v2] #1"
     folder.mkdir()
     Image.new("RGB", (50, 50)).save(folder / "[red]a.png")
@@ -185,8 +185,8 @@ def test_names_that_are_no_utf_8_pass_through_the_whole_program(network: Path, t
     code, said, _ = program(odd / "a.png", odd / "bad.jpg", "--out", odd / "out")
     assert code == 0 and "1 image predicted" in said and r"M\xfcller/bad.jpg: not a JPEG" in said
     assert r"M\udcfcller/out" in said
-    rasterio = pytest.importorskip("rasterio")
-    pytest.importorskip("pyogrio")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+    pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     place = {"crs": "EPSG:32632", "transform": rasterio.transform.from_origin(500_000, 5_000_000, 1, 1)}
     with rasterio.open(tmp_path / "map.tif", "w", "GTiff", 64, 64, 3, dtype="uint8", **place) as file:
         file.write(np.full((3, 64, 64), 9, np.uint8))

@@ -15,7 +15,7 @@ import pytest
 from scenedistill.deploy.push import check_name, push
 from scenedistill.errors import UserError
 
-pytest.importorskip("huggingface_hub", reason="uploading needs the extra `use`")
+pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install -e '.[use]'")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio.raw
 import pytest
+
+pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
+import pyogrio.raw
 import rasterio
 import rasterio.shutil
 

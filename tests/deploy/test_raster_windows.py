@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
 from rasterio import Affine
 from rasterio.crs import CRS
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 from rich.console import Console
+
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
+import rasterio
 
 from scenedistill.commands import predict
 from scenedistill.data.decoding import usable_cores

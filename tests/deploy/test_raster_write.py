@@ -8,14 +8,18 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-import pyogrio
-import pyogrio.raw
 import pytest
-import rasterio
-import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
+import pyogrio
+import pyogrio.raw
+import rasterio
+import rasterio.shutil
 from rasterio import Affine
 from rasterio.crs import CRS
 

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio.raw
 import pytest
+import torch
+from rich.console import Console
+
+pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+
+import pyogrio.raw
 import rasterio
 import rasterio.shutil
-import torch
 from rasterio import Affine
 from rasterio.windows import Window
-from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.deploy.model import SceneModel, open_model
@@ -492,7 +496,7 @@ def test_times_are_shares_of_the_whole(tmp_path: Path) -> None:
     assert times.writing >= 0.01 and times.reading == 0
 
 
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="gdalinfo is not installed")
+@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="needs gdalinfo: install GDAL's programs (gdal-bin)")
 def test_gdalinfo_and_ogrinfo_read_the_maps(tmp_path: Path) -> None:
     raster = write(tmp_path / "a.tif", mosaic(3, 4, 30)[1])
     result = map_raster(Colours(), raster, tmp_path, RasterConfig(window=30))

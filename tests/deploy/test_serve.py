@@ -37,7 +37,7 @@ from scenedistill.deploy.serve_limits import SECURITY_HEADERS, Guard, Refused, S
 from scenedistill.deploy.source import find_model
 from scenedistill.errors import UserError
 
-pytest.importorskip("starlette", reason="the page needs the extra `use`")
+pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
 
 from scenedistill.deploy.serve import serve, worker_setup
 from scenedistill.deploy.serve_work import Worker, Workers
@@ -148,8 +148,8 @@ def test_deep_and_odd_images_are_taken(page: Any) -> None:
 def test_a_network_without_gradients_says_why_it_shows_no_grad_cam(
     page_networks: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    onnx = pytest.importorskip("onnx", reason="needs the extra `use`")
-    pytest.importorskip("onnxruntime", reason="needs the extra `use`")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[use]'")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")
     from scenedistill.deploy.onnx_graph import build_graph
     from scenedistill.models.files import load_net
 
@@ -615,7 +615,7 @@ def test_limits_must_make_sense(wrong: dict[str, Any]) -> None:
 
 
 def geotiff(path: Path, pixels: np.ndarray) -> bytes:
-    rasterio = pytest.importorskip("rasterio", reason="maps need the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     height, width, bands = pixels.shape
     place = rasterio.transform.from_origin(500_000, 5_400_000, 2, 2)
     with rasterio.open(
@@ -697,7 +697,7 @@ def test_a_disguised_vrt_is_not_opened_as_a_map(page: Any, tmp_path: Path) -> No
 
 
 def test_holes_stay_holes(page: Any, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="maps need the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     pixels = noise(96, 192) | 1
     pixels[:, 96:] = 0
     geotiff(tmp_path / "a.tif", pixels)

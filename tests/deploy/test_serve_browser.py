@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
@@ -22,7 +22,7 @@ FLAGS = (
     *("--disable-component-update", "--disable-sync"),
 )
 PATIENCE = 120_000  # milliseconds; a machine may have much else to do
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install Chromium or Google Chrome")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def contrast(tab: Any, selector: str) -> float:
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A GeoTIFF of 4 x 3 windows."""
-    rasterio = pytest.importorskip("rasterio", reason="maps need the extra `use`")
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     path = tmp_path_factory.mktemp("town") / "town.tif"
     tiles = np.random.default_rng(0).integers(0, 256, (3, 3, 4), dtype=np.uint8)
     pixels = np.kron(tiles, np.ones((1, 96, 96), np.uint8))

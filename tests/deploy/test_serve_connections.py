@@ -17,7 +17,7 @@ from scenedistill.deploy import serve_limits
 from scenedistill.deploy.serve_connections import bounded_protocol
 from scenedistill.deploy.serve_limits import Refused, ServeLimits, limited
 
-uvicorn = pytest.importorskip("uvicorn", reason="the page needs the extra `use`")
+uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install -e '.[use]'")
 
 HEAD = b"GET /about HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -28,7 +28,7 @@ from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.deploy.serve_work import Worker
 from scenedistill.errors import UserError
 
-rasterio = pytest.importorskip("rasterio", reason="maps need the extra `use`")
+rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PLACE = rasterio.Affine(2, 0, 500_000, 0, -2, 5_400_000)

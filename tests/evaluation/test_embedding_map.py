@@ -27,7 +27,7 @@ def clusters(each: int = 20, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_heaps_stay_apart_and_the_map_is_the_same_every_time() -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     embeddings, labels = clusters()
     found = embedding_map(embeddings)
     assert found.shape == (60, 2)
@@ -42,14 +42,14 @@ def test_heaps_stay_apart_and_the_map_is_the_same_every_time() -> None:
 
 
 def test_few_images_and_narrow_embeddings_have_a_map() -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     for shape in ((5, 3), (9, 1)):
         assert np.isfinite(embedding_map(np.random.default_rng(0).normal(size=shape))).all()
     assert np.isfinite(embedding_map(np.repeat(np.eye(4), 5, axis=0))).all(), "many alike"
 
 
 def test_what_has_no_map() -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     with pytest.raises(UserError, match="5 images or more, and there are 4"):
         embedding_map(np.zeros((4, 3)))
     with pytest.raises(UserError, match="All images have the same embedding"):

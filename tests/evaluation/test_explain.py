@@ -20,7 +20,7 @@ from scenedistill.evaluation.explain_sheet import ON_A_PAGE, draw_explained
 from scenedistill.evaluation.gradcam import agreement, class_activation
 from scenedistill.models.files import load_net
 
-pytest.importorskip("pytorch_grad_cam")
+pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 
 
 @pytest.fixture(scope="module")

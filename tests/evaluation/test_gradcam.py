@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+pytest.importorskip("cv2", reason="needs grad-cam's OpenCV: pip install -e '.[report]'")
+
+import cv2
 
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
@@ -21,7 +24,7 @@ from scenedistill.models.attention import AttendedStage, NoAttention
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 
-pytest.importorskip("pytorch_grad_cam", reason="Grad-CAM is an extra: pip install 'scenedistill[report]'")
+pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def config(tiny_scenes: Path, tmp_path: Path) -> GridConfig:
 
 @pytest.mark.slow
 def test_a_worker_dies_and_its_cell_goes_on_elsewhere(config: GridConfig, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
     out = tmp_path / "out"
     folder = out / "scenes-50" / "seed0" / STUDENT
     killed: list[int] = []
@@ -87,7 +87,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_a_cell_larger_than_the_cluster_is_refused() -> None:
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     try:
         with pytest.raises(

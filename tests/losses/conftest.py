@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -63,3 +64,12 @@ def statistics(teacher_dims: FeatureDims) -> TeacherStatistics:
         tuple(torch.randn(width, generator=draw) for width in teacher_dims.stages),
         tuple(torch.rand(width, generator=draw) + 0.5 for width in teacher_dims.stages),
     )
+
+
+@pytest.fixture
+def mid_level() -> ModuleType:
+    """The losses of torchdistill, to compare ours with."""
+    module: ModuleType = pytest.importorskip(
+        "torchdistill.losses.mid_level", reason="needs torchdistill: pip install -e '.[compare]'"
+    )
+    return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -130,8 +131,7 @@ def test_attention_transfer_by_hand() -> None:
     assert loss(of_energies([4.0, 3.0]), of_energies([2.0, 4.0, 3.0, 5.0]), LABELS[:1]).item() == pytest.approx(0.04)
 
 
-def test_attention_transfer_as_torchdistill_has_it() -> None:
-    module = pytest.importorskip("torchdistill.losses.mid_level")
+def test_attention_transfer_as_torchdistill_has_it(mid_level: ModuleType) -> None:
     ours, theirs = random_maps((2, 5), (4, 2), seed=0), random_maps((3, 7), (4, 2), seed=1)
     paths = [{"path": str(i), "io": "output"} for i in range(2)]
     pairs = {f"pair{i}": {"student": paths[i], "teacher": paths[i]} for i in range(2)}
@@ -140,11 +140,11 @@ def test_attention_transfer_as_torchdistill_has_it() -> None:
         return {str(i): {"output": feature} for i, feature in enumerate(maps)}
 
     loss = AttentionTransfer(FeatureDims(3, 1, (2, 5)), FeatureDims(3, 1, (3, 7)))
-    expected = module.ATLoss(pairs, mode="code")(modules(ours), modules(theirs))
+    expected = mid_level.ATLoss(pairs, mode="code")(modules(ours), modules(theirs))
     torch.testing.assert_close(loss(of_maps(ours), of_maps(theirs), LABELS), expected)
     # equation 2 of the paper has the distance itself; of one image and one stage of 16 positions:
     one, other = [ours[0][:1]], [theirs[0][:1]]
-    distance = module.ATLoss({"pair0": pairs["pair0"]}, mode="paper")(modules(one), modules(other))
+    distance = mid_level.ATLoss({"pair0": pairs["pair0"]}, mode="paper")(modules(one), modules(other))
     torch.testing.assert_close(16 * loss(of_maps(one), of_maps(other), LABELS[:1]), distance**2)
 
 
@@ -181,11 +181,9 @@ def test_simple_recipe_by_hand() -> None:
 
 
 def test_simple_recipe_as_torchdistill_has_it(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    theirs = pytest.importorskip("torchdistill.losses.mid_level").SRDLoss(
-        *("feature", "output") * 2, *("logits", "output") * 2, exponent=4.0
-    )
+    theirs = mid_level.SRDLoss(*("feature", "output") * 2, *("logits", "output") * 2, exponent=4.0)
     torch.manual_seed(0)
     loss = SimpleRecipe(student_dims, teacher_dims).double()
     student, teacher = output(student_dims), output(teacher_dims, seed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -77,9 +78,9 @@ def test_soft_logits_by_hand() -> None:
 
 
 def test_soft_logits_as_torchdistill_has_them(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    theirs = pytest.importorskip("torchdistill.losses.mid_level").KDLoss(**PATHS, temperature=3.0, alpha=0.0)
+    theirs = mid_level.KDLoss(**PATHS, temperature=3.0, alpha=0.0)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     found = SoftLogits(student_dims, teacher_dims, temperature=3.0)(student, teacher, LABELS)
     # with alpha 0, theirs leaves out the factor T^2
@@ -161,9 +162,9 @@ def test_stronger_teacher_by_hand() -> None:
 
 
 def test_stronger_teacher_as_torchdistill_has_it(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    theirs = pytest.importorskip("torchdistill.losses.mid_level").DISTLoss(**PATHS, beta=0.7, gamma=0.4, tau=3.0)
+    theirs = mid_level.DISTLoss(**PATHS, beta=0.7, gamma=0.4, tau=3.0)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     loss = StrongerTeacher(student_dims, teacher_dims, temperature=3.0, inter=0.7, intra=0.4)
     expected = theirs(of_module(student.logits), of_module(teacher.logits))
@@ -207,12 +208,11 @@ def test_standardised_logits_by_hand() -> None:
 
 
 def test_standardised_logits_as_torchdistill_has_them(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    module = pytest.importorskip("torchdistill.losses.mid_level")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     found = StandardisedLogits(student_dims, teacher_dims, temperature=2.0)(student, teacher, LABELS)
     # theirs divides the deviation by K - 1, which is this one at another temperature, and leaves out T^2
-    theirs = module.LogitStdKDLoss(**PATHS, temperature=2.0 * math.sqrt(2 / 3), alpha=0.0, eps=0.0)
+    theirs = mid_level.LogitStdKDLoss(**PATHS, temperature=2.0 * math.sqrt(2 / 3), alpha=0.0, eps=0.0)
     expected = 4 * theirs(of_module(student.logits), of_module(teacher.logits), LABELS)
     torch.testing.assert_close(found, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -84,8 +85,9 @@ def test_similarity_as_torchdistill_has_it(
     output: MakeOutput,
     student_dims: FeatureDims,
     teacher_dims: FeatureDims,
+    mid_level: ModuleType,
 ) -> None:
-    theirs = pytest.importorskip("torchdistill.losses.mid_level").SPKDLoss("net", "net", "batchmean")
+    theirs = mid_level.SPKDLoss("net", "net", "batchmean")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     # theirs divides each row by the sum of its absolute values, where the paper takes its length
     rows = [theirs.matmul_and_normalize(features(net)) for net in (student, teacher)]
@@ -133,10 +135,9 @@ def test_correlation_of_a_high_order_is_the_gaussian(
 
 
 def test_correlation_as_torchdistill_has_it(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    module = pytest.importorskip("torchdistill.losses.mid_level")
-    theirs = module.CCKDLoss("net", "net", {"type": "gaussian", "gamma": 0.4, "max_p": 2}, "batchmean")
+    theirs = mid_level.CCKDLoss("net", "net", {"type": "gaussian", "gamma": 0.4, "max_p": 2}, "batchmean")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     normal = [of_module(nn.functional.normalize(net.embedding, dim=1)) for net in (student, teacher)]
     # theirs leaves the length of the features to the caller, and divides the distance, not its square, by B^2
@@ -162,13 +163,12 @@ def test_relational_knowledge_by_hand() -> None:
 
 
 def test_relational_knowledge_as_torchdistill_has_it(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
-    module = pytest.importorskip("torchdistill.losses.mid_level")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     found = RelationalKnowledge(student_dims, teacher_dims, distance=0.7, angle=0.4)(student, teacher, LABELS)
     # theirs also counts each of the five images' distance to itself, which is zero
-    theirs = module.RKDLoss("net", "net", 0.7 * 5 / 4, 0.4, "mean")
+    theirs = mid_level.RKDLoss("net", "net", 0.7 * 5 / 4, 0.4, "mean")
     expected = theirs(of_module(student.embedding), of_module(teacher.embedding))
     torch.testing.assert_close(found, expected)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 
 
-def test_as_torchdistill_has_it(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
-    wrapper = pytest.importorskip("torchdistill.models.wrapper")
-    module = pytest.importorskip("torchdistill.losses.mid_level")
+def test_as_torchdistill_has_it(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
+) -> None:
+    wrapper = import_module("torchdistill.models.wrapper")
     torch.manual_seed(0)
     loss = KnowledgeReview(student_dims, teacher_dims, middle=3).double()
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -33,7 +36,7 @@ def test_as_torchdistill_has_it(output: MakeOutput, student_dims: FeatureDims, t
             {names[name.split(".")[0]] + name[name.index(".") :]: value for name, value in fusion.state_dict().items()}
         )
         guided, coarser = other(ours[level], coarser, ours[level].shape[2])
-        compare = module.HierarchicalContextLoss("net", "output", "net", "output")
+        compare = mid_level.HierarchicalContextLoss("net", "output", "net", "output")
         expected = expected + compare({"net": {"output": (guided, coarser)}}, {"net": {"output": theirs[level]}})
     torch.testing.assert_close(loss(student, teacher, LABELS), expected)
     assert loss.needs_features and not loss.needs_attention and not loss.relational

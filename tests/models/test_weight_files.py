@@ -20,7 +20,9 @@ from scenedistill.models.weights import load_weights
 def test_lite_weights_give_the_outputs_of_their_own_network_to_the_last_bit(
     size: int, tensors: int, pixels: int
 ) -> None:
-    published = pytest.importorskip("efficientnet_lite_pytorch", reason="the network of the package, in [dev]")
+    published = pytest.importorskip(
+        "efficientnet_lite_pytorch", reason="needs efficientnet-lite-pytorch: pip install -e '.[compare]'"
+    )
     name = f"tf_efficientnet_lite{size}"
     file = local_file("lite", name)
     assert file is not None

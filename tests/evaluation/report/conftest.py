@@ -113,8 +113,8 @@ def grid_folder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def page(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the run, with everything. Read only."""
-    pytest.importorskip("pytorch_grad_cam")
-    pytest.importorskip("sklearn")
+    pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     return write_report(made.run, tmp_path_factory.mktemp("page") / "run.html", data=made.manifest, config=CLOSELY)
 
 

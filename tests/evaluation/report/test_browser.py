@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 120_000  # milliseconds; a machine may have much else to do
 LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install Chromium or Google Chrome")
 
 #: Smallest contrast of a text with what is behind it, and which text that is (WCAG 2.2, relative luminance).
 CONTRAST = """() => {

@@ -17,8 +17,8 @@ from scenedistill.evaluation.report.focus import choose
 from scenedistill.evaluation.report.looks import DRAWN, Lookers
 from scenedistill.models.files import load_net, save_net
 
-pytest.importorskip("pytorch_grad_cam")
-pytest.importorskip("sklearn")
+pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
+pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
 
 
 @pytest.fixture(scope="module")

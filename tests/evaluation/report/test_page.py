@@ -251,8 +251,8 @@ def test_tests_that_do_not_fit_each_other_leave_the_pictures_out(copied: Path, m
 
 
 def test_the_figures_for_a_paper_are_those_of_the_page(made: Any, tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_grad_cam")
-    pytest.importorskip("sklearn")
+    pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     out, folder = tmp_path / "page.html", tmp_path / "deep" / "figures"
     write_report(made.run, out, data=made.manifest, figures=folder, ending="svg", config=CLOSELY)
     names = {path.stem for path in folder.iterdir()}
