@@ -24,7 +24,7 @@ DOCUMENTS := $(wildcard README.md docs/*.md)
 KEPT = --results results/speed.json --picture docs/pictures/speed.png
 TRIED = --results runs/speed.json --picture runs/speed.png
 
-.PHONY: help setup quickstart test lint bench tables clean
+.PHONY: help setup quickstart test lint bench docs tables clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -62,10 +62,17 @@ bench: setup ## the speed benchmark with the loops of other packages: make bench
 	@echo "==> speed (an hour or more on two cores; BENCH_ARGS takes the options of scenedistill bench)"
 	@$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)" $(KEPT),$(TRIED)) $(BENCH_ARGS)
 
+docs: setup ## the documentation as a site in site/, with API pages; a broken link is an error
+	@echo "==> installing what builds the site"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[docs]'
+	@echo "==> mkdocs"
+	@$(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 tables: setup ## write the tables of README and docs anew from results/
 	@echo "==> tables"
 	@$(BIN)/python benchmarks/tables.py $(DOCUMENTS)
 
 clean: ## remove caches and build products; runs, data and the virtual environment stay
-	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.* coverage.xml
+	@rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.* coverage.xml
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
