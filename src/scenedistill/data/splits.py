@@ -52,6 +52,19 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
 
     Raises:
         UserError: a ratio out of range, or a class with too few images (named).
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from scenedistill.data.scenes import SceneIndex
+        >>> from scenedistill.data.splits import make_split
+        >>> paths = tuple(f"{name}/{number}.png" for name in ("forest", "river") for number in range(5))
+        >>> index = SceneIndex(Path("tiles"), paths, np.repeat([0, 1], 5), ("forest", "river"))
+        >>> split = make_split(index, train_ratio=0.4, seed=0)
+        >>> split.train, split.test
+        (array([1, 4, 6, 7]), array([0, 2, 3, 5, 8, 9]))
+        >>> make_split(index, train_ratio=0.2, seed=0).train
+        array([4, 6])
     """
     if not 0 < train_ratio < 1:
         raise UserError(f"The train ratio is {train_ratio}; expected a fraction between 0 and 1, such as 0.2 for 20 %.")
@@ -87,7 +100,14 @@ def assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, see
 
 
 def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
-    """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order."""
+    """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order.
+
+    Examples:
+        >>> from scenedistill.data.splits import split_hash
+        >>> members = [("forest/1.png", "forest", "train"), ("river/1.png", "river", "test")]
+        >>> split_hash(members) == split_hash(reversed(members))
+        True
+    """
     lines = sorted("\0".join((nfc(path), nfc(name), part)) for path, name, part in members)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

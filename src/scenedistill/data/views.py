@@ -50,6 +50,17 @@ def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: i
 
     Returns:
         float32 `[B, bands, size, size]` in 0..1, channels-last in memory.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.data.views import ViewConfig, training_view
+        >>> images, ids = torch.randint(256, (2, 48, 48, 3), dtype=torch.uint8), torch.tensor([5, 7])
+        >>> view = training_view(images, ids, seed=0, epoch=3, size=32, config=ViewConfig())
+        >>> view.shape, view.dtype
+        (torch.Size([2, 3, 32, 32]), torch.float32)
+        >>> alone = training_view(images[1:], ids[1:], seed=0, epoch=3, size=32, config=ViewConfig())
+        >>> torch.allclose(view[1:], alone)
+        True
     """
     draw = uniform(seed, epoch, ids, 14)  # [B, 14] in [0, 1)
     theta = _crop(draw[:, 0:4], config)
@@ -64,17 +75,40 @@ def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: i
 
 
 def view_number(epoch: int, views: int) -> int:
-    """Number of the view that an epoch uses, of so many that the epochs cycle through; 0 for a fresh one every time."""
+    """Number of the view that an epoch uses, of so many that the epochs cycle through; 0 for a fresh one every time.
+
+    Examples:
+        >>> from scenedistill.data.views import view_number
+        >>> [view_number(epoch, views=2) for epoch in range(5)]
+        [0, 1, 0, 1, 0]
+        >>> [view_number(epoch, views=0) for epoch in range(5)]
+        [0, 1, 2, 3, 4]
+    """
     return epoch % views if views else epoch
 
 
 def evaluation_view(images: Tensor, *, size: int) -> Tensor:
-    """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1."""
+    """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.data.views import evaluation_view
+        >>> view = evaluation_view(torch.full((2, 48, 48, 3), 51, dtype=torch.uint8), size=32)
+        >>> view.shape, round(view.mean().item(), 3)
+        (torch.Size([2, 3, 32, 32]), 0.2)
+    """
     return resized(images.permute(0, 3, 1, 2).float() / 255, size)
 
 
 def resized(view: Tensor, size: int) -> Tensor:
-    """Views of another size, float32 `[B, bands, H, W]` to `[B, bands, size, size]`, with antialiasing."""
+    """Views of another size, float32 `[B, bands, H, W]` to `[B, bands, size, size]`, with antialiasing.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.data.views import resized
+        >>> resized(torch.rand(2, 3, 64, 64), 32).shape
+        torch.Size([2, 3, 32, 32])
+    """
     if view.shape[-2:] != (size, size):
         view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return view.contiguous(memory_format=torch.channels_last)
@@ -85,6 +119,13 @@ def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
 
     A counter-based generator: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over (seed, epoch, id, column),
     in 64-bit integers that wrap, of which the top 24 bits make the float exactly.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.data.views import uniform
+        >>> uniform(seed=0, epoch=0, ids=torch.tensor([5, 7]), count=3)
+        tensor([[0.4691, 0.1935, 0.3130],
+                [0.7297, 0.2350, 0.9247]])
     """
     # seed and epoch are mixed on the host: a constant that is sent to a GPU makes the host wait for it
     key = int(_mix(_mix(torch.tensor(_wrapped(seed))) + epoch))

@@ -56,6 +56,13 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BI
 
     Raises:
         ValueError: no images, shapes that do not fit, or values that are no probabilities.
+
+    Examples:
+        >>> import numpy as np
+        >>> from scenedistill.evaluation.calibration import calibration
+        >>> probabilities = np.array([[0.9, 0.1], [0.9, 0.1]])
+        >>> round(calibration(probabilities, np.array([0, 1])).ece, 3)
+        0.4
     """
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels) or bins < 1:
         raise ValueError(

@@ -66,7 +66,15 @@ class Disagreement(NamedTuple):
 
 
 def row_percent(confusion: np.ndarray) -> np.ndarray:
-    """Percent of each true class in each predicted one, float64 `[K, K]`; NaN in the row of a class without images."""
+    """Percent of each true class in each predicted one, float64 `[K, K]`; NaN in the row of a class without images.
+
+    Examples:
+        >>> import numpy as np
+        >>> from scenedistill.evaluation.differences import row_percent
+        >>> row_percent(np.array([[3, 1], [0, 2]]))
+        array([[ 75.,  25.],
+               [  0., 100.]])
+    """
     totals = confusion.sum(1, keepdims=True)
     shares: np.ndarray = np.where(totals > 0, 100 * confusion / np.maximum(totals, 1), np.nan)
     return shares
@@ -81,6 +89,13 @@ def confusion_difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 `[K, K]` in -100..100; NaN in the row of a class that one of them has no images of.
+
+    Examples:
+        >>> import numpy as np
+        >>> from scenedistill.evaluation.differences import confusion_difference
+        >>> confusion_difference(np.array([[3, 1], [0, 2]]), np.array([[4, 0], [1, 1]]))
+        array([[ 25., -25.],
+               [ 50., -50.]])
     """
     _check_pair(before, after)
     difference: np.ndarray = row_percent(after) - row_percent(before)
@@ -94,6 +109,13 @@ def class_gains(before: np.ndarray, after: np.ndarray, classes: Sequence[str]) -
         before: counts, int `[K, K]`, rows the true class.
         after: counts of the same classes.
         classes: the K names.
+
+    Examples:
+        >>> import numpy as np
+        >>> from scenedistill.evaluation.differences import class_gains
+        >>> gains = class_gains(np.array([[3, 1], [0, 2]]), np.array([[4, 0], [1, 1]]), ["forest", "river"])
+        >>> [(gain.name, float(gain.points)) for gain in gains]
+        [('forest', 25.0), ('river', -50.0)]
     """
     _check_pair(before, after)
     if len(classes) != len(before):

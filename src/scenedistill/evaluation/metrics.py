@@ -55,6 +55,15 @@ def scene_metrics(
     classes: the C class names, in the order of the integers.
 
     Raises UserError when there are no images, ValueError when lengths, types or ranges do not fit.
+
+    Examples:
+        >>> from scenedistill.evaluation.metrics import scene_metrics
+        >>> found = scene_metrics([0, 0, 1, 1], [0, 1, 1, 1], classes=["forest", "river"])
+        >>> found.oa, round(found.aa, 3), found.kappa
+        (0.75, 0.833, 0.5)
+        >>> found.confusion
+        array([[1, 0],
+               [1, 2]])
     """
     predicted, true = class_numbers(predictions, "predictions", classes), class_numbers(labels, "labels", classes)
     if predicted.shape != true.shape:

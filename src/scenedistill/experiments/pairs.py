@@ -40,6 +40,12 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
 
     A pair shares the split, and the teacher where both ask one, so that what these do to both falls out of the
     difference.
+
+    Examples:
+        >>> from scenedistill.experiments.pairs import paired_gain
+        >>> gain = paired_gain({0: 80.0, 1: 82.0, 2: 81.0}, {0: 78.0, 1: 79.0, 2: 78.0})
+        >>> gain.text
+        '+2.67 [+1.23, +4.10]'
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:

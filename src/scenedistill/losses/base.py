@@ -76,7 +76,19 @@ class DistillationLoss(nn.Module):
 
 
 class CrossEntropy(DistillationLoss):
-    """Cross-entropy of the student's logits with the labels: the classification term of the paper's equation (15)."""
+    """Cross-entropy of the student's logits with the labels: the classification term of the paper's equation (15).
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.base import CrossEntropy
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2), attention=())
+        >>> teacher = SceneOutput(torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 2), attention=())
+        >>> loss = CrossEntropy(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([2]))
+        tensor(0.4076)
+    """
 
     needs_teacher = False
     needs_labels = True

@@ -27,6 +27,21 @@ class DualAttentionLoss(DistillationLoss):
         energy: weight of the energy maps.
         channel: weight of the channel descriptors.
         gates: weight of the spatial gates.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.dual_attention import DualAttentionLoss
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+        >>> def output(dims: FeatureDims) -> SceneOutput:
+        ...     width = dims.stages[0]
+        ...     channel, spatial = torch.rand(2, width), torch.rand(2, 1, 4, 4)
+        ...     energy, descriptor = torch.rand(2, 4, 4), torch.rand(2, width)
+        ...     stage = StageAttention(channel, spatial, energy, descriptor)
+        ...     return SceneOutput(torch.rand(2, 3), torch.rand(2, dims.embedding), attention=(stage,))
+        >>> narrow, wide = FeatureDims(3, 4, stages=(4,)), FeatureDims(3, 8, stages=(8,))
+        >>> loss = DualAttentionLoss(narrow, wide)
+        >>> loss(output(narrow), output(wide), labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     needs_attention = True
@@ -79,13 +94,32 @@ def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean over the batch of the squared distance of L2-normalised maps, `[B, H, W]` each: a number in 0..4.
 
     A map of another size is averaged down to the smaller of the two first.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.dual_attention import map_distance
+        >>> left, right = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
+        >>> map_distance(left, 3 * left)
+        tensor(0.)
+        >>> map_distance(left, right)
+        tensor(2.)
     """
     ours, theirs = _same_size(ours, theirs)
     return (F.normalize(ours.flatten(1), dim=1) - F.normalize(theirs.flatten(1), dim=1)).square().sum(1).mean()
 
 
 def gate_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared distance of gates `[B, H, W]`, each standardised over its own map; a flat map counts as zeros."""
+    """Mean squared distance of gates `[B, H, W]`, each standardised over its own map; a flat map counts as zeros.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.dual_attention import gate_distance
+        >>> gates = torch.tensor([[[0.4, 0.6]]])
+        >>> gate_distance(gates, gates)
+        tensor(0.)
+        >>> gate_distance(gates, 1 - gates)
+        tensor(3.9996)
+    """
     ours, theirs = _same_size(ours, theirs)
     return (_standardised(ours) - _standardised(theirs)).square().mean()
 

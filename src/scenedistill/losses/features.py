@@ -34,6 +34,19 @@ class Hint(DistillationLoss):
 
     Raises:
         ValueError: the stage is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.features import Hint
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> narrow, wide = FeatureDims(3, 4, stages=(2, 4)), FeatureDims(3, 8, stages=(4, 8))
+        >>> maps = torch.rand(2, 2, 8, 8), torch.rand(2, 4, 4, 4)
+        >>> student = SceneOutput(torch.rand(2, 3), torch.rand(2, 4), attention=(), features=maps)
+        >>> maps = torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)
+        >>> teacher = SceneOutput(torch.rand(2, 3), torch.rand(2, 8), attention=(), features=maps)
+        >>> loss = Hint(narrow, wide)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     needs_features = True
@@ -61,6 +74,21 @@ class PooledHint(Hint):
 
     Looks at less than the other: it misses where in the image the two networks differ. What it needs of the teacher is
     kept.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.features import PooledHint
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+        >>> def output(dims: FeatureDims) -> SceneOutput:
+        ...     width = dims.stages[0]
+        ...     channel, spatial = torch.rand(2, width), torch.rand(2, 1, 4, 4)
+        ...     energy, descriptor = torch.rand(2, 4, 4), torch.rand(2, width)
+        ...     stage = StageAttention(channel, spatial, energy, descriptor)
+        ...     return SceneOutput(torch.rand(2, 3), torch.rand(2, dims.embedding), attention=(stage,))
+        >>> narrow, wide = FeatureDims(3, 4, stages=(4,)), FeatureDims(3, 8, stages=(8,))
+        >>> loss = PooledHint(narrow, wide)
+        >>> loss(output(narrow), output(wide), labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     needs_features = False
@@ -82,6 +110,21 @@ class AttentionTransfer(DistillationLoss):
     Args:
         student: widths of the student.
         teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.features import AttentionTransfer
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
+        >>> def output(dims: FeatureDims) -> SceneOutput:
+        ...     width = dims.stages[0]
+        ...     channel, spatial = torch.rand(2, width), torch.rand(2, 1, 4, 4)
+        ...     energy, descriptor = torch.rand(2, 4, 4), torch.rand(2, width)
+        ...     stage = StageAttention(channel, spatial, energy, descriptor)
+        ...     return SceneOutput(torch.rand(2, 3), torch.rand(2, dims.embedding), attention=(stage,))
+        >>> narrow, wide = FeatureDims(3, 4, stages=(4,)), FeatureDims(3, 8, stages=(8,))
+        >>> loss = AttentionTransfer(narrow, wide)
+        >>> loss(output(narrow), output(wide), labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     needs_attention = True
@@ -114,6 +157,17 @@ class SimpleRecipe(DistillationLoss):
         features: weight of the features.
         logits: weight of the class scores.
         power: > 1; the higher, the more the largest differences count.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.features import SimpleRecipe
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = SimpleRecipe(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2])).shape
+        torch.Size([])
     """
 
     relational = True

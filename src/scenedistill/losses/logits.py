@@ -20,6 +20,17 @@ class SoftLogits(DistillationLoss):
         student: widths of the student.
         teacher: widths of the teacher.
         temperature: T, > 0.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.logits import SoftLogits
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2), attention=())
+        >>> teacher = SceneOutput(torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 2), attention=())
+        >>> loss = SoftLogits(dims, dims, temperature=1.0)
+        >>> loss(student, teacher, labels=torch.tensor([0]))
+        tensor(1.1504)
     """
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 4.0) -> None:
@@ -51,6 +62,17 @@ class Decoupled(DistillationLoss):
         temperature: T, > 0.
         target: alpha, weight of TCKD.
         rest: beta, weight of NCKD.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.logits import Decoupled
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2), attention=())
+        >>> teacher = SceneOutput(torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 2), attention=())
+        >>> loss = Decoupled(dims, dims, temperature=1.0, rest=1.0)
+        >>> loss(student, teacher, labels=torch.tensor([0]))
+        tensor(1.4578)
     """
 
     needs_labels = True
@@ -94,6 +116,17 @@ class StrongerTeacher(DistillationLoss):
         temperature: T, > 0.
         inter: beta, weight of the correlation over classes.
         intra: gamma, weight of the correlation over images.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.logits import StrongerTeacher
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2), attention=())
+        >>> teacher = SceneOutput(torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 2), attention=())
+        >>> loss = StrongerTeacher(dims, dims, temperature=1.0, intra=0.0)
+        >>> loss(student, teacher, labels=torch.tensor([0]))
+        tensor(1.8671)
     """
 
     relational = True
@@ -134,6 +167,17 @@ class StandardisedLogits(DistillationLoss):
         student: widths of the student.
         teacher: widths of the teacher.
         temperature: T, the base temperature, > 0.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.logits import StandardisedLogits
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2), attention=())
+        >>> teacher = SceneOutput(torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 2), attention=())
+        >>> loss = StandardisedLogits(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0]))
+        tensor(1.8844)
     """
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 2.0) -> None:
@@ -149,7 +193,15 @@ class StandardisedLogits(DistillationLoss):
 
 
 def correlation(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Pearson's correlation `[N]` of the rows of two `[N, M]`, -1..1; nearly flat rows are pulled to 0."""
+    """Pearson's correlation `[N]` of the rows of two `[N, M]`, -1..1; nearly flat rows are pulled to 0.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.logits import correlation
+        >>> rows = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+        >>> correlation(rows, torch.tensor([[2.0, 4.0, 6.0], [3.0, 2.0, 1.0]])).round(decimals=3)
+        tensor([ 1., -1.])
+    """
     return (_direction(ours) * _direction(theirs)).sum(1)
 
 

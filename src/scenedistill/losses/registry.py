@@ -89,6 +89,13 @@ def build_losses(
     Raises:
         UserError: nobody knows a name or an option, an option is out of its range, or options are given for a loss
             that is not wanted.
+
+    Examples:
+        >>> from scenedistill.losses.registry import build_losses
+        >>> from scenedistill.models.output import FeatureDims
+        >>> student, teacher = FeatureDims(3, 16, stages=(8, 16)), FeatureDims(3, 64, stages=(32, 64))
+        >>> list(build_losses({"ce": 1.0, "ss": 1.0}, student, teacher, options={"ss": {"temperature": 0.2}}))
+        ['ce', 'ss']
     """
     _check_names(names)
     unused = [name for name in options or {} if name not in names]
@@ -111,6 +118,11 @@ def resolve_weights(method: str, changes: Mapping[str, float]) -> dict[str, floa
 
     Raises:
         UserError: nobody knows the method or a loss, or a weight is negative or no number.
+
+    Examples:
+        >>> from scenedistill.losses.registry import resolve_weights
+        >>> resolve_weights("dkd", {"ss": 2.0, "da": 0.0})
+        {'ce': 1.0, 'ss': 2.0}
     """
     if method not in METHODS:
         raise UserError(f"No method is called '{method}'. There are: {', '.join(METHODS)}.")

@@ -22,6 +22,19 @@ class SimilarityPreserving(DistillationLoss):
     Traps: the matrix is `B x B` and its entries shrink as `1 / sqrt(B)`, so the 3000 goes with batches of about 64.
     Features behind a ReLU are never negative: all similarities are near each other, and differences small. The
     teacher's maps are too large to be kept, so it is asked in every step, about fresh views; `sp_pooled` does without.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import SimilarityPreserving
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> narrow, wide = FeatureDims(3, 4, stages=(2, 4)), FeatureDims(3, 8, stages=(4, 8))
+        >>> maps = torch.rand(2, 2, 8, 8), torch.rand(2, 4, 4, 4)
+        >>> student = SceneOutput(torch.rand(2, 3), torch.rand(2, 4), attention=(), features=maps)
+        >>> maps = torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)
+        >>> teacher = SceneOutput(torch.rand(2, 3), torch.rand(2, 8), attention=(), features=maps)
+        >>> loss = SimilarityPreserving(narrow, wide)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     relational = True
@@ -37,7 +50,19 @@ class SimilarityPreserving(DistillationLoss):
 
 
 class PooledSimilarity(SimilarityPreserving):
-    """The same of the pooled last features, without their positions: what it needs of the teacher is kept."""
+    """The same of the pooled last features, without their positions: what it needs of the teacher is kept.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import PooledSimilarity
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = PooledSimilarity(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2]))
+        tensor(0.2744)
+    """
 
     needs_features = False
 
@@ -64,6 +89,17 @@ class CorrelationCongruence(DistillationLoss):
         teacher: widths of the teacher.
         gamma: > 0, the inverse squared width of the Gaussian.
         order: P, the highest power of the series, >= 1.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import CorrelationCongruence
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = CorrelationCongruence(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2]))
+        tensor(0.1035)
     """
 
     relational = True
@@ -101,6 +137,17 @@ class RelationalKnowledge(DistillationLoss):
         teacher: widths of the teacher.
         distance: weight of the distances.
         angle: weight of the angles.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import RelationalKnowledge
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = RelationalKnowledge(dims, dims, distance=1.0, angle=2.0)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2]))
+        tensor(0.3174)
     """
 
     relational = True
@@ -141,6 +188,17 @@ class ContrastiveRepresentation(DistillationLoss):
         teacher: widths of the teacher.
         temperature: tau, > 0.
         width: of the common space, >= 1.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import ContrastiveRepresentation
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = ContrastiveRepresentation(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2])).shape
+        torch.Size([])
     """
 
     relational = True

@@ -36,6 +36,19 @@ class KnowledgeReview(DistillationLoss):
 
     Raises:
         ValueError: middle is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.review import KnowledgeReview
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> narrow, wide = FeatureDims(3, 4, stages=(2, 4)), FeatureDims(3, 8, stages=(4, 8))
+        >>> maps = torch.rand(2, 2, 8, 8), torch.rand(2, 4, 4, 4)
+        >>> student = SceneOutput(torch.rand(2, 3), torch.rand(2, 4), attention=(), features=maps)
+        >>> maps = torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)
+        >>> teacher = SceneOutput(torch.rand(2, 3), torch.rand(2, 8), attention=(), features=maps)
+        >>> loss = KnowledgeReview(narrow, wide)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1])).shape
+        torch.Size([])
     """
 
     needs_features = True
@@ -112,6 +125,12 @@ def context_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
     Returns:
         A scalar: the weighted mean, weights 1, 1/2, 1/4, ... as far as the sizes go.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.review import context_distance
+        >>> context_distance(torch.zeros(1, 2, 8, 8), torch.full((1, 2, 8, 8), 2.0))
+        tensor(4.)
     """
     total, weight, weights = F.mse_loss(ours, theirs), 1.0, 1.0
     for side in GRIDS:

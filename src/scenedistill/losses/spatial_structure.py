@@ -38,6 +38,17 @@ class SpatialStructureLoss(DistillationLoss):
         angle: weight of the angles.
         temperature: tau, > 0.
         bank: 1 takes the points b_j from the training set; 0, or statistics that hold no embeddings, from the batch.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.spatial_structure import SpatialStructureLoss
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = SpatialStructureLoss(dims, dims, cosine=0.0, relation=0.0, distance=1.0)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2]))
+        tensor(0.1127)
     """
 
     relational = True
@@ -121,6 +132,16 @@ def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tenso
         own: position of each image's own point among these, int64 `[B]`; M or more where it is not among them. With
             None no point is left out.
         temperature: tau, > 0.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.spatial_structure import relation_divergence
+        >>> points = torch.eye(3)
+        >>> own = torch.arange(3)
+        >>> relation_divergence(points, points, points, own, temperature=0.1)
+        tensor(0.)
+        >>> relation_divergence(points.flip(0), points, points, own, temperature=0.1)
+        tensor(2.8713)
     """
     if len(points) < 3:  # one point beside the own says nothing
         return ours.sum() * 0
@@ -133,7 +154,17 @@ def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tenso
 
 
 def distance_structure(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Huber loss of all pairwise distances of `[B, D_s]` and `[B, D_t]`, each set divided by its mean distance."""
+    """Huber loss of all pairwise distances of `[B, D_s]` and `[B, D_t]`, each set divided by its mean distance.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.spatial_structure import distance_structure
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> distance_structure(points, 10 * points)
+        tensor(0.)
+        >>> distance_structure(points, torch.tensor([[0.0], [1.0], [2.0]]))
+        tensor(0.0833)
+    """
     if len(ours) < 2:
         return ours.sum() * 0
     return F.smooth_l1_loss(_distances(ours), _distances(theirs))
@@ -143,6 +174,16 @@ def angle_structure(ours: Tensor, theirs: Tensor) -> Tensor:
     """Huber loss of the cosines of the angles at a between i and k, of `[B, D_s]` and `[B, D_t]`.
 
     The mean is over all `B^3` triples, those that name an image twice counting zero, as in the authors' code.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.spatial_structure import angle_structure
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> turned = points @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        >>> angle_structure(points, turned)
+        tensor(0.)
+        >>> angle_structure(points, torch.tensor([[0.0], [1.0], [2.0]]))
+        tensor(0.1200)
     """
     if len(ours) < 3:
         return ours.sum() * 0

@@ -26,6 +26,15 @@ def triplet_loss(embedding: Tensor, labels: Tensor, *, margin: float = 0.3, mini
         labels: int64 `[B]`.
         margin: between the two distances of unit vectors, 0..2.
         mining: which triplets.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.triplet import triplet_loss
+        >>> embedding = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> triplet_loss(embedding, torch.tensor([0, 0, 1, 1]))
+        tensor(0.)
+        >>> triplet_loss(embedding, torch.tensor([0, 1, 0, 1]))
+        tensor(1.7142)
     """
     with torch.autocast(embedding.device.type, enabled=False):
         exact = embedding if embedding.dtype == torch.float64 else embedding.float()

@@ -35,6 +35,13 @@ class SceneOutput(NamedTuple):
         attention: one entry a stage, from the finest (stride 4) to the coarsest (stride 32).
         features: the whole feature map of each stage, `[B, C_s, H_s, W_s]`, finest first; empty unless asked for.
         rows: position of each image among the training images, as one int64 `[B]`; empty where it is not known.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.models.output import SceneOutput
+        >>> output = SceneOutput(logits=torch.zeros(2, 3), embedding=torch.zeros(2, 4), attention=())
+        >>> output.map(torch.Tensor.double).logits.dtype
+        torch.float64
     """
 
     logits: Tensor
