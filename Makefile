@@ -4,6 +4,7 @@
 #   PYTHON=python3.12     the interpreter that makes the environment (3.11 or newer)
 #   VENV=path             where the environment lies (default .venv)
 #   PIP_ARGS="..."        further arguments for pip install, such as an index with CPU-only builds of torch
+#   EXTRAS=use,test,lint  the extras installed (default dev, which is all that tests use); tests of the rest are skipped
 #   DATA=path             class folders that make bench measures on (default: generated scenes)
 #   BENCH_ARGS="..."      options of make bench, such as "--pixels '[64]' --repeats 3"
 #   PYTEST_ARGS="..."     further arguments for pytest, such as "-m 'not slow'"
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+EXTRAS ?= dev
 PYTEST_ARGS ?=
 DATA ?=
 BENCH_ARGS ?= --batch_size '[64, 32, 16]' --also_compiled true
@@ -37,7 +39,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "scenedistill needs Python 3.11 or newer: remove $(VENV), then make setup PYTHON=python3.12"; exit 1; }
 	@echo "==> installing scenedistill and its tools into $(VENV) (several minutes the first time: torch is large)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 quickstart: setup ## teacher, plain and distilled student on generated scenes, in under five minutes

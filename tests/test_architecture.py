@@ -72,6 +72,22 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
         assert ast.get_docstring(ast.parse(source)), f"{module_name(path)} has no docstring"
 
 
+def test_every_module_is_imported_by_a_command_or_a_package() -> None:
+    """What only measures, or fills our own documents, stands in benchmarks/ and is not shipped."""
+    imported = {
+        module_name(path): imports(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+        for path in MODULES
+    }
+    waiting = ["scenedistill.cli", *(module_name(path) for path in MODULES if path.name == "__init__.py")]
+    reached: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        if module in imported and module not in reached:
+            reached.add(module)
+            waiting += imported[module]
+    assert not set(imported) - reached
+
+
 def test_no_file_holds_a_path_of_one_machine() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -19,6 +19,8 @@ from scenedistill.data.scenes import scan
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "mosaic.py"
 
 

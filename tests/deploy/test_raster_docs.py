@@ -14,6 +14,8 @@ from scenedistill.data.demo_scenes import SCENES
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 
+pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
+pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rasters.md"
 
 

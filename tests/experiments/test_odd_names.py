@@ -45,6 +45,7 @@ def test_a_network_knows_its_classes_in_either_form(
 def test_a_run_goes_on_where_the_names_were_decomposed_meanwhile(
     commands: Any, tiny_run: Path, decomposed: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
+    pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
     shutil.copytree(tiny_run, tmp_path / "run")
     ended = commands("run", decomposed, *tiny_options, "--out", tmp_path / "run")
     assert ended.code == 0 and ended.out.count("done before with the same settings") == 3, ended.out
