@@ -27,7 +27,6 @@ import torch
 from rich.console import Console
 
 from records.use import keep_section
-from scenedistill.data.decoding import usable_cores
 from scenedistill.data.images import read_scene
 from scenedistill.deploy.export import CPU, NAMES, export
 from scenedistill.deploy.export_config import ExportConfig
@@ -37,6 +36,7 @@ from scenedistill.deploy.run_images import RunImages, run_images
 from scenedistill.deploy.source import find_training
 from scenedistill.evaluation.cost import stored_bytes
 from scenedistill.experiments.results import hardware, versions
+from scenedistill.machine import usable_cores
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.teacher import build_teacher
 from scenedistill.precision import resolve_precision

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.text import markdown_table
 
 KIND = "figures"
 
@@ -30,10 +31,11 @@ class Figures(Measurement):
 
 def figures_table(figures: Figures) -> str:
     """A Markdown table with a line of facts below it."""
-    lines = ["| what | images | seconds | images/s | peak memory (MiB) |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = []
     for row in figures.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds >= 1 else f"{row.seconds:.2f}"
         speed = f"{row.images / row.seconds:,.0f}"
-        lines.append(f"| {row.what} | {row.images:,} | {seconds} | {speed} | {row.peak_memory_mib:,} |")
+        lines.append([row.what, f"{row.images:,}", seconds, speed, f"{row.peak_memory_mib:,}"])
+    table = markdown_table(["what", "images", "seconds", "images/s", "peak memory (MiB)"], lines, words=(0,))
     text = f"{figures.data}; {machine_text(figures.hardware)}; {figures.date}. {figures.notes}".strip()
-    return "\n".join(lines) + f"\n\n{text}"
+    return f"{table}\n\n{text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.text import NONE, markdown_table
 
 KIND = "race"
 
@@ -37,19 +38,15 @@ class Race(Measurement):
 
 def race_table(race: Race) -> str:
     """A Markdown table with a line of facts below it."""
-    target = f"{race.target_oa:.0%}"
-    lines = [
-        f"| loop | settings | seconds to {target} OA | epochs to it | seconds for {race.epochs} epochs | OA then |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    times = [f"seconds to {race.target_oa:.0%} OA", "epochs to it", f"seconds for {race.epochs} epochs"]
+    lines = []
     for row in race.rows:
-        reached = "-" if row.seconds_to_target is None else f"{row.seconds_to_target:,.0f}"
-        epochs = "-" if row.epochs_to_target is None else row.epochs_to_target
-        settings = row.settings.replace("|", "\\|")
-        lines.append(f"| {row.loop} | {settings} | {reached} | {epochs} | {row.seconds:,.0f} | {row.final_oa:.1%} |")
-    text = "\n".join(lines)
+        reached = NONE if row.seconds_to_target is None else f"{row.seconds_to_target:,.0f}"
+        epochs = NONE if row.epochs_to_target is None else row.epochs_to_target
+        lines.append([row.loop, row.settings, reached, epochs, f"{row.seconds:,.0f}", f"{row.final_oa:.1%}"])
+    table = markdown_table(["loop", "settings", *times, "OA then"], lines)
     return (
-        f"{text}\n\n{race.data}; teacher {race.teacher}, student {race.student}, {race.pixels} pixels, batches of "
+        f"{table}\n\n{race.data}; teacher {race.teacher}, student {race.student}, {race.pixels} pixels, batches of "
         f"{race.batch_size}. Starting, decoding, compiling and filling the store are counted; finding a rival's best "
         f"settings and testing are not. {machine_text(race.hardware)}; {race.date}."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.text import markdown_table
 
 KIND = "step_profile"
 #: Kind of operation to what its name in the profiler holds; the first one that fits counts, the rest are `REST`.
@@ -44,13 +45,10 @@ def kind_of_operation(name: str) -> str:
 def profile_table(profile: StepProfile) -> str:
     """A Markdown table, a line for each student and size, with a line of facts below it."""
     kinds = [*KINDS, REST]
-    lines = ["| student | pixels | batch | " + " | ".join(f"{kind} (%)" for kind in kinds) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(kinds) + 2))
     steps: dict[tuple[str, int, int], dict[str, float]] = {}
     for row in profile.rows:
         steps.setdefault((row.student, row.pixels, row.batch_size), {})[row.kind] = row.share
-    for (student, pixels, batch), shares in steps.items():
-        cells = " | ".join(f"{100 * shares.get(kind, 0.0):.0f}" for kind in kinds)
-        lines.append(f"| {student} | {pixels} | {batch} | {cells} |")
+    head = ["student", "pixels", "batch", *(f"{kind} (%)" for kind in kinds)]
+    lines = [[*step, *(f"{100 * shares.get(kind, 0.0):.0f}" for kind in kinds)] for step, shares in steps.items()]
     facts = f"{profile.data}; one step forward, back and updated, in {profile.precision}, eager"
-    return "\n".join(lines) + f"\n\n{facts}; {machine_text(profile.hardware)}; {profile.date}."
+    return f"{markdown_table(head, lines, words=(0,))}\n\n{facts}; {machine_text(profile.hardware)}; {profile.date}."

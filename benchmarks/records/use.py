@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.records import machine_text
+from scenedistill.text import markdown_table
 
 KIND = "use"
 
@@ -63,12 +64,12 @@ def _sections(sections: Mapping[str, Any]) -> str:
 def _latency(section: Mapping[str, Any]) -> str:
     rows = section["rows"]
     batches = list(rows[0]["milliseconds"])
-    table = [["network", "form", "MB", "OA (%)", *(f"ms per image, batch {batch}" for batch in batches)]]
+    head = ["network", "form", "MB", "OA (%)", *(f"ms per image, batch {batch}" for batch in batches)]
+    table, targets = [], []
     for row in rows:
         oa = "-" if row["oa"] is None else f"{100 * row['oa']:.2f}"
         times = [_times(row["milliseconds"][batch]) for batch in batches]
         table.append([row["network"], row["form"], f"{row['bytes'] / 1e6:.1f}", oa, *times])
-    targets = [["network", "what", "found", "target", "met"]]
     for target in section["targets"]:
         points = target["what"].startswith("OA")  # a share of the images
         found, wanted = (
@@ -76,17 +77,19 @@ def _latency(section: Mapping[str, Any]) -> str:
             for value in (target["found"], target["target"])
         )
         targets.append([target["network"], target["what"], found, wanted, _yes(target["met"])])
-    return f"{_markdown(table, 2)}\n\n{_markdown(targets, 2)}"
+    met = markdown_table(["network", "what", "found", "target", "met"], targets)
+    return f"{markdown_table(head, table)}\n\n{met}"
 
 
 def _predict(section: Mapping[str, Any]) -> str:
     speeds = ["images/s from files", "of the runtime alone", "of reading alone"]
-    table = [["network", "form", *speeds, "share of the runtime's", "target", "met", "of reading, then runtime"]]
+    head = ["network", "form", *speeds, "share of the runtime's", "target", "met", "of reading, then runtime"]
+    table = []
     for row in section["rows"]:
         found = [_speed(row[f"{name}_images_per_second"]) for name in ("predict", "runtime", "reading")]
         shares = [f"{100 * row[name]:.1f} %" for name in ("of_runtime", "target", "of_reading_then_runtime")]
         table.append([row["network"], row["form"], *found, *shares[:2], _yes(row["met"]), shares[2]])
-    return _markdown(table, 2)
+    return markdown_table(head, table)
 
 
 def _mosaic(section: Mapping[str, Any]) -> str:
@@ -105,7 +108,7 @@ def _mosaic(section: Mapping[str, Any]) -> str:
         ["class read back equals that of the image alone", f"{100 * agree:.2f} % of {images}"],
         ["largest difference of a probability", f"{section['largest_difference']:.1e}"],
     ]
-    return _markdown([["mosaic", "measured"], *lines], 2)
+    return markdown_table(["mosaic", "measured"], lines)
 
 
 def _facts(section: Mapping[str, Any]) -> str:
@@ -131,13 +134,6 @@ def _speed(found: Mapping[str, float]) -> str:
 
 def _yes(met: bool | None) -> str:
     return {True: "yes", False: "no", None: "-"}[met]
-
-
-def _markdown(lines: Sequence[Sequence[str]], words: int) -> str:
-    """The first line is the head; columns after the first few words are figures."""
-    head, *body = lines
-    rule = ["---"] * words + ["---:"] * (len(head) - words)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
 
 
 _TABLES = {"latency": _latency, "predict": _predict, "mosaic": _mosaic}

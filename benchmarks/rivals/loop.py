@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
@@ -16,6 +15,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
+from scenedistill.machine import usable_cores
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import autocast
 
@@ -26,11 +26,6 @@ KD_WEIGHT = 1.0
 #: The views of every loop: random-resized crop, both flips, colour jitter; pixel values in 0..1.
 CROP_SCALE = (0.25, 1.0)
 JITTER = 0.3
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class LoopSettings:
     teacher: nn.Module
     student: nn.Module
     device: torch.device
-    workers: int = cores()
+    workers: int = usable_cores()
     lr: float = 0.05
     weight_decay: float = 1e-4
 

@@ -110,7 +110,14 @@ def without_checksum(content: Any, path: Path) -> Any:
 def content_checksum(content: Any) -> str:
     """16 hex digits over plain JSON values, whatever the order of their names and the file's layout."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return short_hash(text)
+
+
+def short_hash(content: str | bytes | memoryview) -> str:
+    """16 hex digits over a text or bytes."""
+    if isinstance(content, str):
+        content = content.encode(errors="surrogatepass")
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from scenedistill.disk import write_text
+from scenedistill.disk import short_hash, write_text
 from scenedistill.errors import Damaged, UserError
 
 #: Values in a file, each alias counted as often as it stands for something: a few lines of them can stand for billions.
@@ -22,7 +21,7 @@ _CHECKSUM = re.compile(r"\A# checksum ([0-9a-f]{16})[^\n]*\n")
 def write_yaml(path: Path, text: str) -> None:
     """Write YAML, whole or not at all, and its checksum in a comment, which `read_yaml` compares where asked to."""
     note = "by which a report sees that nobody has changed this file"
-    write_text(path, f"# checksum {_checksum(text)}, {note}\n{text}")
+    write_text(path, f"# checksum {short_hash(text)}, {note}\n{text}")
 
 
 def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())[:300]}") from problem
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings; expected `name: value` lines.")
-    if unchanged and (found := _CHECKSUM.search(text)) and found[1] != _checksum(text[found.end() :]):
+    if unchanged and (found := _CHECKSUM.search(text)) and found[1] != short_hash(text[found.end() :]):
         raise Damaged(f"{path} is damaged or was changed since the run wrote it.")
     return values
 
@@ -89,7 +88,3 @@ def _count(top: yaml.Node | None) -> int:
         return counts[id(node)]
 
     return of(top) if top else 0
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

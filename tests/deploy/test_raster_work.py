@@ -18,11 +18,11 @@ pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'"
 import rasterio
 
 from scenedistill.commands import predict
-from scenedistill.data.decoding import usable_cores
 from scenedistill.deploy.model import open_model
 from scenedistill.deploy.raster_work import _how
 from scenedistill.deploy.rasters import RasterConfig, map_raster
 from scenedistill.errors import UserError
+from scenedistill.machine import usable_cores
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -45,7 +45,6 @@ from scenedistill.experiments.grid_config import (
 from scenedistill.experiments.grid_engine import Ended, Order, one_line, share
 from scenedistill.experiments.grid_results import finish
 from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
-from scenedistill.experiments.grid_time import duration
 from scenedistill.experiments.results import read_result
 from scenedistill.experiments.run import run
 from scenedistill.experiments.teaching import taught
@@ -835,11 +834,6 @@ def test_the_last_epoch_is_read_from_the_end_of_a_log(tmp_path: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write("  n plain  epoch 2/30  ce 1.0\n  n plain  epoch 3/30  ce 0.9\n")
     assert epochs_of(log, start) == (3, 30)
-
-
-def test_times_are_told_as_people_do() -> None:
-    found = [duration(seconds) for seconds in (None, 3, 600, 3660 * 3, 86400 * 3)]
-    assert found == ["?", "3 s", "10 min", "3 h 03 min", "3.0 days"]
 
 
 def test_the_grid_file_of_the_docs_is_one(tmp_path: Path) -> None:

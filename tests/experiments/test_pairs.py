@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scenedistill.experiments.pairs import Gain, own_methods, paired_gain, pairs_lines, spread
+from scenedistill.experiments.pairs import Gain, own_methods, paired_gain, pairs_lines
 from scenedistill.experiments.result_table import cells
 from scenedistill.experiments.results import Result, Row
 
@@ -67,7 +67,3 @@ def test_our_methods_are_set_against_every_other_one() -> None:
     assert "dkd_plus minus it (points)" not in head  # nobody trained it
     assert own_methods(["plain", "dkd"], "plain") == []  # the gain says it already
     assert own_methods(["plain", "dkd_plus", "dkd"], "plain") == ["dkd", "dkd_plus"]
-
-
-def test_a_spread_of_nothing_is_a_dash() -> None:
-    assert (spread([]), spread([1.0]), spread([1.0, 3.0], 1)) == ("-", "1.00", "2.0 ± 1.4")

@@ -143,7 +143,7 @@ def test_teachers_and_methods_do_not_mix() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"epochs": 30, "wall_seconds": 20.0}, "30 epochs; under a minute on"),
+        ({"epochs": 30, "wall_seconds": 20.0}, "30 epochs; 20 s on"),
         ({"hardware": {"gpu": "Some GPU", "cpu": "Some CPU", "cores": 16}}, "on Some GPU, Some CPU, 16 cores;"),
         (
             {"train_ratio": None, "wall_seconds": 119.0},

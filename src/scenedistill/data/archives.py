@@ -1,5 +1,8 @@
 """Unpack archives that may have been made to do harm."""
 
+# by hand because tarfile's filters let links pass, zipfile renames what climbs out instead of refusing it, and neither
+# looks for bombs or for names that clash
+
 from __future__ import annotations
 
 import lzma

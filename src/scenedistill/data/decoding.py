@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from scenedistill.data.images import UnreadableImage
+from scenedistill.machine import usable_cores
 from scenedistill.terminal import plain_console
 
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
@@ -58,11 +58,6 @@ def decode_all(
                 yield scene
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Rate(ProgressColumn):

@@ -29,6 +29,7 @@ from scenedistill.data.demo_canvas import Canvas
 from scenedistill.data.demo_scenes import SCENES
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.errors import UserError
+from scenedistill.machine import usable_cores
 
 VERSION = 1  # raise it whenever a change alters the pictures, so that old folders are drawn anew
 RECIPE_FILE = ".demo.json"
@@ -150,8 +151,7 @@ def _draw(wanted: tuple[Path, str, int], size: int, seed: int) -> None:
 @contextmanager
 def _workers(tasks: int) -> Iterator[ProcessPoolExecutor | None]:
     """A pool with one process for each core, or None where starting it costs more than it saves."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores, tasks // 48, 16)
+    count = min(usable_cores(), tasks // 48, 16)
     if count < 2:
         yield None
         return

@@ -1,5 +1,8 @@
 """Download a data set of the catalogue: resumable, checksummed, safe against hostile servers."""
 
+# by hand because a download that broke off could not be continued: pooch begins again, huggingface_hub 2 deletes the
+# part (and one source is on Zenodo, not on its hub)
+
 from __future__ import annotations
 
 import hashlib

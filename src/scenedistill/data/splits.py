@@ -11,6 +11,7 @@ import numpy as np
 
 from scenedistill.data.names import nfc
 from scenedistill.data.scenes import PARTS, SceneIndex
+from scenedistill.disk import short_hash
 from scenedistill.errors import UserError
 
 
@@ -109,7 +110,7 @@ def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
         True
     """
     lines = sorted("\0".join((nfc(path), nfc(name), part)) for path, name, part in members)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return short_hash("\n".join(lines))
 
 
 def _rank(seed: int, name: str, path: str) -> str:

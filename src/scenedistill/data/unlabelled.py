@@ -22,7 +22,7 @@ from scenedistill.data.copies import Marks, copies, digest, mark, mark_type
 from scenedistill.data.splits import Split
 from scenedistill.data.tiles import NO_DATA, TileReader
 from scenedistill.data.unlabelled_sources import ImageFolder, Raster, find_sources
-from scenedistill.disk import whole_file
+from scenedistill.disk import short_hash, whole_file
 from scenedistill.errors import Damaged, UserError
 
 Positions = npt.NDArray[np.int64]
@@ -108,7 +108,7 @@ class UnlabelledPart(ScenePart):
 
     def content_hash(self) -> str:
         """16 hex digits over the images in their order; nothing is read for it."""
-        return hashlib.sha256(np.ascontiguousarray(self.digests).data).hexdigest()[:16]
+        return short_hash(np.ascontiguousarray(self.digests).data)
 
     @property
     def _opened(self) -> list[Images]:

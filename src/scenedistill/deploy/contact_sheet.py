@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from scenedistill.data.decoding import usable_cores
 from scenedistill.data.images import UnreadableImage, read_image
 from scenedistill.evaluation.plots import PLAIN_FONT, characters, font_with
+from scenedistill.machine import usable_cores
 
 #: `class`: class after class, the least sure first; `doubtful`: the least sure first whatever their class.
 Order = Literal["class", "doubtful"]

@@ -22,7 +22,7 @@ from scenedistill.deploy.check import FileCheck, check_file, logits_of, time_mod
 from scenedistill.deploy.export_config import ExportConfig, Format
 from scenedistill.deploy.export_folder import CARD, README, RECORD, claim, part_of, replace
 from scenedistill.deploy.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel
-from scenedistill.deploy.model_card import model_card
+from scenedistill.deploy.model_card import HEADINGS, figures, model_card, timed
 from scenedistill.deploy.onnx_graph import build_graph, write_metadata
 from scenedistill.deploy.program import write_program
 from scenedistill.deploy.quantise import quantise
@@ -279,16 +279,11 @@ def table(exported: Exported) -> Table:
     """What was found, for the terminal."""
     found = Table()
     found.add_column("file", no_wrap=True)
-    for heading in ("MB", "OA (%)", "same class (%)", "logits differ by", "ms, one image", "ms, 64 at once"):
+    for heading in HEADINGS:
         found.add_column(heading, justify="right")
     for file in exported.files:
         name = f"{file.name} (failed)" if file.failure else file.name
-        shares = (f"{100 * file.oa:.2f}", f"{100 * file.equal:.2f}", f"{file.difference:.1e}")
-        found.add_row(name, f"{file.bytes / 1e6:.1f}", *shares, *_times(file.milliseconds))
+        found.add_row(name, *figures(file))
     for name, other in exported.others.items():
-        found.add_row(escape(name), f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"]))
+        found.add_row(escape(name), *timed(other))
     return found
-
-
-def _times(milliseconds: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64"))

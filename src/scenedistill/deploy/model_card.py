@@ -10,6 +10,7 @@ import yaml
 from scenedistill.data.names import as_markdown
 from scenedistill.deploy.check import FileCheck
 from scenedistill.models.files import NetCard
+from scenedistill.text import markdown_table
 
 WHAT = {
     "model.safetensors": "weights, for `scenedistill` and PyTorch",
@@ -17,6 +18,7 @@ WHAT = {
     "model.int8.onnx": "ONNX, 8-bit integers (QDQ, one scale a channel)",
     "model.pt2": "a program of `torch.export`, for PyTorch alone",
 }
+HEADINGS = ("MB", "OA (%)", "same class (%)", "largest logit difference", "ms, one image", "ms, 64 at once")
 
 #: Licences by the names that Hugging Face lists; any other is `other` there.
 LICENCES = frozenset(
@@ -111,6 +113,7 @@ def _title(card: NetCard, about: Mapping[str, Any]) -> str:
 
 def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the card that Hugging Face lists."""
+    # by hand because ModelCardData takes as many lines, and an export of weights alone needs no client of the hub
     head: dict[str, Any] = {
         "license": _licence(about),
         "pipeline_tag": "image-classification",
@@ -149,25 +152,28 @@ def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
 
 def _files(files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of files, and of what was timed beside them."""
-    count = files[0].images
-    lines = [
-        f"OA and agreement with the network in PyTorch (fp32) on {count:,} test images; times for an image on the CPU "
-        "of the exporting machine, preparation of the image included.",
-        "",
-        "| file | what | MB | OA (%) | same class (%) | largest logit difference | ms, one image | ms, 64 at once |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for file in files:
-        shares = f"{100 * file.oa:.2f} | {100 * file.equal:.2f} | {file.difference:.1e}"
-        row = f"`{file.name}` | {WHAT[file.name]} | {file.bytes / 1e6:.1f} | {shares}"
-        lines.append(f"| {row} | {_times(file.milliseconds)} |")
-    for name, other in others.items():
-        lines.append(f"| | {name} | {other['bytes'] / 1e6:.1f} | | | | {_times(other['milliseconds'])} |")
-    return "\n".join(lines)
+    said = (
+        f"OA and agreement with the network in PyTorch (fp32) on {files[0].images:,} test images; times for an image "
+        "on the CPU of the exporting machine, preparation of the image included."
+    )
+    lines = [[f"`{file.name}`", WHAT[file.name], *figures(file)] for file in files]
+    lines += [["", name, *timed(other)] for name, other in others.items()]
+    return f"{said}\n\n{markdown_table(['file', 'what', *HEADINGS], lines)}"
 
 
-def _times(milliseconds: Mapping[str, float]) -> str:
-    return " | ".join(f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64"))
+def figures(file: FileCheck) -> list[str]:
+    """What was found of a file, below `HEADINGS`."""
+    shares = (f"{100 * file.oa:.2f}", f"{100 * file.equal:.2f}", f"{file.difference:.1e}")
+    return [f"{file.bytes / 1e6:.1f}", *shares, *_times(file.milliseconds)]
+
+
+def timed(other: Mapping[str, Any]) -> list[str]:
+    """What was found of a network that was timed beside the files, below `HEADINGS`."""
+    return [f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"])]
+
+
+def _times(milliseconds: Mapping[str, float]) -> list[str]:
+    return [f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64")]
 
 
 def _use(names: Sequence[str]) -> str:

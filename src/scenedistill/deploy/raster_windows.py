@@ -163,6 +163,7 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
     Raises:
         UserError: there is no CRS that would say.
     """
+    from pyproj import Geod
     from rasterio.warp import transform as reproject
 
     if crs is None:
@@ -174,21 +175,17 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
     rows = middle[1] + np.array([0, 0, -down / 2, down / 2])
     x, y = to_map(transform, columns, rows)
     try:
-        lon, lat = (np.radians(values) for values in reproject(crs, "EPSG:4326", x, y))
+        lon, lat = map(np.array, reproject(crs, "EPSG:4326", x, y))
     except Exception:  # PROJ's errors have no common base that is public
         lon = lat = np.full(4, np.nan)
     if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # of a building site, or of another planet
         if not crs.is_projected:
             raise UserError("How many metres a pixel has cannot be told from its CRS. Give the window in pixels.")
         unit = float(crs.linear_units_factor[1])
-        return _length(y[3] - y[2], x[3] - x[2]) * unit / down, _length(y[1] - y[0], x[1] - x[0]) * unit / across
-    middle_lat = float(lat.mean())
-    bend = 1 - 0.00669437999014 * np.sin(middle_lat) ** 2
-    north = 6378137.0 * (1 - 0.00669437999014) / bend**1.5  # metres a radian, of WGS84
-    east = 6378137.0 * np.cos(middle_lat) / np.sqrt(bend)
-    turn = (np.diff(lon)[[0, 2]] + np.pi) % (2 * np.pi) - np.pi  # across the antimeridian the short way
-    rise = np.diff(lat)[[0, 2]]
-    return _length(rise[1] * north, turn[1] * east) / down, _length(rise[0] * north, turn[0] * east) / across
+        metres = np.hypot(x[1::2] - x[::2], y[1::2] - y[::2]) * unit
+    else:
+        metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])[2]
+    return float(metres[1]) / down, float(metres[0]) / across
 
 
 def to_map(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +193,3 @@ def to_map(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np
     x = transform.a * columns + transform.b * rows + transform.c
     y = transform.d * columns + transform.e * rows + transform.f
     return x, y
-
-
-def _length(a: float, b: float) -> float:
-    return float(np.hypot(a, b))

@@ -19,12 +19,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scenedistill.data.decoding import usable_cores
 from scenedistill.data.raster_read import raster_library
 from scenedistill.deploy.processes import end_with_parent
 from scenedistill.deploy.raster_batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.errors import UserError
+from scenedistill.machine import usable_cores
 
 if TYPE_CHECKING:
     from scenedistill.deploy.model import SceneModel

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 CHUNK = 20_000
 #: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
 FULL = 32 << 20
-#: One polygon of four corners in well-known binary, little-endian.
-SQUARE = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("corners", "<f8", (5, 2))])
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,21 @@ class Place:
 
     def squares(self, row: int, columns: np.ndarray) -> list[bytes]:
         """Cells of a row as polygons in well-known binary, anticlockwise."""
+        import shapely
+
         down, across = (0, 1, 1, 0, 0), (0, 0, 1, 1, 0)
         if self.transform.determinant > 0:  # south is up: the other way round
             down, across = down[::-1], across[::-1]
-        found = np.zeros(len(columns), SQUARE)
-        found["order"], found["kind"], found["rings"], found["points"] = 1, 3, 1, 5
-        found["corners"] = self.corners(row + np.array([down]), columns[:, None] + np.array([across]))
-        content, size = found.tobytes(), SQUARE.itemsize
-        return [content[start : start + size] for start in range(0, len(content), size)]
+        rings = self.corners(row + np.array([down]), columns[:, None] + np.array([across]))
+        return list(shapely.to_wkb(shapely.polygons(rings), byte_order=1))
 
     def polygon(self, rings: Sequence[Sequence[Sequence[float]]]) -> bytes:
         """A polygon whose rings are given in cells, (column, row), as well-known binary."""
-        parts = [struct.pack("<BII", 1, 3, len(rings))]
-        for ring in rings:
-            points = np.rint(np.asarray(ring)).astype(np.int64)
-            parts += [struct.pack("<I", len(points)), self.corners(points[:, 1], points[:, 0]).astype("<f8").tobytes()]
-        return b"".join(parts)
+        import shapely
+
+        columns_rows = (np.rint(ring).astype(np.int64).T for ring in rings)
+        outer, *holes = (self.corners(rows, columns) for columns, rows in columns_rows)
+        return bytes(shapely.to_wkb(shapely.Polygon(outer, holes), byte_order=1))
 
     @property
     def cell_transform(self) -> Affine:
@@ -317,27 +313,22 @@ def regions(labels: np.ndarray) -> np.ndarray:
     Returns:
         int32 `[rows, columns]` from 0 in reading order; -1 without data.
     """
-    beside = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] >= 0)
-    below = (labels[1:] == labels[:-1]) & (labels[1:] >= 0)
-    start = np.arange(labels.size, dtype=np.int32).reshape(labels.shape)  # where a cell's run in its row begins
-    start[:, 1:][beside] = -1
-    np.maximum.accumulate(start, axis=1, out=start)
-    pairs = np.stack([start[:-1][below], start[1:][below]])
-    first = start.ravel()  # of each cell, a cell of its region with a smaller number, or itself
-    while True:
-        a, b = first[pairs[0]], first[pairs[1]]
-        apart = a != b
-        if not apart.any():
-            break
-        pairs, a, b = pairs[:, apart], a[apart], b[apart]
-        np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
-        while not np.array_equal(first, further := first[first]):
-            first = further
-    del pairs, a, b
-    kept = labels.ravel() >= 0
-    begins = kept & (first == np.arange(labels.size, dtype=np.int32))
-    number = np.cumsum(begins, dtype=np.int32) - np.int32(1)
-    return np.where(kept, number[first], np.int32(-1)).reshape(labels.shape)
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+    begins = np.ones(labels.shape, bool)  # a run of one class in a row
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
+    run = np.cumsum(begins, dtype=np.int32).reshape(labels.shape) - np.int32(1)
+    # two runs touch along a stretch; of its columns the first, where one of them begins, is enough
+    touch = (labels[1:] == labels[:-1]) & (begins[1:] | begins[:-1])
+    ends, size = (run[:-1][touch], run[1:][touch]), int(run.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(size, size))
+    region = connected_components(graph, directed=False)[1]  # of each run, numbered in reading order
+    kept = np.zeros(region.max(initial=-1) + 1, bool)
+    kept[region[run[labels >= 0]]] = True
+    number = np.where(kept, np.cumsum(kept, dtype=np.int32) - np.int32(1), np.int32(-1))
+    numbers: np.ndarray = number[region][run]
+    return numbers
 
 
 def outlines(numbers: np.ndarray, place: Place) -> Iterator[tuple[int, bytes]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 from rich.console import Console
 
 from scenedistill import __version__
-from scenedistill.data.decoding import usable_cores
 from scenedistill.data.raster_holes import Constant
 from scenedistill.data.raster_read import describe, open_raster, raster_library
 from scenedistill.deploy.raster_batches import REGION_BYTES, Job
@@ -25,8 +23,9 @@ from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.deploy.raster_windows import Grid, ground_size, plan_grid, to_map
 from scenedistill.deploy.raster_work import GDAL_CACHE, Times, answer_all
 from scenedistill.deploy.raster_write import Place
-from scenedistill.disk import shown_path
+from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
+from scenedistill.machine import usable_cores
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -159,7 +158,7 @@ def _plan(
         "size": grid.size,
         "transform": list(transform)[:6],
         "crs": None if crs is None else crs.to_string(),
-        "model": _file_hash(model.source),
+        "model": file_hash(model.source) if model.source.is_file() else model.source.name,
         "precision": str(getattr(model, "precision", "")),
         "class names": model.card.classes,
         "bands": source.bands,
@@ -235,10 +234,3 @@ def _describe(
         say(f"Values {ends} become 0 to 255")
     if job.source.bands != tuple(range(1, job.bands + 1)):
         say(f"Bands {', '.join(map(str, job.source.bands))}")
-
-
-def _file_hash(path: Path) -> str:
-    if not path.is_file():
-        return path.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -175,6 +175,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, host: str, names: tuple[str, ...] = ()) -> None:
+        # by hand because Starlette's TrustedHostMiddleware is less strict: it takes one of several Host headers, knows
+        # names but no classes of addresses and no IPv6, and nothing of Starlette's refuses a foreign Origin
         self.app = app
         self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
         self.loopback_only = host == "localhost" or _is_loopback(host)

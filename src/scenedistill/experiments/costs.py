@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from scenedistill.evaluation.cost import NetworkCost
 from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.text import NONE, markdown_table, plus_minus
 
 KIND = "cost"
 
@@ -84,13 +85,13 @@ def costs_table(result: CostResult) -> str:
     for row in result.rows:
         networks.setdefault((row.network, row.label), {})[row.device, row.batch_size] = row
     times = [f"ms per image, {_device(device)}, batch {count}" for device, count in places]
-    table = [["network", "training", "parameters (M)", "MB", "operations (G)", "OA (%)", *times]]
-    table.append(["---", "---", *["---:"] * (len(table[0]) - 2)])
+    head = ["network", "training", "parameters (M)", "MB", "operations (G)", "OA (%)", *times]
+    table = []
     for (network, label), cells in networks.items():
         row = next(iter(cells.values()))
-        sizes = [f"{row.parameters / 1e6:.2f}", f"{row.bytes / 1e6:.1f}", f"{row.operations / 1e9:.3f}", _oa(row)]
+        oa = plus_minus(row.oa, row.oa_deviation, factor=100)
+        sizes = [f"{row.parameters / 1e6:.2f}", f"{row.bytes / 1e6:.1f}", f"{row.operations / 1e9:.3f}", oa]
         table.append([network, label, *sizes, *(_time(cells.get(place)) for place in places)])
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
     passes = sorted({row.passes for row in result.rows})
     facts = (
         f"{result.data}, {result.pixels} pixels, {result.precision}, CPU threads: {result.threads}; mean time (50th, "
@@ -99,7 +100,7 @@ def costs_table(result: CostResult) -> str:
         f"{result.date}. {result.notes}"
     ).strip()
     ratios = _ratios(networks, places)
-    return f"{text}\n\n{facts}" + (f"\n\n{ratios}" if ratios else "")
+    return f"{markdown_table(head, table)}\n\n{facts}" + (f"\n\n{ratios}" if ratios else "")
 
 
 def _ratios(
@@ -130,15 +131,9 @@ def _device(device: str) -> str:
     return {"cpu": "CPU", "cuda": "GPU"}.get(device, device)
 
 
-def _oa(row: CostRow) -> str:
-    if row.oa is None:
-        return "-"
-    return f"{100 * row.oa:.2f}" + (f" ± {100 * row.oa_deviation:.2f}" if row.oa_deviation is not None else "")
-
-
 def _time(row: CostRow | None) -> str:
     if row is None:
-        return "-"
+        return NONE
     digits = 2 if row.mean_ms >= 1 else 3
     mean, p50, p90, p99 = (f"{value:.{digits}f}" for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms))
     return f"{mean} ({p50}, {p90}, {p99})"

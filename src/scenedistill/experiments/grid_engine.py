@@ -20,6 +20,7 @@ from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Cell, do_cells
 from scenedistill.experiments.grid_config import GridConfig, grid_words
+from scenedistill.machine import usable_cores
 from scenedistill.terminal import plain_console
 
 
@@ -166,8 +167,7 @@ def share(threads: int | None, jobs: int) -> int | None:
     """Threads of one of several processes, out of those given or all cores; one process alone has what it is given."""
     if jobs == 1:
         return threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (threads or cores or 1) // jobs)
+    return max(1, (threads or usable_cores()) // jobs)
 
 
 def visible_gpus() -> Sequence[str]:

@@ -14,12 +14,13 @@ from scenedistill.data.names import as_markdown
 from scenedistill.disk import read_json, write_json
 from scenedistill.experiments.grid_cells import Board, Cell, plan, trials
 from scenedistill.experiments.grid_config import GridConfig, student_of
-from scenedistill.experiments.pairs import pairs_lines, pairs_table
+from scenedistill.experiments.pairs import pairs_lines
 from scenedistill.experiments.published import published_table
 from scenedistill.experiments.results import Result, to_json
 from scenedistill.experiments.summary import summarise
 from scenedistill.experiments.tuning import FILE, Choice, write_choices
 from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.text import markdown_table
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 #: How a loss differs from its paper's, for the record; its class says more.
@@ -56,7 +57,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         write_json(place / RESULTS, to_json(result))
         ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio else ""
         heading = f"## {block}: {as_markdown(lab.data_name)}{ratio}, {result.pixels} pixels"
-        sections += [heading, pairs_table(result, list(config.methods), config.baseline)]
+        sections += [heading, markdown_table(*pairs_lines(result, list(config.methods), config.baseline))]
         if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
             sections.append(others)
         _print(result, config, block, console)
@@ -134,13 +135,13 @@ def _tuning_section(choices: Sequence[Choice]) -> list[str]:
         return []
     factors = sorted({factor for choice in choices for factor in choice.scores})
     head = ["data", "network", "method", *(f"x {factor:g}" for factor in factors), "chosen"]
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    lines = []
     for choice in choices:
         scores = [choice.scores.get(factor) for factor in factors]
         shown = ["diverged" if score is None else f"{100 * score:.2f}" for score in scores]
         chosen = "none" if choice.factor is None else f"{choice.factor:g}"
         lines.append([choice.block, choice.student, choice.label, *shown, chosen])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(head, lines, words=range(3))
     return ["## Tuning", "OA (%) on validation images for each factor on the method's weight.", table]
 
 

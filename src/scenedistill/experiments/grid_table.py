@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scenedistill.experiments.grid_cells import Cell
-from scenedistill.experiments.grid_time import duration
-from scenedistill.experiments.pairs import spread
+from scenedistill.text import duration, spread
 
 EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
 TAIL = 4096  # bytes of a log in which the last epoch is looked for

@@ -158,16 +158,3 @@ def _part(split: Split, images: int) -> Split:
     count = min(images, len(split.train))
     rows = split.train[np.linspace(0, len(split.train) - 1, count).astype(int)]
     return replace(split, train=rows, val=split.val[:0], hash=f"{split.hash}-{count}")
-
-
-def duration(seconds: float | None) -> str:
-    """A time as people say it."""
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours / 24:.1f} days"

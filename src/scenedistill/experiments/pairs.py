@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scenedistill.experiments.results import Result, Row
+from scenedistill.text import NONE, spread
 
 LEVEL = 0.95
-NONE = "-"
 OURS = ("dkd", "dkd_plus")  # the methods that every other one is compared with, beside the baseline
 
 
@@ -76,13 +76,6 @@ def by_seed(rows: Sequence[Row], student: str | None, variant: str) -> dict[int,
     return {row.seed: 100 * row.oa for row in rows if row.student == student and row.variant == variant}
 
 
-def pairs_table(result: Result, labels: Sequence[str], baseline: str) -> str:
-    """The lines of `pairs_lines` as a Markdown table."""
-    head, lines = pairs_lines(result, labels, baseline)
-    rule = ["---", "---", *["---:"] * (len(head) - 2)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
-
-
 def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[list[str], list[list[str]]]:
     """Headings and lines: the teacher, then for each student every method with OA, AA and kappa (mean ± sample standard
     deviation) and the gain over the baseline in points of OA, with its interval and the number n of seeds it rests on;
@@ -122,20 +115,9 @@ def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[l
 
 def _figures(rows: Sequence[Row]) -> list[str]:
     """Number of seeds, OA, AA, kappa."""
-    columns = [
-        ([100 * row.oa for row in rows], 2),
-        ([100 * row.aa for row in rows if row.aa is not None], 2),
-        ([row.kappa for row in rows if row.kappa is not None], 4),
-    ]
-    return [str(len(rows)), *(spread(values, digits) for values, digits in columns)]
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± sample standard deviation; the mean alone for one value."""
-    if not values:
-        return NONE
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+    aa = [100 * row.aa for row in rows if row.aa is not None]
+    kappa = [row.kappa for row in rows if row.kappa is not None]
+    return [str(len(rows)), spread([100 * row.oa for row in rows]), spread(aa), spread(kappa, "{:.4f}")]
 
 
 def _gain(gain: Gain | None) -> list[str]:

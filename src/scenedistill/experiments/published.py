@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from scenedistill.data.catalog import lookup
 from scenedistill.errors import UserError
 from scenedistill.experiments.published_entries import ENTRIES, Entry
+from scenedistill.text import markdown_table, plus_minus
 
 #: What has to be said wherever these figures are shown.
 CAUTION = (
@@ -79,7 +80,7 @@ def published_rows(results: tuple[PublishedResult, ...]) -> tuple[list[str], lis
     head = ["method", "pretraining or teacher", "OA (%)", *(["parameters (M)"] if stated else []), "source"]
     lines = []
     for result in results:
-        oa = f"{100 * result.oa:.2f}" + (f" ± {100 * result.std:.2f}" if result.std is not None else "")
+        oa = plus_minus(result.oa, result.std, factor=100)
         size = [f"{result.parameters / 1e6:.1f}" if result.parameters else "-"] if stated else []
         mark = "" if result.verified else f" {UNVERIFIED}"
         lines.append([result.method, result.teaching or "-", oa + mark, *size, result.source])
@@ -92,12 +93,7 @@ def published_table(data: str, ratio: float) -> str:
     if not results:
         return ""
     head, lines = published_rows(tuple(replace(one, source=f"[{one.source}]({one.url})") for one in results))
-    figure = head.index("OA (%)")
-    rule = [
-        "---:" if column in (figure, figure + 1) and column < len(head) - 1 else "---" for column in range(len(head))
-    ]
-    rows = [head, rule, *lines]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in rows)
+    table = markdown_table(head, lines, words=(0, 1, len(head) - 1))
     title = f"**Published by others: {lookup(data).name}, {100 * ratio:g} % training**"
     listed = "\n".join(f"- {note}" for note in notes(results))
     return "\n\n".join(filter(None, [title, table, listed, CAUTION]))

@@ -9,8 +9,7 @@ from scenedistill.data.names import as_markdown
 from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
 from scenedistill.experiments.records import machine_text
 from scenedistill.experiments.results import Result, Row
-
-NONE = "-"
+from scenedistill.text import NONE, duration, markdown_table, spread
 
 
 def result_table(result: Result) -> str:
@@ -22,10 +21,7 @@ def result_table(result: Result) -> str:
     with the interval in brackets. Where a figure rests on fewer seeds than its row has, their number follows it.
     Columns no row has a figure for are left out. A pure function: equal results, equal text.
     """
-    head, lines = cells(result)
-    rule = ["---", "---", *["---:"] * (len(head) - 2)]
-    rows = [head, rule, *lines]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in rows)
+    table = markdown_table(*cells(result))
     meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
     return f"{table}\n\n{facts(result)}{meaning}"
 
@@ -54,14 +50,14 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
 
     seeds = len(rows)
     return {
-        "OA (%)": spread(known("oa", 100), seeds, "{:.2f}"),
-        "OA of the best epoch (%)": spread(known_more("best_epoch_oa", 100), seeds, "{:.2f}"),
-        "gain (points)": spread(gains(rows, everything), seeds, "{:+.2f}"),
+        "OA (%)": spread(known("oa", 100), wanted=seeds),
+        "OA of the best epoch (%)": spread(known_more("best_epoch_oa", 100), wanted=seeds),
+        "gain (points)": spread(gains(rows, everything), "{:+.2f}", seeds),
         "95 % interval of the gain": interval(rows, everything),
         **{own_heading(own): ahead(own, rows, everything) for own in OURS},
-        "AA (%)": spread(known("aa", 100), seeds, "{:.2f}"),
-        "kappa": spread(known("kappa"), seeds, "{:.3f}"),
-        "macro F1 (%)": spread(known("macro_f1", 100), seeds, "{:.2f}"),
+        "AA (%)": spread(known("aa", 100), wanted=seeds),
+        "kappa": spread(known("kappa"), "{:.3f}", seeds),
+        "macro F1 (%)": spread(known("macro_f1", 100), wanted=seeds),
         "parameters (M)": middle(known("parameters", 1e-6)),
         "ms per image": middle(known("milliseconds")),
         "training (min)": middle(known_more("train_seconds", 1 / 60)),
@@ -78,16 +74,6 @@ def started_from(rows: Sequence[Row]) -> str:
 def training(variant: str, teacher: str) -> str:
     """How the network was trained, in a word or two."""
     return f"{variant}, from {teacher}" if teacher and variant != "teacher" else variant
-
-
-def spread(values: Sequence[float], seeds: int, form: str) -> str:
-    """Mean ± sample standard deviation; the mean alone for one value, and their number where it is not `seeds`."""
-    if not values:
-        return NONE
-    text = form.format(statistics.fmean(values))
-    if len(values) > 1:
-        text += f" ± {form.replace('+', '').format(statistics.stdev(values))}"
-    return text if len(values) == seeds else f"{text} (n={len(values)})"
 
 
 def middle(values: Sequence[float]) -> str:
@@ -129,10 +115,6 @@ def facts(result: Result) -> str:
     else:
         epochs = f"{result.epochs} epochs"
     ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio is not None else ""
-    minutes = round(result.wall_seconds / 60)
-    time = (
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
-    )
-    machine = machine_text(result.hardware)
-    text = f"{as_markdown(result.data)}{ratio}, {result.pixels} pixels, {epochs}; {time} on {machine}; {result.date}."
+    took = f"{duration(result.wall_seconds)} on {machine_text(result.hardware)}"
+    text = f"{as_markdown(result.data)}{ratio}, {result.pixels} pixels, {epochs}; {took}; {result.date}."
     return f"{text} {result.notes}".strip()

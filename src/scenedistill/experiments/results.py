@@ -20,6 +20,7 @@ import torch
 
 from scenedistill.disk import without_checksum, write_text
 from scenedistill.errors import UserError
+from scenedistill.machine import usable_cores
 
 Scalar = str | int | float | bool | None
 FRACTIONS = ("oa", "aa", "macro_f1")
@@ -253,10 +254,10 @@ def is_scalar(value: object) -> bool:
 
 def hardware() -> dict[str, Scalar]:
     """The machine in words: CPU name, usable cores, memory in GiB, GPU name or None. No host name, no path."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     many = f"{len(gpus)} x " if len(gpus) > 1 else ""
-    return {"cpu": cpu_name(), "cores": cores, "memory_gib": memory_gib(), "gpu": many + gpus[0] if gpus else None}
+    gpu = many + gpus[0] if gpus else None
+    return {"cpu": cpu_name(), "cores": usable_cores(), "memory_gib": memory_gib(), "gpu": gpu}
 
 
 def cpu_name() -> str:

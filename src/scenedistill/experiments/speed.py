@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.text import markdown_table
 
 KIND = "speed"
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
@@ -64,10 +65,10 @@ def speed_table(result: SpeedResult) -> str:
     for row in result.rows:
         lines.setdefault((row.student, row.loop, row.settings), {})[row.pixels] = row
     head = ["student", "loop", "settings", *(f"{size} px (images/s)" for size in sizes)]
-    table = [head, ["---"] * 3 + ["---:"] * len(sizes)]
+    table = []
     for (student, loop, settings), cells in lines.items():
         table.append([student, loop, settings, *(_cell(cells.get(size)) for size in sizes)])
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
+    text = markdown_table(head, table, words=range(3))
     batches = " and ".join(
         f"{batch} at {size}" for size, batch in sorted({(r.pixels, r.batch_size) for r in result.rows})
     )
@@ -108,8 +109,7 @@ def _ratios(result: SpeedResult) -> str:
     if not lines:
         return ""
     head = ["student", "ours", "divided by the fastest of the others", *(f"{size} px" for size in sizes)]
-    table = [head, ["---"] * 3 + ["---:"] * len(sizes), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+    return markdown_table(head, lines, words=range(3))
 
 
 def _operations(result: SpeedResult) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from scenedistill.disk import CHECKSUM, whole_file
+from scenedistill.disk import CHECKSUM, content_checksum, whole_file
 from scenedistill.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
@@ -158,5 +158,4 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    text = json.dumps([dict(metadata), tensors_hash(tensors)], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return content_checksum([dict(metadata), tensors_hash(tensors)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import re
 import shutil
@@ -21,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from scenedistill.disk import read_json, write_json
+from scenedistill.disk import content_checksum, read_json, short_hash, write_json
 from scenedistill.errors import Damaged, UserError
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.models.files import read_tensors, with_checksum
@@ -101,8 +99,7 @@ class KnowledgeStore:
         self, root: Path, settings: Mapping[str, Any], images: int, about: Mapping[str, Any] | None = None
     ) -> None:
         settings = {"format": FORMAT, **settings}
-        text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = root / content_checksum(settings)
         self.images = images
         self._verified: set[str] = set()  # names of files whose content this process has checked
         self._about = {**(about or {}), "images": images, "settings": settings}
@@ -242,4 +239,4 @@ def _save(file: Any, array: np.ndarray) -> None:
 
 
 def _checksum(rows: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]
+    return short_hash(np.ascontiguousarray(rows).data)

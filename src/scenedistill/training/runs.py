@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scenedistill.disk import clear_parts, file_damage, file_hash, read_checked, write_json
+from scenedistill.disk import clear_parts, file_damage, file_hash, read_checked, short_hash, write_json
 from scenedistill.errors import Damaged, UserError
 
 RECORD = "stage.json"
@@ -198,8 +197,7 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """16 hex digits over plain JSON values, whatever the order of their keys."""
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def started_from(settings: Mapping[str, Any]) -> str:

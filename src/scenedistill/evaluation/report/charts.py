@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+# by hand because the page's charts follow its style sheet, show a value under the pointer and mark a series by name;
+# the SVG of matplotlib, which draws them for files, has neither
 COLOURS = 8  # c0 ... c7 in the style sheet; further series repeat them with other dashes
 WIDTH, HEIGHT = 480, 280  # of a chart in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42  # margins for the axes

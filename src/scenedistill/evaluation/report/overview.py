@@ -27,6 +27,7 @@ from scenedistill.evaluation.report.tables import (
     word,
 )
 from scenedistill.experiments.records import machine_text
+from scenedistill.text import duration
 
 
 def in_short(data: ReportData, focus: Focus) -> Section:
@@ -67,6 +68,7 @@ def what_was_run(data: ReportData) -> Section:
     """Settings, data, splits, versions, hardware, command."""
     blocks: list[Block] = []
     for summary in _distinct([cell.summary for cell in data.cells]):
+        took = summary.get("wall_seconds")
         facts = [
             ("data", summary.get("data") if len(data.cells) > 1 else None),
             ("command", summary.get("command")),
@@ -74,7 +76,7 @@ def what_was_run(data: ReportData) -> Section:
             ("hardware", machine_text(summary.get("hardware") or {})),
             ("versions", _listed(summary.get("versions"))),
             ("epochs", _listed(summary.get("epochs"))),
-            ("training and tests took", _hours(summary.get("wall_seconds"))),
+            ("training and tests took", duration(took) if isinstance(took, int | float) else None),
             ("notes", summary.get("notes")),
         ]
         blocks.append(Facts("The run", [(name, str(value)) for name, value in facts if value]))
@@ -191,12 +193,3 @@ def _listed(values: object) -> str:
     if not isinstance(values, dict):
         return ""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-
-
-def _hours(seconds: object) -> str:
-    if not isinstance(seconds, int | float):
-        return ""
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under a minute"
-    )

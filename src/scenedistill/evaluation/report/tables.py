@@ -10,6 +10,7 @@ from typing import Any
 
 from scenedistill.evaluation.report.collect import TEACHER, Cell, Network
 from scenedistill.experiments.pairs import Gain, own_heading, own_methods, paired_gain
+from scenedistill.text import spread
 from scenedistill.training.runs import started_from
 
 
@@ -72,9 +73,7 @@ def mean(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1
     known = [factor * value for value in values if value is not None]
     if len(known) < 2:
         return number(known[0] if known else None, form)
-    middle, spread = statistics.fmean(known), statistics.stdev(known)
-    missing = f" (n={len(known)})" if len(known) < len(values) else ""
-    return Entry(f"{form.format(middle)} ± {form.replace('+', '').format(spread)}{missing}", middle, spread)
+    return Entry(spread(known, form, len(values)), statistics.fmean(known), statistics.stdev(known))
 
 
 def gain_over(cell: Cell, networks: Sequence[Network], baseline: str) -> Gain | None:
