@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -11,6 +10,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from scenedistill.experiments.bench_loops import Bench, Loop
+from scenedistill.machine import forking_context
 from scenedistill.memory import keep_memory
 
 SECONDS, END = "seconds", "end"
@@ -31,7 +31,7 @@ class Apart:
     """
 
     def __init__(self, bench: Bench, serve: Serve) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forking_context("scenedistill.experiments.bench_ours")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_begin, args=(serve, theirs, bench))
         self._process.start()

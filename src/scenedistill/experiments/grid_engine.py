@@ -20,7 +20,7 @@ from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Cell, do_cells
 from scenedistill.experiments.grid_config import GridConfig, grid_words
-from scenedistill.machine import usable_cores
+from scenedistill.machine import forking_context, usable_cores
 from scenedistill.terminal import plain_console
 
 
@@ -92,10 +92,7 @@ class LocalEngine:
     def __init__(self, jobs: int, threads: int | None = None, *, share_gpus: bool = True) -> None:
         self.slots = jobs
         self.threads = share(threads, jobs)
-        forks = "forkserver" in multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-        if forks:  # what takes seconds to import is imported once
-            self._context.set_forkserver_preload([__name__])
+        self._context = forking_context(__name__)
         self._gpus = visible_gpus() if share_gpus and jobs > 1 else []
         self._free = list(range(jobs))
         self._running: dict[Any, tuple[Order, Any, Any, int]] = {}  # sentinel: order, process, answer, slot
