@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -437,6 +438,21 @@ def test_evaluating_again_finds_the_same(finished: tuple[Path, Done], tiny_scene
     assert (metrics.oa, metrics.kappa) == (row.oa, pytest.approx(row.kappa))
     assert f"table1_printed on 32 images: oa {row.oa:.4f}" in said.getvalue()
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"metrics.json", "test_confusion.csv"}
+
+
+def test_evaluating_a_run_names_its_students_and_the_commands(
+    finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path
+) -> None:
+    out, quiet = finished[0], Console(quiet=True)
+    with pytest.raises(UserError, match="is a run's folder and evaluate tests one network") as refused:
+        evaluate(out, tiny_scenes, tmp_path / "figures", console=quiet)
+    student = out / "seed0" / STUDENTS[1] / "dkd"
+    assert shlex.join(["scenedistill", "evaluate", str(student), str(tiny_scenes)]) in str(refused.value)
+    assert str(refused.value).count("\n") == len(SEEDS) * len(STUDENTS) * 2
+    with pytest.raises(UserError, match="holds no trained student"):
+        evaluate(tiny_scenes, tiny_scenes, tmp_path / "figures", console=quiet)
+    by_folder = evaluate(student, tiny_scenes, tmp_path / "figures", console=quiet)
+    assert by_folder.oa == evaluate(student / WEIGHTS, tiny_scenes, tmp_path / "figures", console=quiet).oa
 
 
 def test_evaluating_on_some_of_the_classes_and_on_others(
