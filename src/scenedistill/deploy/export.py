@@ -34,7 +34,7 @@ from scenedistill.experiments.results import hardware, versions
 from scenedistill.models.files import NetCard, load_net, with_checksum
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import resolve_precision
-from scenedistill.terminal import plain_console
+from scenedistill.terminal import counted, plain_console
 
 CPU = torch.device("cpu")
 NAMES: dict[Format, str] = {
@@ -102,8 +102,8 @@ def export(
         most=_most_images(net, card, len(config.formats)) if config.images is None else 0,
     )
     console.print(
-        f"{card.name}, {len(card.classes)} classes, {card.image_size} pixels: {training.folder}\n"
-        f"Checked on {len(images.test)} of {images.of} test images" + _why_not_all(config, images),
+        f"{card.name}, {counted(len(card.classes), 'class')}, {card.image_size} pixels: {training.folder}\n"
+        f"Checked on {len(images.test):,} of {counted(images.of, 'test image')}" + _why_not_all(config, images),
         markup=False,
     )
     with part_of(folder) as part:

@@ -27,6 +27,7 @@ from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
 from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 #: Batches that the network may lag behind the decoders.
 AHEAD = 2
@@ -60,7 +61,7 @@ class ImagesResult:
     def __str__(self) -> str:
         done = self.images + len(self.skipped) - self.before
         speed = f", {done / self.seconds:,.0f} images/s" if done and self.seconds > 0.5 else ""
-        lines = [f"{self.images:,} image{'' if self.images == 1 else 's'} predicted{speed}"]
+        lines = [f"{counted(self.images, 'image')} predicted{speed}"]
         if self.before:
             lines[0] += f"; {self.before:,} of them were done before the interruption"
         if self.counts:

@@ -23,6 +23,7 @@ from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.terminal import counted
 
 
 def evaluate(
@@ -74,7 +75,9 @@ def evaluate(
         out / "metrics.json", {**figures, "per_class": metrics.per_class, "images": len(positions), "cost": cost}
     )
     text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-    console.print(f"{card.name} on {len(positions)} images: {text}. Figures and confusion matrix are in {out}")
+    console.print(
+        f"{card.name} on {counted(len(positions), 'image')}: {text}. Figures and confusion matrix are in {out}"
+    )
     return metrics
 
 

@@ -35,6 +35,7 @@ from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, flush_denormals, resolve_precision
+from scenedistill.terminal import counted
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
@@ -107,7 +108,9 @@ class Lab:
         for note in index.notes:
             self.console.print(note, markup=False)
         known = recognise(index)
-        self.console.print(str(check(index)) if known else f"{index.root.name}: {len(index)} images", markup=False)
+        self.console.print(
+            str(check(index)) if known else f"{index.root.name}: {counted(len(index), 'image')}", markup=False
+        )
         settings = self.config.data
         cache = build_cache(
             index,
@@ -139,7 +142,9 @@ class Lab:
         if self.config.best_epoch and not len(split.val):
             more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
             raise UserError(f"--best_epoch true needs validation images. Give {more}.")
-        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        sizes = (
+            f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
+        )
         self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
         if told := self.duplicates.text(split) if self.lead else "":
             self.console.print(told, markup=False)

@@ -15,6 +15,7 @@ from scenedistill.errors import UserError
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
 from scenedistill.models.output import FeatureDims, SceneOutput
 from scenedistill.precision import at_least_float32, no_autocast
+from scenedistill.terminal import counted
 
 STRIDES = (4, 8, 16, 32)
 
@@ -140,8 +141,8 @@ def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
     if len(chosen) < 2:
         if len(info) < 4:
             raise UserError(
-                f"{type(backbone).__name__} describes {len(info)} stages, and dual attention needs at least two "
-                f"strides of {STRIDES} or four blocks. Choose another backbone."
+                f"{type(backbone).__name__} describes {counted(len(info), 'stage')}, and dual attention needs at least "
+                f"two strides of {STRIDES} or four blocks. Choose another backbone."
             )
         chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
     return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]
