@@ -28,7 +28,7 @@ from scenedistill.deploy.program import write_program
 from scenedistill.deploy.quantise import quantise
 from scenedistill.deploy.run_images import RunImages, run_images
 from scenedistill.deploy.source import WEIGHTS, Training, find_training, of
-from scenedistill.disk import write_json
+from scenedistill.disk import file_sha256, write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.models.files import NetCard, load_net, with_checksum
@@ -263,7 +263,7 @@ def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part:
     """Put card, page and record beside the files; the record last, for `claim` believes it."""
     record = {
         "about": about,
-        "files": {file.name: asdict(file) for file in exported.files},
+        "files": {file.name: asdict(file) | {"sha256": file_sha256(part / file.name)} for file in exported.files},
         "others": exported.others,
         "threads": threads,
         "hardware": hardware(),
@@ -272,7 +272,7 @@ def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part:
     write_json(part / CARD, {**asdict(card), **about})
     passed = tuple(file for file in exported.files if not file.failure)
     (part / README).write_text(model_card(passed, exported.others, card, about), encoding="utf-8")
-    write_json(part / RECORD, record)
+    write_json(part / RECORD, record, checksum=True)
 
 
 def table(exported: Exported) -> Table:
