@@ -600,6 +600,26 @@ def test_what_is_wrong_is_said_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: setattr(c.data, "train_ratio", 1.5), "The train ratio is 1.5"),
+        (lambda c: setattr(c.data, "train_ratio", 0.05), r"Too few training images \(4\) for 1 device and 4 images of"),
+        (lambda c: setattr(c.teacher, "weights", "no/such.pth"), "No weights at no/such.pth"),
+        (lambda c: setattr(c, "best_epoch", True), "--best_epoch true needs validation images"),
+    ],
+)
+def test_what_the_list_of_images_tells_is_said_before_they_are_decoded(
+    change: Callable[[RunConfig], object], said: str, tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    settings = config(seeds=[0], students=STUDENTS[:1])
+    settings.data.cache_dir = tmp_path / "cache"
+    change(settings)
+    with pytest.raises(UserError, match=said):
+        do(tiny_scenes, tmp_path / "out", settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ten_lines_of_python(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

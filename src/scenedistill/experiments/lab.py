@@ -46,6 +46,21 @@ from scenedistill.yaml_files import write_yaml
 METHOD_VERSION = 3
 
 
+def split_of(config: RunConfig, index: SceneIndex, seed: int) -> Split:
+    """The split of a seed, drawn or read.
+
+    Raises:
+        UserError: it cannot be had, or has no validation images and the best epoch is asked for.
+    """
+    settings = config.data
+    file = settings.split_file or (None if index.parts is None else index.root)
+    split = read_split(file, index) if file else make_split(index, settings.train_ratio, seed, settings.val_fraction)
+    if config.best_epoch and not len(split.val):
+        more = "a split file with a part val" if file else "--data.val_fraction, such as 0.1"
+        raise UserError(f"--best_epoch true needs validation images. Give {more}.")
+    return split
+
+
 class Lab:
     """Opens the images and knows where everything of a run lies.
 
@@ -133,15 +148,8 @@ class Lab:
 
     def split(self, seed: int) -> Split:
         """The seed's split, drawn or read."""
-        settings = self.config.data
-        if settings.split_file:
-            split = read_split(settings.split_file, self.cache.index)
-        else:
-            split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
+        split = split_of(self.config, self.cache.index, seed)
         self.training_images = len(split.train)
-        if self.config.best_epoch and not len(split.val):
-            more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
-            raise UserError(f"--best_epoch true needs validation images. Give {more}.")
         sizes = (
             f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
         )
