@@ -16,11 +16,10 @@ import numpy.typing as npt
 
 from scenedistill.data.cache_build import FileReader, stored_scenes
 from scenedistill.data.cache_files import CacheSettings, Images
-from scenedistill.data.raster_holes import constants_text
 from scenedistill.data.scene_cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
-from scenedistill.terminal import counted, plain_console
+from scenedistill.terminal import counted
 
 __all__ = ["SceneCache", "build_cache", "cache_home"]
 
@@ -68,8 +67,6 @@ def build_cache(
     stored, decoded = stored_scenes(
         settings, index.paths, reader, folder, retry=on_bad == "stop", workers=workers, progress=progress
     )
-    if reader.constants:
-        plain_console(stderr=True).print(constants_text(reader.constants))
     rows = np.array([stored.entries[path][2] for path in index.paths])
     bad = tuple((path, stored.reasons[path]) for path, row in zip(index.paths, rows, strict=True) if row < 0)
     if bad and (on_bad == "stop" or len(bad) == len(index)):

@@ -30,7 +30,7 @@ from scenedistill.data.cache_files import (
 )
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
-from scenedistill.data.raster_holes import Constant
+from scenedistill.data.raster_holes import Constant, constants_text
 from scenedistill.disk import clear_parts
 from scenedistill.errors import UserError
 from scenedistill.terminal import plain_console
@@ -105,6 +105,8 @@ def stored_scenes(
                 f"Cannot write the image cache in {folder}: {error.strerror or error}. Choose another place with the "
                 "environment variable SCENEDISTILL_CACHE."
             ) from error
+    if isinstance(reader, FileReader) and reader.constants:
+        plain_console(stderr=True).print(constants_text(reader.constants))
     return stored, decoded
 
 
