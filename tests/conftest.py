@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-# Under xdist each worker is one core's worth; more threads each would only fight. Alone, two are plenty for tiny tests.
+# Under xdist each worker is one core's worth: threads of several processes on one core wait for each other in a loop,
+# those of the processes that tests start included.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+# Alone, two are plenty for tiny tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

@@ -368,14 +368,14 @@ def test_a_class_with_one_image(say: Say, scenes: Path, tiny_options: tuple[str,
     for image in sorted((scenes / "river").iterdir())[1:]:
         image.unlink()
     words = complaint(say("run", scenes, *tiny_options))
-    assert "Class 'river'" in words and "has 1 image(s); a split needs at least one for training and one" in words
+    assert "Class 'river'" in words and "has 1 image; a split needs at least one for training and one" in words
 
 
 def test_a_batch_larger_than_the_training_part(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
     code, out, _ = say("teacher", scenes, *tiny_options, "--teacher.fit.batch_size", "1000")
     assert code == 0 and "teacher: all 16 training images make one batch" in out
     words = complaint(say("teacher", scenes, *tiny_options, "--data.train_ratio", "0.1", "--out", "few"))
-    assert "4 training images are too few" in words and "lower --teacher.images_per_class" in words
+    assert "Too few training images (4) for 1 device" in words and "lower --teacher.images_per_class" in words
 
 
 def test_where_nothing_can_be_written(say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:

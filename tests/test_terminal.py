@@ -6,7 +6,7 @@ import io
 
 from rich.table import Table
 
-from scenedistill.terminal import plain_console
+from scenedistill.terminal import counted, plain_console
 
 
 def test_no_name_is_markup_or_an_emoji() -> None:
@@ -19,3 +19,14 @@ def test_no_name_is_markup_or_an_emoji() -> None:
     console.print(f"It lies in {name}")
     console.print(table)
     assert said.getvalue().count(name) == 4
+
+
+def test_numbers_agree_with_what_they_count() -> None:
+    assert [counted(number, "image") for number in (0, 1, 2, 1024)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1,024 images",
+    ]
+    assert (counted(1, "class"), counted(2, "class")) == ("1 class", "2 classes")
+    assert (counted(1.0, "epoch"), counted(0.5, "epoch")) == ("1 epoch", "0.5 epochs")

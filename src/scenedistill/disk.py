@@ -121,9 +121,14 @@ def short_hash(content: str | bytes | memoryview) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """16 hex digits over the content of a file."""
+    """16 hex digits over the content of a file: the first of its `file_sha256`."""
+    return file_sha256(path)[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, 64 hex digits, as `sha256sum` prints it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shown_path(path: Path | str) -> str:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from scenedistill.terminal import counted
+
 #: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
 #: what it was before there was such a setting.
 LATER = {"later": True}
@@ -195,9 +197,9 @@ def close(fit: FitConfig, base: FitConfig, budget: Budget, images: int | None) -
 
 def schedule_text(fit: FitConfig) -> str:
     """A training's schedule in a line."""
-    length = f"{fit.steps} steps" if fit.steps else f"{fit.epochs} epochs"
+    length = counted(fit.steps, "step") if fit.steps else counted(fit.epochs, "epoch")
     return (
         f"{fit.optimizer}, {length} in batches of {fit.batch_size}, learning rate {fit.lr:g} "
         f"({fit.lr * fit.fresh_lr_factor:g} of fresh parts), weight decay {fit.weight_decay:g}, "
-        f"{fit.warmup_epochs:g} epochs of warm-up"
+        f"{counted(float(fit.warmup_epochs), 'epoch')} of warm-up"
     )

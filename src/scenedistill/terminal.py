@@ -1,4 +1,4 @@
-"""The console that commands print to."""
+"""The console that commands print to, and numbers in its lines."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def plain_console(**options: Any) -> Console:
     # in a pipe or a file there is no width to keep to
     width = None if "file" in options or options.get("stderr") or sys.stdout.isatty() else 160
     return Console(**{"soft_wrap": True, "width": width, "markup": False, "emoji": False, **options})
+
+
+def counted(count: int | float, noun: str) -> str:
+    """A number with what it counts: `1 image`, `1,024 images`, `0.5 epochs`, `2 classes`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"

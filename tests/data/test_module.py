@@ -150,9 +150,9 @@ def test_what_cannot_be_batched_is_refused() -> None:
         EpochBatches(LABELS, 9, seed=0, world=2)
     with pytest.raises(UserError, match="batch of 8 images cannot be made of 30 images a class"):
         EpochBatches(LABELS, 8, seed=0, images_per_class=30)
-    with pytest.raises(UserError, match="47 training images are too few"):
+    with pytest.raises(UserError, match=r"Too few training images \(47\) for 1 device and 30 images of a class"):
         EpochBatches(LABELS, 30, seed=0, images_per_class=30)
-    with pytest.raises(UserError, match="1 training images are too few for 2 device"):
+    with pytest.raises(UserError, match=r"Too few training images \(1\) for 2 devices and 1 image of a class"):
         EpochBatches(LABELS[:1], 8, seed=0, world=2)
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
+from scenedistill.cli import main
+from scenedistill.data.cache import build_cache
 from scenedistill.data.images import read_image
-from scenedistill.data.raster_holes import find_constant
+from scenedistill.data.raster_holes import Constant, find_constant
+from scenedistill.data.scenes import scan
 
 RNG = np.random.default_rng(0)
 REFLECTANCE = RNG.uniform(0, 0.4, (3, 20_000)).astype(np.float32)
@@ -74,3 +78,29 @@ def test_hardly_any_real_image_has_one(aid_folder: Path) -> None:
     paths = sorted(aid_folder.rglob("*.jpg"))[::100]
     found = [find_constant(read_image(path).reshape(-1, 3).T) for path in paths]
     assert len(paths) > 50 and sum(one is not None for one in found) <= len(paths) // 50
+
+
+@pytest.fixture
+def holed_folder(tmp_path: Path) -> Path:
+    """Two float images in folders of their classes, the second one with -9999 in a fifth of the pixels, unsaid."""
+    values = np.random.default_rng(0).uniform(0, 0.4, (2, 40, 40)).astype(np.float32)
+    values[1, :8] = -9999
+    for name, image in zip(("bare", "field"), values, strict=True):
+        (tmp_path / "holed" / name).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "holed" / name / "1.tif", image)
+    return tmp_path / "holed"
+
+
+def test_a_single_image_with_a_constant_is_told_of(
+    holed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "field/1.tif: About 20% of the pixels are -9999, far from all others"
+    cache = build_cache(scan(holed_folder), 16, folder=tmp_path / "cache", progress=False)
+    assert said in capsys.readouterr().err and len(cache.images) == 2
+    assert main(["data", "check", str(holed_folder)]) == 0
+    told = capsys.readouterr().out
+    assert said in told and "rio edit-info --nodata -9999 FILE" in told and "bare" not in told
+    file, found = holed_folder / "field" / "1.tif", dict[Path, Constant]()
+    tifffile.imwrite(file, tifffile.imread(file), extratags=[(42113, "s", 0, "-9999", False)])
+    pixels = read_image(file, constants=found)
+    assert not found and pixels[8:].mean() == pytest.approx(127, abs=10), "a file that says so itself is read right"

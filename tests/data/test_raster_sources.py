@@ -258,6 +258,50 @@ def test_the_driver_is_the_one_of_the_content(tmp_path: Path) -> None:
         open_raster(tmp_path / "a.ers")
 
 
+def test_an_imagine_file_takes_its_pixels_from_its_own_raw_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    file = write(tmp_path / "sub" / "a.img", driver="HFA", USE_SPILL="YES")
+    with open_raster(file) as raster:
+        assert [Path(name).name for name in raster.files] == ["a.img", "a.ige"] and (raster.read(1) == GREY).all()
+    (tmp_path / "s").write_bytes(b"secret" * 10_000)
+    (tmp_path / "sub" / "b.ie").write_bytes(b"secret" * 10_000)
+    for other in (b"../s\0", b"b.ie\0"):
+        changed = tmp_path / "sub" / "changed.img"
+        changed.write_bytes(file.read_bytes().replace(b"a.ige", other))
+        with pytest.raises(
+            UserError, match=r"changed\.img names .*, which is not called after it.*--vrt_sources '\[any\]'"
+        ):
+            open_raster(changed)
+    open_raster(changed, (), ["any"]).close()
+    with pytest.raises(UserError, match="which may name further files"):
+        open_raster(vrt(tmp_path / "b.vrt", "sub/changed.img"))
+
+
+@pytest.mark.parametrize("before", [b"", b"\0" * 512, b"<HDF_UserBlock>"])
+def test_hdf5_whose_values_may_lie_anywhere_is_refused(tmp_path: Path, before: bytes) -> None:
+    (tmp_path / "a.nc").write_bytes(before + b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    with pytest.raises(UserError, match=r"a\.nc is HDF5 .*--vrt_sources '\[any\]'"):
+        open_raster(tmp_path / "a.nc")
+    with pytest.raises(UserError, match="which may name further files"):
+        open_raster(vrt(tmp_path / "a.vrt", "a.nc"))
+    with pytest.raises(UserError, match="cannot be opened as a raster"):
+        open_raster(tmp_path / "a.nc", (), ["any"])
+
+
+def test_netcdf_of_before_hdf5_is_read(tmp_path: Path) -> None:
+    copy_raster(write(tmp_path / "a.tif"), tmp_path / "a.nc", driver="netCDF", FORMAT="NC")
+    with open_raster(tmp_path / "a.nc") as raster:
+        assert raster.driver == "netCDF" and raster.read(1).shape == GREY.shape
+
+
+def test_overviews_are_not_taken_from_another_file(tmp_path: Path) -> None:
+    file, other = write(tmp_path / "a.tif"), write(tmp_path / "other.tif", GREY[::2, ::2])
+    named = f'<MDI key="OVERVIEW_FILE">{other}</MDI>'
+    (tmp_path / "a.tif.aux.xml").write_text(f'<PAMDataset><Metadata domain="OVERVIEWS">{named}</Metadata></PAMDataset>')
+    with pytest.raises(UserError, match=r"a\.tif names .*other\.tif' for its overviews"):
+        open_raster(file)
+
+
 def test_an_image_in_one_huge_tile_is_refused_before_it_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a.tif", tiled=True, blockxsize=64, blockysize=64, compress="DEFLATE")
     data = bytearray((tmp_path / "a.tif").read_bytes())

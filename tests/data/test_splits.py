@@ -114,7 +114,7 @@ def test_every_class_in_every_part(counts: list[int], ratio: float, val: float, 
     try:
         split = make_split(index, ratio, seed, val)
     except UserError as error:
-        assert val and "training image(s)" in str(error)
+        assert val and "training image at train ratio" in str(error)
         return
     together = np.concatenate(list(split.parts().values()))
     assert sorted(together) == list(range(len(index)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,9 +19,9 @@ from scenedistill.deploy import export as exporting
 from scenedistill.deploy import run_images
 from scenedistill.deploy.export import export
 from scenedistill.deploy.export_config import ExportConfig
-from scenedistill.deploy.export_folder import PART, claim
+from scenedistill.deploy.export_folder import PART, check_exported, claim
 from scenedistill.deploy.model import OnnxSceneModel, open_model
-from scenedistill.errors import UserError
+from scenedistill.errors import Damaged, UserError
 
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
 QUICK = ExportConfig(formats=["safetensors"], images=8, repeats=0)
@@ -100,6 +101,31 @@ def test_the_page_can_be_read_and_its_lines_run(exported: Path, tiny_scenes: Pat
             names: dict[str, Any] = {"print": lambda *words: named.append(str(words[0]))}
             exec(piece, names)
     assert len(named) == 3 and len(set(named)) == 1 and named[0] in body
+
+
+def test_a_damaged_export_is_named_when_it_is_opened(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "copy"))
+    record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    for name in ("model.onnx", "model.pt2"):
+        content = bytearray((folder / name).read_bytes())
+        assert record["files"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(Damaged, match=f"{name} is damaged: it does not fit its checksum in export.json"):
+            open_model(folder / name, device="cpu", trust=True)
+    assert open_model(folder / "model.int8.onnx", device="cpu").card.classes
+    (folder / PART).mkdir()
+    new = {"files": {"model.onnx": {"sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()}}}
+    (folder / PART / "export.json").write_text(json.dumps(new), encoding="utf-8")
+    check_exported(folder / "model.onnx")  # an export that replaces another one is at work
+    shutil.rmtree(folder / PART)
+    changed = (folder / "export.json").read_text(encoding="utf-8").replace('"threads": 1', '"threads": 2')
+    (folder / "export.json").write_text(changed, encoding="utf-8")
+    with pytest.raises(Damaged, match=r"export\.json is damaged"):
+        open_model(folder / "model.int8.onnx", device="cpu")
+    (folder / "export.json").unlink()
+    open_model(folder / "model.int8.onnx", device="cpu")
+    check_exported(folder / "model.onnx")
 
 
 def earlier_export(folder: Path, *names: str) -> None:

@@ -127,8 +127,8 @@ def test_plain_and_distilled_start_from_the_file_and_say_so(start: Path, tiny_sc
     text = said.getvalue()
     assert text.count(f"{NAME} starts from start.safetensors: ") == 2
     line = (
-        "fine-tuned by adamw, 1 epochs in batches of 16, learning rate 1e-09 (3e-09 of fresh parts), weight decay "
-        "0.05, 1 epochs of warm"
+        "fine-tuned by adamw, 1 epoch in batches of 16, learning rate 1e-09 (3e-09 of fresh parts), weight decay "
+        "0.05, 1 epoch of warm"
     )
     assert text.count(line) == 2
     used = yaml.safe_load((out / "settings.yaml").read_text(encoding="utf-8"))["student"]

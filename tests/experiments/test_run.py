@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -439,6 +440,21 @@ def test_evaluating_again_finds_the_same(finished: tuple[Path, Done], tiny_scene
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"metrics.json", "test_confusion.csv"}
 
 
+def test_evaluating_a_run_names_its_students_and_the_commands(
+    finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path
+) -> None:
+    out, quiet = finished[0], Console(quiet=True)
+    with pytest.raises(UserError, match="is a run's folder and evaluate tests one network") as refused:
+        evaluate(out, tiny_scenes, tmp_path / "figures", console=quiet)
+    student = out / "seed0" / STUDENTS[1] / "dkd"
+    assert shlex.join(["scenedistill", "evaluate", str(student), str(tiny_scenes)]) in str(refused.value)
+    assert str(refused.value).count("\n") == len(SEEDS) * len(STUDENTS) * 2
+    with pytest.raises(UserError, match="holds no trained student"):
+        evaluate(tiny_scenes, tiny_scenes, tmp_path / "figures", console=quiet)
+    by_folder = evaluate(student, tiny_scenes, tmp_path / "figures", console=quiet)
+    assert by_folder.oa == evaluate(student / WEIGHTS, tiny_scenes, tmp_path / "figures", console=quiet).oa
+
+
 def test_evaluating_on_some_of_the_classes_and_on_others(
     finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path
 ) -> None:
@@ -582,6 +598,26 @@ def test_what_is_wrong_is_said_before_anything_is_done(
     assert CHANGES[change][1] in str(refused.value)
     assert str(refused.value).count("\n") <= 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: setattr(c.data, "train_ratio", 1.5), "The train ratio is 1.5"),
+        (lambda c: setattr(c.data, "train_ratio", 0.05), r"Too few training images \(4\) for 1 device and 4 images of"),
+        (lambda c: setattr(c.teacher, "weights", "no/such.pth"), "No weights at no/such.pth"),
+        (lambda c: setattr(c, "best_epoch", True), "--best_epoch true needs validation images"),
+    ],
+)
+def test_what_the_list_of_images_tells_is_said_before_they_are_decoded(
+    change: Callable[[RunConfig], object], said: str, tiny_scenes: Path, config: Config, tmp_path: Path
+) -> None:
+    settings = config(seeds=[0], students=STUDENTS[:1])
+    settings.data.cache_dir = tmp_path / "cache"
+    change(settings)
+    with pytest.raises(UserError, match=said):
+        do(tiny_scenes, tmp_path / "out", settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_ten_lines_of_python(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

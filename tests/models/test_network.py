@@ -168,7 +168,7 @@ def test_a_backbone_without_stages_is_refused() -> None:
     class Short(nn.Sequential):
         feature_info = ({"module": "0", "num_chs": 3, "reduction": 4},)
 
-    with pytest.raises(UserError, match="describes 1 stages"):
+    with pytest.raises(UserError, match="describes 1 stage,"):
         SceneNet(Short(nn.Identity()), 5, mean=(0, 0, 0), std=(1, 1, 1))
 
     class Unpooled(nn.Sequential):

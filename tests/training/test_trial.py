@@ -56,9 +56,24 @@ def test_a_batch_of_one_is_refused_where_batch_norm_cannot_take_it() -> None:
 def test_a_backbone_that_reads_from_its_stages_is_refused_in_a_line() -> None:
     settings = config(name="coat_tiny")
     settings.image_size = 224
-    with pytest.raises(UserError, match="CoaT does not take images of 224 x 224 pixels") as refused:
+    for attention in (True, False):
+        settings.student.dual_attention = attention
+        with pytest.raises(UserError, match=r"CoaT does not call its stages .*Choose another backbone") as refused:
+            try_student(settings, settings.student, CPU, "fp32")
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_images_that_leave_no_map_are_refused(size: int) -> None:
+    settings = config()
+    settings.image_size = size
+    said = f"--image_size is {size}: .* sees a single position at its finest stage"
+    with pytest.raises(UserError, match=said):
         try_student(settings, settings.student, CPU, "fp32")
-    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=said):
+        try_teacher(settings, CPU, "fp32")
+    settings.image_size = 8
+    try_teacher(settings, CPU, "fp32")
 
 
 def test_a_huge_batch_is_tried_on_a_cpu_with_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from scenedistill.commands.parsing import CommandParser
 
 if TYPE_CHECKING:
+    from scenedistill.data.raster_holes import Constant
     from scenedistill.data.scenes import SceneIndex
 
 
@@ -69,8 +70,12 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 def _decoded(index: SceneIndex, console: Console) -> bool:
     """Say which images cannot be read and which are copies of others; whether all could be read."""
     from scenedistill.data.duplicates import duplicates_in_folder
+    from scenedistill.data.raster_holes import constants_text
 
-    copies, bad = duplicates_in_folder(index)
+    constants: dict[Path, Constant] = {}
+    copies, bad = duplicates_in_folder(index, constants=constants)
+    if constants:
+        console.print(constants_text(constants), markup=False)
     for path, reason in bad[:20]:
         console.print(f"cannot be read: {path}: {reason}", markup=False)
     if len(bad) > 20:

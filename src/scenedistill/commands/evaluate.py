@@ -16,7 +16,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 def parser() -> CommandParser:
     """What it takes."""
     parser = CommandParser(description="test a trained network on a folder of images")
-    parser.add_argument("weights", type=str, help="weights.safetensors of a finished training")
+    parser.add_argument("weights", type=str, help="weights.safetensors of a finished training, or its folder")
     parser.add_argument("data", type=str, help="folder with the network's classes as sub-folders, or a CSV manifest")
     parser.add_argument("--split", type=str | None, default=None, help="split file; all images when not given")
     parser.add_argument("--part", type=Literal["train", "val", "test"], default="test", help="part of the split")

@@ -12,7 +12,7 @@ from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.deploy.raster_config import RasterConfig
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
-from scenedistill.terminal import plain_console
+from scenedistill.terminal import counted, plain_console
 
 if TYPE_CHECKING:
     from scenedistill.deploy.model import SceneModel
@@ -139,7 +139,7 @@ def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: Ras
         worked += any(result.cells.values())
         files = [file for file in dict.fromkeys((result.polygons, result.regions, result.classes)) if file]
         listed = ", ".join(map(str, files))
-        size = f"{result.windows:,} windows, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
+        size = f"{counted(result.windows, 'window')}, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
         console.print(f"{raster}: {size}: {listed}", markup=False, highlight=False)
         if result.left_out:
             left_out = "all" if result.left_out == result.windows else f"{result.left_out:,}"

@@ -19,6 +19,7 @@ from scenedistill.data.cache_files import CacheSettings, Images
 from scenedistill.data.scene_cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 __all__ = ["SceneCache", "build_cache", "cache_home"]
 
@@ -71,7 +72,7 @@ def build_cache(
     if bad and (on_bad == "stop" or len(bad) == len(index)):
         raise UserError(complaint(bad, len(index), index.root))
     reused = len(index) - decoded - len(bad)
-    report = f"{len(index):,} images: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
+    report = f"{counted(len(index), 'image')}: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
     places = rows[rows >= 0]
     return SceneCache(
         index.subset(rows >= 0) if bad else index,
@@ -111,7 +112,7 @@ def complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
     named = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     advice = "Mend or remove them" + (", or leave them out with --data.on_bad skip." if len(bad) < total else ".")
-    return f"{len(bad):,} of {total:,} images in {root} cannot be read: {named}{more}.\n{advice}"
+    return f"{len(bad):,} of {counted(total, 'image')} in {root} cannot be read: {named}{more}.\n{advice}"
 
 
 def _default_folder(settings: CacheSettings) -> Path:

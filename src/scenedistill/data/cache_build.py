@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from scenedistill.data.cache_files import (
 )
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
+from scenedistill.data.raster_holes import Constant, constants_text
 from scenedistill.disk import clear_parts
 from scenedistill.errors import UserError
 from scenedistill.terminal import plain_console
@@ -49,12 +50,13 @@ class SceneReader(Protocol):
 
 @dataclass(frozen=True)
 class FileReader:
-    """Scenes that are image files; paths are relative to `root`."""
+    """Scenes that are image files; paths are relative to `root`. `constants` collects what `read_image` finds."""
 
     root: Path
     size: int
     bands: int
     value_range: tuple[float, float] | None = None
+    constants: dict[Path, Constant] = field(default_factory=dict, compare=False, repr=False)
 
     def stamp(self, path: str) -> Stamp:
         """Bytes and time of the file."""
@@ -62,7 +64,9 @@ class FileReader:
 
     def read(self, path: str) -> Images:
         """See `read_scene`."""
-        return read_scene(self.root / path, self.size, self.bands, value_range=self.value_range)
+        return read_scene(
+            self.root / path, self.size, self.bands, value_range=self.value_range, constants=self.constants
+        )
 
 
 def stored_scenes(
@@ -101,6 +105,8 @@ def stored_scenes(
                 f"Cannot write the image cache in {folder}: {error.strerror or error}. Choose another place with the "
                 "environment variable SCENEDISTILL_CACHE."
             ) from error
+    if isinstance(reader, FileReader) and reader.constants:
+        plain_console(stderr=True).print(constants_text(reader.constants))
     return stored, decoded
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from scenedistill.data.catalog_entries import ENTRIES
 from scenedistill.data.facts import DatasetFacts, Source
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 if TYPE_CHECKING:
     from scenedistill.data.scenes import SceneIndex
@@ -45,8 +46,10 @@ class CheckReport:
 
     def __str__(self) -> str:
         if self.facts is None:
-            near = f"; nearest is {self.nearest[0]} with {self.nearest[1]} classes in common" if self.nearest else ""
-            return f"this is no data set of the catalogue ({self.images:,} images{near}); fine if it is your own"
+            count, near = counted(self.images, "image"), ""
+            if self.nearest:
+                near = f"; nearest is {self.nearest[0]} with {counted(self.nearest[1], 'class')} in common"
+            return f"this is no data set of the catalogue ({count}{near}); fine if it is your own"
         facts = self.facts
         if self.complete:
             return f"this is {facts.name}, complete: {facts.total:,} images, {len(facts.counts)} classes"

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from scenedistill.data.cache import SceneCache
 from scenedistill.data.cache_build import FileReader
 from scenedistill.data.cache_files import row_checksum
 from scenedistill.data.decoding import decode_all
+from scenedistill.data.raster_holes import Constant
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits import Split
 
@@ -82,15 +84,19 @@ def duplicates_in_cache(cache: SceneCache) -> Duplicates:
     return Duplicates(cache.index, tuple(found))
 
 
-def duplicates_in_folder(index: SceneIndex, size: int = 256) -> tuple[Duplicates, tuple[tuple[str, str], ...]]:
+def duplicates_in_folder(
+    index: SceneIndex, size: int = 256, constants: dict[Path, Constant] | None = None
+) -> tuple[Duplicates, tuple[tuple[str, str], ...]]:
     """The copies among images that are not decoded yet, and (path, reason) of each that cannot be read.
 
     Args:
         index: the images; each is decoded once and nothing of it is kept.
         size: side in pixels at which they are compared.
+        constants: is given what `read_image` finds.
     """
     digests, bad = [], []
-    scenes = decode_all(index.paths, FileReader(index.root, size, 3).read, progress=sys.stderr.isatty())
+    reader = FileReader(index.root, size, 3, constants={} if constants is None else constants)
+    scenes = decode_all(index.paths, reader.read, progress=sys.stderr.isatty())
     for number, scene in enumerate(scenes):
         if isinstance(scene, str):
             bad.append((index.paths[number], scene))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scenedistill.data.raster_holes import Constant, find_constant
 from scenedistill.data.tiff_heads import TIFF_HEADS
 from scenedistill.data.tiffs import Pixels, decode_tiff
 from scenedistill.errors import UserError
@@ -30,7 +31,12 @@ class UnreadableImage(UserError):
 
 
 def read_image(
-    path: Path, bands: int = 3, *, at_least: int | None = None, value_range: tuple[float, float] | None = None
+    path: Path,
+    bands: int = 3,
+    *,
+    at_least: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    constants: dict[Path, Constant] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode a JPEG, PNG, TIFF or WebP file (told by its content, not its name) to uint8 `[H, W, bands]`.
 
@@ -50,6 +56,8 @@ def read_image(
         bands: number of bands wanted, 1 or more.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
         value_range: see above; ignored for 8-bit images.
+        constants: a value far from all others, which most likely means no data and over which the image's own range is
+            stretched all the same, is added under the path; not looked for when None.
 
     Raises:
         UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (in the
@@ -60,13 +68,23 @@ def read_image(
     path = Path(path)
     try:
         pixels, nodata = _decode(path, at_least)
-        return _to_bands(_to_uint8(_take(pixels, bands), nodata, value_range), bands)
+        pixels = _take(pixels, bands)
+        if constants is not None and pixels.dtype != np.uint8 and value_range is None:
+            held = _valid(pixels, nodata).all(2)
+            if found := find_constant(pixels[held].T):
+                constants[path] = found
+        return _to_bands(_to_uint8(pixels, nodata, value_range), bands)
     except Exception as error:  # decoders answer broken files with nearly any exception
         raise UnreadableImage(path, _reason(error)) from error
 
 
 def read_scene(
-    path: Path, size: int, bands: int = 3, *, value_range: tuple[float, float] | None = None
+    path: Path,
+    size: int,
+    bands: int = 3,
+    *,
+    value_range: tuple[float, float] | None = None,
+    constants: dict[Path, Constant] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Read an image as the models see it: uint8 `[size, size, bands]`, the same pixels wherever it is called.
 
@@ -74,7 +92,8 @@ def read_scene(
     1/8 of its size as long as both sides keep 2 x `size` pixels, and any large image is box-averaged by a whole
     factor to no less than 3 x `size`; the eye cannot tell. Arguments and errors: see `read_image`.
     """
-    return squash(read_image(path, bands, at_least=2 * size, value_range=value_range), size)
+    pixels = read_image(path, bands, at_least=2 * size, value_range=value_range, constants=constants)
+    return squash(pixels, size)
 
 
 def squash(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -168,9 +187,7 @@ def _to_uint8(pixels: Pixels, nodata: float | None, value_range: tuple[float, fl
     if pixels.dtype == np.uint8:
         return pixels
     values = pixels.astype(np.float64)
-    valid = np.isfinite(values)
-    if nodata is not None:
-        valid &= values != nodata
+    valid = _valid(pixels, nodata)
     if not valid.any():
         raise ValueError("it holds no data: every value is NaN, infinite or the no-data value")
     low, high = value_range or np.percentile(values[valid], (2, 98))
@@ -180,6 +197,13 @@ def _to_uint8(pixels: Pixels, nodata: float | None, value_range: tuple[float, fl
         return np.where(valid, 128, 0).astype(np.uint8)  # one flat value: mid-grey
     scaled = np.clip((np.where(valid, values, low) - low) / (high - low), 0, 1)
     return np.where(valid, np.rint(scaled * 255), 0).astype(np.uint8)
+
+
+def _valid(pixels: Pixels, nodata: float | None) -> npt.NDArray[np.bool_]:
+    """Where the values of a deep image are data, `[H, W, C]`."""
+    values = pixels.astype(np.float64)
+    valid = np.isfinite(values)
+    return valid if nodata is None else valid & (values != nodata)
 
 
 def _to_bands(pixels: npt.NDArray[np.uint8], bands: int) -> npt.NDArray[np.uint8]:

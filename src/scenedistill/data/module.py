@@ -15,6 +15,7 @@ from scenedistill.data.splits import Split
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import view_number
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 
 class EpochBatches:
@@ -42,7 +43,7 @@ class EpochBatches:
         world: int = 1,
     ) -> None:
         if batch_size % world:
-            raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {world} devices.")
+            raise UserError(f"A batch of {counted(batch_size, 'image')} cannot be shared evenly by {world} devices.")
         group = images_per_class or 1
         if batch_size % group:
             raise UserError(
@@ -55,8 +56,9 @@ class EpochBatches:
         self.batch_size = min(batch_size, usable // whole * whole)
         if self.batch_size == 0:
             raise UserError(
-                f"{len(labels)} training images are too few for {world} device(s) and {group} image(s) of a class in "
-                f"each batch. Add images{' or lower --teacher.images_per_class' if images_per_class else ''}."
+                f"Too few training images ({len(labels)}) for {counted(world, 'device')} and "
+                f"{counted(group, 'image')} of a class in each batch. Add images"
+                f"{' or lower --teacher.images_per_class' if images_per_class else ''}."
             )
         self.usable = usable
         self.epoch = 0

@@ -1,12 +1,16 @@
-"""How the pixels of a raster that hold no data are told."""
+"""How the pixels of a raster or of an image that hold no data are told."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -68,6 +72,18 @@ def find_constant(values: np.ndarray) -> Constant | None:
             whole = shown == int(shown) and abs(shown) < 2**53
             found.append(Constant(int(shown) if whole else shown, share, float(low), float(high)))
     return max(found, key=lambda one: one.share, default=None)
+
+
+def constants_text(found: Mapping[Path, Constant]) -> str:
+    """What a user should know of image files with such a constant; empty where there are none."""
+    if not found:
+        return ""
+    path, constant = min(found.items())
+    others = f", and so in {counted(len(found) - 1, 'other file')}" if len(found) > 1 else ""
+    return (
+        f"{shown_path(path)}: {constant}{others}. The contrast is stretched over them. If they are holes, say so in "
+        f"the file: rio edit-info --nodata {constant.value} FILE"
+    )
 
 
 def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:

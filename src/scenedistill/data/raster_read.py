@@ -15,7 +15,7 @@ from PIL import Image
 
 from scenedistill.data.raster_bands import choose_bands, white_sum
 from scenedistill.data.raster_holes import Constant, find_constant, find_holes
-from scenedistill.data.raster_sources import safe_drivers
+from scenedistill.data.raster_sources import check_opened, safe_drivers
 from scenedistill.data.raster_stretch import parse_stretch, percentiles
 from scenedistill.disk import shown_path
 from scenedistill.errors import UserError
@@ -80,7 +80,7 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
         vrt_sources: folders that a VRT's files may lie in, beside its own; see `safe_drivers`.
 
     Raises:
-        UserError: GDAL cannot open it, it is a VRT that names what it must not, it holds nothing that is an image, or
+        UserError: GDAL cannot open it, it names other files that it must not, it holds nothing that is an image, or
             blocks of more than `BLOCK_BYTES`.
     """
     rasterio = raster_library()
@@ -97,6 +97,12 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
             reason = "GDAL takes only names in UTF-8. Rename it."
     if opened is None:
         raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
+    if not drivers:
+        try:
+            check_opened(opened, path, vrt_sources)
+        except UserError:
+            opened.close()
+            raise
     if opened.count == 0:
         inside = [f"\n  {name}" for name in opened.subdatasets]
         raise UserError(

@@ -8,9 +8,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scenedistill.data.tiff_heads import TIFF_HEADS, read_heads
 from scenedistill.errors import UserError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 #: Drivers of formats that hold their own pixels. Others of a local file are opened only where they are named: formats
 #: such as VRT, WMS, ERS, MRF and many products of agencies say in a few words which other file or address to read.
@@ -34,6 +38,9 @@ _REFUSED_KEYS = {"X_DATASET", "Y_DATASET", "RPC_DEM", "OVERVIEW_FILE"}
 #: An address, GDAL's name for a part of a file or for another file system, or a dataset as text.
 _NO_FILE = re.compile(r"$|\s*[<{]|/vsi|[\w+.-]{2,}:|.*://", re.IGNORECASE)
 _TEXT = re.compile(rb"[\t\n\f\r -~]+")
+#: How a file of HDF5 begins, which netCDF-4, BAG and KEA are too: the values of its arrays may lie in any other file.
+#: A block of its user's may come first.
+_HDF5 = re.compile(rb"\A<HDF_UserBlock>|\x89HDF\r\n\x1a\n")
 _DEEPEST = 8  # VRTs within VRTs
 
 
@@ -41,15 +48,15 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
     """The drivers that may open a raster: the one of its content, or those of formats that hold their own pixels.
 
     A VRT is looked through first: all that it names, in VRTs within it too, must be files with pixels of their own,
-    below its own folder or one of `folders`. What is no file but a name that GDAL knows is the user's own word; only
-    VRTs are left out there.
+    below its own folder or one of `folders`. HDF5 is refused unless `folders` has `any`. What is no file but a name
+    that GDAL knows is the user's own word; only VRTs are left out there.
 
     Args:
         path: a file, or anything that GDAL takes as a name.
         folders: further folders that a VRT's files may lie in, or `any`.
 
     Raises:
-        UserError: a VRT under another ending, one that names other things, or a TIFF whose heads lead nowhere.
+        UserError: a VRT under another ending, one that names other things, HDF5, or a TIFF whose heads lead nowhere.
     """
     file = Path(path)
     if not os.path.isfile(file):  # noqa: PTH113  (a name of GDAL's may be far too long for one)
@@ -73,8 +80,33 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
             stamp = (status.st_size, status.st_mtime_ns)
             _check_vrt(str(file), stamp, (str(file.resolve().parent), *(str(Path(f).resolve()) for f in folders)))
         return ("VRT",)
+    if _HDF5.search(head) and ANY not in folders:
+        raise _refused(str(path), "is HDF5 (or netCDF-4, BAG, KEA), whose values may lie in other files")
     known = _available()
     return tuple(name for name in OWN_PIXELS if name in known)
+
+
+def check_opened(raster: DatasetReader, path: str | Path, folders: Sequence[str] = ()) -> None:
+    """See that no other file is opened for the overviews of one, and for the pixels of an ERDAS Imagine file (HFA),
+    which names the .ige that holds them, only one beside it that is called after it.
+
+    Args:
+        raster: `path` opened, nothing of it read; no VRT, which `safe_drivers` has looked through.
+        path: of a file; a name that only GDAL knows is its user's own word.
+        folders: `any` allows everything.
+
+    Raises:
+        UserError: it names other files.
+    """
+    file = Path(path)
+    if ANY in folders or raster.driver == "VRT" or not os.path.isfile(file):  # noqa: PTH113  (see `safe_drivers`)
+        return
+    if other := raster.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):  # before GDAL lists the files, for which it opens it
+        raise _refused(str(path), f"names {other[:100]!r} for its overviews")
+    for name in raster.files if raster.driver == "HFA" else ():
+        beside = Path(name)
+        if beside.resolve().parent != file.resolve().parent or not beside.name.startswith(file.stem):
+            raise _refused(str(path), f"names {name}, which is not called after it")
 
 
 @lru_cache(maxsize=1)
@@ -111,6 +143,8 @@ def _check_vrt(path: str, stamp: tuple[int, int], folders: tuple[str, ...], dept
             continue
         with source.open("rb") as opened:
             head = opened.read(4096)
+        if _HDF5.search(head) or head.startswith(b"EHFA_HEADER_TAG"):
+            raise _refused(path, f"names {source}, which may name further files")
         if b"<VRTDataset" in head:
             status = source.stat()
             _check_vrt(str(source), (status.st_size, status.st_mtime_ns), folders, depth + 1)

@@ -17,6 +17,7 @@ from scenedistill.data.manifests import read_manifest
 from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 PARTS = ("train", "val", "test")
 #: What folders and lists of a part are called.
@@ -119,7 +120,11 @@ def _scan_folder(given: Path) -> SceneIndex:
     if parts := _parts(listings, top):
         return _scan_parts(root, given, parts)
     if not top.folders:
-        loose = f"its {len(top.images):,} images lie loose" if top.images else "it holds no folders and no images"
+        loose = (
+            f"its {counted(len(top.images), 'image')} {'lies' if len(top.images) == 1 else 'lie'} loose"
+            if top.images
+            else "it holds no folders and no images"
+        )
         raise UserError(
             f"{root} has no class folders: {loose}. Expected one sub-folder per class with the images in it."
         )
@@ -140,9 +145,9 @@ def _scan_folder(given: Path) -> SceneIndex:
         notes.append(f"The class folders were found in {root.relative_to(given).as_posix()}.")
     if others:
         kinds = ", ".join(f"{suffix or 'no ending'}: {n:,}" for suffix, n in others.most_common(_NAMED))
-        notes.append(f"Ignored {_plural(others.total(), 'file')} of other kinds ({kinds}).")
+        notes.append(f"Ignored {counted(others.total(), 'file')} of other kinds ({kinds}).")
     if top.images:
-        notes.append(f"Ignored {_plural(len(top.images), 'image')} beside the class folders.")
+        notes.append(f"Ignored {counted(len(top.images), 'image')} beside the class folders.")
     if deeper := [name for name in classes if listings[name].folders]:
         notes.append(f"Ignored the folders inside {_names(deeper)}: only images directly in a class folder count.")
     return SceneIndex(root, tuple(paths), np.array(labels, dtype=np.int64), classes, tuple(notes))
@@ -229,7 +234,7 @@ def _check_empty(root: Path, listings: dict[str, _Listing]) -> None:
             f"Give one of them, such as {root / empty[0]}."
         )
     raise UserError(
-        f"{_plural(len(empty), 'class folder')} in {root} without any image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+        f"{counted(len(empty), 'class folder')} in {root} without any image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
         f"{_names(empty)}. Fill or remove {'it' if len(empty) == 1 else 'them'}."
     )
 
@@ -240,7 +245,7 @@ def _check_encoding(root: Path, names: Iterable[str]) -> None:
     if odd:
         shown = [os.fsencode(name).decode(errors="backslashreplace") for name in odd]
         raise UserError(
-            f"{_plural(len(odd), 'name')} in {root} {'is' if len(odd) == 1 else 'are'} not UTF-8: {_names(shown)}. "
+            f"{counted(len(odd), 'name')} in {root} {'is' if len(odd) == 1 else 'are'} not UTF-8: {_names(shown)}. "
             f"Rename them, all at once with: convmv -r --notest -f latin1 -t utf8 {root}"
         )
 
@@ -298,7 +303,3 @@ def _order(name: str) -> tuple[str, str]:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

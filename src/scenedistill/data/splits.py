@@ -13,6 +13,7 @@ from scenedistill.data.names import nfc
 from scenedistill.data.scenes import PARTS, SceneIndex
 from scenedistill.disk import short_hash
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +77,16 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
         members = np.flatnonzero(np.asarray(index.labels) == label)
         if len(members) < 2:
             raise UserError(
-                f"Class {name!r} in {index.root} has {len(members)} image(s); a split needs at least one for training "
-                "and one for test. Add images or remove the class."
+                f"Class {name!r} in {index.root} has {counted(len(members), 'image')}; a split needs at least one for "
+                "training and one for test. Add images or remove the class."
             )
         ranked = sorted(members.tolist(), key=lambda i: _rank(seed, name, index.paths[i]))
         n_train = min(max(_share(len(members), train_ratio), 1), len(members) - 1)
         n_val = min(max(_share(n_train, val_fraction), 1), n_train - 1) if val_fraction else 0
         if val_fraction and n_val < 1:
             raise UserError(
-                f"Class {name!r} has {n_train} training image(s) at train ratio {train_ratio}; taking validation "
-                "images out needs at least 2. Raise the train ratio or set the validation fraction to 0."
+                f"Class {name!r} has {counted(n_train, 'training image')} at train ratio {train_ratio}; taking "
+                "validation images out needs at least 2. Raise the train ratio or set the validation fraction to 0."
             )
         part[ranked[:n_train]] = 0
         part[ranked[n_train - n_val : n_train]] = 1

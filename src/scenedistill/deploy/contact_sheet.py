@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scenedistill.data.images import UnreadableImage, read_image
 from scenedistill.evaluation.plots import PLAIN_FONT, characters, font_with
 from scenedistill.machine import usable_cores
+from scenedistill.terminal import counted
 
 #: `class`: class after class, the least sure first; `doubtful`: the least sure first whatever their class.
 Order = Literal["class", "doubtful"]
@@ -58,7 +59,7 @@ def plan(images: Sequence[Shown], order: Order, pages: int) -> Plan:
     """
     room = pages * COLUMNS * ROWS
     doubtful = sorted(images, key=lambda image: (image.confidence, image.name))
-    many = f"{len(images):,} image{'' if len(images) == 1 else 's'}"
+    many = f"{counted(len(images), 'image')}"
     if order == "doubtful":
         shown = doubtful[:room]
         kept = many if len(shown) == len(images) else f"the {len(shown):,} least sure of {many}"

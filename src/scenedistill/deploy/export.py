@@ -28,13 +28,13 @@ from scenedistill.deploy.program import write_program
 from scenedistill.deploy.quantise import quantise
 from scenedistill.deploy.run_images import RunImages, run_images
 from scenedistill.deploy.source import WEIGHTS, Training, find_training, of
-from scenedistill.disk import write_json
+from scenedistill.disk import file_sha256, write_json
 from scenedistill.errors import UserError
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.models.files import NetCard, load_net, with_checksum
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import resolve_precision
-from scenedistill.terminal import plain_console
+from scenedistill.terminal import counted, plain_console
 
 CPU = torch.device("cpu")
 NAMES: dict[Format, str] = {
@@ -102,8 +102,8 @@ def export(
         most=_most_images(net, card, len(config.formats)) if config.images is None else 0,
     )
     console.print(
-        f"{card.name}, {len(card.classes)} classes, {card.image_size} pixels: {training.folder}\n"
-        f"Checked on {len(images.test)} of {images.of} test images" + _why_not_all(config, images),
+        f"{card.name}, {counted(len(card.classes), 'class')}, {card.image_size} pixels: {training.folder}\n"
+        f"Checked on {len(images.test):,} of {counted(images.of, 'test image')}" + _why_not_all(config, images),
         markup=False,
     )
     with part_of(folder) as part:
@@ -263,7 +263,7 @@ def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part:
     """Put card, page and record beside the files; the record last, for `claim` believes it."""
     record = {
         "about": about,
-        "files": {file.name: asdict(file) for file in exported.files},
+        "files": {file.name: asdict(file) | {"sha256": file_sha256(part / file.name)} for file in exported.files},
         "others": exported.others,
         "threads": threads,
         "hardware": hardware(),
@@ -272,7 +272,7 @@ def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part:
     write_json(part / CARD, {**asdict(card), **about})
     passed = tuple(file for file in exported.files if not file.failure)
     (part / README).write_text(model_card(passed, exported.others, card, about), encoding="utf-8")
-    write_json(part / RECORD, record)
+    write_json(part / RECORD, record, checksum=True)
 
 
 def table(exported: Exported) -> Table:

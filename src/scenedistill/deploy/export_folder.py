@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scenedistill.deploy.source import EXPORTED
-from scenedistill.disk import shown_path
-from scenedistill.errors import UserError
+from scenedistill.disk import file_damage, read_checked, shown_path
+from scenedistill.errors import Damaged, UserError
 
 #: Beside the networks: their card as JSON, what was found of them, and the page for people.
 CARD, RECORD, README = "model.json", "export.json", "README.md"
@@ -63,6 +64,26 @@ def replace(folder: Path) -> None:
     for name in (CARD, RECORD, README):
         if (part / name).is_file():
             (part / name).replace(folder / name)
+
+
+def check_exported(file: Path) -> None:
+    """Compare a network's file with the checksum in the `export.json` beside it; one without any is taken as it is.
+
+    Raises:
+        Damaged: it does not fit, or the record itself is damaged.
+    """
+    # while an export replaces another one, the new record still lies in `PART`
+    records = [read_checked(file.parent / place / RECORD) or {} for place in ("", PART)]
+    kept = [found["sha256"][:16] for record in records if (found := _found_of(record, file.name)).get("sha256")]
+    if kept and all(damages := [file_damage(file, checksum) for checksum in kept]):
+        raise Damaged(f"{file.parent}: {damages[0]} in {RECORD}. Export it anew or take another copy.")
+
+
+def _found_of(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What a record says of one file; nothing where it does not."""
+    files = record.get("files")
+    found = files.get(name) if isinstance(files, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _recorded(folder: Path) -> set[str]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
 from scenedistill.data.names import as_cell, as_path_cell
+from scenedistill.data.raster_holes import Constant, constants_text
 from scenedistill.deploy.contact_sheet import Shown, draw_sheets
 from scenedistill.deploy.inputs import find_inputs
 from scenedistill.deploy.journal import Entry, Journal
@@ -27,6 +28,7 @@ from scenedistill.deploy.model import Predicted, SceneModel
 from scenedistill.deploy.own_files import replaced
 from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 #: Batches that the network may lag behind the decoders.
 AHEAD = 2
@@ -47,6 +49,7 @@ class ImagesResult:
         counts: number of images of each class that was named, the largest first.
         seconds: of decoding and network together, for what was done in this call.
         files: everything that was written.
+        notes: what somebody who looks at the results must know of the images.
     """
 
     images: int
@@ -56,11 +59,12 @@ class ImagesResult:
     counts: dict[str, int]
     seconds: float
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         done = self.images + len(self.skipped) - self.before
         speed = f", {done / self.seconds:,.0f} images/s" if done and self.seconds > 0.5 else ""
-        lines = [f"{self.images:,} image{'' if self.images == 1 else 's'} predicted{speed}"]
+        lines = [f"{counted(self.images, 'image')} predicted{speed}"]
         if self.before:
             lines[0] += f"; {self.before:,} of them were done before the interruption"
         if self.counts:
@@ -69,6 +73,7 @@ class ImagesResult:
             lines.append(f"  {', '.join(most)}{more}")
         if self.twice:
             lines.append(f"  {self.twice:,} named more than once, predicted once")
+        lines += [f"  {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  skipped {len(self.skipped):,}, which cannot be read:")
             lines += [f"    {path}: {reason}" for path, reason in self.skipped[:10]]
@@ -130,11 +135,12 @@ def predict_images(
         "value_range": value_range,
         "embeddings": embeddings,
     }
+    constants: dict[Path, Constant] = {}
     width = model.predict([]).embedding.shape[1] if embeddings else None
     with Journal(out, settings, width).opened(anew=restart) as journal:
         todo = {name: path for name, path in files.items() if not _is_done(journal, name, path)}
         started = time.monotonic()
-        for batch in _predicted(model, todo, batch_size, value_range, workers, console):
+        for batch in _predicted(model, todo, batch_size, value_range, workers, console, constants):
             journal.add(batch.entries, batch.predicted.embedding if embeddings and batch.predicted else None)
         seconds = time.monotonic() - started
         results = _write(model.card.classes, list(files), journal, out, embeddings)
@@ -157,6 +163,7 @@ def predict_images(
         counts=dict(Counter(model.card.classes[label] for _, label, _ in results.named).most_common()),
         seconds=seconds,
         files=(*results.files, *sheets, note),
+        notes=tuple(filter(None, [constants_text(constants)])),
     )
 
 
@@ -206,6 +213,7 @@ def _predicted(
     value_range: tuple[float, float] | None,
     workers: int | None,
     console: Console | None,
+    constants: dict[Path, Constant],
 ) -> Iterator[_Batch]:
     """Batches in order, each finished; decoding, network and what the caller does with a batch go on side by side."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -222,7 +230,7 @@ def _predicted(
             bar.advance(task, len(batch.entries))
             return batch
 
-        for batch in _decoded(model, files, batch_size, value_range, workers):
+        for batch in _decoded(model, files, batch_size, value_range, workers, constants):
             scenes, batch.scenes = batch.scenes, []
             waiting.append((batch, network.submit(model.predict, np.stack(scenes)) if scenes else None))
             while len(waiting) > AHEAD:
@@ -237,11 +245,12 @@ def _decoded(
     batch_size: int,
     value_range: tuple[float, float] | None,
     workers: int | None,
+    constants: dict[Path, Constant],
 ) -> Iterator[_Batch]:
     stamps = [_stamp(path) for path in files.values()]  # before reading: a file that changes later is read again
 
     def read(path: str) -> np.ndarray:
-        return read_scene(Path(path), model.stored_size, model.card.bands, value_range=value_range)
+        return read_scene(Path(path), model.stored_size, model.card.bands, value_range=value_range, constants=constants)
 
     scenes = decode_all([str(path) for path in files.values()], read, workers=workers, progress=False)
     batch = _Batch()

@@ -14,6 +14,7 @@ from torch import Tensor
 from scenedistill.data.images import squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.deploy.about import completed, find_about, read_about
+from scenedistill.deploy.export_folder import check_exported
 from scenedistill.deploy.source import find_model, of
 from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, load_net
@@ -236,10 +237,12 @@ def open_model(
         trust: open a .pt2, which may run any code. The other files cannot.
 
     Raises:
+        Damaged: the file does not fit its own checksum, or that in the `export.json` beside it.
         UserError: nothing there, several candidates (their paths are listed), a file that cannot be read, or a .pt2
             that nobody says is trusted.
     """
     file = find_model(Path(path))
+    check_exported(file)
     if file.suffix == ".onnx":
         return OnnxSceneModel(file, device=device, threads=threads)
     if threads:

@@ -26,6 +26,7 @@ from scenedistill.deploy.raster_write import Place
 from scenedistill.disk import file_hash, shown_path
 from scenedistill.errors import UserError
 from scenedistill.machine import usable_cores
+from scenedistill.terminal import counted
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -82,7 +83,7 @@ def map_raster(
         )
         try:
             if resumed := progress.done:
-                say(f"Going on: {resumed:,} of {job.windows:,} windows were answered before.")
+                say(f"Going on: {resumed:,} of {counted(job.windows, 'window')} were answered before.")
             worked = answer_all(model, job, config.processes, console)
             with waited.of("writing"):
                 tags = {"model": model.card.name, "TIFFTAG_SOFTWARE": f"scenedistill {__version__}"}
@@ -228,7 +229,7 @@ def _describe(
     size, window, step = (f"{width:,} x {height:,}" for height, width in (grid.size, grid.window, grid.step))
     pixel = f" (a pixel is {ground[1]:.4g} x {ground[0]:.4g} m)" if config.units == "metres" else ""
     say(f"{raster}: {size} pixels, {'no CRS' if crs is None else crs.to_string()[:60]}{pixel}")
-    say(f"{job.windows:,} windows of {window} pixels, one every {step}, which is a cell of the maps")
+    say(f"{counted(job.windows, 'window')} of {window} pixels, one every {step}, which is a cell of the maps")
     if job.source.stretch is not None:
         ends = "; ".join(dict.fromkeys(f"{low:g} to {high:g}" for low, high in job.source.stretch))
         say(f"Values {ends} become 0 to 255")

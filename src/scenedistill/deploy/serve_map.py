@@ -25,6 +25,7 @@ from scenedistill.deploy.raster_windows import plan_grid, to_map
 from scenedistill.deploy.rasters import map_raster
 from scenedistill.deploy.serve_limits import ServeLimits
 from scenedistill.errors import UserError
+from scenedistill.terminal import counted
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -130,7 +131,7 @@ def map_answer(
         "geographic": bool(crs is not None and crs.is_geographic),
         "facts": [
             "no coordinate system" if crs is None else crs.to_string()[:60],
-            f"{result.windows:,} windows, {result.windows / result.seconds:,.0f} a second",
+            f"{counted(result.windows, 'window')}, {result.windows / result.seconds:,.0f} a second",
         ],
         "note": " ".join(notes) or None,
         "seconds": result.seconds,

@@ -96,8 +96,7 @@ def find_training(path: Path) -> Training:
         raise UserError(f"There is nothing at {path}. Give a run's folder or the file of a network.")
     if (path / WEIGHTS).is_file():
         return of(path)
-    found = [of(record.parent) for record in sorted(path.rglob(RECORD)) if (record.parent / WEIGHTS).is_file()]
-    kept = [training for training in found if ASIDE not in str(training.folder.relative_to(path))]
+    kept = trainings_below(path)
     students = [training for training in kept if training.method not in (None, "plain")]
     if len(students) == 1:
         return students[0]
@@ -107,6 +106,12 @@ def find_training(path: Path) -> Training:
         raise UserError(f"{path} holds no trained network. Expected the folder of a finished run.")
     listed = "".join(f"\n  {training.folder}" for training in choice)
     raise UserError(f"{path} holds {what}. Give one of these instead:{listed}")
+
+
+def trainings_below(path: Path) -> list[Training]:
+    """The finished trainings in a folder, without those that were moved aside."""
+    found = [of(record.parent) for record in sorted(path.rglob(RECORD)) if (record.parent / WEIGHTS).is_file()]
+    return [training for training in found if ASIDE not in str(training.folder.relative_to(path))]
 
 
 def of(folder: Path) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scenedistill.data.cache import build_cache
 from scenedistill.data.names import positions_in
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
+from scenedistill.deploy.source import EXPORTED, WEIGHTS, trainings_below
 from scenedistill.disk import write_json
 from scenedistill.errors import UserError
 from scenedistill.evaluation.cost import model_cost
@@ -21,6 +23,7 @@ from scenedistill.evaluation.plots import write_confusion
 from scenedistill.evaluation.predict import predict
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.precision import compute_device, resolve_precision
+from scenedistill.terminal import counted
 
 
 def evaluate(
@@ -36,7 +39,7 @@ def evaluate(
     """Test a network and write `metrics.json` and its confusion matrix.
 
     Args:
-        weights: `weights.safetensors` of a finished training.
+        weights: `weights.safetensors` of a finished training, or the folder that it lies in.
         data: folder with the network's classes as sub-folders (it may lack some), or a CSV manifest.
         out: folder for the figures.
         split: split file; when not given, every image counts, or those in the folder of the part where there is one.
@@ -45,9 +48,9 @@ def evaluate(
         console: to print to.
 
     Raises:
-        UserError: no such network, or a class the network does not know.
+        UserError: no such network, a run's folder (its students are named), or a class the network does not know.
     """
-    net, card = load_net(weights)
+    net, card = load_net(_file_of(weights, data) if weights.is_dir() else weights)
     index = scan(data)
     labels = _labels(index, card)
     cache = build_cache(index, card.stored_size or card.image_size, bands=card.bands)
@@ -72,8 +75,27 @@ def evaluate(
         out / "metrics.json", {**figures, "per_class": metrics.per_class, "images": len(positions), "cost": cost}
     )
     text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-    console.print(f"{card.name} on {len(positions)} images: {text}. Figures and confusion matrix are in {out}")
+    console.print(
+        f"{card.name} on {counted(len(positions), 'image')}: {text}. Figures and confusion matrix are in {out}"
+    )
     return metrics
+
+
+def _file_of(folder: Path, data: Path) -> Path:
+    """The network's file in the folder of a training or of an export."""
+    files = [folder / name for name in (WEIGHTS, EXPORTED[0])]
+    if found := next((file for file in files if file.is_file()), None):
+        return found
+    students = [training for training in trainings_below(folder) if training.method]
+    if not students:
+        raise UserError(f"{folder} holds no trained student. Give the weights.safetensors of a finished training.")
+    commands = [shlex.join(["scenedistill", "evaluate", str(one.folder), str(data)]) for one in students]
+    more = f"\n  and {len(students) - 10} more" if len(students) > 10 else ""
+    raise UserError(
+        f"{folder} is a run's folder and evaluate tests one network. Its students, with the commands:"
+        + "".join(f"\n  {line}" for line in commands[:10])
+        + more
+    )
 
 
 def _labels(index: SceneIndex, card: NetCard) -> np.ndarray:

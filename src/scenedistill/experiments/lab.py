@@ -35,6 +35,7 @@ from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.precision import compute_device, flush_denormals, resolve_precision
+from scenedistill.terminal import counted
 from scenedistill.training.best import Best
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
@@ -43,6 +44,21 @@ from scenedistill.yaml_files import write_yaml
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.
 METHOD_VERSION = 3
+
+
+def split_of(config: RunConfig, index: SceneIndex, seed: int) -> Split:
+    """The split of a seed, drawn or read.
+
+    Raises:
+        UserError: it cannot be had, or has no validation images and the best epoch is asked for.
+    """
+    settings = config.data
+    file = settings.split_file or (None if index.parts is None else index.root)
+    split = read_split(file, index) if file else make_split(index, settings.train_ratio, seed, settings.val_fraction)
+    if config.best_epoch and not len(split.val):
+        more = "a split file with a part val" if file else "--data.val_fraction, such as 0.1"
+        raise UserError(f"--best_epoch true needs validation images. Give {more}.")
+    return split
 
 
 class Lab:
@@ -107,7 +123,9 @@ class Lab:
         for note in index.notes:
             self.console.print(note, markup=False)
         known = recognise(index)
-        self.console.print(str(check(index)) if known else f"{index.root.name}: {len(index)} images", markup=False)
+        self.console.print(
+            str(check(index)) if known else f"{index.root.name}: {counted(len(index), 'image')}", markup=False
+        )
         settings = self.config.data
         cache = build_cache(
             index,
@@ -130,16 +148,11 @@ class Lab:
 
     def split(self, seed: int) -> Split:
         """The seed's split, drawn or read."""
-        settings = self.config.data
-        if settings.split_file:
-            split = read_split(settings.split_file, self.cache.index)
-        else:
-            split = make_split(self.cache.index, settings.train_ratio, seed, settings.val_fraction)
+        split = split_of(self.config, self.cache.index, seed)
         self.training_images = len(split.train)
-        if self.config.best_epoch and not len(split.val):
-            more = "a split file with a part val" if settings.split_file else "--data.val_fraction, such as 0.1"
-            raise UserError(f"--best_epoch true needs validation images. Give {more}.")
-        sizes = f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test images"
+        sizes = (
+            f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
+        )
         self.console.print(f"Seed {seed}: {sizes}, split {split.hash}", style="bold")
         if told := self.duplicates.text(split) if self.lead else "":
             self.console.print(told, markup=False)

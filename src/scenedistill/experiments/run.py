@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from rich.console import Console
 
 from scenedistill.config import FitConfig, RunConfig, TeacherConfig
+from scenedistill.data.module import EpochBatches
+from scenedistill.data.scenes import scan
 from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.errors import UserError
 from scenedistill.experiments.given_teacher import read_classes
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.lab import Lab, split_of
 from scenedistill.experiments.results import Result, Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
@@ -26,6 +29,7 @@ from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE, load_net
 from scenedistill.models.network import SceneNet, check_name
 from scenedistill.models.table1 import STUDENTS
+from scenedistill.models.weight_files import check_file
 from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.terminal import plain_console
 from scenedistill.training.base import view_size
@@ -68,6 +72,7 @@ def run(
     """
     config = config or RunConfig()
     check_settings(config)
+    _check_images(Path(data), config, parts)
     _try_networks(config, Path(out), parts)
     lab = Lab(Path(data), Path(out), config, console or plain_console())
     rows: list[Row] = []
@@ -195,14 +200,32 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
         told = [{**one, "fit": {k: v for k, v in one["fit"].items() if k not in left}} for one in networks]
         return told[-1] not in told[:-1]
 
-    taught = not (config.teacher.checkpoint or config.teacher.as_is) and set(parts) & {"teacher", "distilled"}
-    if taught and new("teacher", teacher_settings(config.teacher, 1)["teacher"], config.teacher.fit):
-        try_teacher(config, device, precision)
+    teacher = config.teacher
+    asked = not teacher.checkpoint and set(parts) & {"teacher", "distilled"}
+    if asked and new("teacher", teacher_settings(teacher, 1)["teacher"], teacher.fit):
+        check_file(teacher.weights, teacher.name)
+        if not teacher.as_is:
+            try_teacher(config, device, precision)
     for name in dict.fromkeys((config.students or [config.student.name]) + config.also_students):
         student = replace(config.student, name=name)
         student = student if "distilled" in parts else plain_student(student)
         if set(parts) & {"plain", "distilled"} and new("student", student_settings(student, 1), student.fit):
             try_student(config, student, device, precision)
+
+
+def _check_images(data: Path, config: RunConfig, parts: Sequence[str]) -> None:
+    """Say before images are decoded what their list alone tells: no such split, or too few images for a batch."""
+    index = scan(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a split leaves out is said when it is used
+        split = split_of(config, index, config.seeds[0])
+    world, labels = count_devices(config.machine), index.labels[split.train]
+    teacher, fit = config.teacher, config.teacher.schedule(len(labels))
+    if not (teacher.checkpoint or teacher.as_is) and set(parts) & {"teacher", "distilled"}:
+        groups = teacher.images_per_class if teacher.triplet_weight > 0 else 0
+        EpochBatches(labels, fit.batch_size, 0, images_per_class=groups, world=world)
+    if set(parts) & {"plain", "distilled"}:
+        EpochBatches(labels, config.student.schedule(len(labels)).batch_size, 0, world=world)
 
 
 def _check_teacher(teacher: TeacherConfig, bands: int) -> None:

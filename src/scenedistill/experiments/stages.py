@@ -27,6 +27,7 @@ from scenedistill.experiments.starts import check_start, start_hash, start_recor
 from scenedistill.fit_config import schedule_text
 from scenedistill.models.create import build_network
 from scenedistill.models.files import load_net
+from scenedistill.terminal import counted
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
 from scenedistill.training.runs import RECORD as STAGE
@@ -155,7 +156,7 @@ def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
     write_confusion(metrics, final.folder, "test")
     lab.console.print(
         f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
-        f"on {len(part)} test images",
+        f"on {counted(len(part), 'test image')}",
         markup=False,
     )
     if best:

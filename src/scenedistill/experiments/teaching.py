@@ -16,6 +16,7 @@ from scenedistill.experiments.stage_files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
+from scenedistill.terminal import counted
 from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
 
@@ -116,10 +117,10 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
         if config.as_is:
             better = "Name its classes in the order of its logits (--teacher.classes), train it (--teacher.as_is false)"
         raise UserError(
-            f"The teacher is right on {oa:.1%} of {len(part)} {what} images (chance is {chance:.1%}), and needs "
-            f"{least:.1%} to teach. {better}, or lower --teacher.min_oa."
+            f"The teacher is right on {oa:.1%} of {counted(len(part), f'{what} image')} (chance is {chance:.1%}), and "
+            f"needs {least:.1%} to teach. {better}, or lower --teacher.min_oa."
         )
-    lab.console.print(f"  teacher: right on {oa:.1%} of {len(part)} {what} images, fit to teach")
+    lab.console.print(f"  teacher: right on {oa:.1%} of {counted(len(part), f'{what} image')}, fit to teach")
 
 
 def kept_views(config: StudentConfig) -> int:

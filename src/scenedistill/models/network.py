@@ -15,6 +15,7 @@ from scenedistill.errors import UserError
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
 from scenedistill.models.output import FeatureDims, SceneOutput
 from scenedistill.precision import at_least_float32, no_autocast
+from scenedistill.terminal import counted
 
 STRIDES = (4, 8, 16, 32)
 
@@ -56,9 +57,26 @@ class SceneNet(nn.Module):
             widths.append(width)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        width = _embedding_width(backbone, len(mean), image_size)
+        try:
+            width = _embedding_width(backbone, len(mean), image_size)
+        except UserError as problem:
+            raise self._refusal(problem, len(mean), image_size) from problem
         self.head = nn.Linear(width, classes)
         self.dims = FeatureDims(classes, width, tuple(widths))
+
+    def _refusal(self, problem: UserError, bands: int, image_size: int) -> UserError:
+        """Why the backbone computes nothing: `problem`, unless it does as soon as its stages are no longer wrapped."""
+        for name in self._stage_names:  # one by one: several stages may be called alike, and are wrapped in each other
+            self.backbone.set_submodule(name, cast(AttendedStage, self.backbone.get_submodule(name)).stage)
+        try:
+            _embedding_width(self.backbone, bands, image_size)
+        except UserError:
+            return problem
+        names = ", ".join(dict.fromkeys(self._stage_names))
+        return UserError(
+            f"{type(self.backbone).__name__} does not call its stages ({names}) as modules of one feature map, so "
+            "none can be watched or have a DA module behind it, whatever dual_attention is. Choose another backbone."
+        )
 
     def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Put in another head.
@@ -123,8 +141,8 @@ def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
     if len(chosen) < 2:
         if len(info) < 4:
             raise UserError(
-                f"{type(backbone).__name__} describes {len(info)} stages, and dual attention needs at least two "
-                f"strides of {STRIDES} or four blocks. Choose another backbone."
+                f"{type(backbone).__name__} describes {counted(len(info), 'stage')}, and dual attention needs at least "
+                f"two strides of {STRIDES} or four blocks. Choose another backbone."
             )
         chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
     return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]

@@ -41,6 +41,16 @@ def read_weights(source: str, model: str = "") -> tuple[str, dict[str, dict[str,
     return path.name, found, notes
 
 
+def check_file(source: str, model: str = "") -> None:
+    """Raise a UserError where `source` means a file of this machine and there is none."""
+    path = local_file(source, model)
+    if path is not None and not path.is_file():
+        raise UserError(
+            f"No weights at {path}. Give a .safetensors, .pth, .pt or .ckpt file, 'timm', 'torchvision', 'lite' or "
+            "'none'."
+        )
+
+
 def local_file(source: str, model: str = "") -> Path | None:
     """The file of this machine that `source` means; None for `none`, `timm` and `torchvision`.
 
@@ -82,11 +92,7 @@ def _in_order(tensors: dict[str, Tensor], model: str, path: Path) -> dict[str, T
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], str]:
     """The dictionaries of tensors in a file, and what it says of itself."""
-    if not path.is_file():
-        raise UserError(
-            f"No weights at {path}. Give a .safetensors, .pth, .pt or .ckpt file, 'timm', 'torchvision', 'lite' or "
-            "'none'."
-        )
+    check_file(str(path))
     if path.suffix != ".safetensors":
         return read_checkpoint(path), ""
     try:

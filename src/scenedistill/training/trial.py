@@ -90,12 +90,26 @@ def _images(batch_size: int, config: RunConfig, device: torch.device) -> int:
     return min(images, CPU_IMAGES) if device.type == "cpu" else images
 
 
+def _check_maps(net: SceneNet, view: Tensor) -> None:
+    """Refuse a view `[1, bands, H, W]` of which the finest stage has one position: the network would train, and the
+    losses that compare positions would compare nothing."""
+    with torch.no_grad():
+        finest = net.eval()(view).attention[0].energy[0]
+    net.train()
+    if finest.numel() < 2:
+        raise UserError(
+            f"--image_size is {view.shape[-1]}: {type(net.backbone).__name__} then sees a single position at its "
+            "finest stage, and nothing of where things are. Give 32 or more."
+        )
+
+
 def _batch(net: SceneNet, images: int, config: RunConfig, device: torch.device) -> tuple[SceneBatch, Tensor]:
     """Random images of the size that training has them, and the network made ready as training does."""
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.train()
     size, numbers = config.image_size, torch.arange(images, device=device)
     view = torch.rand(images, config.data.bands, size, size, device=device)
+    _check_maps(net, view[:1])
     return SceneBatch(view, numbers % CLASSES, numbers, numbers), view
 
 

@@ -155,3 +155,15 @@ def test_a_training_whose_record_is_damaged_is_named(copied: Path) -> None:
     page = write_report(copied, say=said.append)
     assert said[0] == "Left out, for their stage.json is damaged: seed0/table1_printed/plain."
     assert said[0] in page.read_text(encoding="utf-8")
+
+
+def test_settings_that_were_changed_are_named(copied: Path) -> None:
+    assert collect(copied).unreadable == ()
+    settings = copied / "settings.yaml"
+    settings.write_bytes(settings.read_bytes().replace(b"train_ratio: 0.5", b"train_ratio: 0.7"))
+    said: list[str] = []
+    page = write_report(copied, say=said.append)
+    assert said[0] == "Not shown, for it is damaged or was changed since it was written: settings.yaml."
+    assert said[0] in page.read_text(encoding="utf-8")
+    settings.unlink()
+    assert collect(copied).unreadable == (), "a run without settings is one from before there were any"

@@ -169,6 +169,7 @@ class ReportData:
         tuning: scores and choices of a grid's tuning; empty where there was none.
         failures: cell of a grid to what went wrong.
         damaged: folders of trainings whose record cannot be read.
+        unreadable: files of settings that were changed since they were written, or are no YAML.
     """
 
     folder: Path
@@ -181,6 +182,7 @@ class ReportData:
     tuning: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -212,6 +214,7 @@ def collect(folder: Path) -> ReportData:
     grid, own, tuning = _yaml(folder / "grid.yaml"), _summary(folder), read_json(folder / "tuning.json")
     shares = grid and not any(folder.glob("*/seed*")) and (folder.parent / "grid.yaml").is_file()
     root = folder.parent if shares else folder
+    unreadable = [] if grid or not (folder / "grid.yaml").is_file() else [folder / "grid.yaml"]
     found = ((key, of_grid(network, key, grid, tuning)) for key, network in _networks(root))
     everything = [(key, network) for key, network in found if network]
     by_key: dict[str, list[Network]] = {}
@@ -229,12 +232,16 @@ def collect(folder: Path) -> ReportData:
     for key, networks in by_key.items():
         kept, strange = of_one_setting(networks)
         others += strange
+        file = root / key / "settings.yaml"
+        settings = _yaml(file)
+        if not settings and file.is_file():
+            unreadable.append(file)
         cells.append(
             Cell(
                 folder=root / key,
                 key=key,
                 networks=tuple(sorted(kept, key=lambda network: _order_of(network, methods))),
-                settings=_yaml(root / key / "settings.yaml"),
+                settings=settings,
                 summary=read_json(folder / key / "results.json") or own or _summary(root / key),
             )
         )
@@ -249,6 +256,7 @@ def collect(folder: Path) -> ReportData:
         grid=grid,
         failures={str(cell): str(reason) for cell, reason in read_json(folder / "failures.json").items()},
         damaged=tuple(path.relative_to(root).as_posix() for path in _places(root) if not read_stage(path)),
+        unreadable=tuple(file.relative_to(root).as_posix() for file in unreadable),
     )
 
 

@@ -148,6 +148,8 @@ def missing(data: ReportData, left_out: Sequence[str]) -> Section:
         blocks.append(Table("failures", "Failures", ("cell", "what went wrong"), rows))
     if data.damaged:
         blocks.append(Text(f"{damaged_text(data)} The same command trains them again.", "warn"))
+    if data.unreadable:
+        blocks.append(Text(unreadable_text(data), "warn"))
     if data.unfinished:
         names = [network.folder.relative_to(data.root).as_posix() for network in data.unfinished]
         blocks.append(Text(f"Not finished or not tested: {', '.join(names)}. The same command goes on with them."))
@@ -157,6 +159,11 @@ def missing(data: ReportData, left_out: Sequence[str]) -> Section:
 def damaged_text(data: ReportData) -> str:
     """Which trainings are left out because their record is damaged."""
     return f"Left out, for their stage.json is damaged: {', '.join(data.damaged)}."
+
+
+def unreadable_text(data: ReportData) -> str:
+    """Which files of settings are not shown because they do not hold what was written."""
+    return f"Not shown, for it is damaged or was changed since it was written: {', '.join(data.unreadable)}."
 
 
 def settings_text(settings: dict[str, Any]) -> str:

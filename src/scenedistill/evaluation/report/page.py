@@ -67,6 +67,8 @@ def write_report(
     found = collect(Path(folder))
     if found.damaged:
         say(overview.damaged_text(found))
+    if found.unreadable:
+        say(overview.unreadable_text(found))
     focus = choose(found, config)
     target = Path(out) if out is not None else found.folder / "report.html"
     if target.is_dir():
