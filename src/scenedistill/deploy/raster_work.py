@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from collections import deque
@@ -20,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scenedistill.data.raster_read import raster_library
-from scenedistill.deploy.processes import end_with_parent
 from scenedistill.deploy.raster_batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.deploy.raster_progress import RasterProgress
 from scenedistill.errors import UserError
 from scenedistill.machine import usable_cores
+from scenedistill.processes import end_with_parent, forking_context
 
 if TYPE_CHECKING:
     from scenedistill.deploy.model import SceneModel
@@ -166,7 +165,7 @@ def _in_processes(model: SceneModel, job: Job, windows: np.ndarray, processes: i
     batches = [windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size)]
     processes = min(processes, len(batches))
     how = _how(model, processes)
-    context, workers, lines = multiprocessing.get_context("spawn"), [], []
+    context, workers, lines = forking_context("scenedistill.deploy.model"), [], []
     try:
         for number in range(processes):
             line, there = context.Pipe(duplex=False)

@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scenedistill.deploy.processes import end_with_parent
 from scenedistill.deploy.serve_limits import Refused, ServeLimits
 from scenedistill.errors import UserError
 from scenedistill.memory import memory_pages, release_memory
+from scenedistill.processes import end_with_parent, forking_context
 
 Answer = dict[str, Any]
 
@@ -67,7 +67,7 @@ class Worker:
         self.stop()
         if self.closed:
             raise UserError("The page is being closed.")
-        context, self.tidying = multiprocessing.get_context("spawn"), False
+        context, self.tidying = forking_context("scenedistill.deploy.serve_answers"), False
         self.line, there = context.Pipe()
         self.process = context.Process(target=_work, args=(there, self.setup), daemon=True)
         self.process.start()

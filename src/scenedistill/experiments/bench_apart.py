@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from scenedistill.experiments.bench_loops import Bench, Loop
-from scenedistill.machine import forking_context
 from scenedistill.memory import keep_memory
+from scenedistill.processes import forking_context
 
 SECONDS, END = "seconds", "end"
 #: What a process does: it sends one answer when it is ready and one for each message, until `END`.

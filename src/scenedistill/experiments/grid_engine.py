@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -20,7 +18,8 @@ from scenedistill.disk import disk_full
 from scenedistill.errors import UserError
 from scenedistill.experiments.grid_cells import Cell, do_cells
 from scenedistill.experiments.grid_config import GridConfig, grid_words
-from scenedistill.machine import forking_context, usable_cores
+from scenedistill.machine import usable_cores
+from scenedistill.processes import end_with_parent, forking_context
 from scenedistill.terminal import plain_console
 
 
@@ -188,7 +187,7 @@ def open_log(order: Order) -> TextIO:
 
 def _child(order: Order, gpu: str | None, answer: Any) -> None:
     """In the new process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
@@ -200,14 +199,6 @@ def _child(order: Order, gpu: str | None, answer: Any) -> None:
         ended = Ended(one_line(problem), full=disk_full(problem))
     answer.send(ended)
     answer.close()
-
-
-def _end_with_parent() -> None:
-    """Without the process that watches over it a cell would hold its folder unseen."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _signal(code: int | None) -> str:

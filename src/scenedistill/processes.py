@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Processes of our own: started soon, and ended with the one that started them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import os
 import signal
 import threading
 from multiprocessing import connection
+from typing import Any
+
+
+def forking_context(module: str) -> Any:
+    """The multiprocessing context that starts processes soonest and without what this process has in its memory.
+
+    Args:
+        module: what the processes import; once for all of them, where the system can fork.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload([module])
+    return context
 
 
 def end_with_parent() -> None:
