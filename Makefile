@@ -48,9 +48,9 @@ quickstart: setup ## teacher, plain and distilled student on generated scenes, i
 
 lint: setup ## ruff and mypy
 	@echo "==> ruff"
-	@$(BIN)/python -m ruff check src tests benchmarks
-	@$(BIN)/python -m ruff format --check --quiet src tests benchmarks || \
-		{ echo "not formatted as ruff does it: $(BIN)/python -m ruff format src tests benchmarks"; exit 1; }
+	@$(BIN)/python -m ruff check src tests benchmarks examples
+	@$(BIN)/python -m ruff format --check --quiet src tests benchmarks examples || \
+		{ echo "not formatted as ruff does it: $(BIN)/python -m ruff format src tests benchmarks examples"; exit 1; }
 	@echo "==> mypy"
 	@$(BIN)/python -m mypy
 

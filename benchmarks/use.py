@@ -110,7 +110,7 @@ def measure_latency(students: Mapping[str, Student], turns: int, seconds: float)
     first = next(iter(students.values()))
     card = replace(first.card, name=TEACHER)
     torch.manual_seed(0)
-    teacher, _ = build_teacher(TEACHER, len(card.classes), bands=card.bands, image_size=card.image_size)
+    teacher = build_teacher(TEACHER, len(card.classes), bands=card.bands, image_size=card.image_size)
     models: dict[tuple[str, str], SceneModel] = {
         (TEACHER, "PyTorch fp32"): TorchSceneModel(teacher, card, {}, Path(), device=CPU, precision="fp32")
     }

@@ -2,33 +2,108 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scenedistill.lazy import attach
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from scenedistill import data, losses, models, training
     from scenedistill.config import RunConfig
+    from scenedistill.data import ViewConfig, evaluation_view, training_view
     from scenedistill.errors import UserError
     from scenedistill.experiments.run import run
-    from scenedistill.models.files import load_net
-    from scenedistill.models.student import build_student
-    from scenedistill.models.teacher import build_teacher
+    from scenedistill.losses import (
+        METHODS,
+        AttentionTransfer,
+        ContrastiveRepresentation,
+        CorrelationCongruence,
+        CrossEntropy,
+        Decoupled,
+        DistillationLoss,
+        DualAttentionLoss,
+        Hint,
+        KnowledgeReview,
+        PooledHint,
+        PooledSimilarity,
+        RelationalKnowledge,
+        SimilarityPreserving,
+        SimpleRecipe,
+        SoftLogits,
+        SpatialStructureLoss,
+        StandardisedLogits,
+        StrongerTeacher,
+        TeacherStatistics,
+        build_losses,
+        triplet_loss,
+    )
+    from scenedistill.models import (
+        DualAttention,
+        FeatureDims,
+        NetCard,
+        SceneNet,
+        SceneOutput,
+        StageAttention,
+        build_student,
+        build_teacher,
+        load_net,
+        save_net,
+    )
 
-#: Public name to the module that holds it; loaded when first asked for, so that `scenedistill --help` is quick.
-_HOMES = {
-    "RunConfig": "scenedistill.config",
-    "UserError": "scenedistill.errors",
-    "run": "scenedistill.experiments.run",
-    "load_net": "scenedistill.models.files",
-    "build_student": "scenedistill.models.student",
-    "build_teacher": "scenedistill.models.teacher",
-}
-__all__ = ["RunConfig", "UserError", "__version__", "build_student", "build_teacher", "load_net", "run"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'scenedistill' has no attribute '{name}'")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# loaded when first asked for, so that `scenedistill --help` is quick
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "config": ("RunConfig",),
+        "data": ("ViewConfig", "evaluation_view", "training_view"),
+        "errors": ("UserError",),
+        "experiments.run": ("run",),
+        "losses": (
+            "METHODS",
+            "AttentionTransfer",
+            "ContrastiveRepresentation",
+            "CorrelationCongruence",
+            "CrossEntropy",
+            "Decoupled",
+            "DistillationLoss",
+            "DualAttentionLoss",
+            "Hint",
+            "KnowledgeReview",
+            "PooledHint",
+            "PooledSimilarity",
+            "RelationalKnowledge",
+            "SimilarityPreserving",
+            "SimpleRecipe",
+            "SoftLogits",
+            "SpatialStructureLoss",
+            "StandardisedLogits",
+            "StrongerTeacher",
+            "TeacherStatistics",
+            "build_losses",
+            "triplet_loss",
+        ),
+        "models": (
+            "DualAttention",
+            "FeatureDims",
+            "NetCard",
+            "SceneNet",
+            "SceneOutput",
+            "StageAttention",
+            "build_student",
+            "build_teacher",
+            "load_net",
+            "save_net",
+        ),
+        "training": (),
+    },
+)
+__all__ = [
+    "METHODS", "AttentionTransfer", "ContrastiveRepresentation", "CorrelationCongruence", "CrossEntropy", "Decoupled",
+    "DistillationLoss", "DualAttention", "DualAttentionLoss", "FeatureDims", "Hint", "KnowledgeReview", "NetCard",
+    "PooledHint", "PooledSimilarity", "RelationalKnowledge", "RunConfig", "SceneNet", "SceneOutput",
+    "SimilarityPreserving", "SimpleRecipe", "SoftLogits", "SpatialStructureLoss", "StageAttention",
+    "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "UserError", "ViewConfig", "__version__",
+    "build_losses", "build_student", "build_teacher", "data", "evaluation_view", "load_net", "losses", "models", "run",
+    "save_net", "training", "training_view", "triplet_loss",
+]  # fmt: skip

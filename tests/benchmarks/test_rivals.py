@@ -44,7 +44,7 @@ def rivals() -> Iterator[ModuleType]:
 def settings(rivals: ModuleType, tiny_scenes: Path):
     """64 images of 4 classes in batches of 24: an epoch ends within three steps."""
     torch.manual_seed(0)
-    teacher, _ = build_teacher("resnet10t", 4, image_size=32)
+    teacher = build_teacher("resnet10t", 4, image_size=32)
     return rivals.LoopSettings(
         data=tiny_scenes,
         pixels=32,

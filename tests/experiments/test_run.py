@@ -282,7 +282,7 @@ def test_a_teacher_of_another_size_is_told_and_teaches(
 
 def test_a_teacher_of_one_size_is_refused_at_another(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
     name, classes = "vit_tiny_patch16_224", scan(tiny_scenes).classes
-    net, _ = build_teacher(name, len(classes), image_size=48, dual_attention=False)
+    net = build_teacher(name, len(classes), image_size=48, dual_attention=False)
     save_net(net, NetCard(name, classes, 3, 48, dual_attention=False), tmp_path / "vit.safetensors")
     given = config(seeds=[0])
     given.teacher.checkpoint = tmp_path / "vit.safetensors"

@@ -88,7 +88,11 @@ def test_the_sum_of_its_parts_by_loops(
 
 @pytest.mark.parametrize("part", ["energy", "channel", "gates"])
 def test_a_weight_switches_its_part(
-    part: str, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    part: str,
+    output: MakeOutput,
+    student_dims: FeatureDims,
+    teacher_dims: FeatureDims,
+    statistics: TeacherStatistics,
 ) -> None:
     weights = dict.fromkeys(("energy", "channel", "gates"), 0.0)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -96,6 +100,7 @@ def test_a_weight_switches_its_part(
     assert float(DualAttentionLoss(student_dims, teacher_dims, **weights).double()(student, teacher, LABELS)) == 0
     student = student.map(lambda tensor: tensor.requires_grad_())
     loss = DualAttentionLoss(student_dims, teacher_dims, **{**weights, part: 1.0}).double()
+    loss.prepare(statistics)
     loss(student, teacher, LABELS).backward()
     touched = {name for name in StageAttention._fields if getattr(student.attention[0], name).grad is not None}
     assert all(parameter.grad is not None for parameter in loss.parameters())  # nothing idle: DDP would stop

@@ -101,18 +101,23 @@ def test_the_sum_of_its_parts_by_loops(
 
 @pytest.mark.parametrize("part", ["cosine", "relation", "distance", "angle"])
 def test_a_weight_switches_its_part(
-    part: str, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    part: str,
+    output: MakeOutput,
+    student_dims: FeatureDims,
+    teacher_dims: FeatureDims,
+    statistics: TeacherStatistics,
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     off = dict.fromkeys(("cosine", "relation", "distance", "angle"), 0.0)
 
     def value(**weights: float) -> float:
         torch.manual_seed(0)
-        return float(
-            SpatialStructureLoss(student_dims, teacher_dims, **{**off, **weights}).double()(student, teacher, LABELS)
-        )
+        loss = SpatialStructureLoss(student_dims, teacher_dims, **{**off, **weights}).double()
+        loss.prepare(statistics)
+        return float(loss(student, teacher, LABELS))
 
     alone = SpatialStructureLoss(student_dims, teacher_dims, **{**off, part: 1.0}).double()
+    alone.prepare(statistics)
     alone(student.map(lambda t: t.clone().requires_grad_()), teacher, LABELS).backward()
     assert all(parameter.grad is not None for parameter in alone.parameters())  # nothing idle: DDP would stop
     assert value() == 0
@@ -153,6 +158,21 @@ def test_the_bank_holds_all_training_images_but_the_images_own(
     assert "points" not in loss.state_dict(), "the bank is made anew, not written into every checkpoint"
 
 
+def test_images_whose_rows_are_not_known_are_compared_with_their_batch(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
+) -> None:
+    """An image's own point could not be left out of the bank."""
+    bank = torch.randn(9, teacher_dims.embedding, generator=torch.Generator().manual_seed(3))
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    values = []
+    for kept in (bank, torch.empty(0)):
+        torch.manual_seed(0)
+        loss = SpatialStructureLoss(student_dims, teacher_dims).double()
+        loss.prepare(statistics._replace(embeddings=kept))
+        values.append(float(loss(student, teacher, LABELS)))
+    assert values[0] == values[1]
+
+
 def test_relation_by_hand() -> None:
     # beside the own point there are two; the student has these exchanged: with s = sigmoid(1),
     # KL((s, 1 - s) || (1 - s, s)) = (2 s - 1) * 1
@@ -183,6 +203,7 @@ def test_a_structure_is_anchored_and_not_only_alike(output: MakeOutput) -> None:
     dims = FeatureDims(3, 4, ())
     loss = SpatialStructureLoss(dims, dims, distance=1.0, angle=1.0).double()
     loss.head = nn.Identity()
+    loss.prepare(TeacherStatistics(torch.zeros(4), (), ()))
     teacher = output(dims, sizes=())
     assert float(loss(teacher, teacher, LABELS)) == pytest.approx(0, abs=1e-12)
     turned = teacher._replace(embedding=-teacher.embedding)  # the same inner structure in another place
@@ -209,10 +230,11 @@ def test_float32_is_enough_for_embeddings_far_from_the_origin(structure: Callabl
 
 
 def test_a_batch_of_one_uses_the_running_statistics_and_leaves_them(
-    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
 ) -> None:
     torch.manual_seed(0)
     loss = SpatialStructureLoss(student_dims, teacher_dims).double()
+    loss.prepare(statistics)
     loss(output(student_dims), output(teacher_dims, seed=1), LABELS)
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
     one = output(student_dims, 1), output(teacher_dims, 1, seed=1), LABELS[:1]

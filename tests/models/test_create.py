@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
+from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher
 
 
 def test_resnet101_with_dual_attention() -> None:
-    net, account = build_teacher(classes=30, image_size=64)
-    assert account is None
+    net = build_teacher(classes=30, image_size=64)
     assert net.dims == (30, 2048, (256, 512, 1024, 2048))
     assert [len(stage.stage) for stage in net.stages] == [3, 4, 23, 3]
     output = net(torch.rand(2, 3, 64, 64))
@@ -28,8 +28,8 @@ def test_resnet101_with_dual_attention() -> None:
 
 
 def test_equals_may_teach_each_other() -> None:
-    net, account = build_teacher("table1_printed", 7, image_size=32)
-    assert account is None and net.dims.embedding == 64 and net.dims.classes == 7
+    net = build_teacher("table1_printed", 7, image_size=32)
+    assert net.dims.embedding == 64 and net.dims.classes == 7
 
 
 def test_an_unknown_teacher_gets_a_suggestion() -> None:
@@ -51,8 +51,8 @@ def feature(net: SceneNet, images: Tensor) -> Tensor:
 
 
 def test_a_grey_image_means_the_same_to_weights_adapted_to_one_band(small: Path) -> None:
-    rgb, _ = build_teacher("resnet18", 5, image_size=64, weights=str(small))
-    grey, account = build_teacher("resnet18", 5, bands=1, image_size=64, weights=str(small))
+    rgb = build_teacher("resnet18", 5, image_size=64, weights=str(small))
+    grey, account = build_network("resnet18", 5, bands=1, image_size=64, weights=str(small))
     assert account is not None and account.share == 1 and not account.mismatched
     for net in (rgb, grey):
         net.mean, net.std = torch.zeros(()), torch.ones(())
@@ -67,7 +67,7 @@ def test_v1_blocks_are_built_on_demand_or_when_the_file_says_so(small: Path, tmp
     save_file(tensors, told, metadata={"note": "v1 blocks: stride in the first 1x1"})
     save_file(tensors, untold)
     for weights, asked, moved in ((told, False, True), (untold, True, True), (untold, False, False)):
-        net, account = build_teacher(
+        net, account = build_network(
             "resnet50", 5, image_size=64, weights=str(weights), stride_in_first_convolution=asked
         )
         assert account is not None and account.stride_in_first_convolution == (weights == told)
@@ -79,7 +79,7 @@ def test_v1_blocks_are_built_on_demand_or_when_the_file_says_so(small: Path, tmp
 @pytest.mark.shared_data
 def test_densenet169_takes_its_file_completely(weights_folder: Path) -> None:
     file = weights_folder / "densenet169_imagenet_backbone.safetensors"
-    net, account = build_teacher("densenet169", 30, image_size=64, weights=str(file))
+    net, account = build_network("densenet169", 30, image_size=64, weights=str(file))
     assert account is not None
     assert account.share == 1 and not account.fresh and not account.unused and not account.mismatched
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_densenet169_takes_its_file_completely(weights_folder: Path) -> None:
 def test_resnet101_started_from_a_resnet50_computes_its_features(weights_folder: Path) -> None:
     """The seventeen blocks that the file lacks in layer3 start as the identity, and the strides sit as in the file."""
     file = weights_folder / "resnet50_imagenet_stages1to3.safetensors"
-    net, account = build_teacher("resnet101", 30, image_size=64, weights=str(file))
+    net, account = build_network("resnet101", 30, image_size=64, weights=str(file))
     with safe_open(file, "pt") as opened:
         assert account is not None and len(account.taken) == len(list(opened.keys()))
     assert account.stride_in_first_convolution and not account.unused and not account.mismatched

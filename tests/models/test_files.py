@@ -14,10 +14,10 @@ from torch import nn
 
 from scenedistill.errors import UserError
 from scenedistill.models.attention import SigmoidAttention
+from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.models.teacher import build_teacher
 
 CLASSES = ("Flughafen", "forêt", "港口 2")
 
@@ -43,7 +43,7 @@ def stirred(net: SceneNet) -> SceneNet:
 )
 def test_what_is_read_is_what_was_written(card: NetCard, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, _ = build_teacher(
+    net, _ = build_network(
         card.name,
         3,
         bands=card.bands,

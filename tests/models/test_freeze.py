@@ -13,11 +13,11 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
 
+from scenedistill.models.create import build_network
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import TOLERANCE, WORSE, FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.models.teacher import build_teacher
 from scenedistill.precision import Precision, autocast
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def lived_in(net: SceneNet) -> SceneNet:
 
 def teacher(name: str, **settings: bool) -> SceneNet:
     torch.manual_seed(0)
-    return lived_in(build_teacher(name, 10, image_size=SIZE, **settings)[0])
+    return lived_in(build_network(name, 10, image_size=SIZE, **settings)[0])
 
 
 def error(output: SceneOutput, expected: SceneOutput) -> float:

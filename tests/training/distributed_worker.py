@@ -23,6 +23,7 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.evaluation.predict import predict
+from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import LOSSES, build_losses
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.network import SceneNet
@@ -32,6 +33,9 @@ from scenedistill.training.distributed import gather, gather_output, share_batch
 
 BATCH, SIZE, CLASSES = 8, 32, 4
 TEACHER = FeatureDims(CLASSES, 12, (6, 8, 10, 12))
+STATISTICS = TeacherStatistics(
+    torch.zeros(TEACHER.embedding), *(tuple(map(make, TEACHER.stages)) for make in (torch.zeros, torch.ones))
+)
 #: the images of a class lie in different processes: without the others a process has no positives
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
 CASES: dict[str, dict[str, Any]] = {
@@ -97,6 +101,7 @@ def compute(rank: int, world: int) -> dict[str, Any]:
         loss: nn.Module | str | None = None if name == "ce" else name
         if name in LOSSES and name != "ce":
             loss = build_losses({name: 1.0}, net.dims, TEACHER, {name: how.get("options", {})})[name]
+            loss.prepare(STATISTICS)
         step = Step(net, loss, how.get("gathered", True)).double()
         images = torch.rand(BATCH, 3, SIZE, SIZE, dtype=torch.float64)
         teacher = teacher_output(BATCH).map(lambda tensor, mine=mine: tensor[mine])

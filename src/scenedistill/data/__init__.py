@@ -1,0 +1,38 @@
+"""Images: found in folders, split, decoded into a cache, and seen as batched views."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scenedistill.lazy import attach
+
+if TYPE_CHECKING:
+    from scenedistill.data.batches import SceneBatch, ScenePart
+    from scenedistill.data.cache import build_cache
+    from scenedistill.data.demo import generate
+    from scenedistill.data.module import SceneDataModule
+    from scenedistill.data.scene_cache import SceneCache
+    from scenedistill.data.scenes import SceneIndex, scan
+    from scenedistill.data.splits import Split, make_split
+    from scenedistill.data.training_part import TrainingPart
+    from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+
+# a command that looks at folders alone does not load torch
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "batches": ("SceneBatch", "ScenePart"),
+        "cache": ("build_cache",),
+        "demo": ("generate",),
+        "module": ("SceneDataModule",),
+        "scene_cache": ("SceneCache",),
+        "scenes": ("SceneIndex", "scan"),
+        "splits": ("Split", "make_split"),
+        "training_part": ("TrainingPart",),
+        "views": ("ViewConfig", "evaluation_view", "training_view"),
+    },
+)
+__all__ = [
+    "SceneBatch", "SceneCache", "SceneDataModule", "SceneIndex", "ScenePart", "Split", "TrainingPart", "ViewConfig",
+    "build_cache", "evaluation_view", "generate", "make_split", "scan", "training_view",
+]  # fmt: skip

@@ -96,7 +96,7 @@ class Bench:
     def new_teacher(self) -> SceneNet:
         """The same untrained teacher each time: speed does not ask what it knows."""
         torch.manual_seed(0)
-        return build_teacher(self.teacher, self.classes, image_size=self.pixels)[0].eval()
+        return build_teacher(self.teacher, self.classes, image_size=self.pixels).eval()
 
     def new_student(self) -> SceneNet:
         """The same fresh student each time."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from scenedistill.errors import UserError
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
 class TeacherStatistics(NamedTuple):
-    """Of a teacher's features over the evaluation views of the training set.
+    """Means and deviations of a teacher's features over the training images, seen whole (without augmentation).
 
     Attributes:
         embedding_mean: `[D_t]`.
@@ -25,6 +27,45 @@ class TeacherStatistics(NamedTuple):
     descriptor_std: tuple[Tensor, ...]
     embeddings: Tensor = torch.empty(0)
 
+    @classmethod
+    def measure(cls, teacher: Callable[[Tensor], SceneOutput], loader: Iterable[Any]) -> TeacherStatistics:
+        """Measure a teacher in one pass over the training images.
+
+        Args:
+            teacher: a `SceneNet`, which is put into eval mode and left there, or what `freeze` makes of one.
+            loader: batches of images `[B, bands, H, W]` as the teacher expects them: tensors, tuples and lists that
+                begin with one (a `DataLoader` of an `ImageFolder`), or mappings with an `image` (torchgeo). Without
+                random transforms, and in a fixed order where outputs say their `rows`.
+
+        Raises:
+            UserError: no batches, or batches of another kind.
+        """
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+            device = next(teacher.parameters()).device
+        else:
+            device = getattr(teacher, "device", torch.device("cpu"))
+        with torch.no_grad():
+            return cls.of(teacher(_images(batch).to(device)) for batch in loader)
+
+    @classmethod
+    def of(cls, outputs: Iterable[SceneOutput]) -> TeacherStatistics:
+        """The statistics of a teacher's outputs for all training images, batch by batch.
+
+        Raises:
+            UserError: there are none.
+        """
+        rows = [(o.embedding.float(), *(stage.descriptor.float() for stage in o.attention)) for o in outputs]
+        if not rows:
+            raise UserError("The teacher's statistics need training images, and the loader gave no batch.")
+        embedding, *descriptors = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
+        return cls(
+            embedding.mean(0),
+            tuple(d.mean(0) for d in descriptors),
+            tuple(d.std(0) if len(d) > 1 else torch.ones_like(d[0]) for d in descriptors),
+            embedding.half().float(),  # as they are kept on the disk
+        )
+
 
 class DistillationLoss(nn.Module):
     """A scalar loss of a student's output against its teacher's.
@@ -35,6 +76,9 @@ class DistillationLoss(nn.Module):
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
+
+    Raises:
+        UserError: the loss compares stages, and a network has none.
     """
 
     #: True when the loss compares the images of a batch with each other: it is then given the whole batch of all
@@ -48,11 +92,22 @@ class DistillationLoss(nn.Module):
     needs_attention: ClassVar[bool] = False
     #: True when the loss looks at the feature maps of the stages; they are never kept, the teacher is asked every time.
     needs_features: ClassVar[bool] = False
+    #: True when the loss is wrong without the teacher's statistics. Its own buffers are then NaN until `prepare` fills
+    #: them, and it refuses to compute before.
+    needs_statistics: bool = False
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__()
         self.student_dims = student
         self.teacher_dims = teacher
+        self._prepared = False  # whether the statistics were seen to be there: asking a GPU each time would cost a wait
+        if self.needs_attention or self.needs_features:
+            for who, dims in (("student", student), ("teacher", teacher)):
+                if not dims.stages:
+                    raise UserError(
+                        f"{type(self).__name__} compares stages, and the {who} has none. Name the submodules whose "
+                        "outputs are its stages: SceneNet.wrap(module, stages=[...])."
+                    )
 
     def forward(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """The loss as a float32 scalar, whatever the autocast.
@@ -61,7 +116,14 @@ class DistillationLoss(nn.Module):
             student: of a batch of B images; gradients flow into it.
             teacher: of the same B views; no gradient flows into it.
             labels: class indices, int64 `[B]`.
+
+        Raises:
+            UserError: an output lacks what the loss looks at, or the teacher's statistics are missing.
         """
+        self._check_output("student", student)
+        self._check_output("teacher", teacher)
+        if self.needs_statistics and not self._prepared:
+            self._check_prepared()
         with torch.autocast(student.logits.device.type, enabled=False):
             if not self.needs_features:  # large: not made float32 for nothing
                 student, teacher = student._replace(features=()), teacher._replace(features=())
@@ -73,6 +135,23 @@ class DistillationLoss(nn.Module):
 
     def prepare(self, statistics: TeacherStatistics) -> None:
         """Take what is needed of the teacher's statistics, before the first step."""
+
+    def _check_output(self, who: str, output: SceneOutput) -> None:
+        asked = {"attention": self.needs_attention, "features": self.needs_features}
+        for name in (name for name, needed in asked.items() if needed):
+            if not getattr(output, name):
+                raise UserError(
+                    f"{type(self).__name__} compares the {name} of the stages, which the {who}'s output does not hold. "
+                    f"Call the network with {name}=True."
+                )
+
+    def _check_prepared(self) -> None:
+        if any(bool(buffer.isnan().any()) for buffer in self.buffers(recurse=False)):
+            raise UserError(
+                f"{type(self).__name__} has no statistics of its teacher. Before the first step, call "
+                "loss.prepare(TeacherStatistics.measure(teacher, loader))."
+            )
+        self._prepared = True
 
 
 class CrossEntropy(DistillationLoss):
@@ -109,6 +188,21 @@ def require(least: float, *, above: bool = False, **options: float) -> None:
             raise ValueError(
                 f"{name} is {value:g}; expected {f'more than {least:g}' if above else f'{least:g} or more'}"
             )
+
+
+def _images(batch: Any) -> Tensor:
+    """The images of a loader's batch."""
+    found = batch
+    if isinstance(batch, Mapping):
+        found = batch.get("image")
+    elif isinstance(batch, Sequence) and batch:
+        found = batch[0]
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        raise UserError(
+            f"A batch of the loader is a {type(batch).__name__} without images; expected a tensor [B, bands, H, W], a "
+            "tuple that begins with one, or a mapping with one under 'image'."
+        )
+    return found
 
 
 def _exact(tensor: Tensor) -> Tensor:

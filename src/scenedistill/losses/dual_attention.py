@@ -21,6 +21,10 @@ class DualAttentionLoss(DistillationLoss):
 
     That the loss moves the teacher's dual-attention knowledge is stated by Li, Nan and Liu (2023); the formula is ours.
 
+    The channel part needs the teacher's statistics (`prepare`) and refuses to compute without: a batch's own would make
+    the target of an image depend on the images beside it, and divide by next to nothing where a channel is silent in
+    all of them. The other two parts need none.
+
     Args:
         student: widths of the student.
         teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
@@ -57,14 +61,15 @@ class DualAttentionLoss(DistillationLoss):
     ) -> None:
         super().__init__(student, teacher)
         self.energy, self.channel, self.gates = energy, channel, gates
+        self.needs_statistics = bool(channel)
         # a student and a teacher with a different number of stages are compared at the coarsest ones they share
         self.shared = min(len(student.stages), len(teacher.stages))
         pairs = zip(student.stages[-self.shared :], teacher.stages[-self.shared :], strict=True)
         # none without the part that trains it: DDP wants a gradient for every parameter
         self.carry = nn.ModuleList(nn.Linear(narrow, wide) for narrow, wide in pairs if channel)
         for i, wide in enumerate(teacher.stages[-self.shared :]):
-            self.register_buffer(f"mean_{i}", torch.zeros(wide))
-            self.register_buffer(f"std_{i}", torch.ones(wide))
+            self.register_buffer(f"mean_{i}", torch.full((wide,), torch.nan))
+            self.register_buffer(f"std_{i}", torch.full((wide,), torch.nan))
 
     def prepare(self, statistics: TeacherStatistics) -> None:
         """Remember mean and deviation of the teacher's channel descriptors over the training set."""

@@ -29,6 +29,12 @@ class SpatialStructureLoss(DistillationLoss):
     That the loss works on the sets Tb and Sb of a batch's features is stated by Li, Nan and Liu (2023); the choice of
     the terms is ours.
 
+    The anchored part needs the teacher's statistics (`prepare`) and refuses to compute without: around a batch's own
+    mean the place of an image's target would depend on the images beside it, and a batch of one would have none. The
+    inner part needs none. The points of all training images are used where the teacher's output says which of them its
+    images are (`SceneOutput.rows`); where it does not, an image's own point could not be left out, and the points are
+    those of the batch.
+
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
@@ -37,7 +43,8 @@ class SpatialStructureLoss(DistillationLoss):
         distance: weight of the pairwise distances.
         angle: weight of the angles.
         temperature: tau, > 0.
-        bank: 1 takes the points b_j from the training set; 0, or statistics that hold no embeddings, from the batch.
+        bank: 1 takes the points b_j from the training set, where statistics hold its embeddings and the teacher's
+            output its rows; 0 from the batch.
 
     Examples:
         >>> import torch
@@ -71,6 +78,7 @@ class SpatialStructureLoss(DistillationLoss):
         self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
         require(0, above=True, temperature=temperature)
         self.temperature, self.bank = temperature, bank
+        self.needs_statistics = bool(cosine or relation)
         width = teacher.embedding
         self.head = nn.Sequential()
         if cosine or relation:  # else nothing would train it, and DDP wants a gradient for every parameter
@@ -82,7 +90,7 @@ class SpatialStructureLoss(DistillationLoss):
                     nn.Linear(width, width),
                 )
             )
-        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("centre", torch.full((width,), torch.nan))
         self.register_buffer("points", torch.zeros(0, width), persistent=False)
 
     def prepare(self, statistics: TeacherStatistics) -> None:
@@ -100,8 +108,8 @@ class SpatialStructureLoss(DistillationLoss):
             total = total + self.cosine * (1 - (carried * target).sum(1)).mean()
             if self.relation:
                 points, own = target, torch.arange(len(target), device=target.device)
-                if len(self.points):
-                    points, own = self.points, teacher.rows[0] if teacher.rows else None  # type: ignore[assignment]
+                if len(self.points) and teacher.rows:
+                    points, own = self.points, teacher.rows[0]
                 total = total + self.relation * relation_divergence(carried, target, points, own, self.temperature)
         if self.distance:
             total = total + self.distance * distance_structure(student.embedding, teacher.embedding)
@@ -122,15 +130,14 @@ class SpatialStructureLoss(DistillationLoss):
         return carried
 
 
-def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tensor | None, temperature: float) -> Tensor:
+def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tensor, temperature: float) -> Tensor:
     """Mean over i of KL(softmax_j(t_i . b_j / tau) || softmax_j(s_i . b_j / tau)), the image's own point left out.
 
     Args:
         ours: unit vectors s `[B, D]`.
         theirs: unit vectors t `[B, D]`.
         points: unit vectors b `[M, D]`.
-        own: position of each image's own point among these, int64 `[B]`; M or more where it is not among them. With
-            None no point is left out.
+        own: position of each image's own point among these, int64 `[B]`; M or more where it is not among them.
         temperature: tau, > 0.
 
     Examples:
@@ -145,11 +152,9 @@ def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tenso
     """
     if len(points) < 3:  # one point beside the own says nothing
         return ours.sum() * 0
-    scores = ((theirs @ points.T / temperature), (ours @ points.T / temperature))
-    if own is not None:
-        itself = own[:, None] == torch.arange(len(points), device=own.device)
-        scores = tuple(score.masked_fill(itself, -1e4) for score in scores)  # type: ignore[assignment]
-    teacher, student = (F.log_softmax(score, dim=1) for score in scores)
+    itself = own[:, None] == torch.arange(len(points), device=own.device)
+    scores = (side @ points.T / temperature for side in (theirs, ours))
+    teacher, student = (F.log_softmax(score.masked_fill(itself, -1e4), dim=1) for score in scores)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

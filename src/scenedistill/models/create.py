@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
@@ -23,6 +24,7 @@ def build_network(
     weights: str = "none",
     partial: bool = False,
     dual_attention: bool = True,
+    normalise: bool = True,
     stride_in_first_convolution: bool = False,
 ) -> tuple[SceneNet, WeightAccount | None]:
     """A teacher or a student, started from pretrained weights where there are some.
@@ -37,6 +39,9 @@ def build_network(
             .pt or .ckpt file with tensors named as timm or torchvision name them.
         partial: take what fits of weights of another architecture, which else are refused.
         dual_attention: put DA modules after the stages; they start as the identity.
+        normalise: images come in 0..1 and are normalised in the network, with the statistics of its backbone. False
+            where they come normalised, by the transforms of your own data set for example; that is kept with the
+            weights.
         stride_in_first_convolution: ResNet "v1" blocks; also chosen when the weights say so.
 
     Returns:
@@ -50,6 +55,8 @@ def build_network(
         _move_stride(backbone)
     mean, std = band_statistics(backbone, bands)
     net = SceneNet(backbone, classes, mean=mean, std=std, dual_attention=dual_attention, image_size=image_size)
+    if not normalise:
+        net.set_normalisation(torch.zeros(bands), torch.ones(bands))
     return net, account
 
 

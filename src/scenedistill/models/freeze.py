@@ -55,6 +55,7 @@ class FrozenTeacher:
         self.dims = net.dims
         self.report = report
         self._net = net
+        net.check_images = True  # what was seen until now were probe images
         self.device: torch.device | None = None
         self._autocast = autocast_to
         self._compile = compiled

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import timm
 import torch
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from scenedistill.errors import UserError
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
 from scenedistill.models.output import FeatureDims, SceneOutput
-from scenedistill.precision import at_least_float32, no_autocast
-from scenedistill.terminal import counted
+from scenedistill.models.wrap import StageLayout, described_stages, embedding_width, take_apart
+from scenedistill.precision import no_autocast
 
-STRIDES = (4, 8, 16, 32)
+#: Values of images that a network normalises: 0..1, and what interpolation may overshoot. Of images that are normalised
+#: already next to every batch holds a value below, of bytes and reflectances one above.
+LOWEST, HIGHEST = -0.25, 1.25
 
 
 class SceneNet(nn.Module):
@@ -31,10 +33,16 @@ class SceneNet(nn.Module):
         std: standard deviation of each band, in 0..1.
         dual_attention: put DA modules after the stages; without, the stages are only watched.
         image_size: side in pixels at which the embedding's width is probed.
+        stages: of the backbone, finest first; those of timm's description when not given.
+
+    Attributes:
+        dims: widths of the outputs.
+        check_images: whether the next batch is checked to hold values that can be normalised; the first one is.
     """
 
     mean: Tensor
     std: Tensor
+    head: nn.Linear
 
     def __init__(
         self,
@@ -45,20 +53,23 @@ class SceneNet(nn.Module):
         std: tuple[float, ...],
         dual_attention: bool = True,
         image_size: int = 96,
+        stages: Sequence[StageLayout] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.check_images = True
+        self._own_head = ""  # name of the head in a wrapped network
         self._stage_names = []
         widths = []
-        for name, width in _stages(backbone):
-            attention = DualAttention(width) if dual_attention else NoAttention()
-            backbone.set_submodule(name, _attended(backbone, name, attention))
-            self._stage_names.append(name)
-            widths.append(width)
+        for stage in described_stages(backbone) if stages is None else stages:
+            attention = DualAttention(stage.channels) if dual_attention else NoAttention()
+            backbone.set_submodule(stage.module, _attended(backbone, stage, attention))
+            self._stage_names.append(stage.module)
+            widths.append(stage.channels)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         try:
-            width = _embedding_width(backbone, len(mean), image_size)
+            width = embedding_width(backbone, len(mean), image_size)
         except UserError as problem:
             raise self._refusal(problem, len(mean), image_size) from problem
         self.head = nn.Linear(width, classes)
@@ -69,7 +80,7 @@ class SceneNet(nn.Module):
         for name in self._stage_names:  # one by one: several stages may be called alike, and are wrapped in each other
             self.backbone.set_submodule(name, cast(AttendedStage, self.backbone.get_submodule(name)).stage)
         try:
-            _embedding_width(self.backbone, bands, image_size)
+            embedding_width(self.backbone, bands, image_size)
         except UserError:
             return problem
         names = ", ".join(dict.fromkeys(self._stage_names))
@@ -77,6 +88,88 @@ class SceneNet(nn.Module):
             f"{type(self.backbone).__name__} does not call its stages ({names}) as modules of one feature map, so "
             "none can be watched or have a DA module behind it, whatever dual_attention is. Choose another backbone."
         )
+
+    @classmethod
+    def wrap(
+        cls,
+        module: nn.Module,
+        stages: Sequence[str] | None = None,
+        *,
+        head: str | nn.Linear | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dual_attention: bool = False,
+        bands: int = 3,
+        image_size: int = 96,
+        prefix_tokens: int | None = None,
+    ) -> SceneNet:
+        """Take a network of any origin as a student or a teacher, with the weights and the head that it has.
+
+        Its stages and its head are taken over in place; `unwrapped` gives a copy under its own names back. In eval mode
+        the logits are those of the module itself.
+
+        Args:
+            module: maps `[B, bands, H, W]` to logits `[B, K]`.
+            stages: names of the submodules whose outputs are its stages, finest first, such as
+                `["layer1", "layer2", "layer3", "layer4"]`; none for losses that compare no stages. timm describes the
+                stages of its networks, which need not be named.
+            head: name of its own last linear layer, which is found when not given; or a linear layer for a module that
+                gives an embedding `[B, D]`.
+            mean: of each band of images in 0..1, where the network is to normalise them; images come normalised as the
+                module expects them when not given.
+            std: standard deviation of each band, given with the mean.
+            dual_attention: put fresh DA modules after the stages; they start as the identity.
+            bands: number of input bands.
+            image_size: side in pixels of the images with which the module is tried.
+            prefix_tokens: tokens before those of the image, of a transformer that does not say.
+
+        Raises:
+            UserError: a stage or head that is not there or will not do, or half of a normalisation.
+        """
+        if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
+            raise UserError("A normalisation is a mean and a std for each band; give both or neither.")
+        if mean is not None:
+            bands = len(mean)
+        layouts: Sequence[StageLayout] = ()
+        if stages is None:
+            if not hasattr(module, "feature_info"):
+                raise UserError(
+                    f"Name the submodules of {type(module).__name__} whose outputs are its stages, such as "
+                    f"stages=[{', '.join(repr(name) for name, _ in module.named_children())}], or stages=[] for none."
+                )
+            layouts = described_stages(module)
+        parts = take_apart(
+            module, stages or (), head=head, bands=bands, image_size=image_size, prefix_tokens=prefix_tokens
+        )
+        net = cls(
+            module,
+            1,
+            mean=(0.0,) * bands if mean is None else tuple(mean),
+            std=(1.0,) * bands if std is None else tuple(std),
+            dual_attention=dual_attention,
+            image_size=image_size,
+            stages=layouts or parts.stages,
+        )
+        net.head, net._own_head = parts.head, parts.head_name
+        net.dims = net.dims._replace(classes=parts.head.out_features)
+        if not module.training:
+            net.eval()
+        return net.to(parts.head.weight.device)
+
+    def unwrapped(self) -> nn.Module:
+        """A copy of the wrapped network under its own names, with what it has learnt; its own head back in its place.
+
+        Raises:
+            UserError: there are DA modules, which the network itself has no place for.
+        """
+        if any(not isinstance(stage.attention, NoAttention) for stage in self.stages):
+            raise UserError("The network has dual attention, so the backbone alone computes something else. Keep it.")
+        module = copy.deepcopy(self.backbone)
+        for name in self._stage_names:
+            module.set_submodule(name, cast(AttendedStage, module.get_submodule(name)).stage)
+        if self._own_head:
+            module.set_submodule(self._own_head, copy.deepcopy(self.head))
+        return module
 
     def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Put in another head.
@@ -98,6 +191,7 @@ class SceneNet(nn.Module):
             mean: of each band of images in 0..1, `[bands]`.
             std: standard deviation of each band, `[bands]`.
         """
+        self.check_images = True
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, values.detach().clone().float().reshape(-1, 1, 1), persistent=True)
 
@@ -110,14 +204,20 @@ class SceneNet(nn.Module):
         """Classify a batch.
 
         Args:
-            images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics.
+            images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics. Where the
+                network normalises nothing, as the backbone expects them.
             attention: report the attention of each stage; without, that part of the output is empty and cheaper.
             features: report the feature map of each stage.
 
         Returns:
             Logits `[B, K]` and embedding `[B, D]`, in float32 whatever the autocast, and what else was asked for of
             each stage.
+
+        Raises:
+            UserError: the first images are not such as can be normalised.
         """
+        if self.check_images and not torch.compiler.is_compiling():
+            self._check_range(images)
         stages = self.stages
         for stage in stages:
             stage.watched, stage.kept = attention, features
@@ -131,74 +231,29 @@ class SceneNet(nn.Module):
         maps = tuple(stage.collect_feature() for stage in stages) if features else ()
         return SceneOutput(logits, embedding, seen, maps)
 
-
-def _stages(backbone: nn.Module) -> list[tuple[str, int]]:
-    """Name and width of the four stages: the last feature at each of the strides 4, 8, 16 and 32, where the backbone
-    has them, else (a plain transformer) four features evenly spread over its depth."""
-    info = [dict(entry) for entry in backbone.feature_info]  # type: ignore[union-attr]
-    by_stride = {entry["reduction"]: entry for entry in info}
-    chosen = [by_stride[stride] for stride in STRIDES if stride in by_stride]
-    if len(chosen) < 2:
-        if len(info) < 4:
+    def _check_range(self, images: Tensor) -> None:
+        """Notice images that are normalised already, or were never scaled to 0..1."""
+        self.check_images = False  # one batch tells, and a GPU has to be waited for
+        if not (self.mean.any() or (self.std != 1).any()):
+            return
+        low, high = float(images.min()), float(images.max())
+        if low < LOWEST or high > HIGHEST:
             raise UserError(
-                f"{type(backbone).__name__} describes {counted(len(info), 'stage')}, and dual attention needs at least "
-                f"two strides of {STRIDES} or four blocks. Choose another backbone."
+                f"The network normalises images itself and expects values in 0..1; these go from {low:.2f} to "
+                f"{high:.2f}. Leave normalising out of your transforms, or have the network do without "
+                "(normalise=False, or SceneNet.wrap without mean and std)."
             )
-        chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
-    return [(str(entry["module"]), int(entry["num_chs"])) for entry in chosen]
 
 
-def _attended(backbone: nn.Module, name: str, attention: nn.Module) -> AttendedStage:
+def _attended(backbone: nn.Module, stage: StageLayout, attention: nn.Module) -> AttendedStage:
     try:
-        stage = backbone.get_submodule(name)
+        module = backbone.get_submodule(stage.module)
     except AttributeError as problem:
         raise UserError(
-            f"{type(backbone).__name__} has no single module for its stage '{name}' to put dual attention behind. "
-            "Choose another backbone."
+            f"{type(backbone).__name__} has no single module for its stage '{stage.module}' to put dual attention "
+            "behind. Choose another backbone."
         ) from problem
-    layout = getattr(backbone, "output_fmt", "NCHW")
-    return AttendedStage(
-        stage,
-        attention,
-        channels_last=getattr(layout, "value", layout) == "NHWC",  # timm's Format enumeration
-        prefix_tokens=getattr(backbone, "num_prefix_tokens", 0),
-    )
-
-
-def _embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
-    """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones. A pooling
-    whose output is the embedding computes in float32 from now on; what else may follow one in half precision takes
-    nothing wider."""
-    was_training = backbone.training
-    backbone.eval()
-    pooled: dict[SelectAdaptivePool2d, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda module, _, output: pooled.update({module: output}))
-        for module in backbone.modules()
-        if isinstance(module, SelectAdaptivePool2d)
-    ]
-    try:
-        with torch.no_grad():
-            embedding = backbone(torch.rand(1, bands, size, size, generator=torch.Generator().manual_seed(0)))
-    except Exception as problem:  # of whatever a backbone does, such as reading from the stages that are wrapped here
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise UserError(
-            f"{type(backbone).__name__} does not take images of {size} x {size} pixels ({reason}). Choose another "
-            "image_size or backbone."
-        ) from problem
-    for hook in hooks:
-        hook.remove()
-    backbone.train(was_training)
-    if embedding.ndim != 2:
-        raise UserError(f"{type(backbone).__name__} gives {tuple(embedding.shape)}, not a pooled embedding [B, D].")
-    for module, output in pooled.items():
-        if torch.equal(output.flatten(1), embedding):
-            module.register_forward_pre_hook(_widen)
-    return int(embedding.shape[1])
-
-
-def _widen(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-    return (at_least_float32(given[0]),)
+    return AttendedStage(module, attention, channels_last=stage.channels_last, prefix_tokens=stage.prefix_tokens)
 
 
 def check_name(name: str, others: Iterable[str] = ()) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
-from scenedistill.models.weights import WeightAccount
 
 
 def build_teacher(
@@ -14,16 +13,20 @@ def build_teacher(
     bands: int = 3,
     image_size: int = 96,
     weights: str = "none",
+    partial: bool = False,
     dual_attention: bool = True,
-    stride_in_first_convolution: bool = False,
-) -> tuple[SceneNet, WeightAccount | None]:
-    """A teacher, the paper's by default; arguments and outcome are those of `build_network`."""
-    return build_network(
+    normalise: bool = True,
+) -> SceneNet:
+    """A teacher, the paper's by default; the arguments are those of `build_network`, which also says which weights were
+    taken."""
+    net, _ = build_network(
         name,
         classes,
         bands=bands,
         image_size=image_size,
         weights=weights,
+        partial=partial,
         dual_attention=dual_attention,
-        stride_in_first_convolution=stride_in_first_convolution,
+        normalise=normalise,
     )
+    return net

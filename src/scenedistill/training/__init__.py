@@ -1,0 +1,22 @@
+"""Training with Lightning: modules for its Trainer, and what the teacher says of the training views."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scenedistill.lazy import attach
+
+if TYPE_CHECKING:
+    from scenedistill.training.knowledge import Knowledge
+    from scenedistill.training.student import StudentTraining
+    from scenedistill.training.teacher import TeacherTraining
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "knowledge": ("Knowledge",),
+        "student": ("StudentTraining",),
+        "teacher": ("TeacherTraining",),
+    },
+)
+__all__ = ["Knowledge", "StudentTraining", "TeacherTraining"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -176,20 +176,16 @@ class Knowledge:
         return self._packing
 
     def _measured(self, device: torch.device) -> tuple[TeacherStatistics, float]:
-        outputs, right = [], 0
-        part = self.part.labelled
-        for batch in part.batches(BATCH):
-            output = self.teachers(evaluation_view(batch.to(device).images, size=self.ask_size))
-            outputs.append((output.embedding.float(), *(stage.descriptor.float() for stage in output.attention)))
-            right += int((output.logits.argmax(1).cpu() == batch.labels).sum())
-        embedding, *descriptors = (torch.cat(column).cpu() for column in zip(*outputs, strict=True))
-        found = TeacherStatistics(
-            embedding.mean(0),
-            tuple(d.mean(0) for d in descriptors),
-            tuple(d.std(0) if len(d) > 1 else torch.ones_like(d[0]) for d in descriptors),
-            embedding.half().float(),  # as they are kept
-        )
-        oa = right / len(part)
+        right, part = [0], self.part.labelled
+
+        def outputs() -> Iterator[SceneOutput]:
+            for batch in part.batches(BATCH):
+                output = self.teachers(evaluation_view(batch.to(device).images, size=self.ask_size))
+                right.append(int((output.logits.argmax(1).cpu() == batch.labels).sum()))
+                yield output
+
+        found = TeacherStatistics.of(outputs())
+        oa = sum(right) / len(part)
         if self.store:
             self.store.write_statistics(found, oa)
         return found, oa

@@ -36,7 +36,7 @@ def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -
     images = _images(teacher.schedule(MANY).batch_size, config, device)
 
     def step() -> Tensor:
-        net, _ = build_teacher(
+        net = build_teacher(
             teacher.name,
             CLASSES,
             bands=config.data.bands,
@@ -70,10 +70,8 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
         batch, view = _batch(net, images, config, device)
         weights = resolve_weights(student.method, student.losses)
         with torch.no_grad():
-            seen = net.eval()(view[:1])
+            statistics = TeacherStatistics.of([net.eval()(view[:1])])
         net.train()
-        means = tuple(stage.descriptor[0].float().cpu() for stage in seen.attention)
-        statistics = TeacherStatistics(seen.embedding[0].float().cpu(), means, tuple(map(torch.ones_like, means)))
         size, seed = config.image_size, config.seeds[0]
         training = StudentTraining(
             net, student.closed(MANY), weights, config.views, image_size=size, seed=seed, statistics=statistics

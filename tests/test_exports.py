@@ -1,0 +1,81 @@
+"""What the packages offer to who imports them, and that the import itself is quick."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from scenedistill.lazy import attach
+from scenedistill.losses.base import DistillationLoss
+from scenedistill.losses.registry import LOSSES
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+PACKAGES = ("scenedistill", "scenedistill.losses", "scenedistill.models", "scenedistill.data", "scenedistill.training")
+
+
+def typed_names(package: str) -> set[str]:
+    """Names that a type checker finds in a package: those imported under TYPE_CHECKING."""
+    path = SOURCE.joinpath(*package.split(".")) / "__init__.py"
+    (block,) = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If))
+    return {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_offered_name_is_there_for_people_and_for_type_checkers(name: str) -> None:
+    package = importlib.import_module(name)
+    assert all(getattr(package, each) is not None for each in package.__all__)
+    assert set(package.__all__) - {"__version__"} == typed_names(name)
+    assert set(package.__all__) - {"__version__"} <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'no_such_name'"):
+        package.no_such_name  # noqa: B018
+
+
+def test_every_loss_is_offered() -> None:
+    import scenedistill
+    from scenedistill import losses
+
+    for kind in (DistillationLoss, *LOSSES.values()):
+        assert getattr(losses, kind.__name__) is getattr(scenedistill, kind.__name__) is kind
+
+
+@pytest.mark.parametrize("room", ["models.attention", "models.network", "models.table1", "models.output"])
+def test_every_model_that_people_build_is_offered(room: str) -> None:
+    from scenedistill import models
+
+    module = importlib.import_module(f"scenedistill.{room}")
+    inner = {"SigmoidAttention", "NoAttention", "AttendedStage", "ResidualBlock"}  # parts of a network
+    public = {
+        name
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__ and not name.startswith("_")
+        if issubclass(kind, nn.Module) or room == "models.output"
+    }
+    assert public - inner <= set(models.__all__)
+
+
+def test_the_losses_come_without_what_trains_and_the_package_without_torch() -> None:
+    program = (
+        "import sys, scenedistill, scenedistill.data, scenedistill.models\n"
+        "assert not {'torch', 'timm', 'lightning', 'numpy'} & sys.modules.keys()\n"
+        "from scenedistill.losses import DualAttentionLoss, SpatialStructureLoss, TeacherStatistics\n"
+        "found = {'timm', 'lightning', 'pytorch_metric_learning', 'scipy', 'torchvision'} & sys.modules.keys()\n"
+        "sys.exit(', '.join(found) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_name_that_is_also_a_module_is_refused() -> None:
+    with pytest.raises(AssertionError, match="offers a name that is one of its modules"):
+        attach("scenedistill.models", {"freeze": ("freeze",)})
