@@ -142,8 +142,8 @@ def described_stages(backbone: nn.Module) -> list[StageLayout]:
     if len(chosen) < 2:
         if len(info) < 4:
             raise UserError(
-                f"{type(backbone).__name__} describes {counted(len(info), 'stage')}, and dual attention needs at least two "
-                f"strides of {STRIDES} or four blocks. Choose another backbone."
+                f"{type(backbone).__name__} describes {counted(len(info), 'stage')}, and dual attention needs at least "
+                f"two strides of {STRIDES} or four blocks. Choose another backbone."
             )
         chosen = [info[(len(info) * (i + 1)) // 4 - 1] for i in range(4)]
     form = getattr(backbone, "output_fmt", "NCHW")
