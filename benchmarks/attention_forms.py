@@ -21,20 +21,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
+from scenedistill.core.memory import keep_memory
+from scenedistill.core.precision import compute_device, flush_denormals, resolve_precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits import Split, assemble, make_split
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.metrics import scene_metrics
-from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.results import Result, Row, hardware, versions, write_result
-from scenedistill.memory import keep_memory
+from scenedistill.metrics.accuracy import scene_metrics
+from scenedistill.metrics.predict import predict
 from scenedistill.models.attention import DualAttention, SigmoidAttention
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.precision import compute_device, flush_denormals, resolve_precision
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 

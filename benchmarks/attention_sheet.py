@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.images import read_scene
 from scenedistill.data.names import same_names
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.views import evaluation_view
-from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
 

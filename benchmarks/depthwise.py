@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.memory import keep_memory
+from scenedistill.core.memory import keep_memory
 from scenedistill.models.depthwise import DepthwiseConvolution
 
 BATCH, REPEATS = 64, 7

@@ -34,10 +34,10 @@ from rasterio.windows import Window
 from records.use import keep_section
 from scenedistill.data.images import read_image, read_scene
 from scenedistill.data.scenes import scan
-from scenedistill.deploy.model import SceneModel, open_model
-from scenedistill.deploy.raster_work import GDAL_CACHE
-from scenedistill.deploy.rasters import RasterConfig, map_raster
 from scenedistill.experiments.results import hardware, versions
+from scenedistill.inference.model import SceneModel, open_model
+from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
+from scenedistill.inference.raster.work import GDAL_CACHE
 
 METRES = 0.5  # side of a pixel, as in a usual orthophoto
 TARGET = 0.85  # share of the time that the network takes

@@ -18,11 +18,11 @@ from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled, repeatable, result_file
 from scenedistill.config import BenchConfig
-from scenedistill.evaluation.cost import wait_for
-from scenedistill.experiments.bench import apart, bench
-from scenedistill.experiments.bench_apart import Kept, Theirs
-from scenedistill.experiments.bench_loops import WARM_UP, Bench
-from scenedistill.experiments.speed import draw_speed, speed_table
+from scenedistill.experiments.bench.loops import WARM_UP, Bench
+from scenedistill.experiments.bench.processes import Kept, Theirs
+from scenedistill.experiments.bench.run import apart, bench
+from scenedistill.experiments.bench.speed import draw_speed, speed_table
+from scenedistill.metrics.cost import wait_for
 
 
 class RivalLoop:

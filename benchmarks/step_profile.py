@@ -18,12 +18,12 @@ from torch.profiler import profile
 
 from records.step_profile import StepProfile, StepShare, kind_of_operation, profile_table
 from scenedistill.commands.parsing import repeatable
-from scenedistill.experiments.bench_loops import Bench, Repeated, student_step
+from scenedistill.core.memory import keep_memory
+from scenedistill.core.precision import compute_device, resolve_precision
+from scenedistill.experiments.bench.loops import Bench, Repeated, student_step
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.memory import keep_memory
 from scenedistill.models.table1 import STUDENTS
-from scenedistill.precision import compute_device, resolve_precision
 
 STEPS = 8
 

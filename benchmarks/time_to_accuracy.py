@@ -30,6 +30,8 @@ from records.race import Race, RaceRow, race_table
 from rivals import KD_WEIGHT, RIVALS, LogitsOnly, LoopSettings
 from scenedistill.commands.parsing import repeatable
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.core.memory import keep_memory
+from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import SceneCache, build_cache
 from scenedistill.data.module import SceneDataModule
@@ -37,19 +39,17 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split
 from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.cost import wait_for
-from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.memory import keep_memory
+from scenedistill.metrics.cost import wait_for
+from scenedistill.metrics.predict import predict
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.precision import compute_device, resolve_precision
 from scenedistill.training.base import rate
 from scenedistill.training.fitting import fit
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 OURS = {"scenedistill, online": 0, "scenedistill, from the store": 8}  # loop -> kept views of each image
 

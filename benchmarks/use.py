@@ -27,19 +27,19 @@ import torch
 from rich.console import Console
 
 from records.use import keep_section
+from scenedistill.core.machine import usable_cores
+from scenedistill.core.precision import resolve_precision
 from scenedistill.data.images import read_scene
-from scenedistill.deploy.export import CPU, NAMES, export
-from scenedistill.deploy.export_config import ExportConfig
-from scenedistill.deploy.images import predict_images
-from scenedistill.deploy.model import OnnxSceneModel, SceneModel, TorchSceneModel
-from scenedistill.deploy.run_images import RunImages, run_images
-from scenedistill.deploy.source import find_training
-from scenedistill.evaluation.cost import stored_bytes
 from scenedistill.experiments.results import hardware, versions
-from scenedistill.machine import usable_cores
+from scenedistill.export.config import ExportConfig
+from scenedistill.export.run import CPU, NAMES, export
+from scenedistill.inference.images import predict_images
+from scenedistill.inference.model import OnnxSceneModel, SceneModel, TorchSceneModel
+from scenedistill.metrics.cost import stored_bytes
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.teacher import build_teacher
-from scenedistill.precision import resolve_precision
+from scenedistill.runs.find import find_training
+from scenedistill.runs.images import RunImages, run_images
 
 BATCHES = (1, 64)
 TEACHER = "resnet101"

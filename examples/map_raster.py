@@ -12,9 +12,9 @@ from pathlib import Path
 import rasterio
 from rich.console import Console
 
-from scenedistill.deploy.model import open_model
-from scenedistill.deploy.raster_config import RasterConfig
-from scenedistill.deploy.rasters import map_raster
+from scenedistill.inference.model import open_model
+from scenedistill.inference.raster.config import RasterConfig
+from scenedistill.inference.raster.pipeline import map_raster
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model")

@@ -185,3 +185,33 @@ def tiny_run(tiny_scenes: Path, commands: Commands, tmp_path_factory: pytest.Tem
     ended = commands("run", tiny_scenes, "--out", out, *TINY_RUN)
     assert ended.code == 0, ended.out + ended.err
     return out
+
+
+@pytest.fixture(scope="session")
+def exported_nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small network, its attention and batch norms at work, in the three exact formats: ending -> file. Read only.
+
+    Images are stored at 40 pixels and seen at 32.
+    """
+    pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
+    from scenedistill.export.onnx_graph import build_graph
+    from scenedistill.export.program import write_program
+    from scenedistill.models.files import NetCard, save_net
+    from scenedistill.models.student import build_student
+
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(5)
+    card = NetCard("table1_printed", ("car park", "fields", "forêt", "river"), 3, 32, stored_size=40)
+    net = build_student(card.name, len(card.classes), image_size=card.image_size)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if name.rpartition(".")[0].endswith(("attention.expand", "attention.locate")):
+                tensor.normal_(0, 0.3)
+        for _ in range(20):  # the batch norms' statistics
+            net.train()(torch.rand(16, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3))
+    files = {ending: folder / f"model.{ending}" for ending in ("safetensors", "onnx", "pt2")}
+    about = {"oa": 0.5, "data": "forêt"}
+    save_net(net, card, files["safetensors"])
+    files["onnx"].write_bytes(build_graph(net, card, about).SerializeToString())
+    write_program(net, card, about, files["pt2"])
+    return files

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from scenedistill.cli import COMMANDS, build_parser, main, once_interrupted
 from scenedistill.commands.parsing import repeatable
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
-from scenedistill.data.catalog import CATALOG
+from scenedistill.data.known.catalogue import CATALOG
 from scenedistill.experiments import quickstart as quick
 from scenedistill.experiments.results import read_result
 

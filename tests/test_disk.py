@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenedistill.disk import (
+from scenedistill.core.disk import (
     archive_damage,
     clear_parts,
     disk_full,
@@ -22,7 +22,7 @@ from scenedistill.disk import (
     write_json,
     write_text,
 )
-from scenedistill.errors import Damaged
+from scenedistill.core.errors import Damaged
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

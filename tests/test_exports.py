@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from scenedistill.lazy import attach
+from scenedistill.core.lazy import attach
 from scenedistill.losses.base import DistillationLoss
 from scenedistill.losses.registry import LOSSES
 

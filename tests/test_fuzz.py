@@ -26,12 +26,12 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.images import UnreadableImage, read_image
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import make_split
 from scenedistill.data.tiff_heads import check_heads, read_heads
-from scenedistill.errors import UserError
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.models.student import build_student
 from scenedistill.models.weights import load_weights
@@ -267,7 +267,7 @@ def test_cards_of_networks(network: Path, tmp_path: Path) -> None:
 
 
 def test_onnx_files(exported_onnx: bytes, tmp_path: Path) -> None:
-    from scenedistill.deploy.model import open_model
+    from scenedistill.inference.model import open_model
 
     outcomes(exported_onnx, tmp_path / "a.onnx", 40, open_model)
 
@@ -295,7 +295,7 @@ def exported_onnx() -> bytes:
 @pytest.mark.parametrize("kind", ["tiles", "strips", "vrt"])
 def test_rasters(kind: str, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
-    from scenedistill.data.raster_read import describe, open_raster, read_pixels
+    from scenedistill.data.raster.read import describe, open_raster, read_pixels
 
     more = {"tiled": True, "blockxsize": 16, "blockysize": 16} if kind == "tiles" else {}
     made = {"driver": "GTiff", "width": 36, "height": 24, "count": 3, "dtype": "uint16", "compress": "deflate"}

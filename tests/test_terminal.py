@@ -6,7 +6,7 @@ import io
 
 from rich.table import Table
 
-from scenedistill.terminal import counted, plain_console
+from scenedistill.core.terminal import counted, plain_console
 
 
 def test_no_name_is_markup_or_an_emoji() -> None:

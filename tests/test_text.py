@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scenedistill.text import duration, markdown_table, plus_minus, spread
+from scenedistill.core.text import duration, markdown_table, plus_minus, spread
 
 
 def test_a_table_sets_words_left_and_figures_right() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.errors import Damaged, UserError
-from scenedistill.yaml_files import check_size, read_yaml, write_yaml
+from scenedistill.core.errors import Damaged, UserError
+from scenedistill.core.yaml_files import check_size, read_yaml, write_yaml
 
 LAUGHS = "\n".join(
     [

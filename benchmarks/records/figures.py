@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scenedistill.core.text import markdown_table
 from scenedistill.experiments.records import Measurement, machine_text
-from scenedistill.text import markdown_table
 
 KIND = "figures"
 

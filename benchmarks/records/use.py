@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scenedistill.disk import write_json
-from scenedistill.errors import UserError
+from scenedistill.core.disk import write_json
+from scenedistill.core.errors import UserError
+from scenedistill.core.text import markdown_table
 from scenedistill.experiments.records import machine_text
-from scenedistill.text import markdown_table
 
 KIND = "use"
 

@@ -15,9 +15,9 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from scenedistill.machine import usable_cores
+from scenedistill.core.machine import usable_cores
+from scenedistill.core.precision import autocast
 from scenedistill.models.network import SceneNet
-from scenedistill.precision import autocast
 
 #: The loss of every loop: cross-entropy + KD_WEIGHT * TEMPERATURE^2 * KL(teacher || student) at that temperature.
 TEMPERATURE = 4.0

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from scenedistill.precision import resolve_precision
+from scenedistill.core.precision import resolve_precision
 
 from .loop import Loop, LoopSettings, Switches, pace
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scenedistill.lazy import attach
+from scenedistill.core.lazy import attach
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scenedistill import data, losses, models, training
     from scenedistill.config import RunConfig
+    from scenedistill.core.errors import UserError
     from scenedistill.data import ViewConfig, evaluation_view, training_view
-    from scenedistill.errors import UserError
     from scenedistill.experiments.run import run
     from scenedistill.losses import (
         METHODS,
@@ -57,7 +57,7 @@ __getattr__, __dir__ = attach(
     {
         "config": ("RunConfig",),
         "data": ("ViewConfig", "evaluation_view", "training_view"),
-        "errors": ("UserError",),
+        "core.errors": ("UserError",),
         "experiments.run": ("run",),
         "losses": (
             "METHODS",

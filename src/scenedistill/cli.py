@@ -32,9 +32,9 @@ from scenedistill.commands import (
 )
 from scenedistill.commands.parsing import CommandParser, files_first, numbers_joined, repeatable
 from scenedistill.commands.training import train, training_parser
-from scenedistill.disk import disk_full
-from scenedistill.errors import UserError
-from scenedistill.terminal import plain_console
+from scenedistill.core.disk import disk_full
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import plain_console
 
 Command = Callable[[Namespace, Console, str], int | None]  # the exit code, when it may be another than 0
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scenedistill.terminal import counted
+from scenedistill.core.terminal import counted
 
 #: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
 #: what it was before there was such a setting.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from attention_sheet import look, main
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.student import build_student
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from records.figures import Figure, Figures, figures_table
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.records import read_record, write_record
 from tables import fill
 

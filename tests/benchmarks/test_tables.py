@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.results import Result, Row, write_result
 from tables import END, fill, main
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from records.use import keep_section, read_use, use_table
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from tables import fill
 
 HERE: dict[str, Any] = {"hardware": {"cpu": "a processor", "cores": 2}, "date": "2026-01-31", "image_size": 96}

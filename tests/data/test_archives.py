@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.data.archives import extract
-from scenedistill.data.transfer import Limits
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
+from scenedistill.data.known.archives import extract
+from scenedistill.data.known.transfer import Limits
 
 BODY = random.Random(0).randbytes(300_000)
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scenedistill.core.disk import read_json, write_json
+from scenedistill.core.errors import UserError
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
 from scenedistill.data.cache_files import row_checksum
 from scenedistill.data.images import read_scene
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.disk import read_json, write_json
-from scenedistill.errors import UserError
 
 SIZE = 8
 

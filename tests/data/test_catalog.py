@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenedistill.data.catalog import CATALOG, check, lookup, normalise, recognise
+from scenedistill.core.errors import UserError
+from scenedistill.data.known.catalogue import CATALOG, check, lookup, normalise, recognise
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.errors import UserError
 
 
 def index_of(counts: dict[str, int]) -> SceneIndex:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scenedistill.data import demo
-from scenedistill.data.demo import generate, picture
-from scenedistill.data.demo_scenes import SCENES
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
+from scenedistill.data.synthetic import demo
+from scenedistill.data.synthetic.demo import generate, picture
+from scenedistill.data.synthetic.scenes import SCENES
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -136,9 +136,10 @@ def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, mon
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     root = tmp_path / "scenes"
     code = (
-        "import sys, pathlib; from scenedistill.data.demo import generate; generate(pathlib.Path(sys.argv[1]), size=32)"
+        "import sys, pathlib; from scenedistill.data.synthetic.demo import generate;"
+        "generate(pathlib.Path(sys.argv[1]), size=32)"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2])}  # works without an installation too
+    env = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[3])}  # works without an installation too
     started = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.DEVNULL, env=env)
     waited = time.monotonic() + 60
     while len(list(tmp_path.rglob("*.jpg"))) < 5 and started.poll() is None and time.monotonic() < waited:

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.data.catalog import CATALOG, DatasetFacts, Source, check
-from scenedistill.data.download import download, fetch, part_name
+from scenedistill.core.errors import UserError
+from scenedistill.data.known.catalogue import CATALOG, DatasetFacts, Source, check
+from scenedistill.data.known.download import download, fetch, part_name
+from scenedistill.data.known.transfer import Limits
 from scenedistill.data.scenes import scan
-from scenedistill.data.transfer import Limits
-from scenedistill.errors import UserError
 
 FAST = Limits(attempts=3, timeout=5, backoff=0.001)
 BODY = random.Random(0).randbytes(300_000)
@@ -391,8 +391,8 @@ def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> 
     facts = tiny(server)
     server.slow = 0.05  # 160 kB take 0.8 s
     code = (
-        "import sys\nfrom pathlib import Path\nfrom scenedistill.data.catalog import Source\n"
-        "from scenedistill.data.download import fetch\n"
+        "import sys\nfrom pathlib import Path\nfrom scenedistill.data.known.catalogue import Source\n"
+        "from scenedistill.data.known.download import fetch\n"
         "fetch(Source(sys.argv[1], '', sha256=sys.argv[2]), Path(sys.argv[3]), progress=False)\n"
     )
     work = tmp_path / ".download-tiny"

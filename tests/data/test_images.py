@@ -14,8 +14,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.images import UnreadableImage, read_image, read_scene
-from scenedistill.errors import UserError
 
 HEIGHT, WIDTH = 24, 36
 DOWN, RIGHT = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.batches import SceneBatch, ScenePart, image_id
 from scenedistill.data.cache import SceneCache, build_cache
 from scenedistill.data.images import read_scene
 from scenedistill.data.module import EpochBatches, SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits import Split, make_split
-from scenedistill.errors import UserError
 
 LABELS = np.array([0] * 13 + [1] * 9 + [3] * 22 + [4] * 3)  # no class 2; counts that K does not divide
 

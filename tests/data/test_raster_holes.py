@@ -11,7 +11,7 @@ import tifffile
 from scenedistill.cli import main
 from scenedistill.data.cache import build_cache
 from scenedistill.data.images import read_image
-from scenedistill.data.raster_holes import Constant, find_constant
+from scenedistill.data.raster.holes import Constant, find_constant
 from scenedistill.data.scenes import scan
 
 RNG = np.random.default_rng(0)

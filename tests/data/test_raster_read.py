@@ -15,10 +15,10 @@ import rasterio.shutil
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from scenedistill.data import raster_read
+from scenedistill.core.errors import UserError
 from scenedistill.data.images import read_image
-from scenedistill.data.raster_read import describe, open_raster, read_pixels
-from scenedistill.errors import UserError
+from scenedistill.data.raster import read as raster_read
+from scenedistill.data.raster.read import describe, open_raster, read_pixels
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{NotGeoreferencedWarning.__module__}.NotGeoreferencedWarning")
 RNG = np.random.default_rng(0)

@@ -17,16 +17,16 @@ import pytest
 import tifffile
 from PIL import Image
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.images import read_image
-from scenedistill.errors import UserError
 
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 
 from rasterio.shutil import copy as copy_raster
 from rasterio.vrt import WarpedVRT
 
-from scenedistill.data.raster_read import describe, open_raster, read_pixels
-from scenedistill.data.raster_sources import safe_drivers
+from scenedistill.data.raster.read import describe, open_raster, read_pixels
+from scenedistill.data.raster.sources import safe_drivers
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 GREY = (np.add.outer(np.arange(40) * 3, np.arange(48) * 2) % 256).astype(np.uint8)

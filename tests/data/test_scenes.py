@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
-from scenedistill.errors import UserError
 
 
 def fill(root: Path, **classes: int) -> Path:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits import Split, make_split
-from scenedistill.errors import UserError
 
 
 def index_of(counts: dict[str, int], root: Path = Path("/data/Toy"), suffix: str = ".jpg") -> SceneIndex:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scenedistill.core.errors import UserError
 from scenedistill.data import cache_build
 from scenedistill.data.batches import SceneBatches, content_hash
 from scenedistill.data.cache import SceneCache, build_cache
@@ -21,7 +22,6 @@ from scenedistill.data.images import read_scene, squash
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits import Split, make_split
 from scenedistill.data.unlabelled import UnlabelledImages, collect_unlabelled
-from scenedistill.errors import UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Dataset has no geotransform")]
 SIZE = 24

@@ -11,12 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from scenedistill.config import BenchConfig
-from scenedistill.errors import UserError
-from scenedistill.experiments.bench import LOOPS, apart, bench
-from scenedistill.experiments.bench_apart import Theirs
-from scenedistill.experiments.bench_loops import Bench, Repeated
-from scenedistill.experiments.records import kind_of, read_record, write_record
-from scenedistill.experiments.speed import (
+from scenedistill.core.errors import UserError
+from scenedistill.experiments.bench.loops import Bench, Repeated
+from scenedistill.experiments.bench.processes import Theirs
+from scenedistill.experiments.bench.run import LOOPS, apart, bench
+from scenedistill.experiments.bench.speed import (
     NAIVE,
     ONLINE,
     PARTS,
@@ -28,6 +27,7 @@ from scenedistill.experiments.speed import (
     draw_speed,
     speed_table,
 )
+from scenedistill.experiments.records import kind_of, read_record, write_record
 from tables import fill
 
 TINY = BenchConfig(

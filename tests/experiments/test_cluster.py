@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
-from scenedistill.errors import UserError
-from scenedistill.experiments.cluster import RayEngine, on_cluster, room
-from scenedistill.experiments.grid import grid
-from scenedistill.experiments.grid_config import ClusterConfig, GridConfig, MethodConfig
+from scenedistill.core.errors import UserError
+from scenedistill.experiments.grid.cluster import RayEngine, on_cluster, room
+from scenedistill.experiments.grid.config import ClusterConfig, GridConfig, MethodConfig
+from scenedistill.experiments.grid.run import grid
 
 STUDENT = "table1_printed"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.evaluation.cost import Latency, NetworkCost
 from scenedistill.experiments.costs import CostResult, CostRow, cost_rows, costs_table
 from scenedistill.experiments.records import read_record, write_record
+from scenedistill.metrics.cost import Latency, NetworkCost
 from tables import fill
 
 

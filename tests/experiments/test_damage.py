@@ -17,18 +17,18 @@ from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.core.disk import archive_damage, read_json
+from scenedistill.core.errors import Damaged, UserError
+from scenedistill.core.yaml_files import read_yaml
 from scenedistill.data.cache_files import read_manifest
-from scenedistill.deploy.about import about_training
-from scenedistill.deploy.source import find_training
-from scenedistill.disk import archive_damage, read_json
-from scenedistill.errors import Damaged, UserError
-from scenedistill.evaluation.curves import read_curves
-from scenedistill.evaluation.outputs import load_outputs
-from scenedistill.evaluation.report.collect import collect
 from scenedistill.experiments.lab import Lab
+from scenedistill.metrics.outputs import load_outputs
 from scenedistill.models.files import weights_hash
+from scenedistill.runs.collect import collect
+from scenedistill.runs.curves import read_curves
+from scenedistill.runs.find import find_training
+from scenedistill.runs.provenance import about_training
 from scenedistill.training.runs import Stage
-from scenedistill.yaml_files import read_yaml
 
 STUDENT = "table1_printed"
 STAGES = ("teacher", f"{STUDENT}/plain", f"{STUDENT}/dkd")

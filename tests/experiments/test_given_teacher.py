@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
-from scenedistill.errors import UserError
 from scenedistill.experiments.given_teacher import class_rows, read_classes
 from scenedistill.experiments.run import run
 from scenedistill.models.create import build_with_head

@@ -25,15 +25,13 @@ from rich.console import Console
 
 from scenedistill.commands.grid import command, grid_config, parser
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.core.disk import disk_full
+from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import assemble
-from scenedistill.disk import disk_full
-from scenedistill.errors import UserError
-from scenedistill.evaluation.curves import read_curves
-from scenedistill.experiments.grid import GridOutcome, dry_run, grid
-from scenedistill.experiments.grid_cells import Board, Cell, companions, do_cells, needs, plan
-from scenedistill.experiments.grid_config import (
+from scenedistill.experiments.grid.cells import Board, Cell, companions, do_cells, needs, plan
+from scenedistill.experiments.grid.config import (
     GridConfig,
     MethodConfig,
     TuningConfig,
@@ -42,13 +40,15 @@ from scenedistill.experiments.grid_config import (
     grid_words,
     student_of,
 )
-from scenedistill.experiments.grid_engine import Ended, Order, one_line, share
-from scenedistill.experiments.grid_results import finish
-from scenedistill.experiments.grid_table import Display, Progress, epochs_of, progress_table, summary_line
+from scenedistill.experiments.grid.local import Ended, Order, one_line, share
+from scenedistill.experiments.grid.results import finish
+from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
+from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.results import read_result
 from scenedistill.experiments.run import run
 from scenedistill.experiments.teaching import taught
 from scenedistill.losses.registry import resolve_weights
+from scenedistill.runs.curves import read_curves
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = "table1_printed"
@@ -414,7 +414,7 @@ def test_a_killed_grid_takes_its_cells_along_and_goes_on(make: Make, tmp_path: P
     file.write_text(grid_text(config), encoding="utf-8")
     code = (
         "import sys\nfrom pathlib import Path\nfrom scenedistill.commands.grid import command, grid_config, parser\n"
-        "from scenedistill.experiments.grid import grid\n"
+        "from scenedistill.experiments.grid.run import grid\n"
         "if __name__ == '__main__':\n    grid(grid_config(parser().parse_args([sys.argv[1]])), sys.argv[2])\n"
     )
     script = tmp_path / "script.py"

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from scenedistill.cli import build_parser
 from scenedistill.commands import cost
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.costs import CostResult, CostRow
 from scenedistill.experiments.measure_costs import measure_costs
 from scenedistill.experiments.records import read_record

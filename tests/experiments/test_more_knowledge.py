@@ -17,7 +17,7 @@ from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.files import weights_hash
 
 FIT = FitConfig(epochs=2, batch_size=16, lr=0.02, warmup_epochs=0)

@@ -27,16 +27,16 @@ from scenedistill.config import (
     TeacherConfig,
     TeacherFitConfig,
 )
-from scenedistill.deploy.about import about_training
-from scenedistill.deploy.source import of
-from scenedistill.errors import UserError
-from scenedistill.experiments.grid import grid
-from scenedistill.experiments.grid_config import GridConfig, MethodConfig, check_grid, student_of
+from scenedistill.core.errors import UserError
+from scenedistill.experiments.grid.config import GridConfig, MethodConfig, check_grid, student_of
+from scenedistill.experiments.grid.run import grid
 from scenedistill.experiments.run import run
 from scenedistill.experiments.stages import teacher_settings
 from scenedistill.experiments.students import student_settings
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net
+from scenedistill.runs.find import of
+from scenedistill.runs.provenance import about_training
 from scenedistill.training.runs import fingerprint
 
 NAME = "table1_printed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scenedistill.data.catalog import CATALOG
+from scenedistill.data.known.catalogue import CATALOG
 from scenedistill.experiments.published import (
     CAUTION,
     PUBLISHED,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.results import Result, Row, hardware, read_result, versions, write_result
 
 

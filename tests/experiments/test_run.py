@@ -25,13 +25,11 @@ from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import make_split
-from scenedistill.errors import UserError
-from scenedistill.evaluation.outputs import OUTPUTS, load_outputs
-from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.result_table import result_table
@@ -39,6 +37,8 @@ from scenedistill.experiments.results import Result, read_result
 from scenedistill.experiments.stages import test as look
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.metrics.outputs import OUTPUTS, load_outputs
+from scenedistill.metrics.predict import predict_logits
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.teacher import build_teacher
 from scenedistill.training.runs import Stage

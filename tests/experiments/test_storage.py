@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.unlabelled import collect_unlabelled
-from scenedistill.errors import UserError
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.training.knowledge_store import KnowledgeStore
+from scenedistill.training.teacher_outputs.store import KnowledgeStore
 
 
 @pytest.fixture

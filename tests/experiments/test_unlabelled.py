@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from scenedistill.config import DataConfig, RunConfig, TeacherConfig
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
 from scenedistill.experiments.run import check_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.losses.base import DistillationLoss
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
 from scenedistill.models.output import FeatureDims

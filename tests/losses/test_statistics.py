@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.losses import LOSSES, DualAttentionLoss, SpatialStructureLoss, TeacherStatistics
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput

@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.checkpoints import DEPTH, read_checkpoint
 from scenedistill.models.weights import load_weights
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 from scenedistill.models.teacher import build_teacher

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash

@@ -13,12 +13,12 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
 
+from scenedistill.core.precision import Precision, autocast
 from scenedistill.models.create import build_network
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import TOLERANCE, WORSE, FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.precision import Precision, autocast
 
 CPU = torch.device("cpu")
 SIZE = 64

@@ -11,12 +11,12 @@ import timm
 import torch
 from torch import nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import autocast
 from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
-from scenedistill.precision import autocast
 
 PYRAMID = [16, 8, 4, 2]  # maps of a 64-pixel image at strides 4, 8, 16, 32
 BACKBONES = {

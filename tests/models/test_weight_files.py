@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.create import build_network
 from scenedistill.models.weight_files import LITE, local_file
 from scenedistill.models.weights import load_weights

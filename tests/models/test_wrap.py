@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.models.freeze import freeze

@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.evaluation.predict import predict
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import LOSSES, build_losses
 from scenedistill.losses.triplet import triplet_loss
+from scenedistill.metrics.predict import predict
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
 from scenedistill.models.student import build_student

@@ -20,15 +20,15 @@ from scenedistill.data.cache import SceneCache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split, assemble
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.predict import predict
+from scenedistill.metrics.predict import predict
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.best import BestEpoch, read_best
 from scenedistill.training.fitting import fit
+from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
-from scenedistill.training.together import TogetherTraining
 
 CPU = MachineConfig(accelerator="cpu", precision="fp32")
 EPOCHS = 3

@@ -18,10 +18,10 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.core.errors import UserError
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import assemble
 from scenedistill.data.views import ViewConfig
-from scenedistill.errors import UserError
 from scenedistill.models.files import weights_hash
 from scenedistill.models.student import build_student
 from scenedistill.training.base import Diverged
@@ -195,7 +195,7 @@ def test_the_text_of_another_process_becomes_its_error_again() -> None:
 
     lost = told("scenedistill.training.base.Diverged: Part kd of the loss\nis not finite.")
     assert type(lost) is Diverged and str(lost) == "Part kd of the loss\nis not finite."
-    refused = told("scenedistill.errors.UserError: no room")
+    refused = told("scenedistill.core.errors.UserError: no room")
     assert type(refused) is UserError and str(refused) == "no room"
     full = told("OSError: [Errno 28] No space left on device: 'last.ckpt'")
     assert isinstance(full, OSError) and full.errno == errno.ENOSPC

@@ -24,8 +24,8 @@ from scenedistill.models.student import build_student
 from scenedistill.training import student as student_module
 from scenedistill.training.fitting import fit
 from scenedistill.training.gradients import due, gradient_norms
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 WEIGHTS = {"ce": 1.0, "da": 0.5, "ss": 2.0}
 

@@ -12,19 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from scenedistill.config import FitConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig, training_view
-from scenedistill.errors import UserError
 from scenedistill.experiments.run import check_settings
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.student import build_student
 from scenedistill.training.base import view_size
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher import TeacherTraining
-from scenedistill.training.together import TogetherTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 SIZE, EPOCHS = 64, 6
 FIT = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.02, warmup_epochs=0, first_size=0.5)

@@ -20,8 +20,8 @@ from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.training import knowledge as rooms
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.teacher_outputs import knowledge as rooms
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 CPU = torch.device("cpu")
 VIEWS = ViewConfig()
@@ -200,7 +200,7 @@ from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.files import load_net
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 rank, world, scenes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 torch.set_num_threads(1)
@@ -228,7 +228,7 @@ def test_two_processes_share_out_the_images_and_know_what_one_would(
     card = NetCard("table1_printed", ("a", "b", "c", "d"), 3, 32)
     save_net(teacher, card, tmp_path / "teacher.safetensors")
     (tmp_path / "worker.py").write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(rooms.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(rooms.__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     for world in (1, 2):
         command = [sys.executable, str(tmp_path / "worker.py")]
         workers = [

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scenedistill.disk import read_json
-from scenedistill.errors import UserError
+from scenedistill.core.disk import read_json
+from scenedistill.core.errors import UserError
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.models.output import SceneOutput, StageAttention
-from scenedistill.training import knowledge_store
-from scenedistill.training.knowledge_store import KnowledgeStore, Packing, size_text
+from scenedistill.training.teacher_outputs import store as knowledge_store
+from scenedistill.training.teacher_outputs.store import KnowledgeStore, Packing, size_text
 
 
 def answers(count: int, scale: float = 1.0) -> SceneOutput:

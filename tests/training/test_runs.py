@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.training.runs import Stage, fingerprint
 
 SETTINGS = {"seed": 0, "fit": {"epochs": 3, "lr": 0.1}, "classes": ["forêt", "river"]}

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.core.precision import Precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.predict import predict
+from scenedistill.metrics.predict import predict
 from scenedistill.models.student import build_student
-from scenedistill.precision import Precision
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
-from scenedistill.training.teachers import Teachers
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 FIT = FitConfig(epochs=12, batch_size=16, lr=0.02, warmup_epochs=2)
 DKD = {"ce": 1.0, "da": 1.0, "ss": 1.0}

@@ -14,13 +14,13 @@ from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.predict import predict
 from scenedistill.losses.registry import LOSSES
+from scenedistill.metrics.predict import predict
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.student import StudentTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 FIT = FitConfig(epochs=30, batch_size=16, lr=0.02, warmup_epochs=2)
 DKD = {"ce": 1.0, "da": 1.0, "ss": 1.0}

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from scenedistill.config import FitConfig, TeacherConfig
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig
-from scenedistill.evaluation.predict import predict
 from scenedistill.losses.triplet import triplet_loss
+from scenedistill.metrics.predict import predict
 from scenedistill.models.student import build_student
 from scenedistill.training.teacher import TeacherTraining
 

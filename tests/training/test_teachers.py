@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.training.teachers import Teachers
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 
 @pytest.fixture(scope="module")

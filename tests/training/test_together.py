@@ -15,9 +15,9 @@ from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
-from scenedistill.training.together import TogetherTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 METHODS = {
     "dkd": ("table1_printed", {"ce": 1.0, "da": 1.0, "ss": 1.0}),

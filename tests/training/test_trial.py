@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scenedistill.config import FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.losses.registry import METHODS
 from scenedistill.training.trial import CPU_IMAGES, try_student, try_teacher
 

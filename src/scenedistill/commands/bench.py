@@ -22,8 +22,8 @@ def parser() -> CommandParser:
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
     from scenedistill.config import BenchConfig
-    from scenedistill.experiments.bench import bench
-    from scenedistill.experiments.speed import draw_speed, speed_table
+    from scenedistill.experiments.bench.run import bench
+    from scenedistill.experiments.bench.speed import draw_speed, speed_table
 
     results = result_file(settings.results)
     data = Path(settings.data) if settings.data else None

@@ -11,7 +11,7 @@ from rich.console import Console
 from scenedistill.commands.parsing import CommandParser
 
 if TYPE_CHECKING:
-    from scenedistill.data.raster_holes import Constant
+    from scenedistill.data.raster.holes import Constant
     from scenedistill.data.scenes import SceneIndex
 
 
@@ -45,8 +45,8 @@ def add_actions(parser: CommandParser) -> None:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 1 for a known data set that is not complete, and for images that cannot be read."""
-    from scenedistill.data.catalog import check, lookup, overview
-    from scenedistill.data.download import download
+    from scenedistill.data.known.catalogue import check, lookup, overview
+    from scenedistill.data.known.download import download
     from scenedistill.data.scenes import scan
 
     options = settings[settings.action]
@@ -70,7 +70,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 def _decoded(index: SceneIndex, console: Console) -> bool:
     """Say which images cannot be read and which are copies of others; whether all could be read."""
     from scenedistill.data.duplicates import duplicates_in_folder
-    from scenedistill.data.raster_holes import constants_text
+    from scenedistill.data.raster.holes import constants_text
 
     constants: dict[Path, Constant] = {}
     copies, bad = duplicates_in_folder(index, constants=constants)

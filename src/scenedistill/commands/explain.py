@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 
 MOST = 60  # images: it is for a few
 
@@ -27,9 +27,9 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
-    from scenedistill.deploy.inputs import find_inputs
-    from scenedistill.evaluation.explain import as_text, explain, networks_of
-    from scenedistill.evaluation.explain_sheet import draw_explained
+    from scenedistill.inference.inputs import find_inputs
+    from scenedistill.reporting.explain import as_text, explain, networks_of
+    from scenedistill.reporting.explain_sheet import draw_explained
 
     out = Path(settings.out)
     images = find_inputs(settings.images, raster=False, leave_out=out).images

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
-from scenedistill.deploy.export_config import ExportConfig
+from scenedistill.export.config import ExportConfig
 
 
 def parser() -> CommandParser:
@@ -24,8 +24,8 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
-    from scenedistill.deploy.export import export
-    from scenedistill.deploy.push import check_name, push
+    from scenedistill.export.hub import check_name, push
+    from scenedistill.export.run import export
 
     if settings.push_to:
         check_name(settings.push_to)

@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled, result_file
-from scenedistill.errors import UserError
-from scenedistill.yaml_files import read_yaml
+from scenedistill.core.errors import UserError
+from scenedistill.core.yaml_files import read_yaml
 
 
 class GridParser(CommandParser):
@@ -23,7 +23,7 @@ class GridParser(CommandParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Namespace:  # type: ignore[override]
         """As the base class, once the file's names are known to be right."""
-        from scenedistill.experiments.grid_config import GridConfig
+        from scenedistill.experiments.grid.config import GridConfig
 
         if "--name" not in self._option_string_actions:  # here, because it takes seconds to import
             self.add_class_arguments(GridConfig)
@@ -88,7 +88,7 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 1 when a cell has failed."""
-    from scenedistill.experiments.grid_config import grid_words
+    from scenedistill.experiments.grid.config import grid_words
 
     try:
         return _do(settings, console, text)
@@ -97,8 +97,8 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 
 
 def _do(settings: Namespace, console: Console, text: str) -> int:
-    from scenedistill.experiments.grid import dry_run, grid
-    from scenedistill.experiments.grid_engine import Engine
+    from scenedistill.experiments.grid.local import Engine
+    from scenedistill.experiments.grid.run import dry_run, grid
     from scenedistill.experiments.results import named, write_result
 
     config = grid_config(settings)
@@ -108,8 +108,8 @@ def _do(settings: Namespace, console: Console, text: str) -> int:
         return 0
     engine: Engine | None = None
     if settings.ray:
-        from scenedistill.experiments.cluster import on_cluster
-        from scenedistill.experiments.grid_config import check_grid
+        from scenedistill.experiments.grid.cluster import on_cluster
+        from scenedistill.experiments.grid.config import check_grid
 
         check_grid(config)
         config, engine = on_cluster(config)
@@ -132,7 +132,7 @@ def grid_config(settings: Namespace) -> Any:
     Raises:
         UserError: a value is missing or of the wrong kind.
     """
-    from scenedistill.experiments.grid_config import GridConfig, MethodConfig, TuningConfig
+    from scenedistill.experiments.grid.config import GridConfig, MethodConfig, TuningConfig
 
     values = settings.clone()
     methods, tuning = values.pop("methods"), values.pop("tuning")

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from scenedistill.errors import UserError
-from scenedistill.yaml_files import check_size
+from scenedistill.core.errors import UserError
+from scenedistill.core.yaml_files import check_size
 
 Config = TypeVar("Config")
 

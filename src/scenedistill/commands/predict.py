@@ -9,13 +9,13 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
-from scenedistill.deploy.raster_config import RasterConfig
-from scenedistill.disk import shown_path
-from scenedistill.errors import UserError
-from scenedistill.terminal import counted, plain_console
+from scenedistill.core.disk import shown_path
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted, plain_console
+from scenedistill.inference.raster.config import RasterConfig
 
 if TYPE_CHECKING:
-    from scenedistill.deploy.model import SceneModel
+    from scenedistill.inference.model import SceneModel
 
 
 def parser() -> CommandParser:
@@ -56,8 +56,8 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> int:
     """Do it; 0 when anything could be classified, 1 when nothing could."""
-    from scenedistill.deploy.inputs import find_inputs
-    from scenedistill.deploy.model import open_model
+    from scenedistill.inference.inputs import find_inputs
+    from scenedistill.inference.model import open_model
 
     config, out = filled(RasterConfig, settings), Path(settings.out)
     ends = settings.value_range
@@ -95,7 +95,7 @@ def _images(
         return 0
     from dataclasses import replace
 
-    from scenedistill.deploy.images import predict_images
+    from scenedistill.inference.images import predict_images
 
     result = predict_images(
         model,
@@ -122,7 +122,7 @@ def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: Ras
     """How many rasters have a class anywhere; one that cannot be mapped is named, and the others go on."""
     if not rasters:
         return 0
-    from scenedistill.deploy.rasters import map_raster
+    from scenedistill.inference.raster.pipeline import map_raster
 
     names = [Path(raster).stem for raster in rasters]
     worked = 0

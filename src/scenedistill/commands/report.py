@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
-from scenedistill.evaluation.report.config import ReportConfig
+from scenedistill.reporting.html.config import ReportConfig
 
 
 def parser() -> CommandParser:
@@ -30,7 +30,7 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
-    from scenedistill.evaluation.report.page import write_report
+    from scenedistill.reporting.html.page import write_report
 
     page = write_report(
         settings.folder,

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, filled
-from scenedistill.deploy.serve_limits import ServeLimits
+from scenedistill.serve.limits import ServeLimits
 
 
 def parser() -> CommandParser:
@@ -31,7 +31,7 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
-    from scenedistill.deploy.serve import serve
+    from scenedistill.serve.server import serve
 
     serve(
         Path(settings.model),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scenedistill.lazy import attach
+from scenedistill.core.lazy import attach
 
 if TYPE_CHECKING:
     from scenedistill.data.batches import SceneBatch, ScenePart
     from scenedistill.data.cache import build_cache
-    from scenedistill.data.demo import generate
     from scenedistill.data.module import SceneDataModule
     from scenedistill.data.scene_cache import SceneCache
     from scenedistill.data.scenes import SceneIndex, scan
     from scenedistill.data.splits import Split, make_split
+    from scenedistill.data.synthetic.demo import generate
     from scenedistill.data.training_part import TrainingPart
     from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 
@@ -23,7 +23,7 @@ __getattr__, __dir__ = attach(
     {
         "batches": ("SceneBatch", "ScenePart"),
         "cache": ("build_cache",),
-        "demo": ("generate",),
+        "synthetic.demo": ("generate",),
         "module": ("SceneDataModule",),
         "scene_cache": ("SceneCache",),
         "scenes": ("SceneIndex", "scan"),

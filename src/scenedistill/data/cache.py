@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
 from scenedistill.data.cache_build import FileReader, stored_scenes
 from scenedistill.data.cache_files import CacheSettings, Images
 from scenedistill.data.scene_cache import SceneCache
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.errors import UserError
-from scenedistill.terminal import counted
 
 __all__ = ["SceneCache", "build_cache", "cache_home"]
 

@@ -14,6 +14,9 @@ from typing import Protocol
 import filelock
 import numpy as np
 
+from scenedistill.core.disk import clear_parts
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.cache_files import (
     CacheSettings,
     Entry,
@@ -30,10 +33,7 @@ from scenedistill.data.cache_files import (
 )
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.images import read_scene
-from scenedistill.data.raster_holes import Constant, constants_text
-from scenedistill.disk import clear_parts
-from scenedistill.errors import UserError
-from scenedistill.terminal import plain_console
+from scenedistill.data.raster.holes import Constant, constants_text
 
 _SPARE_BYTES = 64 * 2**20  # disk space left free
 

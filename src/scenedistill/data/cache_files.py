@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from scenedistill.disk import CHECKSUM, content_checksum, without_checksum, write_text
-from scenedistill.errors import Damaged, UserError
+from scenedistill.core.disk import CHECKSUM, content_checksum, without_checksum, write_text
+from scenedistill.core.errors import Damaged, UserError
 
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 
 #: What to do with a table in another encoding.
 AS_UTF8 = "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from scenedistill.core.machine import usable_cores
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.images import UnreadableImage
-from scenedistill.machine import usable_cores
-from scenedistill.terminal import plain_console
 
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
 

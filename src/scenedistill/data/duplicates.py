@@ -14,7 +14,7 @@ from scenedistill.data.cache import SceneCache
 from scenedistill.data.cache_build import FileReader
 from scenedistill.data.cache_files import row_checksum
 from scenedistill.data.decoding import decode_all
-from scenedistill.data.raster_holes import Constant
+from scenedistill.data.raster.holes import Constant
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits import Split
 

@@ -7,11 +7,11 @@ import re
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from scenedistill.data.catalog import normalise
+from scenedistill.core.errors import UserError
+from scenedistill.data.known.catalogue import normalise
 from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.walk import IMAGE_SUFFIXES
-from scenedistill.errors import UserError
 
 
 class ImageFinder:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scenedistill.data.raster_holes import Constant, find_constant
+from scenedistill.core.errors import UserError
+from scenedistill.data.raster.holes import Constant, find_constant
 from scenedistill.data.tiff_heads import TIFF_HEADS
 from scenedistill.data.tiffs import Pixels, decode_tiff
-from scenedistill.errors import UserError
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 

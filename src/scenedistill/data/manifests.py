@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.csv_tables import read_table
-from scenedistill.errors import UserError
 
 _NAMED = 5  # how many culprits an error names before it only counts
 

@@ -9,13 +9,13 @@ import lightning as L
 import numpy as np
 import torch
 
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
 from scenedistill.data.batches import SceneBatches, ScenePart
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import Split
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import view_number
-from scenedistill.errors import UserError
-from scenedistill.terminal import counted
 
 
 class EpochBatches:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.cache_build import SceneReader
 from scenedistill.data.cache_files import Images, row_checksum
 from scenedistill.data.decoding import decode_all
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.errors import UserError
-from scenedistill.terminal import plain_console
 
 
 @dataclass(frozen=True, eq=False)

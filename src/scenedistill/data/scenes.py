@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
 from scenedistill.data.manifests import read_manifest
 from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
-from scenedistill.errors import UserError
-from scenedistill.terminal import counted
 
 PARTS = ("train", "val", "test")
 #: What folders and lists of a part are called.

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from scenedistill.core.disk import write_text
+from scenedistill.core.errors import UserError
 from scenedistill.data.csv_tables import AS_UTF8, read_table
 from scenedistill.data.image_references import ImageFinder
 from scenedistill.data.scenes import PART_WORDS, PARTS, SceneIndex
 from scenedistill.data.splits import Split, assemble
-from scenedistill.disk import write_text
-from scenedistill.errors import UserError
 
 _RSP_LINE = re.compile(r"(?P<image>\S.*\.\w+(?:\s+\S.*)?)\s+(?P<label>\d{1,9})")
 

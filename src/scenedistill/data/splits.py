@@ -9,11 +9,11 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
+from scenedistill.core.disk import short_hash
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
 from scenedistill.data.names import nfc
 from scenedistill.data.scenes import PARTS, SceneIndex
-from scenedistill.disk import short_hash
-from scenedistill.errors import UserError
-from scenedistill.terminal import counted
 
 
 @dataclass(frozen=True, eq=False)

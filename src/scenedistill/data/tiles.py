@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tifffile
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.cache_build import file_stamp
 from scenedistill.data.cache_files import Images, Stamp
 from scenedistill.data.images import UnreadableImage, squash
-from scenedistill.data.raster_read import Source, describe, open_raster, read_pixels
-from scenedistill.errors import UserError
+from scenedistill.data.raster.read import Source, describe, open_raster, read_pixels
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

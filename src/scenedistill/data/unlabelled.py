@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from scenedistill.core.disk import short_hash, whole_file
+from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache import SceneCache, cache_home, complaint, folder_name
 from scenedistill.data.cache_build import FileReader, SceneReader, stored_scenes
@@ -22,8 +24,6 @@ from scenedistill.data.copies import Marks, copies, digest, mark, mark_type
 from scenedistill.data.splits import Split
 from scenedistill.data.tiles import NO_DATA, TileReader
 from scenedistill.data.unlabelled_sources import ImageFolder, Raster, find_sources
-from scenedistill.disk import short_hash, whole_file
-from scenedistill.errors import Damaged, UserError
 
 Positions = npt.NDArray[np.int64]
 

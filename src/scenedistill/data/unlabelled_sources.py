@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import did_you_mean
 from scenedistill.data.tiles import is_raster
 from scenedistill.data.walk import IMAGE_SUFFIXES, walk_images
-from scenedistill.errors import UserError
 
 _TIFF = (".tif", ".tiff")
 

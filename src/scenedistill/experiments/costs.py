@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scenedistill.evaluation.cost import NetworkCost
+from scenedistill.core.text import NONE, markdown_table, plus_minus
 from scenedistill.experiments.records import Measurement, machine_text
-from scenedistill.text import NONE, markdown_table, plus_minus
+from scenedistill.metrics.cost import NetworkCost
 
 KIND = "cost"
 

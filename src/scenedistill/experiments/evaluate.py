@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from scenedistill.core.disk import write_json
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import compute_device, resolve_precision
+from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache import build_cache
 from scenedistill.data.names import positions_in
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split
-from scenedistill.deploy.source import EXPORTED, WEIGHTS, trainings_below
-from scenedistill.disk import write_json
-from scenedistill.errors import UserError
-from scenedistill.evaluation.cost import model_cost
-from scenedistill.evaluation.metrics import SceneMetrics, scene_metrics
-from scenedistill.evaluation.plots import write_confusion
-from scenedistill.evaluation.predict import predict
+from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
+from scenedistill.metrics.cost import model_cost
+from scenedistill.metrics.plots import write_confusion
+from scenedistill.metrics.predict import predict
 from scenedistill.models.files import NetCard, load_net
-from scenedistill.precision import compute_device, resolve_precision
-from scenedistill.terminal import counted
+from scenedistill.runs.find import EXPORTED, WEIGHTS, trainings_below
 
 
 def evaluate(

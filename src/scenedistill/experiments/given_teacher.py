@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from scenedistill.data.catalog import normalise
+from scenedistill.core.errors import UserError
+from scenedistill.data.known.catalogue import normalise
 from scenedistill.data.names import nfc, same_names
-from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.starts import start_record
 from scenedistill.models.create import build_with_head

@@ -18,28 +18,28 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
 from scenedistill.config import RunConfig
+from scenedistill.core.disk import clear_parts, read_json, write_json
+from scenedistill.core.errors import UserError
+from scenedistill.core.memory import keep_memory
+from scenedistill.core.precision import compute_device, flush_denormals, resolve_precision
+from scenedistill.core.terminal import counted
+from scenedistill.core.yaml_files import write_yaml
 from scenedistill.data.batches import ScenePart, content_hash
 from scenedistill.data.cache import SceneCache, build_cache, cache_home
-from scenedistill.data.catalog import check, recognise
 from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
+from scenedistill.data.known.catalogue import check, recognise
 from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import Split, make_split
 from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
-from scenedistill.disk import clear_parts, read_json, write_json
-from scenedistill.errors import UserError
 from scenedistill.experiments.settings import plain, settings_text
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
-from scenedistill.memory import keep_memory
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.precision import compute_device, flush_denormals, resolve_precision
-from scenedistill.terminal import counted
 from scenedistill.training.best import Best
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
-from scenedistill.yaml_files import write_yaml
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 #: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
 #: What was trained under an older number is then trained again.

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from scenedistill.errors import UserError
-from scenedistill.evaluation.cost import cost_table
-from scenedistill.evaluation.report.collect import Cell, ReportData, collect
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.costs import CostResult, CostRow, cost_rows
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.experiments.stage_files import WEIGHTS
+from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
+from scenedistill.runs.collect import Cell, ReportData, collect
 
 UNTRAINED = "untrained"
 

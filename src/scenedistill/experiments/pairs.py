@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scenedistill.core.text import NONE, spread
 from scenedistill.experiments.results import Result, Row
-from scenedistill.text import NONE, spread
 
 LEVEL = 0.95
 OURS = ("dkd", "dkd_plus")  # the methods that every other one is compared with, beside the baseline

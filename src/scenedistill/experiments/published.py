@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from scenedistill.data.catalog import lookup
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
+from scenedistill.core.text import markdown_table, plus_minus
+from scenedistill.data.known.catalogue import lookup
 from scenedistill.experiments.published_entries import ENTRIES, Entry
-from scenedistill.text import markdown_table, plus_minus
 
 #: What has to be said wherever these figures are shown.
 CAUTION = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scenedistill.config import DataConfig, RunConfig, StudentConfig, StudentFitConfig, TeacherConfig, TeacherFitConfig
-from scenedistill.data.demo import generate
+from scenedistill.data.synthetic.demo import generate
 from scenedistill.data.views import ViewConfig
 from scenedistill.experiments.results import Result
 from scenedistill.experiments.run import run

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scenedistill.disk import write_json
-from scenedistill.errors import UserError
+from scenedistill.core.disk import write_json
+from scenedistill.core.errors import UserError
 from scenedistill.experiments.results import Scalar, tidy
 
 Record = TypeVar("Record")

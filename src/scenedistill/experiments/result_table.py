@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from scenedistill.core.text import NONE, duration, markdown_table, spread
 from scenedistill.data.names import as_markdown
 from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
 from scenedistill.experiments.records import machine_text
 from scenedistill.experiments.results import Result, Row
-from scenedistill.text import NONE, duration, markdown_table, spread
 
 
 def result_table(result: Result) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenedistill.disk import without_checksum, write_text
-from scenedistill.errors import UserError
-from scenedistill.machine import usable_cores
+from scenedistill.core.disk import without_checksum, write_text
+from scenedistill.core.errors import UserError
+from scenedistill.core.machine import usable_cores
 
 Scalar = str | int | float | bool | None
 FRACTIONS = ("oa", "aa", "macro_f1")

@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 
 from scenedistill.config import FitConfig, RunConfig, TeacherConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import compute_device, resolve_precision
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import scan
 from scenedistill.data.unlabelled_sources import check_sources
-from scenedistill.errors import UserError
 from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab, split_of
 from scenedistill.experiments.results import Result, Row
@@ -30,8 +32,6 @@ from scenedistill.models.files import LONGEST_SIDE, load_net
 from scenedistill.models.network import SceneNet, check_name
 from scenedistill.models.table1 import STUDENTS
 from scenedistill.models.weight_files import check_file
-from scenedistill.precision import compute_device, resolve_precision
-from scenedistill.terminal import plain_console
 from scenedistill.training.base import view_size
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage, read_stage

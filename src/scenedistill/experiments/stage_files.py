@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from scenedistill.disk import file_hash
-from scenedistill.errors import Damaged, UserError
+from scenedistill.core.disk import file_hash
+from scenedistill.core.errors import Damaged, UserError
 from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.training.runs import Stage, read_stage

@@ -10,14 +10,10 @@ from typing import Any
 import torch
 
 from scenedistill.config import TeacherConfig
+from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
-from scenedistill.evaluation.cost import model_cost
-from scenedistill.evaluation.metrics import scene_metrics
-from scenedistill.evaluation.outputs import OUTPUTS, save_outputs
-from scenedistill.evaluation.plots import write_confusion
-from scenedistill.evaluation.predict import predict_logits
 from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results import Row
@@ -25,9 +21,13 @@ from scenedistill.experiments.settings import plain
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.fit_config import schedule_text
+from scenedistill.metrics.accuracy import scene_metrics
+from scenedistill.metrics.cost import model_cost
+from scenedistill.metrics.outputs import OUTPUTS, save_outputs
+from scenedistill.metrics.plots import write_confusion
+from scenedistill.metrics.predict import predict_logits
 from scenedistill.models.create import build_network
 from scenedistill.models.files import load_net
-from scenedistill.terminal import counted
 from scenedistill.training.distributed import world_size
 from scenedistill.training.fitting import fit
 from scenedistill.training.runs import RECORD as STAGE

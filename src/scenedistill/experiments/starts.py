@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scenedistill.disk import file_hash
-from scenedistill.errors import UserError
+from scenedistill.core.disk import file_hash
+from scenedistill.core.errors import UserError
 from scenedistill.models.weight_files import local_file
 from scenedistill.models.weights import WeightAccount
 from scenedistill.training.runs import Stage

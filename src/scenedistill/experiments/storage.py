@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from scenedistill.core.disk import read_json
+from scenedistill.core.errors import UserError
 from scenedistill.data.cache import cache_home
 from scenedistill.data.cache_files import KIND, remove_arrays
-from scenedistill.disk import read_json
-from scenedistill.errors import UserError
-from scenedistill.training.knowledge_store import ABOUT, VIEW, size_text
+from scenedistill.training.teacher_outputs.store import ABOUT, VIEW, size_text
 
 
 @dataclass(frozen=True)

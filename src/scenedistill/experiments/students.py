@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from scenedistill.config import StudentConfig
+from scenedistill.core.disk import file_hash
+from scenedistill.core.errors import UserError
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
-from scenedistill.disk import file_hash
-from scenedistill.errors import UserError
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.settings import plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
@@ -27,10 +27,10 @@ from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.runs import Stage, fingerprint, title_of
 from scenedistill.training.student import StudentTraining
-from scenedistill.training.together import TogetherTraining
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def train_students(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from scenedistill.disk import write_json, write_text
+from scenedistill.core.disk import write_json, write_text
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.result_table import cells, result_table
 from scenedistill.experiments.results import Result, Row, hardware, to_json, versions

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from scenedistill.config import StudentConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits import Split
 from scenedistill.data.training_part import TrainingPart
-from scenedistill.errors import UserError
-from scenedistill.evaluation.predict import predict
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stage_files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.metrics.predict import predict
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.terminal import counted
-from scenedistill.training.knowledge import Knowledge
 from scenedistill.training.runs import Stage
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:

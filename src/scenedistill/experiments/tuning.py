@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scenedistill.config import RunConfig, StudentConfig
-from scenedistill.disk import write_json
-from scenedistill.experiments.grid_config import TuningConfig
+from scenedistill.core.disk import write_json
+from scenedistill.experiments.grid.config import TuningConfig
 from scenedistill.experiments.results import tidy
 from scenedistill.losses.registry import LOSSES, resolve_weights
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 

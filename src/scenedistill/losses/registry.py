@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
 from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe

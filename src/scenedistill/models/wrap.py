@@ -11,9 +11,9 @@ import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from scenedistill.errors import UserError
-from scenedistill.precision import at_least_float32
-from scenedistill.terminal import counted
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import at_least_float32
+from scenedistill.core.terminal import counted
 
 STRIDES = (4, 8, 16, 32)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scenedistill.lazy import attach
+from scenedistill.core.lazy import attach
 
 if TYPE_CHECKING:
-    from scenedistill.training.knowledge import Knowledge
     from scenedistill.training.student import StudentTraining
     from scenedistill.training.teacher import TeacherTraining
+    from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "knowledge": ("Knowledge",),
+        "teacher_outputs.knowledge": ("Knowledge",),
         "student": ("StudentTraining",),
         "teacher": ("TeacherTraining",),
     },

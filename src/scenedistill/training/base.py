@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from scenedistill.config import FitConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import allow_compiling, flush_denormals
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.training_part import mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, resized
-from scenedistill.errors import UserError
 from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
-from scenedistill.precision import allow_compiling, flush_denormals
 from scenedistill.training.distributed import share_batch_norm
 from scenedistill.training.gradients import CLIPPED, SCALE
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from scenedistill.disk import whole_file
-from scenedistill.errors import Damaged, UserError
+from scenedistill.core.disk import whole_file
+from scenedistill.core.errors import Damaged, UserError
 from scenedistill.models.files import read_tensors, with_checksum
 from scenedistill.training.base import SceneTraining
 

@@ -27,11 +27,11 @@ from rich.console import Console
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import MachineConfig
+from scenedistill.core.disk import archive_damage, disk_full, whole_file
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import compute_device, resolve_precision
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import SceneDataModule
-from scenedistill.disk import archive_damage, disk_full, whole_file
-from scenedistill.errors import UserError
-from scenedistill.precision import compute_device, resolve_precision
-from scenedistill.terminal import plain_console
 from scenedistill.training.base import Diverged, SceneTraining
 from scenedistill.training.ema import AveragedWeights
 

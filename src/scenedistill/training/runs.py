@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scenedistill.disk import clear_parts, file_damage, file_hash, read_checked, short_hash, write_json
-from scenedistill.errors import Damaged, UserError
+from scenedistill.core.disk import clear_parts, file_damage, file_hash, read_checked, short_hash, write_json
+from scenedistill.core.errors import Damaged, UserError
 
 RECORD = "stage.json"
 ASIDE = ".previous-"

@@ -17,7 +17,7 @@ from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather, gather_output
 from scenedistill.training.gradients import COLLAPSED, PULL, due, gradient_norms, vital_signs
-from scenedistill.training.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 class Distillation(SceneTraining):

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scenedistill.config import RunConfig, StudentConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import Precision, autocast
 from scenedistill.data.batches import SceneBatch
-from scenedistill.errors import UserError
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.network import SceneNet
 from scenedistill.models.student import build_student
 from scenedistill.models.teacher import build_teacher
-from scenedistill.precision import Precision, autocast
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.student import StudentTraining
 

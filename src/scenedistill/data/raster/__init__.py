@@ -1,0 +1,1 @@
+"""Georeferenced rasters of any size: opened with care, and read in parts."""

@@ -1,0 +1,46 @@
+"""Which bands of a raster a network sees, and how their values become its colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scenedistill.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+def choose_bands(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
+    """Band numbers, and how the network's bands are made of them."""
+    from rasterio.enums import ColorInterp
+
+    for band in bands:
+        if not 1 <= band <= raster.count:
+            raise UserError(f"--bands {band}: {raster.name} has bands 1 to {raster.count}.")
+    alpha = {number for number, kind in enumerate(raster.colorinterp, 1) if kind == ColorInterp.alpha}
+    chosen = tuple(bands) or tuple(number for number in range(1, raster.count + 1) if number not in alpha)
+    first = raster.colorinterp[chosen[0] - 1] if chosen else None
+    coloured = len(chosen) == 1 and first == ColorInterp.palette and raster.dtypes[chosen[0] - 1] == "uint8"
+    if wanted in (1, 3) and coloured:
+        return chosen, "palette" if wanted == 3 else "grey palette"
+    if wanted == 3 and len(chosen) == 1:
+        return chosen, "repeated"
+    if wanted == 1 and (len(chosen) == 3 or (len(chosen) > 3 and not bands)):
+        return chosen[:3], "grey"
+    if len(chosen) == wanted or (len(chosen) > wanted and not bands):
+        return chosen[:wanted], "bands"
+    found = f"--bands names {len(chosen)}" if bands else f"{raster.name} has {len(chosen)} (without alpha)"
+    named = ",".join(map(str, range(wanted, 0, -1)))
+    advice = f"Name {wanted} with --bands, such as --bands {named}."
+    raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
+
+
+def white_sum(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
+    """What a value and its negative add up to where the smallest value is white (PHOTOMETRIC=MINISWHITE), which GDAL
+    tells and leaves to its users; None where it is black. See `data.tiffs.negative`."""
+    if raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
+        return None
+    return {"u": 2.0**bits - 1, "i": -1.0}.get(kind.kind, 0.0)

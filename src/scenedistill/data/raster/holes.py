@@ -1,0 +1,130 @@
+"""How the pixels of a raster or of an image that hold no data are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scenedistill.core.disk import shown_path
+from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import counted
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+#: A constant counts as far from the rest when it fills more than this share of the pixels, ...
+LEAST_SHARE = 0.01
+#: ... hardly any other lies within this share of their range from it, ...
+MARGIN = 1 / 8
+#: ... and they have more than so many values: fewer are classes or levels, and no image.
+LEVELS = 32
+
+
+class Constant(NamedTuple):
+    """A value far from all others, which most likely stands for no data and which no file says so of.
+
+    Attributes:
+        value: in all bands.
+        share: of the pixels looked at, 0..1.
+        low: 1st percentile of the other values.
+        high: their 99th percentile.
+    """
+
+    value: float
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        others = f"far from all others ({self.low:.6g} to {self.high:.6g})"
+        return f"About {self.share:.0%} of the pixels are {self.value}, {others}, and are taken for data."
+
+    @property
+    def advice(self) -> str:
+        """What to do at the command line."""
+        return f"If they are holes, give --nodata {self.value}."
+
+
+def find_constant(values: np.ndarray) -> Constant | None:
+    """The constant far from the rest that fills most pixels, such as -9999, 0 or 65535; None where there is none.
+
+    Args:
+        values: finite, `[bands, n]`.
+    """
+    if values.size == 0:
+        return None
+    values = values[:, :: max(1, values.shape[1] // 300_000)]
+    found: list[Constant] = []
+    for value in {values.min(), values.max()}:
+        hole = (values == value).all(0)
+        rest = values[:, ~hole].astype(np.float64)
+        share = float(hole.mean())
+        if share <= LEAST_SHARE or len(np.unique(rest)) <= LEVELS:
+            continue
+        low, high = np.percentile(rest, (1, 99))
+        near = float((np.abs(rest - float(value)) <= MARGIN * (high - low)).all(0).sum()) / values.shape[1]
+        if not low <= value <= high and near < share / 10:
+            shown = float(str(value))  # as short as its own type has it: -3.4028235e+38 of float32
+            whole = shown == int(shown) and abs(shown) < 2**53
+            found.append(Constant(int(shown) if whole else shown, share, float(low), float(high)))
+    return max(found, key=lambda one: one.share, default=None)
+
+
+def constants_text(found: Mapping[Path, Constant]) -> str:
+    """What a user should know of image files with such a constant; empty where there are none."""
+    if not found:
+        return ""
+    path, constant = min(found.items())
+    others = f", and so in {counted(len(found) - 1, 'other file')}" if len(found) > 1 else ""
+    return (
+        f"{shown_path(path)}: {constant}{others}. The contrast is stretched over them. If they are holes, say so in "
+        f"the file: rio edit-info --nodata {constant.value} FILE"
+    )
+
+
+def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:
+    """How pixels without data are told: `hole` and `nodata` of a `Source`.
+
+    Args:
+        raster: opened.
+        bands: numbers of the bands read, from 1; of whole or real numbers.
+        nodata: value that means no data in all of them; what the file says when not given.
+
+    Raises:
+        UserError: a band cannot hold the value given.
+    """
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    kinds = [np.dtype(raster.dtypes[band - 1]) for band in bands]
+    if nodata is not None:
+        held = [held_value(nodata, kind) for kind in kinds]
+        for band, kind, value in zip(bands, kinds, held, strict=True):
+            if value is None:
+                raise UserError(f"--nodata {nodata:g}: band {band} of {raster.name} is {kind} and cannot hold it.")
+        return "value", tuple(value for value in held if value is not None)
+    if any(raster.colorinterp[band - 1] == ColorInterp.alpha for band in bands):
+        return "none", ()  # asked for as a band, such as a near infrared that was declared wrongly
+    flags = [raster.mask_flag_enums[band - 1] for band in bands]
+    if all(MaskFlags.nodata in flag for flag in flags):
+        held = [held_value(raster.nodatavals[band - 1], kind) for band, kind in zip(bands, kinds, strict=True)]
+        values = tuple(value for value in held if value is not None)
+        # a hole is one in all bands: where a band cannot have any, there are none
+        return ("value", values) if len(values) == len(bands) else ("none", ())
+    return ("none" if all(MaskFlags.all_valid in flag for flag in flags) else "mask"), ()
+
+
+def held_value(value: float | None, kind: np.dtype[Any]) -> float | None:
+    """A value as a band of a type holds it, 0.1 rounded for float32; None where it cannot, such as 256 as uint8."""
+    if value is None:
+        return None
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            found = float(kind.type(value))
+        return None if np.isinf(found) and not np.isinf(value) else found
+    limits = np.iinfo(kind)
+    whole = bool(np.isfinite(value)) and value == int(value)
+    return int(value) if whole and limits.min <= value <= limits.max else None

@@ -1,0 +1,338 @@
+"""Pixels of a raster as uint8: any bands, any depth, holes told from data, and GDAL's troubles in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from scenedistill.core.disk import shown_path
+from scenedistill.core.errors import UserError
+from scenedistill.data.raster.bands import choose_bands, white_sum
+from scenedistill.data.raster.holes import Constant, find_constant, find_holes
+from scenedistill.data.raster.sources import check_opened, safe_drivers
+from scenedistill.data.raster.stretch import parse_stretch, percentiles
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+#: Bytes of undecoded pixels held at once by one reader.
+SLAB_BYTES = 16 << 20
+#: Largest block, which GDAL decodes as a whole: a strip of a row, a tile, or all of an image in one piece.
+BLOCK_BYTES = 512 << 20
+#: The percentiles of a stretch are taken from this many patches along each axis, of this many pixels a side.
+PATCHES, PATCH = 10, 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the pixels of a raster become what the network sees; plain values, so that other processes can read too.
+
+    Attributes:
+        path: as GDAL takes it.
+        drivers: of GDAL that may open it; any when empty.
+        bands: numbers of the bands read, from 1.
+        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), a
+            `palette` looked up, or its `grey palette`.
+        stretch: for each band read, the values that become 0 and 255, the larger one first where the smallest value is
+            white; None for 8-bit values as they are.
+        hole: how pixels without data are told: by `value`, by the file's own `mask`, or there are `none`.
+        nodata: for each band read, the value that means no data; for `value`.
+    """
+
+    path: str
+    drivers: tuple[str, ...]
+    bands: tuple[int, ...]
+    colour: Literal["bands", "repeated", "grey", "palette", "grey palette"]
+    stretch: tuple[tuple[float, float], ...] | None
+    hole: Literal["none", "value", "mask"]
+    nodata: tuple[float, ...] = ()
+
+
+def raster_library() -> Any:
+    """The module `rasterio`.
+
+    Raises:
+        UserError: not installed.
+    """
+    try:
+        import rasterio
+    except ImportError as problem:
+        raise UserError(
+            "Rasters need rasterio and pyogrio. `pip install 'scenedistill[use]'` brings them."
+        ) from problem
+    return rasterio
+
+
+def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequence[str] = ()) -> DatasetReader:
+    """Open a raster for reading.
+
+    Args:
+        path: a file, or anything that GDAL takes as a name.
+        drivers: of GDAL that may open it, such as `GTiff`; those that fit the content when empty, see `safe_drivers`.
+        vrt_sources: folders that a VRT's files may lie in, beside its own; see `safe_drivers`.
+
+    Raises:
+        UserError: GDAL cannot open it, it names other files that it must not, it holds nothing that is an image, or
+            blocks of more than `BLOCK_BYTES`.
+    """
+    rasterio = raster_library()
+    opened: DatasetReader | None = None
+    for driver in drivers or safe_drivers(path, vrt_sources):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                opened = rasterio.open(str(path), driver=driver, sharing=False)
+            break
+        except rasterio.errors.RasterioError as problem:
+            reason = gdal_reason(problem, path)
+        except UnicodeEncodeError:
+            reason = "GDAL takes only names in UTF-8. Rename it."
+    if opened is None:
+        raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
+    if not drivers:
+        try:
+            check_opened(opened, path, vrt_sources)
+        except UserError:
+            opened.close()
+            raise
+    if opened.count == 0:
+        inside = [f"\n  {name}" for name in opened.subdatasets]
+        raise UserError(
+            f"{path} holds {'several rasters. Give one of these:' if inside else 'no bands.'}" + "".join(inside)
+        )
+    together = opened.count if opened.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    for (height, width), kind in zip(opened.block_shapes, opened.dtypes, strict=True):
+        needed = height * width * together * np.dtype(kind).itemsize
+        if needed > BLOCK_BYTES:
+            opened.close()
+            raise UserError(
+                f"{path} has blocks of {height:,} x {width:,} pixels, {needed / 2**20:,.0f} MiB, and each is read as a "
+                f"whole; the limit is {BLOCK_BYTES >> 20} MiB. gdal_translate -co TILED=YES makes smaller ones."
+            )
+    return opened
+
+
+def gdal_reason(problem: BaseException, path: str | Path = "") -> str:
+    """What GDAL said first, in one line."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    text = " ".join((getattr(problem, "errmsg", "") or str(problem) or type(problem).__name__).split())
+    return text.removeprefix(f"{path}: ").removeprefix(f"'{path}' ")[:200]
+
+
+def describe(
+    raster: DatasetReader,
+    wanted: int,
+    *,
+    bands: Sequence[int] = (),
+    stretch: str = "auto",
+    each_band: bool = False,
+    nodata: float | None = None,
+    drivers: Sequence[str] = (),
+    constants: list[Constant] | None = None,
+) -> Source:
+    """Decide how a raster is read.
+
+    Args:
+        raster: opened.
+        wanted: bands of the network.
+        bands: numbers of the bands to take, from 1, in the network's order; when empty the first ones that are not
+            alpha.
+        stretch: `auto`, `none`, `low%,high%` or `low,high`; see `RasterConfig`.
+        each_band: percentiles for each band by itself.
+        nodata: value that means no data; when not given, what the file says.
+        drivers: kept in the `Source`.
+        constants: a value far from all others is added, which most likely means no data; not looked for when None.
+
+    Raises:
+        UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
+            no-data value that the bands cannot hold.
+    """
+    chosen, colour = choose_bands(raster, wanted, bands)
+    kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
+    for kind in kinds:
+        if kind.kind not in "uif":
+            raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
+    source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
+    limits = parse_stretch(stretch)
+    plain = kinds == {np.dtype(np.uint8)}
+    bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
+    white = white_sum(raster, min(kinds, key=str), bits) if "palette" not in colour else None
+    if limits == "none" and not plain:
+        found = ", ".join(sorted(map(str, kinds)))
+        raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
+    values: np.ndarray | None = None
+    if constants is not None and "palette" not in colour:
+        with contextlib.suppress(UserError):  # a part that cannot be read is told of when its turn comes
+            values = _patches_of(raster, source)
+            constants += filter(None, [find_constant(values)])
+    if "palette" in colour:
+        return source
+    if limits == "none" or (limits == "auto" and plain):
+        ends = (0.0, 2.0**bits - 1)
+        if white is None and bits == 8:
+            return source
+        return replace(source, stretch=(ends if white is None else ends[::-1],) * len(chosen))
+    if limits == "auto":
+        limits = ("%", 2.0, 98.0)
+    unit, low, high = limits
+    if not unit:
+        ends = (low, high) if white is None else (white - low, white - high)
+        return replace(source, stretch=(ends,) * len(chosen))
+    values = _patches_of(raster, source) if values is None else values
+    whole = max(raster.shape) <= PATCHES * PATCH
+    low_high = percentiles(raster.name, values, low, high, each_band, whole=whole)
+    return replace(source, stretch=low_high if white is None else tuple(ends[::-1] for ends in low_high))
+
+
+def read_pixels(
+    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a part of a raster.
+
+    Args:
+        raster: `source.path` opened, by this thread alone.
+        source: from `describe`.
+        row, column: first pixel of the part, down and across.
+        height, width: of the part in pixels; it lies within the raster.
+
+    Returns:
+        uint8 `[height, width, C]`, C the network's bands; and where there is data, bool `[height, width]`, or None
+        where that is everywhere.
+
+    Raises:
+        UserError: the file is damaged there.
+    """
+    palette = _palette(raster, source)
+    pixels: np.ndarray | None = None
+    known: np.ndarray | None = None
+    for start, values, valid in _slabs(raster, source, row, column, height, width):
+        part = _to_bands(_to_uint8(values, source), source, palette)
+        if pixels is None:
+            pixels = np.empty((height, width, part.shape[2]), np.uint8)
+        pixels[start : start + len(part)] = part
+        if valid is not None:
+            known = np.ones((height, width), bool) if known is None else known
+            known[start : start + len(part)] = valid
+    assert pixels is not None
+    return pixels, known
+
+
+def _slabs(
+    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """First row, values `[bands, rows, width]` and mask of a part, some rows at a time."""
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window
+
+    kind = np.result_type(*(raster.dtypes[band - 1] for band in source.bands))
+    bytes_of_row = width * kind.itemsize * len(source.bands)
+    rows = max(1, min(height, SLAB_BYTES // bytes_of_row))
+    for start in range(0, height, rows):
+        window = Window(column, row + start, width, min(rows, height - start))
+        try:
+            values = _read(raster, source.bands, window)
+            mask = raster.read_masks(source.bands[0], window=window) if source.hole == "mask" else None
+        except RasterioError as problem:
+            where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
+            raise UserError(
+                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.",
+                advice="What was found so far is kept; the same command goes on from there.",
+            ) from problem
+        valid: np.ndarray | None = None
+        if mask is not None:
+            valid = mask != 0
+        elif source.hole == "value":
+            valid = np.zeros(values.shape[1:], bool)
+            for band, value in zip(values, source.nodata, strict=True):
+                valid |= band != np.asarray(value).astype(band.dtype)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values).all(0)
+            valid = finite if valid is None else valid & finite
+        yield start, values, None if valid is None or valid.all() else valid
+
+
+def _read(raster: DatasetReader, bands: tuple[int, ...], window: Any) -> np.ndarray:
+    """Values `[bands, rows, width]`; of bands of different types in one that holds them all."""
+    if len({raster.dtypes[band - 1] for band in bands}) == 1:
+        values: np.ndarray = raster.read(list(bands), window=window)
+        return values
+    return np.stack([raster.read(band, window=window) for band in bands])
+
+
+def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
+    """Stretch `[bands, H, W]`; the same arithmetic as `data.images.read_image`."""
+    if source.stretch is None:
+        return values
+    found = np.empty(values.shape, np.uint8)
+    for band, (low, high), out in zip(values, source.stretch, found, strict=True):
+        if band.dtype.kind in "ui" and band.dtype.itemsize <= 2:
+            unsigned = band.view(f"u{band.dtype.itemsize}")
+            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # nothing to clip, but no copy
+        else:
+            out[:] = _scaled(band, low, high)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _table(kind: str, low: float, high: float) -> np.ndarray:
+    """What every value of an 8- or 16-bit type becomes, by its bits."""
+    dtype = np.dtype(kind)
+    return _scaled(np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype), low, high)
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    exact = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    found: np.ndarray = np.rint(np.clip((exact - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return found
+
+
+def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) -> np.ndarray:
+    """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
+    if palette is not None:
+        coloured: np.ndarray = palette[values[0]]
+        return _grey(coloured) if source.colour == "grey palette" else coloured
+    pixels = values.transpose(1, 2, 0)
+    if source.colour == "repeated":
+        return np.repeat(pixels, 3, axis=2)
+    return _grey(pixels) if source.colour == "grey" else pixels
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` to `[H, W, 1]` with Pillow's own rounding, as when an image file is read."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+
+
+def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
+    """Colours of the values, uint8 `[256, 3]`."""
+    if "palette" not in source.colour:
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for value, colour in raster.colormap(source.bands[0]).items():
+        table[value & 255] = colour[:3]
+    return table
+
+
+def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
+    """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
+    found = []
+    for row, height in _patches(raster.height):
+        for column, width in _patches(raster.width):
+            for _, values, valid in _slabs(raster, source, row, column, height, width):
+                found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
+    return np.concatenate(found, axis=1)
+
+
+def _patches(length: int) -> list[tuple[int, int]]:
+    """First pixel and pixels of the patches along an axis, which do not overlap."""
+    if length <= PATCHES * PATCH:
+        return [(start, min(PATCH, length - start)) for start in range(0, length, PATCH)]
+    return [(int(start), PATCH) for start in np.linspace(0, length - PATCH, PATCHES).round()]

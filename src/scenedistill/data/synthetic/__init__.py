@@ -1,0 +1,1 @@
+"""Generated scenes, for the quickstart and for tests."""

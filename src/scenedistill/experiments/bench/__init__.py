@@ -1,0 +1,1 @@
+"""How fast a distillation is, beside its parts and a naive loop."""

@@ -1,0 +1,104 @@
+"""Measured loops in processes of their own, so that no loop's memory or settings reach another's."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+
+from scenedistill.core.memory import keep_memory
+from scenedistill.core.processes import forking_context
+from scenedistill.experiments.bench.loops import Bench, Loop
+
+SECONDS, END = "seconds", "end"
+#: What a process does: it sends one answer when it is ready and one for each message, until `END`.
+Serve = Callable[[Connection, Bench], None]
+
+
+class Apart:
+    """A loop in another process.
+
+    Args:
+        bench: what is measured.
+        serve: what that process does; importable by name.
+
+    Raises:
+        ImportError: a package is missing that the loop needs.
+        RuntimeError: anything else goes wrong in it, here or in a turn.
+    """
+
+    def __init__(self, bench: Bench, serve: Serve) -> None:
+        context = forking_context("scenedistill.experiments.bench.ours")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_begin, args=(serve, theirs, bench))
+        self._process.start()
+        theirs.close()
+        self.description = str(self._answer())
+
+    def seconds(self) -> float:
+        """See `Loop.seconds`."""
+        self._pipe.send(SECONDS)
+        return float(self._answer())  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """See `Loop.close`; also of one that has failed."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._pipe.send(END)
+        self._pipe.close()
+        self._process.join()
+
+    def _answer(self) -> object:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"its process has ended with {self._process.exitcode}") from None
+        if isinstance(answer, Exception):
+            self._process.join()
+            raise answer
+        return answer
+
+
+class Theirs:
+    """A process for a loop as others have it: torch's own settings, memory allocator included.
+
+    Args:
+        make: the loop's class or function, importable by name.
+    """
+
+    def __init__(self, make: Callable[[Bench], Loop]) -> None:
+        self.make = make
+
+    def __call__(self, pipe: Connection, bench: Bench) -> None:
+        """Make the loop, then a turn for each asking."""
+        loop = self.make(bench)
+        pipe.send(getattr(loop, "description", ""))
+        while pipe.recv() == SECONDS:
+            pipe.send(loop.seconds())
+        loop.close()
+
+
+class Kept(Theirs):
+    """The same with the memory kept as a run of ours keeps it: for a part of ours, and for others at their best."""
+
+    def __call__(self, pipe: Connection, bench: Bench) -> None:
+        """See `Theirs`."""
+        keep_memory()
+        torch.backends.cudnn.benchmark = True
+        super().__call__(pipe, bench)
+
+
+def _begin(serve: Serve, pipe: Connection, bench: Bench) -> None:
+    """In the new process."""
+    try:
+        if bench.threads:
+            torch.set_num_threads(bench.threads)
+        serve(pipe, bench)
+    except ImportError as problem:
+        pipe.send(problem)
+    except Exception as problem:  # in a line: not every exception can be sent
+        traceback.print_exc()
+        pipe.send(RuntimeError(f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"))

@@ -1,0 +1,250 @@
+"""How fast a distillation is, and how near to what the machine allows: every loop in turns, in one run."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from scenedistill.config import BenchConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import TYPES, Precision, compute_device, resolve_precision
+from scenedistill.data.scenes import scan
+from scenedistill.data.synthetic.demo import generate
+from scenedistill.experiments.bench.loops import (
+    Bench,
+    Loop,
+    Naive,
+    data_only,
+    student_step,
+    teacher_forward,
+)
+from scenedistill.experiments.bench.ours import Ours
+from scenedistill.experiments.bench.processes import Apart, Kept, Serve, Theirs
+from scenedistill.experiments.bench.speed import (
+    COMPILED,
+    DATA,
+    NAIVE,
+    ONLINE,
+    PARTS,
+    STORE,
+    STUDENT,
+    TEACHER,
+    SpeedResult,
+    SpeedRow,
+)
+from scenedistill.experiments.records import write_record
+from scenedistill.experiments.results import hardware, versions
+from scenedistill.metrics.cost import count_operations, wait_for
+from scenedistill.models.network import check_name
+from scenedistill.models.table1 import STUDENTS
+
+Factory = Callable[[Bench], Loop]
+
+
+def apart(serve: Serve) -> Factory:
+    """A loop in a process of its own."""
+    return lambda bench: Apart(bench, serve)
+
+
+COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
+GENERATED = 1200  # images, where no data are given
+#: Our own loops by the name that results carry.
+LOOPS: dict[str, Factory] = {
+    TEACHER: apart(Kept(teacher_forward)),
+    STUDENT: apart(Kept(student_step)),
+    DATA: apart(Kept(data_only)),
+    NAIVE: apart(Theirs(Naive)),
+    ONLINE: apart(Ours(views=0)),
+    STORE: apart(Ours(views=1)),
+}
+
+
+def bench(
+    data: Path | None,
+    config: BenchConfig,
+    *,
+    more: Mapping[str, tuple[str, Factory]] | None = None,
+    command: str = "",
+    keep: Path | None = None,
+    console: Console,
+) -> SpeedResult:
+    """Measure every loop at every size: warmed up, then in turns, so that what else the machine does hits all alike.
+
+    Args:
+        data: folder with one sub-folder for each class; generated scenes when not given.
+        config: what is measured.
+        more: further loops, such as those of other packages: name -> (settings, factory).
+        command: what repeats it, for the record.
+        keep: file for the result, written anew after each size and student: a measurement that is stopped leaves what
+            it has.
+        console: to print to.
+
+    Raises:
+        UserError: too few images.
+    """
+    _check(config, data)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    device = compute_device("auto")
+    precision = resolve_precision(config.precision, device)
+    compiled = config.compile
+    loops = {name: (f"{precision}{COMPILED if compiled else ''}", make) for name, make in LOOPS.items()}
+    if config.also_compiled and not compiled:
+        loops |= {f"{name}{COMPILED}": (f"{precision}{COMPILED}", _compiled(LOOPS[name])) for name in COMPILABLE}
+    loops |= more or {}
+    rows: list[SpeedRow] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        if data is None:
+            data = Path(scratch) / "scenes"
+            generate(data, per_class=GENERATED // 12, size=max(64, min(150, max(config.pixels))))
+        peak = machine_peak(device, precision)
+        console.print(
+            f"The machine computes {peak / 1e9:,.0f} GFLOP/s in {precision} at its best, with a matrix product"
+        )
+        sizes = zip(config.pixels, _batch_sizes(config), strict=True)
+        for (pixels, batch_size), student in itertools.product(sizes, config.students):
+            place = Bench(
+                data,
+                pixels,
+                config.teacher,
+                student,
+                batch_size,
+                config.steps,
+                device,
+                precision,
+                compiled,
+                Path(scratch),
+                config.repeats,
+                config.threads,
+            )
+            rows += _measure(place, loops, peak, console)
+            result = SpeedResult(
+                experiment=keep.stem if keep else "speed",
+                command=command,
+                date=date.today().isoformat(),
+                hardware=hardware(),
+                versions=versions(),
+                data=data.resolve().name,
+                teacher=config.teacher,
+                repeats=config.repeats,
+                steps=config.steps,
+                precision=precision,
+                peak_gflops=round(peak / 1e9, 1),
+                wall_seconds=round(time.monotonic() - started, 1),
+                rows=tuple(rows),
+            )
+            if keep:
+                write_record(result, keep)
+    return result
+
+
+def _compiled(make: Factory) -> Factory:
+    return lambda bench: make(replace(bench, compiled=True))
+
+
+def _check(config: BenchConfig, data: Path | None) -> None:
+    """Raise a UserError for settings that make no sense, before anything is measured."""
+    for name in ("steps", "repeats"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} is {getattr(config, name)}; expected 1 or more.")
+    if min(config.batch_size, default=0) < 1 or len(config.batch_size) not in (1, len(config.pixels)):
+        raise UserError(
+            f"--batch_size is {config.batch_size}; expected one number, 1 or more, or one for each of the "
+            f"{len(config.pixels)} sizes."
+        )
+    if not config.pixels or min(config.pixels) < 1 or not config.students:
+        raise UserError("--pixels and --students need one entry or more, and sizes are 1 or more.")
+    check_name(config.teacher, STUDENTS)
+    for name in config.students:
+        check_name(name, STUDENTS)
+    count = len(scan(data)) if data else GENERATED
+    if count < max(config.batch_size):
+        raise UserError(f"{data or 'Generated data'} has {count} images, fewer than a batch. Lower --batch_size.")
+
+
+def _batch_sizes(config: BenchConfig) -> list[int]:
+    """For each size."""
+    return config.batch_size * len(config.pixels) if len(config.batch_size) == 1 else config.batch_size
+
+
+def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float, console: Console) -> list[SpeedRow]:
+    """One size and student: every loop in turns."""
+    console.print(f"{bench.teacher} teaches {bench.student} at {bench.pixels} pixels, batches of {bench.batch_size}")
+    made: dict[str, Loop] = {}
+    speeds: dict[str, list[float]] = {}
+    try:
+        for name, (_, make) in loops.items():
+            try:
+                made[name], speeds[name] = make(bench), []
+            except (ImportError, RuntimeError) as problem:
+                console.print(f"  {name}: left out, {problem}", markup=False)
+        for _, (name, loop) in itertools.product(range(bench.repeats), list(made.items())):
+            if name in speeds:
+                try:
+                    speeds[name].append(bench.batch_size / loop.seconds())
+                except RuntimeError as problem:
+                    console.print(f"  {name}: left out, {problem}", markup=False)
+                    del speeds[name]
+    finally:
+        for loop in made.values():
+            loop.close()
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    operations = _operations(bench)
+    # the parts at their best, on data in memory; the store's limit has no teacher
+    teacher, student = (max(medians.get(part, 0.0), medians.get(part + COMPILED, 0.0)) for part in (TEACHER, STUDENT))
+    online = 1 / (1 / teacher + 1 / student) if teacher and student else 0.0
+    rows = []
+    for name, values in speeds.items():
+        kind = name.removesuffix(COMPILED)
+        work = operations.get(kind, operations[ONLINE])
+        limit = 0.0 if kind in PARTS else student if kind == STORE else online
+        row = SpeedRow(
+            loop=name,
+            settings=getattr(made[name], "description", "") or loops[name][0],
+            student=bench.student,
+            pixels=bench.pixels,
+            images_per_second=medians[name],
+            min=min(values),
+            max=max(values),
+            batch_size=bench.batch_size,
+            share_of_limit=medians[name] / limit if limit else None,
+            share_of_peak=work * medians[name] / peak if work else None,
+            gflops_per_image=work / 1e9 if work else None,
+            device=bench.device.type,
+        )
+        rows.append(row)
+        said = f"  {row.share_of_limit:.0%} of the sum of its parts" if row.share_of_limit else ""
+        console.print(f"  {name:32} {row.images_per_second:8.1f} images/s  ({row.min:.1f} to {row.max:.1f}){said}")
+    return rows
+
+
+def _operations(bench: Bench) -> dict[str, float]:
+    """Floating-point operations of each loop for one image; a backward pass costs two forward passes."""
+    image = torch.zeros(1, 3, bench.pixels, bench.pixels)
+    teacher = 2.0 * count_operations(bench.new_teacher(), image)
+    student = 3 * 2.0 * count_operations(bench.new_student().eval(), image)
+    return {TEACHER: teacher, STUDENT: student, DATA: 0.0, STORE: student, ONLINE: teacher + student}
+
+
+def machine_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
+    """Operations a second of a large matrix product: the most that networks could get of the machine."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=TYPES.get(precision, torch.float32)) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        wait_for(device)
+        started = time.perf_counter()
+        a @ b
+        wait_for(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

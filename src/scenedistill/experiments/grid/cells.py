@@ -1,0 +1,321 @@
+"""The trainings a grid is made of: which there are, where each lies, whether it is done, and doing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from scenedistill.config import StudentConfig
+from scenedistill.core.errors import UserError
+from scenedistill.data.splits import Split
+from scenedistill.experiments.grid.config import GridConfig, grid_words, needs_teacher, student_of
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.results import Row
+from scenedistill.experiments.stage_files import stage_damage
+from scenedistill.experiments.stages import teacher_settings, test, train_teacher
+from scenedistill.experiments.students import student_stage, train_students
+from scenedistill.experiments.teaching import kept_views, taught
+from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
+from scenedistill.training.base import Diverged
+from scenedistill.training.runs import Stage
+
+DIVERGED = "diverged"  # in the record of a tuning run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its test: a teacher, or a student trained by one method, with one seed.
+
+    Attributes:
+        block: folder name of its data set and ratio.
+        seed: of split, start and views.
+        student: its name; None for the teacher.
+        label: of the method; `teacher` for the teacher.
+        factor: on the method's weight, of a tuning run.
+        tuning: whether it is a run of the tuning, which leaves a validation part out and is never tested.
+    """
+
+    block: str
+    seed: int
+    student: str | None = None
+    label: str = "teacher"
+    factor: float | None = None
+    tuning: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the grid's folder, before a factor is chosen."""
+        upper = Path("tuning") / self.block if self.tuning else Path(self.block)
+        label = self.label if self.factor is None else f"{self.label}@{self.factor:g}"
+        return upper / f"seed{self.seed}" / (Path(self.student) / label if self.student else "teacher")
+
+    def place(self, factor: float = 1.0) -> Path:
+        """The same once it is: a weight that tuning has changed has a place of its own, so that grids with and without
+        tuning may share a folder."""
+        return self.folder if self.tuning or factor == 1 else self.folder.with_name(f"{self.label}@{factor:g}")
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables and files."""
+        return self.folder.as_posix()
+
+    @property
+    def teacher(self) -> Cell:
+        """The teacher of its data, ratio and seed."""
+        return replace(self, student=None, label="teacher", factor=None)
+
+    def log(self, out: Path) -> Path:
+        """The file of what it prints."""
+        folder = out / "logs" / self.folder
+        return folder.with_name(f"{folder.name}.log")
+
+
+def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
+    """Every cell, what others need before those: the tuning, then seed by seed the teacher and all methods.
+
+    Args:
+        config: the grid.
+        only: labels of the methods wanted; all when empty.
+    """
+    labels = [label for label in config.methods if not only or label in only]
+    taught = [label for label in labels if any(asks(config, student, label) for student in config.students)]
+    cells: list[Cell] = []
+    for block in config.blocks() if config.tuning and taught else ():
+        assert config.tuning
+        first = Cell(block, config.tuning.seed, tuning=True)
+        runs = [replace(first, student=student, label=label) for student in config.students for label in taught]
+        cells += [first, *(replace(run, factor=factor) for run in runs for factor in config.tuning.factors)]
+    for seed in config.seeds:
+        for block in config.blocks():
+            if taught:
+                cells.append(Cell(block, seed))
+            cells += [Cell(block, seed, student, label) for student in config.students for label in labels]
+    return cells
+
+
+def asks(config: GridConfig, student: str, label: str) -> bool:
+    """Whether a method's student asks the teacher."""
+    return needs_teacher(student_of(config, student, label))
+
+
+def needs(config: GridConfig, cell: Cell) -> list[Cell]:
+    """The cells that must be done before this one."""
+    if cell.student is None or not asks(config, cell.student, cell.label):
+        return []
+    return [cell.teacher, *([] if cell.tuning else trials(config, cell))]
+
+
+def trials(config: GridConfig, cell: Cell) -> list[Cell]:
+    """The tuning runs from which a cell's weight is chosen."""
+    if not config.tuning or cell.student is None or not asks(config, cell.student, cell.label):
+        return []
+    run = replace(cell, seed=config.tuning.seed, tuning=True)
+    return [replace(run, factor=factor) for factor in config.tuning.factors]
+
+
+def cell_student(config: GridConfig, cell: Cell, factor: float = 1.0) -> StudentConfig:
+    """With which settings a student's cell is trained; the factor is the one that tuning has chosen."""
+    assert cell.student is not None
+    student = student_of(config, cell.student, cell.label)
+    if cell.tuning:
+        assert config.tuning and cell.factor
+        return tuning_student(student, cell.factor, config.tuning)
+    return tuned(student, factor)
+
+
+def open_lab(
+    config: GridConfig, out: Path, block: str, tuning: bool, console: Console, threads: int | None = None
+) -> Lab:
+    """The images of a data set and ratio, decoded, and the folder of its runs."""
+    data, ratio = config.blocks()[block]
+    base = config.base
+    cache = base.data.cache_dir
+    if cache and len(config.datasets) > 1:
+        cache = cache / data  # a folder holds the images of one data set
+    base = replace(
+        base,
+        seeds=config.seeds,
+        students=config.students,
+        data=replace(base.data, train_ratio=ratio, cache_dir=cache),
+        machine=replace(base.machine, threads=threads or base.machine.threads),
+    )
+    if tuning:
+        assert config.tuning
+        base = tuning_settings(base, config.tuning)
+    return Lab(Path(config.datasets[data]), out / "tuning" / block if tuning else out / block, base, console)
+
+
+def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, factor: float = 1.0) -> Stage:
+    """A cell's stage as `train_teacher` and `train_students` make it, to be looked at without holding it."""
+    if cell.student is None:
+        return lab.stage(out / cell.folder, cell.seed, split, teacher_settings(lab.config.teacher, len(split.train)))
+    student = cell_student(config, cell, factor)
+    teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
+    return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)
+
+
+def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
+    """Whether one teacher pass can serve both: students of one seed that ask it anew in every step."""
+    if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
+        return False
+    if not all(asks(config, str(one.student), one.label) for one in (cell, other)):
+        return False
+    first, second = cell_student(config, cell, 1), cell_student(config, other, 1)
+    return (
+        config.base.side_by_side
+        and not kept_views(first)
+        and taught(first) == taught(second)
+        and first.fit == second.fit
+        and first.weights == second.weights
+    )
+
+
+def do_cells(
+    config: GridConfig, out: Path, cells: Sequence[tuple[Cell, float]], threads: int | None, console: Console
+) -> None:
+    """Train and test a cell with the factor on its weight, or several side by side; or go on where an earlier try has
+    ended. What they need must be done.
+
+    Raises:
+        UserError: something the user can mend, such as another process that works on it.
+    """
+    first, _ = cells[0]
+    lab = open_lab(config, out, first.block, first.tuning, console, threads)
+    split = lab.split(first.seed)
+    lab.keep(first.seed, split)
+    if first.student is None:
+        stages = [train_teacher(lab, first.seed, split, out / first.folder)]
+    else:
+        students = [(out / cell.place(factor), cell_student(config, cell, factor)) for cell, factor in cells]
+        teacher = stage_of(lab, config, out, first.teacher, split) if needs_teacher(students[0][1]) else None
+        try:
+            stages = train_students(lab, first.seed, split, students, teacher)
+        except Diverged as problem:
+            if not first.tuning or len(cells) > 1:
+                raise
+            # a weight too large for the method is what tuning is there to find, and need not be found again
+            stage_of(lab, config, out, first, split).finish({"seconds": 0.0, DIVERGED: str(problem)})
+    if not first.tuning:
+        for (cell, _), stage in zip(cells, stages, strict=True):
+            test(lab, stage, split, cell.seed, cell.label)
+
+
+class Board:
+    """What is done and what came out, read from the cells' folders.
+
+    Args:
+        config: the grid.
+        out: its folder.
+        console: to say what the data sets are.
+        labs: folder for the labs' own files, when not `out`: to look without leaving a trace.
+    """
+
+    def __init__(self, config: GridConfig, out: Path, console: Console, labs: Path | None = None) -> None:
+        self.config, self.out, self.console = config, out, console
+        self._home = labs or out
+        self._labs: dict[tuple[str, bool], Lab] = {}
+        self._splits: dict[tuple[str, bool, int], Split] = {}
+        self._broken: dict[tuple[str, bool, int], str] = {}
+
+    def broken(self, cell: Cell) -> str:
+        """Why the images of a cell cannot be used, in one line; empty where they can."""
+        key = (cell.block, cell.tuning, cell.seed)
+        if key not in self._broken:
+            try:
+                self.split(cell)
+                self._broken[key] = ""
+            except UserError as problem:
+                self._broken[key] = grid_words(" ".join(str(problem).split()))
+        return self._broken[key]
+
+    def lab(self, cell: Cell) -> Lab:
+        """The cell's lab, opened when first asked for."""
+        key = (cell.block, cell.tuning)
+        if key not in self._labs:
+            known = any(block == cell.block for block, _ in self._labs)
+            told = Console(quiet=True) if known else self.console
+            self._labs[key] = open_lab(self.config, self._home, *key, told)
+            self._labs[key].console = Console(quiet=True)
+        return self._labs[key]
+
+    def split(self, cell: Cell) -> Split:
+        """The cell's split."""
+        key = (cell.block, cell.tuning, cell.seed)
+        if key not in self._splits:
+            self._splits[key] = self.lab(cell).split(cell.seed)
+        return self._splits[key]
+
+    def stage(self, cell: Cell) -> Stage | None:
+        """The cell's stage; None while its weight is not chosen."""
+        factor = self.factor(cell)
+        if factor is None:
+            return None
+        return stage_of(self.lab(cell), self.config, self.out, cell, self.split(cell), factor)
+
+    def done(self, cell: Cell) -> bool:
+        """Trained, and tested where it is to be."""
+        stage = self.stage(cell)
+        if stage is None or not stage.done or stage_damage(stage):
+            return False
+        return cell.tuning or ((test := self._test(cell, stage)).done and not test.damage())
+
+    def check_teacher(self, cell: Cell) -> None:
+        """Raise a UserError when a finished teacher was made from another file than the settings name."""
+        train_teacher(self.lab(cell), cell.seed, self.split(cell), self.out / cell.folder)
+
+    def factor(self, cell: Cell) -> float | None:
+        """The factor on the method's weight; None while the tuning is not complete, or where all of it diverged."""
+        if cell.tuning or not trials(self.config, cell):
+            return 1.0
+        choice = self.choice(cell)
+        return choice.factor if choice else None
+
+    def choice(self, cell: Cell) -> Choice | None:
+        """What the tuning of a cell's method has found, once it is complete; no factor where all of them diverged."""
+        scores: dict[float, float | None] = {}
+        for trial in trials(self.config, cell):
+            stage = self.stage(trial)
+            if stage is None or not stage.done:
+                return None
+            assert trial.factor
+            scores[trial.factor] = self.validation_oa(trial)
+        epochs = self.epochs(trials(self.config, cell)[0])
+        return Choice(cell.block, str(cell.student), cell.label, scores, choose(scores), epochs)
+
+    def validation_oa(self, cell: Cell) -> float | None:
+        """Of the last epoch of a finished tuning run, 0..1; None where it diverged."""
+        stage = self.stage(cell)
+        assert stage
+        return None if DIVERGED in stage.record else stage.record.get("last_epoch", {}).get("val_oa")
+
+    def seconds(self, cell: Cell) -> float:
+        """What a finished cell took, training and test."""
+        stage = self.stage(cell)
+        assert stage
+        tested = 0.0 if cell.tuning else float(self._test(cell, stage).record["seconds"])
+        return float(stage.record["seconds"]) + tested
+
+    def epochs(self, cell: Cell) -> int:
+        """Of a cell's training."""
+        network = self.lab(cell).config.teacher if cell.student is None else cell_student(self.config, cell)
+        return network.schedule(len(self.split(cell).train)).epochs
+
+    def row(self, cell: Cell) -> Row:
+        """What a finished cell has shown."""
+        stage = self.stage(cell)
+        assert stage
+        row = test(self.lab(cell), stage, self.split(cell), cell.seed, cell.label)
+        if cell.student and not asks(self.config, cell.student, cell.label):
+            row = replace(row, teacher=None)
+        usual = self.config.base.student.schedule(len(self.split(cell).train)).epochs
+        if cell.student and (epochs := self.epochs(cell)) != usual:
+            row = replace(row, more={**row.more, "epochs": epochs})
+        if trials(self.config, cell):
+            row = replace(row, more={**row.more, "factor": self.factor(cell)})
+        return row
+
+    def _test(self, cell: Cell, stage: Stage) -> Stage:
+        return Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": self.split(cell).hash})

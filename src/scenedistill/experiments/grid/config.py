@@ -1,0 +1,326 @@
+"""What a grid of experiments is made of, as plain dataclasses, and the student that each of its methods trains."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scenedistill.config import RunConfig, StudentConfig
+from scenedistill.core.errors import UserError
+from scenedistill.core.yaml_files import read_yaml
+from scenedistill.experiments.run import check_settings
+from scenedistill.experiments.students import plain_student
+from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+from scenedistill.models.create import build_network
+from scenedistill.models.network import SceneNet
+
+#: Settings of a training that a method of a grid may have for itself.
+NUMBERS = ("lr", "fresh_lr_factor", "weight_decay", "warmup_epochs", "clip_norm", "ema_decay", "first_size")
+LABEL = re.compile(r"\w[\w.+-]*")
+TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
+
+
+@dataclass
+class MethodConfig:
+    """One way to train the student; what is not given is as in `base.student`.
+
+    Attributes:
+        method: named set of losses; the method's label when not given.
+        losses: weights that replace or extend those of the method, such as `{ss: 0}`; 0 leaves the loss out.
+        loss_options: settings of single losses, such as `{kd: {temperature: 2}}`.
+        weights: what the student starts from.
+        dual_attention: DA modules after the student's stages.
+        knowledge_views: number of distinct views of each image whose teacher outputs are kept.
+        mixup: share of the images of a batch that are mixed with another one.
+        ask_size: side in pixels at which the teacher sees the student's views.
+        symmetries: average the teacher's answers over the eight symmetries of each view.
+        also: weights of further teachers.
+        unlabelled: train on the images of `base.data.unlabelled` too.
+        epochs: of the training.
+        fit: further settings of the training, such as `{ema_decay: 0.998, first_size: 0.6}`.
+    """
+
+    method: str | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: str | None = None
+    dual_attention: bool | None = None
+    knowledge_views: int | None = None
+    mixup: float | None = None
+    ask_size: int | None = None
+    symmetries: bool | None = None
+    also: list[str] | None = None
+    unlabelled: bool | None = None
+    epochs: int | None = None
+    fit: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TuningConfig:
+    """The budget with which every method that asks the teacher is tuned, the same for all.
+
+    Attributes:
+        factors: on the weight of all losses that ask the teacher, each > 0; one short training for each.
+        val_fraction: share of the training part on which they are compared, in (0, 1); the test part stays unseen.
+        epochs: of a student's tuning run; those of the real one when not given.
+        seed: of the split, the teacher and the tuning runs.
+    """
+
+    factors: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0])
+    val_fraction: float = 0.2
+    epochs: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class ClusterConfig:
+    """How cells are spread over a Ray cluster.
+
+    Attributes:
+        address: of the cluster, such as `auto`; a cluster is started on this machine when not given.
+        gpus: GPUs of one cell; a share such as 0.5 puts two cells on a GPU. One where the cluster has GPUs when not
+            given.
+        cpus: CPU cores of one cell, >= 1.
+        retries: how often a cell is started again after its worker has died.
+    """
+
+    address: str | None = None
+    gpus: float | None = None
+    cpus: int = 1
+    retries: int = 3
+
+
+@dataclass
+class GridConfig:
+    """Cells (data set x ratio x student x method), each with every seed.
+
+    Attributes:
+        name: of the experiment.
+        datasets: label to the folder of the images (or CSV manifest).
+        ratios: training ratios, in (0, 1).
+        seeds: one split, teacher and set of students for each.
+        students: names of the students.
+        weights: name of a student to what it starts from; as in `base.student` for those that are not named.
+        methods: label to what differs from `base.student`; a label that is a method's name may stand alone.
+        baseline: label of the method to which the others are compared, seed by seed.
+        tuning: budget for choosing the weight of each method; none when not given.
+        cluster: for `--ray true`.
+        base: all other settings. Its seeds, students, data.train_ratio and student.method are those of the grid.
+    """
+
+    name: str = "grid"
+    datasets: dict[str, str] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=lambda: [0.2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    students: list[str] = field(default_factory=lambda: ["table1_resnet"])
+    weights: dict[str, str] = field(default_factory=dict)
+    methods: dict[str, MethodConfig] = field(default_factory=lambda: {"plain": MethodConfig(), "dkd": MethodConfig()})
+    baseline: str = "plain"
+    tuning: TuningConfig | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    base: RunConfig = field(default_factory=RunConfig)
+
+    def blocks(self) -> dict[str, tuple[str, float]]:
+        """Folder name of each (data set, ratio), such as `AID-20`."""
+        return {f"{data}-{100 * ratio:g}": (data, ratio) for data in self.datasets for ratio in self.ratios}
+
+
+def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
+    """The settings with which a student is trained by a method: for `plain` and `dkd` those of `scenedistill run`."""
+    method = config.methods[label]
+    base = replace(config.base.student, name=student, fit=replace(config.base.student.fit))
+    made = replace(
+        base,
+        method=method.method or label,
+        weights=method.weights or config.weights.get(student, config.base.student.weights),
+        losses={name: float(weight) for name, weight in method.losses.items()},
+        loss_options=method.loss_options,
+    )
+    for name in ("dual_attention", "knowledge_views", "mixup", "ask_size", "symmetries", "also", "unlabelled"):
+        if (chosen := getattr(method, name)) is not None:
+            setattr(made, name, chosen)
+    if method.epochs is not None:
+        made.fit.epochs, made.fit.steps = method.epochs, None
+    for name, value in method.fit.items():
+        setattr(made.fit, name, value)
+    if needs_teacher(made):
+        return made
+    return plain_student(made) if not made.losses else replace(made, knowledge_views=0)
+
+
+def needs_teacher(student: StudentConfig) -> bool:
+    """Whether one of the student's losses asks the teacher."""
+    return any(LOSSES[name].needs_teacher for name in resolve_weights(student.method, student.losses))
+
+
+def grid_home(config: GridConfig, out: Path) -> Path:
+    """Where a grid's own files go: its folder, or below that one of its name where another grid's are there already.
+
+    Raises:
+        UserError: it would have to be a folder of its name, and that cannot be.
+    """
+    try:
+        other = read_yaml(out / "grid.yaml")["name"]
+    except (UserError, KeyError):
+        return out
+    if other == config.name:
+        return out
+    home = out / config.name
+    taken = config.name in ("tuning", "logs", *config.blocks()) or (
+        home.exists() and not (home / "grid.yaml").is_file()
+    )
+    if taken or not LABEL.fullmatch(config.name):
+        raise UserError(
+            f"{out} holds the grid '{other}', and the results of '{config.name}' would go into a folder of that name "
+            "in it, which cannot be. Give another --name or another --out."
+        )
+    return home
+
+
+def grid_text(config: GridConfig) -> str:
+    """The grid as YAML, to be given to `scenedistill grid` again."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_grid(config: GridConfig) -> None:
+    """Say what is wrong with a grid before days of work.
+
+    Raises:
+        UserError: an empty or impossible setting, a name that nobody knows, data that are not there.
+    """
+    for name in ("datasets", "ratios", "seeds", "students", "methods"):
+        if not getattr(config, name):
+            example = {"datasets": "{AID: path/to/AID}", "methods": "{plain: {}, dkd: {}}"}.get(name, "a list")
+            raise UserError(f"{name} is empty; expected {example}.")
+    for what, labels in (("data set", config.datasets), ("method", config.methods)):
+        for label in labels:
+            if not LABEL.fullmatch(label) or (what == "method" and TAKEN.fullmatch(label)):
+                raise UserError(
+                    f"A {what} is labelled {label!r}; it names a folder: expected letters, digits and _ . + - only"
+                    f"{', and none of teacher, evaluation, seedN and NAME.previous-N' if what == 'method' else ''}."
+                )
+    for label, folder in config.datasets.items():
+        if not Path(folder).exists():
+            raise UserError(
+                f"datasets.{label}: there is no {folder}. Give the folder of the images with --datasets.{label} FOLDER."
+            )
+    for ratio in config.ratios:
+        if not 0 < ratio < 1:
+            raise UserError(f"ratios holds {ratio}; expected fractions between 0 and 1, such as 0.2 for 20 %.")
+    if len(config.blocks()) < len(config.datasets) * len(config.ratios):
+        raise UserError(f"ratios holds one value twice: {config.ratios}.")
+    if config.base.data.split_file and len(config.blocks()) > 1:
+        raise UserError("base.data.split_file is one split; expected one data set and one ratio with it.")
+    if config.base.student.losses or config.base.student.loss_options:
+        raise UserError("base.student.losses and loss_options serve no method of a grid; give them below methods.")
+    if config.baseline not in config.methods:
+        raise UserError(f"baseline: {unknown('method', config.baseline, config.methods)}")
+    _check_cluster(config.cluster)
+    check_settings(
+        replace(
+            config.base,
+            seeds=config.seeds,
+            students=config.students,
+            also_students=[],
+            student=replace(config.base.student, method="dkd", weights="none"),  # each student's own comes below
+        )
+    )
+    _check_methods(config)
+    if config.tuning:
+        _check_tuning(config, config.tuning)
+
+
+def _check_cluster(cluster: ClusterConfig) -> None:
+    for name, fits in (
+        ("gpus", cluster.gpus is None or cluster.gpus >= 0),
+        ("cpus", cluster.cpus >= 1),
+        ("retries", cluster.retries >= 0),
+    ):
+        if not fits:
+            raise UserError(f"cluster.{name} is {getattr(cluster, name)}; see `scenedistill grid --help`.")
+
+
+def _check_methods(config: GridConfig) -> None:
+    for name in config.weights:
+        if name not in config.students:
+            raise UserError(f"weights: {unknown('student', name, config.students)}")
+    built: dict[tuple[str, str], SceneNet] = {}
+    for label, method in config.methods.items():
+        name = method.method or label
+        if name not in METHODS:
+            hint = "" if method.method else " Name its losses with method, such as {method: dkd, losses: {ss: 0}}."
+            raise UserError(f"methods.{label}: {unknown('method', name, METHODS)}{hint}")
+        if method.epochs is not None and method.epochs < 1:
+            raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
+        if others := [name for name in method.fit if name not in NUMBERS]:
+            raise UserError(f"methods.{label}.fit: {', '.join(others)} is none of {', '.join(NUMBERS)}.")
+        for student in config.students:
+            try:
+                made = student_of(config, student, label)
+                if (student, made.weights) not in built:
+                    built[student, made.weights], _ = build_network(
+                        student,
+                        2,
+                        bands=config.base.data.bands,
+                        image_size=config.base.image_size,
+                        weights=made.weights,
+                        partial=made.partial,
+                    )
+                net = built[student, made.weights]
+                build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
+            except UserError as problem:
+                raise UserError(f"methods.{label}: {problem}") from problem
+        if label == "plain" and needs_teacher(made):
+            raise UserError("methods.plain asks the teacher; plain is the label of a student trained on labels alone.")
+
+
+def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
+    if not tuning.factors or min(tuning.factors) <= 0 or len(set(tuning.factors)) < len(tuning.factors):
+        raise UserError(f"tuning.factors is {tuning.factors}; expected numbers above 0, each once.")
+    for factor in tuning.factors:
+        if float(f"{factor:g}") != factor:
+            raise UserError(f"tuning.factors holds {factor}; expected six digits at most: they name folders.")
+    if not 0 < tuning.val_fraction < 1:
+        raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
+    if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):
+        raise UserError("tuning.seed must be 0 or more, and tuning.epochs 1 or more.")
+    if config.base.teacher.checkpoint or config.base.teacher.as_is:
+        given = "checkpoint" if config.base.teacher.checkpoint else "as_is"
+        raise UserError(
+            f"Tuning needs a teacher that has not seen the validation images, and base.teacher.{given} takes one "
+            "that was trained before. Leave one of the two out."
+        )
+    if config.base.data.split_file:
+        raise UserError("Tuning carves its validation part itself; leave base.data.split_file or tuning out.")
+
+
+#: Options of a run that a grid has below `base`.
+_BASE = "|".join(item.name for item in fields(RunConfig) if item.name not in ("seeds", "students"))
+
+
+def grid_words(text: str) -> str:
+    """What a run says of a mistake, with the options as `scenedistill grid` calls them."""
+    text = text.replace("--data.train_ratio", "--ratios").replace("--student.method", "--methods")
+    return re.sub(rf"--(?=(?:{_BASE})\b)", "--base.", text)
+
+
+def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """That nobody knows a name, and which one may be meant."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"no {what} is called '{name}'. " + (
+        f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
+    )

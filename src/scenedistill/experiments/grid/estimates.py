@@ -1,0 +1,160 @@
+"""How long the cells of a grid will take: from finished cells of the same kind, or from a few measured batches."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from scenedistill.config import FitConfig
+from scenedistill.core.errors import UserError
+from scenedistill.data.splits import Split
+from scenedistill.experiments.grid.cells import Board, Cell, asks, cell_student
+from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.stages import train_teacher
+from scenedistill.experiments.students import train_students
+from scenedistill.experiments.teaching import kept_views
+from scenedistill.training.runs import Stage
+
+Fit = TypeVar("Fit", bound=FitConfig)
+BATCHES = 4  # of a measurement
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for each training image: of an epoch, and of asking the teacher about one view."""
+
+    epoch: float
+    ask: float = 0.0
+
+
+class Clock:
+    """Estimates; a cell's kind is what it trains, and cells of one kind take as long for each image of each epoch.
+
+    Args:
+        board: of the grid.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._seen: dict[tuple[str, ...], list[float]] = {}
+        self._measured: dict[tuple[str, ...], Pace] = {}
+
+    def add(self, cell: Cell) -> None:
+        """Learn from a finished cell."""
+        seconds = self.board.seconds(cell)
+        if seconds > 0:  # a teacher that was given took none
+            for kind in self._kinds(cell):
+                self._seen.setdefault(kind, []).append(seconds / self._work(cell))
+
+    def seconds(self, cell: Cell, *, first: bool = False) -> float | None:
+        """Of a cell from its start to its end; None where nothing like it is known.
+
+        Args:
+            cell: which one.
+            first: whether it is the one that asks the teacher for all that is kept for the others.
+        """
+        for kind in self._kinds(cell):
+            if kind in self._seen:
+                return statistics.median(self._seen[kind]) * self._work(cell)
+        for kind in self._kinds(cell):
+            if kind in self._measured:
+                pace = self._measured[kind]
+                return pace.epoch * self._work(cell) + pace.ask * self._asked(cell, first)
+        return None
+
+    def measure(self, cells: Sequence[Cell], threads: int | None) -> int:
+        """Train on a few batches of each kind of which nothing is known, in a folder that is then gone.
+
+        Returns:
+            The number of kinds measured.
+        """
+        count, failed = 0, set()
+        for cell in cells:
+            kinds = self._kinds(cell)
+            if self.seconds(cell) is None and kinds[0] not in failed:
+                try:
+                    self._measured[kinds[-1]] = _measure(self.board, cell, threads)
+                    count += 1
+                except (UserError, RuntimeError):  # its cell will say why; another of its kind may do
+                    failed.add(kinds[0])
+        return count
+
+    def _kinds(self, cell: Cell) -> list[tuple[str, ...]]:
+        """The finest first."""
+        if cell.student is None:
+            return [("teacher",)]
+        taught = "taught" if asks(self.board.config, cell.student, cell.label) else "alone"
+        return [(cell.student, taught, cell.label), (cell.student, taught)]
+
+    def _work(self, cell: Cell) -> int:
+        return len(self.board.split(cell).train) * self.board.epochs(cell)
+
+    def _asked(self, cell: Cell, first: bool) -> int:
+        """Views for which the teacher is asked."""
+        if cell.student is None:
+            return 0
+        student, images = cell_student(self.board.config, cell), len(self.board.split(cell).train)
+        views = kept_views(student)
+        epochs = student.schedule(images).epochs
+        if not views:
+            return images * epochs
+        return images * min(views, epochs) if first else 0
+
+
+def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
+    """The pace of a kind on a few batches, without compiling."""
+    split = board.split(cell)
+    images = len(split.train)
+    with TemporaryDirectory() as name:
+        quiet, folder = Console(quiet=True), Path(name)
+        lab = _small(board.lab(cell), folder, images, threads, quiet)
+        taught = lab.config.teacher.schedule().batch_size
+        if cell.student is None:
+            part = _part(split, BATCHES * taught)
+            stage = train_teacher(lab, cell.seed, part, folder / "teacher")
+        else:
+            student = cell_student(board.config, cell).closed(images)
+            part = _part(split, BATCHES * student.schedule().batch_size)
+            student = replace(student, knowledge_views=0, fit=_short(student.fit))
+            teacher = None
+            if asks(board.config, cell.student, cell.label):
+                teacher = _teacher(board, cell, lab, _part(split, BATCHES * taught), folder)
+            (stage,) = train_students(lab, cell.seed, part, [(folder / "student", student)], teacher)
+        asked = float(stage.record["waits"].get("teacher", 0.0))
+        return Pace((stage.record["seconds"] - asked) / len(part.train), asked / len(part.train))
+
+
+def _teacher(board: Board, cell: Cell, lab: Lab, part: Split, folder: Path) -> Stage:
+    """The cell's own teacher where it is done, else one that has learnt next to nothing."""
+    own = board.stage(cell.teacher)
+    return own if own and own.done else train_teacher(lab, cell.seed, part, folder / "teacher")
+
+
+def _small(lab: Lab, folder: Path, images: int, threads: int | None, console: Console) -> Lab:
+    """The same images, in a folder for a measurement."""
+    config = lab.config
+    config = replace(
+        config,
+        best_epoch=False,  # the few images that train leave none to validate on
+        machine=replace(config.machine, threads=threads, compile=False),
+        teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.closed(images).fit)),
+    )
+    return Lab(Path(lab.cache.index.root), folder, config, console)
+
+
+def _short(fit: Fit) -> Fit:
+    return replace(fit, epochs=1, steps=None, warmup_epochs=0)
+
+
+def _part(split: Split, images: int) -> Split:
+    """So many of the training images, evenly spread over the classes, and no validation."""
+    count = min(images, len(split.train))
+    rows = split.train[np.linspace(0, len(split.train) - 1, count).astype(int)]
+    return replace(split, train=rows, val=split.val[:0], hash=f"{split.hash}-{count}")

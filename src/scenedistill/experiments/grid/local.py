@@ -1,0 +1,207 @@
+"""Doing cells in processes of their own, so that none takes the others down, several at once where asked."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import torch
+from rich.console import Console
+
+from scenedistill.core.disk import disk_full
+from scenedistill.core.errors import UserError
+from scenedistill.core.machine import usable_cores
+from scenedistill.core.processes import end_with_parent, forking_context
+from scenedistill.core.terminal import plain_console
+from scenedistill.experiments.grid.cells import Cell, do_cells
+from scenedistill.experiments.grid.config import GridConfig, grid_words
+
+
+@dataclass(frozen=True)
+class Order:
+    """A cell to do, or several side by side, and with what.
+
+    Attributes:
+        config: the grid.
+        out: its folder.
+        work: each cell with the factor on its method's weight.
+        threads: of the CPU.
+    """
+
+    config: GridConfig
+    out: Path
+    work: tuple[tuple[Cell, float], ...]
+    threads: int | None = None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Which ones."""
+        return [cell for cell, _ in self.work]
+
+    @property
+    def log(self) -> Path:
+        """Of what is printed about all of them."""
+        return self.cells[0].log(self.out)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell, or several side by side, ended.
+
+    Attributes:
+        reason: why it failed, in one line; empty when it is done.
+        full: the disk is full.
+    """
+
+    reason: str = ""
+    full: bool = False
+
+
+class Engine(Protocol):
+    """What does cells, several at once."""
+
+    slots: int  # orders at a time
+    threads: int | None  # of the CPU, for each of them
+
+    def start(self, order: Order) -> None:
+        """Begin and return at once."""
+
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        """What has ended, after at most so many seconds."""
+
+    def close(self) -> None:
+        """End what still runs; it goes on from its last epoch another time."""
+
+
+class LocalEngine:
+    """Cells as processes of this machine; their threads and GPUs are divided between them.
+
+    Args:
+        jobs: processes at once.
+        threads: of the CPU, for all of them; all cores when not given.
+        share_gpus: give each process one of several GPUs.
+    """
+
+    def __init__(self, jobs: int, threads: int | None = None, *, share_gpus: bool = True) -> None:
+        self.slots = jobs
+        self.threads = share(threads, jobs)
+        self._context = forking_context(__name__)
+        self._gpus = visible_gpus() if share_gpus and jobs > 1 else []
+        self._free = list(range(jobs))
+        self._running: dict[Any, tuple[Order, Any, Any, int]] = {}  # sentinel: order, process, answer, slot
+
+    def start(self, order: Order) -> None:
+        """Begin in a process of its own."""
+        slot = self._free.pop(0)
+        gpu = self._gpus[slot % len(self._gpus)] if len(self._gpus) > 1 else None
+        answer, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_child, args=(order, gpu, theirs), daemon=False)
+        process.start()
+        theirs.close()
+        self._running[process.sentinel] = (order, process, answer, slot)
+
+    def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
+        """What has ended."""
+        if not self._running:
+            time.sleep(min(seconds, 0.05))
+        found = []
+        for sentinel in connection.wait(list(self._running), timeout=seconds) if self._running else ():
+            order, process, answer, slot = self._running.pop(sentinel)
+            process.join()
+            self._free.append(slot)
+            try:
+                ended = answer.recv()
+            except EOFError:  # it had no time to say why
+                ended = Ended(f"its process was ended from outside ({_signal(process.exitcode)})")
+            answer.close()
+            found.append((order, ended))
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        running = [process for _, process, _, _ in self._running.values()]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._running.clear()
+
+
+def attempt(order: Order, console: Console) -> Ended:
+    """Do it; whatever goes wrong is told in one line, and in full in the log."""
+    try:
+        do_cells(order.config, order.out, order.work, order.threads, console)
+    except KeyboardInterrupt:
+        return Ended("interrupted")
+    except BaseException as problem:
+        if disk_full(problem):
+            return Ended("the disk is full", full=True)
+        if not isinstance(problem, UserError):
+            console.print(traceback.format_exc(), markup=False, highlight=False)
+        return Ended(one_line(problem))
+    return Ended()
+
+
+def one_line(problem: BaseException) -> str:
+    """A problem in one line."""
+    if isinstance(problem, UserError):
+        return grid_words(" ".join(str(problem).split()))
+    first = str(problem).strip().partition("\n")[0]
+    return f"{type(problem).__name__}: {first}".rstrip(": ")
+
+
+def share(threads: int | None, jobs: int) -> int | None:
+    """Threads of one of several processes, out of those given or all cores; one process alone has what it is given."""
+    if jobs == 1:
+        return threads
+    return max(1, (threads or usable_cores()) // jobs)
+
+
+def visible_gpus() -> Sequence[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def open_log(order: Order) -> TextIO:
+    """The log of an order, to be added to; those of the cells beside the first say where to look."""
+    order.log.parent.mkdir(parents=True, exist_ok=True)
+    for cell in order.cells[1:]:
+        path = cell.log(order.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"trained side by side with {order.cells[0].name}: see its log\n")
+    return order.log.open("a", encoding="utf-8")
+
+
+def _child(order: Order, gpu: str | None, answer: Any) -> None:
+    """In the new process."""
+    end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        with open_log(order) as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+            ended = attempt(order, plain_console(file=log, width=160))
+    except OSError as problem:  # the log itself cannot be written
+        ended = Ended(one_line(problem), full=disk_full(problem))
+    answer.send(ended)
+    answer.close()
+
+
+def _signal(code: int | None) -> str:
+    return (
+        f"signal {-code}" + (", as for want of memory" if code == -9 else "") if code and code < 0 else f"code {code}"
+    )

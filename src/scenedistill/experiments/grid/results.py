@@ -1,0 +1,164 @@
+"""What the finished cells of a grid say: a Result for each data set and ratio, `summary.md` and a table to print."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scenedistill.core.disk import read_json, write_json
+from scenedistill.core.text import markdown_table
+from scenedistill.data.names import as_markdown
+from scenedistill.experiments.grid.cells import Board, Cell, plan, trials
+from scenedistill.experiments.grid.config import GridConfig, student_of
+from scenedistill.experiments.pairs import pairs_lines
+from scenedistill.experiments.published import published_table
+from scenedistill.experiments.results import Result, to_json
+from scenedistill.experiments.summary import summarise
+from scenedistill.experiments.tuning import FILE, Choice, write_choices
+from scenedistill.losses.registry import LOSSES, resolve_weights
+
+RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
+#: How a loss differs from its paper's, for the record; its class says more.
+DIFFERENCES = {
+    "cc": "no linear layer to a common width, and a weight of our own",
+    "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
+    "decoupled": "its weight at once, not raised over the first epochs",
+    "fitnet": "beside the cross-entropy, not in a stage before it",
+    "fitnet_pooled": "a hint averaged over its positions, beside the cross-entropy",
+    "reviewkd": "its weight at once, not raised over the first epochs",
+    "sp_pooled": "pooled features, not the last feature map",
+}
+
+
+def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
+    """Write into `home` and print what all finished cells of the grid say, also those that were not asked for now."""
+    config = board.config
+    cells = [cell for cell in plan(config) if not (cell.tuning or board.broken(cell)) and board.done(cell)]
+    choices = keep_choices(board, home)
+    notes = f"{_tuning_note(config, choices)} {_differences(config, cells)}".strip()
+    results, sections = {}, []
+    for block in config.blocks():
+        own = [cell for cell in cells if cell.block == block]
+        if not own:
+            continue
+        lab = board.lab(own[0])
+        splits = {str(cell.seed): board.split(cell).hash for cell in own}
+        name = config.name if len(config.blocks()) == 1 else f"{config.name}_{block}"
+        result = summarise(lab, [board.row(cell) for cell in own], name=name, command=command, splits=splits)
+        result = dataclasses.replace(result, notes=f"{result.notes} {notes}".strip())
+        results[block] = result
+        place = home if len(config.blocks()) == 1 else home / block
+        place.mkdir(exist_ok=True)
+        write_json(place / RESULTS, to_json(result))
+        ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio else ""
+        heading = f"## {block}: {as_markdown(lab.data_name)}{ratio}, {result.pixels} pixels"
+        sections += [heading, markdown_table(*pairs_lines(result, list(config.methods), config.baseline))]
+        if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
+            sections.append(others)
+        _print(result, config, block, console)
+    sections += [f"{_meaning(config)} {notes}".strip(), *_tuning_section(choices), *_failure_section(failures)]
+    text = "\n\n".join([f"# {config.name}", f"`{command or 'scenedistill.experiments.grid.run'}`", *sections])
+    (home / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    for name, reason in failures.items():
+        console.print(f"failed: {name}: {reason}", markup=False, highlight=False, style="red")
+    return results
+
+
+def keep_choices(board: Board, home: Path) -> list[Choice]:
+    """What tuning has found, of every method with which it is through; kept in `tuning.json`."""
+    config, found = board.config, list[Choice]()
+    for cell in plan(config):
+        if board.broken(cell) or any(board.broken(trial) for trial in trials(config, cell)):
+            continue
+        if cell.seed == config.seeds[0] and cell.student and not cell.tuning and trials(config, cell):
+            choice = board.choice(cell)
+            if choice:
+                found.append(choice)
+    if config.tuning and found:
+        write_choices(found, config.tuning, config.base.student.fit.epochs or found[0].epochs, home / FILE)
+    return found
+
+
+def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
+    """What a reader of the figures must know of the tuning; "" where there was none."""
+    if not config.tuning or not choices:
+        return ""
+    seed, factors = config.tuning.seed, sorted(config.tuning.factors)
+    note = f"Weights chosen from {len(factors)} factors on validation images of seed {seed}."
+    if set(config.seeds) - {seed} and not config.base.data.split_file:
+        note += " Other seeds draw their splits anew, so that some of these images are test images there."
+    edge = [choice.label for choice in choices if len(factors) > 1 and choice.factor in (factors[0], factors[-1])]
+    if edge:
+        note += f" At the edge of the factors, where more might be gained: {', '.join(dict.fromkeys(edge))}."
+    return note
+
+
+def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
+    """Which losses of these cells are not quite those of their papers, or train on other views than the rest; "" where
+    none is."""
+    students = [student_of(config, cell.student, cell.label) for cell in cells if cell.student]
+    used = {name for student in students for name in resolve_weights(student.method, student.losses)}
+    told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
+    notes = [f"Not as in their papers: {'; '.join(told)}."] if told else []
+    online = sorted(name for name in used if LOSSES[name].needs_features)
+    if online and config.base.student.knowledge_views:
+        notes.append(f"Fresh views in every epoch, for they need what cannot be kept: {', '.join(online)}.")
+    return " ".join(notes)
+
+
+def _print(result: Result, config: GridConfig, block: str, console: Console) -> None:
+    head, lines = pairs_lines(result, list(config.methods), config.baseline)
+    table = Table(title=Text(f"{block}, {result.pixels} pixels"))
+    for number, heading in enumerate(head):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    console.print(table)
+
+
+def _meaning(config: GridConfig) -> str:
+    return (
+        "± is the sample standard deviation over seeds. A gain is the mean over the n seeds that both have of the "
+        f"difference in OA to {config.baseline} on the same split; its interval is that of "
+        "Student's t with n - 1 degrees of freedom. It covers neither the choice of the data set nor that several "
+        "methods are compared at once. The last epoch is reported."
+    )
+
+
+def _tuning_section(choices: Sequence[Choice]) -> list[str]:
+    if not choices:
+        return []
+    factors = sorted({factor for choice in choices for factor in choice.scores})
+    head = ["data", "network", "method", *(f"x {factor:g}" for factor in factors), "chosen"]
+    lines = []
+    for choice in choices:
+        scores = [choice.scores.get(factor) for factor in factors]
+        shown = ["diverged" if score is None else f"{100 * score:.2f}" for score in scores]
+        chosen = "none" if choice.factor is None else f"{choice.factor:g}"
+        lines.append([choice.block, choice.student, choice.label, *shown, chosen])
+    table = markdown_table(head, lines, words=range(3))
+    return ["## Tuning", "OA (%) on validation images for each factor on the method's weight.", table]
+
+
+def _failure_section(failures: Mapping[str, str]) -> list[str]:
+    if not failures:
+        return []
+    return ["## Failed", "\n".join(f"- `{name}`: {reason}" for name, reason in failures.items())]
+
+
+def read_failures(home: Path) -> dict[str, str]:
+    """Why cells failed the last time, by name."""
+    return read_json(home / FAILURES)
+
+
+def write_failures(failures: Mapping[str, str], home: Path) -> None:
+    """Keep why cells failed; no file where none did."""
+    if failures:
+        write_json(home / FAILURES, failures)
+    else:
+        (home / FAILURES).unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""What a grid is doing, as a table that keeps up with it, or as a line for each cell where there is no terminal."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from scenedistill.core.text import duration, spread
+from scenedistill.experiments.grid.cells import Cell
+
+EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
+TAIL = 4096  # bytes of a log in which the last epoch is looked for
+
+
+@dataclass
+class Progress:
+    """Where a grid stands.
+
+    Attributes:
+        cells: all of them, in their order.
+        slots: cells at a time.
+        oa: of the finished ones: OA in 0..1, on the test part or, of a tuning run, on the validation part.
+        failed: reason by cell.
+        running: when each began, in seconds of `time.monotonic`.
+        epochs: of the running ones: epochs trained and epochs in all.
+        expected: seconds of each cell as a whole; None where nothing is known.
+    """
+
+    cells: Sequence[Cell]
+    slots: int = 1
+    oa: dict[Cell, float | None] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
+    running: dict[Cell, float] = field(default_factory=dict)
+    epochs: dict[Cell, tuple[int, int]] = field(default_factory=dict)
+    expected: dict[Cell, float | None] = field(default_factory=dict)
+
+    @property
+    def left(self) -> list[Cell]:
+        """The cells that are not at their end."""
+        return [cell for cell in self.cells if cell not in self.oa and cell not in self.failed]
+
+    def seconds_left(self, now: float) -> float | None:
+        """Until all is done; None while that cannot be said."""
+        each = [self._seconds_left(cell, now) for cell in self.left]
+        known = [seconds for seconds in each if seconds is not None]
+        return None if len(known) < len(each) else max([sum(known) / self.slots, *known], default=0.0)
+
+    def _seconds_left(self, cell: Cell, now: float) -> float | None:
+        whole, begun = self.expected.get(cell), self.running.get(cell)
+        if begun is None:
+            return whole
+        done, total = self.epochs.get(cell, (0, 0))
+        if done:  # nearer to the truth than what others took
+            return (now - begun) / done * (total - done) if whole is None else whole * (1 - done / total)
+        return None if whole is None else max(whole - (now - begun), 0.0)
+
+
+def summary_line(progress: Progress, now: float) -> str:
+    """How much is done and how long the rest will take."""
+    parts = [f"{len(progress.oa)} of {len(progress.cells)} done"]
+    if progress.running:
+        parts.append(f"{len(progress.running)} running")
+    if progress.failed:
+        parts.append(f"{len(progress.failed)} failed")
+    left = progress.seconds_left(now)
+    if progress.left:
+        parts.append(f"about {duration(left)} left" if left is not None else "time left not known yet")
+    return ", ".join(parts)
+
+
+def progress_table(progress: Progress, now: float) -> Table:
+    """One line for each network of each data set and ratio, over its seeds."""
+    table = Table(title=summary_line(progress, now), title_justify="left", title_style="")
+    for heading in ("data", "network", "method"):
+        table.add_column(heading)
+    for heading in ("done", "OA (%)"):
+        table.add_column(heading, justify="right")
+    table.add_column("now")
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in progress.cells:
+        block = f"{cell.block} tuning" if cell.tuning else cell.block
+        groups.setdefault((block, cell.student or "teacher", cell.label if cell.student else ""), []).append(cell)
+    for names, cells in groups.items():
+        found = [100 * oa for cell in cells if (oa := progress.oa.get(cell)) is not None]
+        shown = "" if cells[0].tuning else spread(found) if found else ""
+        done = sum(cell in progress.oa for cell in cells)
+        table.add_row(*map(Text, (*names, f"{done}/{len(cells)}", shown)), _now(progress, cells))
+    return table
+
+
+def _now(progress: Progress, cells: Sequence[Cell]) -> Text:
+    text = Text()
+    for cell in cells:
+        what = f"seed {cell.seed}" if cell.factor is None else f"x {cell.factor:g}"
+        if cell in progress.failed:
+            text.append(f"{what} failed  ", "red")
+        elif cell in progress.running:
+            done, total = progress.epochs.get(cell, (0, 0))
+            text.append(f"{what}: epoch {done}/{total}  " if total else f"{what}: starting  ", "cyan")
+    return text
+
+
+def plan_table(cells: Sequence[Cell], done: Mapping[Cell, bool], expected: Mapping[Cell, float | None]) -> Table:
+    """What there is to do, for a dry run: one line for each cell."""
+    table = Table()
+    for heading in ("cell", "state"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("estimate", justify="right")
+    for cell in cells:
+        table.add_row(
+            Text(cell.name), "done" if done[cell] else "to do", "" if done[cell] else duration(expected[cell])
+        )
+    return table
+
+
+def epochs_of(log: Path, start: int) -> tuple[int, int] | None:
+    """The last epoch that a log tells of after byte `start`, and the number of all."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(start, end - TAIL))
+            found = EPOCH.findall(file.read().decode("utf-8", errors="replace"))
+    except OSError:
+        return None
+    return (int(found[-1][0]), int(found[-1][1])) if found else None
+
+
+class Display:
+    """Shows the progress: a live table on a terminal, elsewhere a line when a cell ends.
+
+    Args:
+        progress: what to show.
+        console: where.
+    """
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress, self.console = progress, console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+            self.refresh()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Draw the table anew."""
+        if self._live:
+            self._live.update(progress_table(self.progress, time.monotonic()), refresh=True)
+
+    def ended(self, cell: Cell, seconds: float) -> None:
+        """Tell of a cell's end."""
+        if self._live:
+            self.refresh()
+            return
+        if cell in self.progress.failed:
+            what = f"failed: {self.progress.failed[cell]}"
+        else:
+            oa = self.progress.oa.get(cell)
+            part = "validation " if cell.tuning else ""
+            what = f"{part}OA {oa:.2%} in {duration(seconds)}" if oa is not None else f"done in {duration(seconds)}"
+        line = f"{cell.name}: {what}; {summary_line(self.progress, time.monotonic())}"
+        self.console.print(line, markup=False, highlight=False)

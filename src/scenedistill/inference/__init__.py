@@ -1,0 +1,1 @@
+"""Any finished network, asked about images and rasters."""

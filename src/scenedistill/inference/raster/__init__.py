@@ -1,0 +1,1 @@
+"""A raster of any size becomes maps."""

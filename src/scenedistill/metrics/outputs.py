@@ -1,0 +1,69 @@
+"""What a network said of each test image, kept beside its figures for whoever looks closer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scenedistill.core.disk import archive_damage, whole_file
+from scenedistill.core.errors import Damaged
+
+OUTPUTS = "outputs.npz"
+
+
+class KeptOutputs(NamedTuple):
+    """Of N test images and K classes.
+
+    Attributes:
+        logits: class scores before the softmax, float32 `[N, K]` (kept in half precision).
+        labels: the true classes, int64 `[N]`.
+        rows: number of each image in the scene index, int64 `[N]`.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits, float32 `[N, K]`."""
+        powers = np.exp(self.logits - self.logits.max(1, keepdims=True))
+        shares: np.ndarray = powers / powers.sum(1, keepdims=True)
+        return shares
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The named classes, int64 `[N]`."""
+        named: np.ndarray = self.logits.argmax(1)
+        return named
+
+
+def save_outputs(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray, path: Path) -> None:
+    """Write them, whole or not at all; half precision keeps three digits of a score."""
+    with whole_file(path) as file:
+        np.savez(file, logits=logits.astype(np.float16), labels=labels, rows=rows)
+
+
+def load_outputs(path: Path) -> KeptOutputs:
+    """Read what `save_outputs` wrote.
+
+    Raises:
+        OSError: no such file.
+        Damaged: it does not hold what was written.
+    """
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if damage := archive_damage(path):
+        raise Damaged(f"{path.parent}: {damage}. The run's command makes it anew.")
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            logits, labels, rows = kept["logits"], kept["labels"], kept["rows"]
+    except (ValueError, KeyError, TypeError, EOFError) as problem:
+        raise Damaged(f"{path} holds other arrays than a test leaves. The run's command makes it anew.") from problem
+    if not (logits.ndim == 2 and labels.shape == rows.shape == logits.shape[:1]):
+        raise Damaged(f"{path} holds arrays of other shapes than a test leaves. The run's command makes it anew.")
+    return KeptOutputs(logits.astype(np.float32), labels, rows)

@@ -1,0 +1,196 @@
+"""What teacher, plain and distilled student of a run say of single images, and where each of them looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scenedistill.core.errors import UserError
+from scenedistill.data.images import read_scene
+from scenedistill.data.names import positions_in, same_names
+from scenedistill.data.views import evaluation_view
+from scenedistill.metrics.gradcam import AGREEMENT, agreement, class_activation
+from scenedistill.models.files import NetCard, load_net
+from scenedistill.models.network import SceneNet
+from scenedistill.runs.find import Training, find_training, of
+
+TEACHER, PLAIN = "teacher", "plain"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one network makes of one image.
+
+    Attributes:
+        probabilities: of the K classes, float32 `[K]`.
+        heat: Grad-CAM for the class that was asked for, float32 `[S, S]` in 0..1.
+        agreement: of `heat` with the teacher's, -1..1; None for the teacher itself, or without one.
+    """
+
+    probabilities: np.ndarray
+    heat: np.ndarray
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image and what the networks make of it.
+
+    Attributes:
+        path: of the image.
+        pixels: as the networks get it, uint8 `[H, W, bands]`.
+        classes: names of the K classes.
+        asked: number of the class whose evidence the Grad-CAM maps show.
+        truth: number of the class whose folder the image lies in; None where the folder is named otherwise.
+        looks: by network, the teacher first.
+    """
+
+    path: Path
+    pixels: np.ndarray
+    classes: tuple[str, ...]
+    asked: int
+    truth: int | None
+    looks: Mapping[str, Look]
+
+    def named(self, network: str) -> int:
+        """Number of the class that a network names."""
+        return int(self.looks[network].probabilities.argmax())
+
+
+def networks_of(run: Path) -> dict[str, Path]:
+    """The weights to compare, by name: `teacher`, `plain`, and the distilled student's method; what the run lacks is
+    left out.
+
+    Args:
+        run: a run with one distilled student, or the folder of one of its students.
+
+    Raises:
+        UserError: nothing there, or several distilled students (their folders are listed).
+    """
+    student = find_training(run)
+    found: dict[str, Path] = {}
+    if student.method is None:  # a teacher's own folder
+        return {TEACHER: student.weights}
+    teacher = student.teacher or (of(student.split.parent / TEACHER) if student.split else None)
+    if teacher is not None and teacher.weights.is_file():
+        found[TEACHER] = teacher.weights
+    if plain := student if student.method == PLAIN else _plain_beside(student):
+        found[PLAIN] = plain.weights
+    if student.method != PLAIN:
+        found[student.folder.resolve().name] = student.weights
+    return found
+
+
+def explain(
+    networks: Mapping[str, Path], images: Sequence[Path], *, asked: str | None = None, batch_size: int = 16
+) -> list[Explained]:
+    """Ask every network about every image, on the CPU in float32.
+
+    The maps of all networks show the evidence for one class, so that they can be compared: for the class that the
+    teacher names (without a teacher, the last network), or for `asked`.
+
+    Args:
+        networks: name to weights, as `networks_of` gives them; all of the same classes.
+        images: a few.
+        asked: name of a class.
+        batch_size: images of one pass.
+
+    Raises:
+        UserError: an image that cannot be read, networks of different classes, or no such class.
+    """
+    opened = {name: load_net(path) for name, path in networks.items()}
+    classes = _same_classes({name: card for name, (_, card) in opened.items()})
+    if asked is not None and positions_in([asked], classes) == [-1]:
+        raise UserError(f"There is no class {asked}. There are: {', '.join(classes)}.")
+    done: list[Explained] = []
+    for start in range(0, len(images), batch_size):
+        done += _explain(opened, classes, images[start : start + batch_size], asked)
+    return done
+
+
+def as_text(explained: Sequence[Explained]) -> str:
+    """The same for a terminal or a file: for each image a table of the likeliest classes, network beside network."""
+    return "\n\n".join(map(_text, explained)) + f"\n\nagreement: {AGREEMENT}, -1 to 1\n"
+
+
+def likeliest(one: Explained, each: int = 3, most: int = 6) -> list[int]:
+    """Numbers of the classes worth showing: the first `each` of every network, the likeliest first, `most` in all."""
+    chances = np.stack([look.probabilities for look in one.looks.values()])
+    wanted = {int(label) for row in chances for label in row.argsort()[::-1][:each]}
+    return sorted(wanted, key=lambda label: -chances[:, label].max())[:most]
+
+
+def _plain_beside(student: Training) -> Training | None:
+    """The plain student of the same seed and name; of several the one with the same modules, or called `plain`."""
+    beside = [of(folder) for folder in sorted(student.folder.resolve().parent.iterdir()) if folder.is_dir()]
+    plain = [other for other in beside if other.method == PLAIN and other.weights.is_file()]
+    own = student.settings["student"]["dual_attention"]
+    ranked = sorted(plain, key=lambda other: (other.settings["student"]["dual_attention"] != own, other.folder.name))
+    return min(ranked, key=lambda other: ".previous-" in other.folder.name, default=None)
+
+
+def _same_classes(cards: Mapping[str, NetCard]) -> tuple[str, ...]:
+    first = next(iter(cards.values())).classes
+    for name, card in cards.items():
+        if not same_names(card.classes, first):
+            raise UserError(f"{name} knows other classes than {next(iter(cards))}; they cannot be compared.")
+    return first
+
+
+def _explain(
+    opened: Mapping[str, tuple[SceneNet, NetCard]], classes: tuple[str, ...], paths: Sequence[Path], asked: str | None
+) -> list[Explained]:
+    scenes, chances = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    for name, (net, card) in opened.items():
+        size = card.stored_size or card.image_size
+        scenes[name] = torch.from_numpy(np.stack([read_scene(path, size, card.bands) for path in paths]))
+        with torch.inference_mode():
+            view = evaluation_view(scenes[name], size=card.image_size)
+            chances[name] = net(view, attention=False).logits.float().softmax(1)
+    leader = TEACHER if TEACHER in opened else list(opened)[-1]
+    wanted = chances[leader].argmax(1) if asked is None else torch.full((len(paths),), *positions_in([asked], classes))
+    heats = {
+        name: class_activation(net, scenes[name], size=card.image_size, classes=wanted)
+        for name, (net, card) in opened.items()
+    }
+    found = []
+    for number, path in enumerate(paths):
+        looks = {}
+        for name, maps in heats.items():
+            score = None
+            if name != TEACHER and TEACHER in heats and maps.shape == heats[TEACHER].shape:
+                pair = (maps[number : number + 1], heats[TEACHER][number : number + 1])
+                score = float(agreement(*pair)[0])
+            looks[name] = Look(chances[name][number].numpy(), maps[number].numpy(), score)
+        (number_of_folder,) = positions_in([path.resolve().parent.name], classes)
+        truth = None if number_of_folder < 0 else number_of_folder
+        pixels = scenes[leader][number].numpy()
+        found.append(Explained(path, pixels, classes, int(wanted[number]), truth, looks))
+    return found
+
+
+def _text(one: Explained) -> str:
+    classes = one.classes
+    lines = [str(one.path) + (f"  (in the folder {classes[one.truth]})" if one.truth is not None else "")]
+    shown = likeliest(one)
+    first = max(len("agreement with the teacher"), *(len(classes[label]) for label in shown))
+    names = [classes[one.named(name)] for name in one.looks]
+    widths = [max(len(network), len(name), 7) for network, name in zip(one.looks, names, strict=True)]
+
+    def line(head: str, cells: Sequence[str]) -> str:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return f"  {head:<{first}}  {'  '.join(padded)}".rstrip()
+
+    lines.append(line("", list(one.looks)))
+    for label in shown:
+        lines.append(line(classes[label], [f"{100 * look.probabilities[label]:.1f} %" for look in one.looks.values()]))
+    lines.append(line("names", names))
+    scores = ["" if look.agreement is None else f"{look.agreement:.2f}" for look in one.looks.values()]
+    if any(scores):
+        lines.append(line("agreement with the teacher", scores))
+        lines.append(f"  where each looks for {classes[one.asked]}")
+    return "\n".join(lines)

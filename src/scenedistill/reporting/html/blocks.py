@@ -1,0 +1,118 @@
+"""What a section of the page is put together from; the template shows each kind in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from scenedistill.reporting.html.tables import Table
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `tone` is "" or "warn"."""
+
+    text: str
+    tone: str = ""
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A few figures in large print: (what, figure, what it means)."""
+
+    tiles: Sequence[tuple[str, str, str]]
+    kind: str = "tiles"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with values; of a `folded` list only the title shows until it is opened."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    folded: bool = False
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in type of one width."""
+
+    title: str
+    text: str
+    folded: bool = False
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Drawings side by side with one legend.
+
+    Attributes:
+        charts: (title, SVG).
+        legend: (series, CSS classes, hue or None); a click brings the series out.
+        caption: below.
+    """
+
+    charts: Sequence[tuple[str, Markup]]
+    legend: Sequence[tuple[str, str, int | None]] = ()
+    caption: str = ""
+    kind: str = "charts"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture: a data URI, or the number of a thumbnail that the script puts in its place.
+
+    Attributes:
+        alt: what it shows, for who cannot see it.
+        caption: below.
+        uri: data URI.
+        thumbnail: number of the thumbnail.
+        tone: "", "right" or "wrong".
+    """
+
+    alt: str
+    caption: str
+    uri: str = ""
+    thumbnail: int | None = None
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of pictures, each with a heading and a note."""
+
+    rows: Sequence[tuple[str, str, Sequence[Tile]]]
+    caption: str = ""
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """Where the script draws the confusion matrices."""
+
+    kind: str = "matrices"
+
+
+Block = Text | Tiles | Facts | Code | Charts | Gallery | MatrixView | Table
+
+
+@dataclass
+class Section:
+    """A headed part of the page.
+
+    Attributes:
+        key: its address in the page.
+        title: the heading.
+        blocks: in order.
+        help: how to read it, in a sentence or two.
+    """
+
+    key: str
+    title: str
+    help: str = ""
+    blocks: list[Block] = field(default_factory=list)

@@ -1,0 +1,235 @@
+"""The sections about the few networks that are looked at closely and need only their records and outputs: classes,
+curves, parts of the loss, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from scenedistill.core.errors import UserError
+from scenedistill.metrics.calibration import BINS, Calibration, calibration
+from scenedistill.metrics.differences import class_gains
+from scenedistill.reporting.html.blocks import Charts, Section, Text
+from scenedistill.reporting.html.charts import Series, bar_chart, colour_class, line_chart
+from scenedistill.reporting.html.focus import Focus
+from scenedistill.reporting.html.tables import Table, class_table, number, word
+from scenedistill.runs.collect import Network
+from scenedistill.runs.curves import Curves, hints, read_curves
+
+
+class Compared(NamedTuple):
+    """Two groups of networks on the seeds that both have.
+
+    Attributes:
+        names: captions of the first and the second.
+        counts: the confusion matrix of each, a sum over the seeds, int64 `[K, K]`.
+        seeds: in order.
+    """
+
+    names: tuple[str, str]
+    counts: tuple[np.ndarray, np.ndarray]
+    seeds: list[int]
+
+
+def compared(focus: Focus) -> Compared | None:
+    """The last group beside the one before it; None where there is none, or not every matrix was kept."""
+    if len(focus.groups) < 2:
+        return None
+    (before_name, before), (after_name, after) = list(focus.groups.items())[-2:]
+    both = {n.seed for n in before} & {n.seed for n in after}
+    counts = [summed([n for n in group if n.seed in both]) for group in (before, after)]
+    if counts[0] is None or counts[1] is None:
+        return None
+    return Compared((before_name, after_name), (counts[0], counts[1]), sorted(both))
+
+
+def classes(focus: Focus) -> Section:
+    """Gain of each class, of the last group over the one before it."""
+    section = Section("classes", "Gain of each class")
+    if pair := compared(focus):
+        gains = class_gains(*pair.counts, focus.cell.classes)
+        tips = [
+            f"{g.name}: {100 * g.before:.1f} % to {100 * g.after:.1f} %, {g.points:+.1f} points, {g.images} images"
+            for g in gains
+        ]
+        label = f"points of accuracy: {pair.names[1]} over {pair.names[0]}"
+        chart = bar_chart([g.name for g in gains], [g.points for g in gains], x_label=label, tips=tips)
+        worse = sum(g.points < 0 for g in gains)
+        said = f"{worse} of {len(gains)} classes lose. Seeds taken together: {', '.join(map(str, pair.seeds))}."
+        section.blocks.append(Charts([("", chart)], caption=said))
+    if len(focus.groups) > 1 and all(n.tested.get("per_class") for group in focus.groups.values() for n in group):
+        section.blocks.append(class_table(focus.cell, focus.groups))
+    return section
+
+
+def curves(focus: Focus) -> Section:
+    """Accuracy over the epochs of every training of the student, and of the teacher: means over seeds."""
+    section = Section(
+        "curves",
+        "Learning curves",
+        "Mean over seeds. The training views are varied anew in every epoch, so they are harder than the images "
+        "themselves; no test image is looked at on the way.",
+    )
+    found = mean_curves(focus)
+    labels = list(found)
+    charts, tables = [], []
+    for key, title in (("train_oa", "OA on training views (%)"), ("val_oa", "OA on validation images (%)")):
+        lines = [
+            Series(label, own.epochs.tolist(), (100 * own.accuracies[key]).tolist(), labels.index(label))
+            for label, own in found.items()
+            if key in own.accuracies and len(own.epochs)
+        ]
+        if lines:
+            charts.append((title, line_chart(lines, x_label="epoch", y_label=title, form="{:.1f} %")))
+            tables.append(_values(f"curves-{key}", f"Values: {title}", lines))
+    if charts:
+        section.blocks.append(Charts(charts, [(label, colour_class(i), None) for i, label in enumerate(labels)]))
+    section.blocks += tables
+    return section
+
+
+def mean_curves(focus: Focus) -> dict[str, Curves]:
+    """By training of the student, and of the teacher: its accuracies, means over the seeds and over the epochs that all
+    of them have."""
+    groups: dict[str, list[Curves]] = {}
+    for network in focus.cell.networks:
+        if network.student in (None, focus.student) and (found := _curves(network)):
+            groups.setdefault(network.label, []).append(found)
+    means = {}
+    for label, several in groups.items():
+        epochs = several[0].epochs
+        for other in several[1:]:
+            epochs = np.intersect1d(epochs, other.epochs)
+        known = [key for key in several[0].accuracies if all(key in one.accuracies for one in several)]
+        accuracies = {
+            key: np.mean([one.accuracies[key][np.isin(one.epochs, epochs)] for one in several], axis=0) for key in known
+        }
+        means[label] = Curves(epochs, {}, {}, {}, accuracies)
+    return means
+
+
+def parts(focus: Focus) -> Section:
+    """Parts of the loss and how hard each pulls, of the first seed in which that was measured, and hints."""
+    section = Section(
+        "parts",
+        "Parts of the loss",
+        "First each part times its weight; then, where it was measured, the norm of its gradient, which says how hard "
+        "it pulls at the network: a part may be large and pull little.",
+    )
+    said: dict[str, list[str]] = {}  # of each training the hints of the first seed that has any
+    for network in focus.cell.networks:
+        if network.student in (None, focus.student) and (curves := _curves(network)):
+            lines = [f"{network.label}, seed {network.seed}: {hint}" for hint in hints(curves)]
+            said[network.label] = said.get(network.label) or lines
+    section.blocks += [Text(line, "warn") for lines in said.values() for line in lines]
+    for label, (seed, found) in loss_curves(focus).items():
+        names = list(found.parts)
+        epochs = found.epochs.tolist()
+        weighted = [
+            Series(name, epochs, (found.weights.get(name, 1.0) * values).tolist(), names.index(name))
+            for name, values in found.parts.items()
+        ]
+        title = f"{label}, seed {seed}: parts, weighted"
+        charts = [(title, line_chart(weighted, x_label="epoch", y_label="part of the loss", logarithmic=True))]
+        pulls = [
+            Series(name, epochs, values.tolist(), names.index(name) if name in names else len(names))
+            for name, values in found.pulls.items()
+        ]
+        if pulls:
+            drawn = line_chart(pulls, x_label="epoch", y_label="gradient norm", logarithmic=True)
+            charts.append((f"{label}, seed {seed}: gradient norms", drawn))
+        weights = ", ".join(f"{name} × {weight:g}" for name, weight in found.weights.items())
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.pull_shares.items())
+        caption = f"Weights: {weights or 'not known'}." + (f" Shares of all pulls: {shares}." if shares else "")
+        section.blocks.append(Charts(charts, [(name, colour_class(i), None) for i, name in enumerate(names)], caption))
+        told = [replace(line, name=f"gradient of {line.name}") for line in pulls]
+        section.blocks.append(_values(f"parts-{label}", f"Values: {label}", [*weighted, *told]))
+    return section
+
+
+def loss_curves(focus: Focus) -> dict[str, tuple[int, Curves]]:
+    """By caption: the first seed in which pulls were measured, or else the first one, and its curves; only of trainings
+    whose loss has several parts."""
+    found = {}
+    for label, networks in focus.groups.items():
+        known = {network.seed: curves for network in networks if (curves := _curves(network))}
+        measured = [seed for seed, curves in known.items() if curves.pulls]
+        seed = next(iter([*measured, *known]), None)
+        if seed is not None and len(known[seed].parts) > 1:
+            found[label] = (seed, known[seed])
+    return found
+
+
+def calibrations(focus: Focus) -> Section:
+    """Confidence against accuracy, all seeds together."""
+    section = Section(
+        "calibration",
+        "Calibration",
+        "A point below the dashed line is a confidence that promises too much. The expected calibration error (ECE) is "
+        "the mean gap to that line, each point counting as often as it has images.",
+    )
+    lines, rows, said = [], [], list[Text]()
+    for (name, label), networks in focus.cell.groups().items():
+        found = pooled(networks)
+        if found is None:
+            continue
+        if networks in focus.groups.values():
+            filled = found.counts > 0
+            place = list(focus.groups.values()).index(networks)
+            places, heights = found.confidence[filled].tolist(), found.accuracy[filled].tolist()
+            notes = [f", {count} images" for count in found.counts[filled]]
+            lines.append(Series(label, places, heights, place, notes))
+            said.append(Text(f"{label}: {found.words}"))
+        figures = [number(100 * value) for value in (found.ece, found.mce, found.mean_confidence, found.oa)]
+        rows.append((word(name), word(label), *figures))
+    if not rows:
+        return section
+    if lines:
+        chart = line_chart(
+            lines,
+            x_label="confidence",
+            y_label="share of right ones",
+            x_range=(0, 1),
+            y_range=(0, 1),
+            form="{:.3f}",
+            diagonal=True,
+        )
+        legend = [(line.name, colour_class(line.colour), None) for line in lines]
+        section.blocks += [Charts([("Reliability diagram", chart)], legend), *said]
+    head = ("network", "training", "ECE (points)", "largest gap (points)", "mean confidence (%)", "OA (%)")
+    note = f"The answers of all seeds taken together, in {BINS} bins of equal width, here as in words and diagram."
+    section.blocks.append(Table("calibration", "Calibration", head, tuple(rows), note=note))
+    return section
+
+
+def pooled(networks: Sequence[Network]) -> Calibration | None:
+    """Of networks that differ by seed only, their answers taken together; None where these were not kept."""
+    kept = [network.outputs for network in networks if network.outputs is not None]
+    if not kept:
+        return None
+    probabilities = np.concatenate([outputs.probabilities for outputs in kept])
+    return calibration(probabilities, np.concatenate([outputs.labels for outputs in kept]))
+
+
+def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
+    """What a chart draws, for who cannot see it or wants to go on with it."""
+    points = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    epochs = sorted({x for found in points for x in found})
+    rows = [(number(x, "{:g}"), *(number(found.get(x), "{:.4g}") for found in points)) for x in epochs]
+    return Table(key, caption, ("epoch", *(line.name for line in lines)), tuple(rows), folded=True)
+
+
+def summed(networks: Sequence[Network]) -> np.ndarray | None:
+    """The sum of their confusion matrices, int64 `[K, K]`; None where one was not kept, or there are none."""
+    found = [n.confusion for n in networks if n.confusion is not None]
+    return np.sum(found, axis=0) if found and len(found) == len(networks) else None
+
+
+def _curves(network: Network) -> Curves | None:
+    try:
+        return read_curves(network.folder)
+    except UserError:  # a teacher that was given and not trained
+        return None

@@ -1,0 +1,112 @@
+"""The report's pictures as files for a paper, drawn from what the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from scenedistill.data.images import UnreadableImage, read_scene
+from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
+from scenedistill.metrics.differences import class_gains, confused_pairs, confusion_difference
+from scenedistill.metrics.plots import confusion_figure
+from scenedistill.reporting import drawings
+from scenedistill.reporting.html.attention_maps import PICTURE, Seen
+from scenedistill.reporting.html.detail_sections import compared, loss_curves, mean_curves, pooled, summed
+from scenedistill.reporting.html.focus import Focus
+from scenedistill.reporting.html.pictures import EXAMPLES, PAIRS
+from scenedistill.runs.collect import Network
+
+ENDINGS = ("pdf", "svg", "png")
+
+
+def write_figures(focus: Focus, root: Path | None, seen: Seen, folder: Path, ending: str) -> list[Path]:
+    """Write every picture for which there is something to draw.
+
+    Args:
+        focus: the networks that are looked at closely.
+        root: folder of the images; without it the confused pairs are left out.
+        seen: what was found out with the networks.
+        folder: for the files; made when absent.
+        ending: one of `ENDINGS`.
+
+    Returns:
+        The files.
+    """
+    named = [*_matrices(focus), *_images(focus, root, seen), *_trainings(focus)]
+    return [drawings.save_drawing(figure, folder / f"{name}.{ending}") for name, figure in named]
+
+
+def _matrices(focus: Focus) -> Iterator[tuple[str, Figure]]:
+    """Confusion matrices, their difference, the gain of each class; seeds taken together."""
+    for label, networks in focus.groups.items():
+        counts = summed(networks)
+        if counts is not None:
+            yield f"confusion-{label}", confusion_figure(_metrics(counts, focus.cell.classes))
+    if pair := compared(focus):
+        difference = confusion_difference(*pair.counts)
+        yield (
+            "confusion-difference",
+            drawings.confusion_difference_figure(difference, focus.cell.classes, *pair.names),
+        )
+        yield "class-gains", drawings.class_gains_figure(class_gains(*pair.counts, focus.cell.classes), *pair.names)
+
+
+def _images(focus: Focus, root: Path | None, seen: Seen) -> Iterator[tuple[str, Figure]]:
+    """Confused pairs, Grad-CAM side by side, the map of the embeddings; of one seed."""
+    classes, networks = focus.cell.classes, list(focus.of_one_seed().values())
+    if networks and root and networks[-1].outputs is not None:
+        pairs = confused_pairs(networks[-1].outputs, limit=PAIRS, examples=EXAMPLES)
+        if pairs:
+            images = _read(networks[-1], root, [place for pair in pairs for place in pair.examples])
+            yield "confused-pairs", drawings.confused_pairs_figure(pairs, classes, images)
+    if seen.looks:
+        captions = list(seen.looks[0].maps)
+        maps = {name: np.stack([look.maps[name][0] for look in seen.looks]) for name in captions}
+        notes = {name: [_note(look.maps[name], classes) for look in seen.looks] for name in captions}
+        images_seen = np.stack([look.image for look in seen.looks])
+        headings = [classes[look.label] for look in seen.looks]
+        yield "gradcam", drawings.activation_figure(images_seen, maps, headings, notes)
+    if seen.embeddings:
+        said = {name: f"{100 * found.purity:.1f} % of the ten nearest alike" for name, found in seen.embeddings.items()}
+        places = {name: found.places for name, found in seen.embeddings.items()}
+        yield "embeddings", drawings.embedding_figure(places, seen.labels, classes, said)
+
+
+def _trainings(focus: Focus) -> Iterator[tuple[str, Figure]]:
+    """Learning curves, parts of the loss, reliability."""
+    curves = {label: found for label, found in mean_curves(focus).items() if label in focus.groups and found.accuracies}
+    if curves:
+        yield "curves", drawings.learning_figure(curves)
+    for label, (seed, found) in loss_curves(focus).items():
+        yield f"loss-{label}", drawings.parts_figure(found, f"{label}, seed {seed}")
+    known = {label: whole for label, networks in focus.groups.items() if (whole := pooled(networks))}
+    if known:
+        yield "reliability", drawings.reliability_figure(known)
+
+
+def _metrics(counts: np.ndarray, classes: Sequence[str]) -> SceneMetrics:
+    """The figures of a confusion matrix."""
+    true, named = np.nonzero(counts)
+    times = counts[true, named]
+    return scene_metrics(np.repeat(named, times), np.repeat(true, times), classes)
+
+
+def _read(network: Network, root: Path, positions: Sequence[int]) -> dict[int, np.ndarray]:
+    """Those of the images that can be read, small."""
+    bands, images = int(network.settings["data"].get("bands", 3)), {}
+    for place in positions:
+        try:
+            images[place] = read_scene(root / network.test_paths[place], PICTURE, bands)
+        except UnreadableImage:  # its place is left blank
+            continue
+    return images
+
+
+def _note(seen: tuple[np.ndarray, int | None, float | None], classes: Sequence[str]) -> str:
+    """The named class and the agreement with the teacher, where they are known."""
+    _, named, score = seen
+    words = [classes[named] if named is not None else "", f"{score:.2f}" if score is not None else ""]
+    return "\n".join(filter(None, words))

@@ -1,0 +1,86 @@
+"""The few networks that a report looks at closely: teacher, plain and distilled student."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scenedistill.core.errors import UserError
+from scenedistill.reporting.html.config import ReportConfig
+from scenedistill.runs.collect import TEACHER, Cell, Network, ReportData
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What is looked at.
+
+    Attributes:
+        cell: data set and ratio.
+        student: its name; None where there are only teachers.
+        groups: by caption: the networks that differ by seed only; of teacher, baseline and the chosen method, in this
+            order, those that there are.
+        note: how the method was chosen, where a reader must know.
+    """
+
+    cell: Cell
+    student: str | None
+    groups: dict[str, list[Network]]
+    note: str = ""
+
+    def of_one_seed(self, *, outputs: bool = True) -> dict[str, Network]:
+        """One network of each group, all of the first seed that the most groups have with their outputs kept.
+
+        Args:
+            outputs: leave out those whose outputs were not kept.
+        """
+
+        def having(seed: int, outputs: bool) -> dict[str, Network]:
+            found = {name: next((n for n in group if n.seed == seed), None) for name, group in self.groups.items()}
+            return {name: n for name, n in found.items() if n is not None and (n.test_paths or not outputs)}
+
+        seed = max(self.cell.seeds(), key=lambda seed: len(having(seed, True)))
+        return having(seed, outputs)
+
+
+def choose(data: ReportData, config: ReportConfig) -> Focus:
+    """What the user asks for, or the first of each.
+
+    Raises:
+        UserError: a name that is not there.
+    """
+    cell = data.cells[0]
+    if config.cell is not None:
+        keys = [cell.key or data.name for cell in data.cells]
+        cell = data.cells[_place("cell", config.cell, keys)]
+    students = cell.students()
+    student = students[0] if students else None
+    if config.student is not None:
+        student = students[_place("student", config.student, students)]
+    groups: dict[str, list[Network]] = {}
+    for network in cell.networks:
+        if network.student in (None, student):
+            groups.setdefault(network.label, []).append(network)
+    methods = [label for label in groups if label not in (TEACHER, data.baseline)]
+    method, note = _favourite(groups, methods)
+    if config.method is not None:
+        method, note = methods[_place("method", config.method, methods)], ""
+    wanted = [label for label in (TEACHER, data.baseline, method) if label in groups]
+    return Focus(cell, student, {label: groups[label] for label in wanted if label is not None}, note)
+
+
+def _favourite(groups: dict[str, list[Network]], methods: Sequence[str]) -> tuple[str | None, str]:
+    """What is shown when nobody chooses, and what to say of it."""
+    if "dkd" in methods or len(methods) < 2:
+        return ("dkd" if "dkd" in methods else next(iter(methods), None)), ""
+    best = max(methods, key=lambda label: statistics.fmean(n.tested["oa"] for n in groups[label]))
+    return best, (
+        f"{best} is shown because its mean OA on the test images is the highest of {len(methods)} methods, which "
+        "flatters it: some of that lead is luck. Choose a method with --method."
+    )
+
+
+def _place(what: str, name: str, known: Sequence[str]) -> int:
+    if name not in known:
+        raise UserError(f"--{what} is {name}, which is not in the folder. There are: {', '.join(known) or 'none'}.")
+    return list(known).index(name)

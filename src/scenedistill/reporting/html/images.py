@@ -1,0 +1,137 @@
+"""The images of a report: where they lie, and small copies of them within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scenedistill.data.images import UnreadableImage, read_image
+from scenedistill.runs.collect import Cell, ReportData
+
+THUMBNAIL = 88  # pixels on a side
+QUALITY = 60  # of WebP, 0..100
+
+
+class Thumbnails:
+    """Small copies of images as text for the page, each made once, until the bytes are spent.
+
+    Args:
+        budget: bytes of all copies together, as text.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.spent = budget, 0
+        self.uris: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self._places: dict[Path, int | None] = {}
+
+    def add(self, path: Path) -> int | None:
+        """Number of the image's copy; None where it cannot be read or the budget is spent."""
+        if path not in self._places:
+            if self.spent >= self.budget:
+                return None  # not remembered: the same may be wanted under a larger budget
+            self._places[path] = self._make(path)
+        return self._places[path]
+
+    def _make(self, path: Path) -> int | None:
+        try:
+            pixels = read_image(path, 3, at_least=2 * THUMBNAIL)
+        except UnreadableImage as problem:
+            try:
+                pixels = read_image(path, 1)  # two bands: the first one is shown
+            except UnreadableImage:
+                self.unreadable[path.name] = problem.reason
+                return None
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        self.uris.append(picture(np.asarray(image)))
+        self.spent += len(self.uris[-1]) + 3
+        return len(self.uris) - 1
+
+
+def picture(pixels: np.ndarray, quality: int = QUALITY) -> str:
+    """uint8 `[H, W]` or `[H, W, 3]` as a WebP data URI."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map laid over an image.
+
+    Args:
+        pixels: uint8 `[H, W, bands]`.
+        heat: float `[H, W]` in 0..1.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    import matplotlib
+
+    grey = colours(pixels).mean(2, keepdims=True)
+    shown = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    mixed: np.ndarray = (0.45 * grey + 0.55 * shown).round().astype(np.uint8)
+    return mixed
+
+
+def colours(pixels: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W, bands]` as `[H, W, 3]`: the first three bands, or the first one three times."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
+
+
+def find_data(data: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None) -> tuple[Path | None, str]:
+    """The folder of a cell's images, and why there is none.
+
+    Looked for where the user says, where the grid says, and for a run where its command says or beside the run's
+    folder, as the quickstart has it. It counts only when a test image of the cell is there.
+
+    Args:
+        data: of the report.
+        cell: whose images.
+        given: a folder, or folders by the name of the data set in the grid.
+    """
+    sample = next((network.test_paths[0] for network in cell.networks if network.test_paths), None)
+    if sample is None:
+        return None, "what the networks said of each image was not kept (outputs.npz), or does not fit split.csv"
+    label = cell.key.rpartition("-")[0]
+    if isinstance(given, Mapping):
+        places = [Path(given[label])] if label in given else []
+    elif given is not None:
+        places = [Path(given), Path(given) / label]
+    else:
+        places = list(_likely(data, cell, label))
+    looked = list(dict.fromkeys(place.expanduser() for place in places))
+    for place in looked:
+        if root := _root(place, sample):
+            return root, ""
+    there = " and ".join(place.name for place in looked if place.exists())
+    if there:
+        return None, f"{sample} is not in {there}"
+    return None, f"there is no {looked[0].name}" if looked and given is not None else "the data folder is not known"
+
+
+def _likely(data: ReportData, cell: Cell, label: str) -> list[Path]:
+    folders = data.grid.get("datasets")
+    if isinstance(folders, dict) and label in folders:
+        return [Path(str(folders[label]))]
+    words = shlex.split(str(cell.summary.get("command", "")))
+    places = [Path(words[2])] if words[:2] == ["scenedistill", "run"] and len(words) > 2 else []
+    if name := str(cell.summary.get("data", "")):
+        places += [data.folder.resolve().parent / name, Path(name)]
+    return places
+
+
+def _root(place: Path, sample: str) -> Path | None:
+    """Where the class folders lie: in the folder, beside a manifest, or in a folder's only folder."""
+    base = place.parent if place.is_file() else place
+    if (base / sample).is_file():
+        return base
+    if base.is_dir():
+        return next((inner for inner in sorted(base.iterdir()) if (inner / sample).is_file()), None)
+    return None

@@ -1,0 +1,95 @@
+"""The confusion matrices of a cell, and which images stand behind each of their entries, as the page's script takes
+them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scenedistill.reporting.html.images import Thumbnails
+from scenedistill.runs.collect import Cell, Network
+
+LISTED = 12  # images listed for an entry off the diagonal, at most; a quarter of it for one on it
+
+
+@dataclass
+class Matrices:
+    """Of one cell; `wanted` are its images, the most telling first.
+
+    Attributes:
+        content: for the page's script.
+        paths: of the listed images below the data folder.
+        wanted: numbers of images in `paths`, each once.
+    """
+
+    content: dict[str, Any]
+    paths: list[str] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Characters it takes in the page, small copies apart."""
+        return len(json.dumps(self.content)) + sum(len(path) + 12 for path in self.paths)
+
+    def attach(self, root: Path | None, thumbnails: Thumbnails) -> None:
+        """Add each image's path and the number of its small copy, -1 where there is none."""
+        numbers = dict.fromkeys(range(len(self.paths)), -1)
+        for image in self.wanted if root else ():
+            found = thumbnails.add(root / self.paths[image]) if root else None
+            numbers[image] = -1 if found is None else found
+        self.content["images"] = [[path, numbers[i]] for i, path in enumerate(self.paths)]
+
+
+def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Matrices | None:
+    """The matrices of all networks of a cell; None where no counts were kept.
+
+    Args:
+        cell: the cell.
+        closely: networks whose images come first.
+        listed: images named for an entry off the diagonal, at most; a quarter of it for one on it. 0 names none.
+    """
+    numbers: dict[str, int] = {}  # of images, by path
+    ranked: list[tuple[tuple[int, ...], int]] = []
+    groups = []
+    for (name, label), networks in cell.groups().items():
+        seeds = []
+        for network in networks:
+            if network.confusion is None:
+                continue
+            behind: dict[str, list[list[int]]] = {}
+            for row, column, place, path, sure in _behind(network, listed):
+                image = numbers.setdefault(path, len(numbers))
+                behind.setdefault(f"{row},{column}", []).append([image, sure])
+                near = closely.index(network) if network in closely else len(closely)
+                ranked.append(((min(near, 1), row == column, place, near), image))
+            counts = [[int(r), int(c), int(network.confusion[r, c])] for r, c in np.argwhere(network.confusion)]
+            seeds.append({"seed": network.seed, "counts": counts, "behind": behind})
+        if seeds:
+            groups.append({"name": f"{name}, {label}", "label": label, "student": networks[0].student, "seeds": seeds})
+    if not groups:
+        return None
+    wanted = list(dict.fromkeys(image for _, image in sorted(ranked, key=lambda entry: entry[0])))
+    return Matrices({"classes": list(cell.classes), "networks": groups}, list(numbers), wanted)
+
+
+def _behind(network: Network, listed: int) -> Iterator[tuple[int, int, int, str, int]]:
+    """Row, column, place in the list, path and percent of certainty: wrong answers from the most certain down, right
+    ones from the least certain up."""
+    outputs, paths = network.outputs, network.test_paths
+    if outputs is None or not paths:
+        return
+    named = outputs.predicted
+    sure = outputs.probabilities.max(1)
+    order = np.where(named == outputs.labels, sure, -sure).argsort(kind="stable")
+    places: dict[tuple[int, int], int] = {}
+    for i in order:
+        row, column = int(outputs.labels[i]), int(named[i])
+        place = places.setdefault((row, column), 0)
+        places[row, column] += 1
+        if place < (min(listed, max(1, listed // 4)) if row == column else listed):
+            yield row, column, place, paths[i], round(100 * float(sure[i]))

@@ -1,0 +1,206 @@
+"""The report: everything collected, every section made, one HTML file written."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from scenedistill import __version__
+from scenedistill.core.disk import write_text
+from scenedistill.core.errors import UserError
+from scenedistill.reporting.html import detail_sections as closely
+from scenedistill.reporting.html import overview
+from scenedistill.reporting.html.attention_maps import Seen
+from scenedistill.reporting.html.blocks import Section
+from scenedistill.reporting.html.config import ReportConfig
+from scenedistill.reporting.html.figures import ENDINGS, write_figures
+from scenedistill.reporting.html.focus import Focus, choose
+from scenedistill.reporting.html.images import Thumbnails, find_data
+from scenedistill.reporting.html.matrices import LISTED, Matrices, matrices
+from scenedistill.reporting.html.pictures import looks, matrix_section, pairs
+from scenedistill.runs.collect import TEACHER, Cell, ReportData, collect
+
+LARGEST = 15_000_000  # bytes of the page; the small images get what the rest leaves of it
+THUMBNAILS = 5_000_000  # bytes of all small images at most
+LISTS = 7_000_000  # bytes of the lists of images behind the matrices' entries, which are cut shorter beyond
+
+
+def write_report(
+    folder: Path | str,
+    out: Path | str | None = None,
+    *,
+    data: Path | str | Mapping[str, Path | str] | None = None,
+    figures: Path | str | None = None,
+    ending: str = "pdf",
+    config: ReportConfig | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write the report of a run's or a grid's folder as one HTML file that asks no network.
+
+    The page stays below 15 MB: small copies of images are put in, the most telling first, until 5 MB or the limit are
+    reached. Where the images are not found the report is made without them and says so.
+
+    Args:
+        folder: of the run or the grid, finished or not.
+        out: the file; `report.html` in the folder when not given.
+        data: folder of the images, or data set of the grid to folder; when not given it is looked for where the run's
+            or the grid's record says.
+        figures: folder for the pictures as files for a paper too; none when not given.
+        ending: of these files: `pdf`, `svg` or `png`.
+        config: what is looked at closely.
+        say: told what takes a while.
+
+    Raises:
+        UserError: no finished network in the folder, a name in `config` that is not there, or an impossible setting.
+    """
+    given = {name: Path(path) for name, path in data.items()} if isinstance(data, Mapping) else Path(data or "")
+    config = config or ReportConfig()
+    if min(config.gradcam_images, config.map_images) < 0:
+        raise UserError("--gradcam_images and --map_images are numbers of images: 0 or more.")
+    found = collect(Path(folder))
+    if found.damaged:
+        say(overview.damaged_text(found))
+    if found.unreadable:
+        say(overview.unreadable_text(found))
+    focus = choose(found, config)
+    target = Path(out) if out is not None else found.folder / "report.html"
+    if target.is_dir():
+        raise UserError(f"--out {target} is a folder; expected a file such as {target / 'report.html'}.")
+    _check_figures(figures, ending)
+
+    left_out: list[str] = []
+    roots = {cell.key: _root(found, cell, given if data else None, left_out) for cell in found.cells}
+    thumbnails = Thumbnails(THUMBNAILS)
+    drawn, seen = _matrices(found, focus, left_out), Seen()
+    pictured = looks(focus, roots[focus.cell.key], config, say, left_out, seen)
+    confused = pairs(focus, roots[focus.cell.key], thumbnails)
+    sections = [
+        overview.in_short(found, focus),
+        overview.what_was_run(found),
+        overview.results(found),
+        closely.classes(focus),
+        matrix_section(bool(drawn)),
+        confused,
+        *pictured,
+        closely.curves(focus),
+        closely.parts(focus),
+        closely.calibrations(focus),
+        overview.cost(found),
+        overview.tuning(found),
+    ]
+    page = _page(found, [*sections, overview.missing(found, left_out)], "")
+    say("small copies of images")
+    _attach(drawn, roots, thumbnails, LARGEST - len(page.encode()))
+    if thumbnails.unreadable:
+        name, reason = next(iter(thumbnails.unreadable.items()))
+        left_out.append(f"{len(thumbnails.unreadable)} images that cannot be read, such as {name}: {reason}")
+    content = {
+        "thumbnails": thumbnails.uris,
+        "matrices": [_view(found, focus, cell, matrix) for cell, matrix in _first(drawn, focus.cell)],
+    }
+    text = _page(found, [*sections, overview.missing(found, left_out)], _as_script(content))
+    if figures is not None:
+        say("figures for a paper")
+        write_figures(focus, roots[focus.cell.key], seen, Path(figures), ending)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text)
+    return target
+
+
+def _check_figures(figures: Path | str | None, ending: str) -> None:
+    if ending not in ENDINGS:
+        raise UserError(f"--as is {ending}; expected one of {', '.join(ENDINGS)}.")
+    if figures is not None and Path(figures).is_file():
+        raise UserError(f"--figures {figures} is a file; expected a folder for the figures.")
+
+
+def _root(found: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None, left_out: list[str]) -> Path | None:
+    root, reason = find_data(found, cell, given)
+    if root is None:
+        which = f" of {found.title_of(cell)}" if len(found.cells) > 1 else ""
+        hint = "" if "outputs.npz" in reason else " Give their folder with --data."
+        left_out.append(f"Images{which}, Grad-CAM and the map of embeddings are left out: {reason}.{hint}")
+    return root
+
+
+def _matrices(found: ReportData, focus: Focus, left_out: list[str]) -> list[tuple[Cell, Matrices]]:
+    """Of every cell that has any, with as many images listed as the page has room for; where it has none even for the
+    counts, of the cell looked at closely alone."""
+    closely = [network for group in focus.groups.values() for network in group]
+    drawn: list[tuple[Cell, Matrices]] = []
+    for listed in (LISTED, 6, 3, 1, 0):
+        made = [(cell, matrices(cell, closely, listed)) for cell in found.cells]
+        drawn = [(cell, matrix) for cell, matrix in made if matrix is not None]
+        if sum(matrix.size for _, matrix in drawn) <= LISTS:
+            return drawn
+    own = [(cell, matrix) for cell, matrix in drawn if cell is focus.cell]
+    if len(own) < len(drawn):
+        left_out.append(f"The page has no room for confusion matrices but those of {found.title_of(focus.cell)}.")
+    return own
+
+
+def _attach(
+    drawn: Sequence[tuple[Cell, Matrices]], roots: Mapping[str, Path | None], thumbnails: Thumbnails, room: int
+) -> None:
+    """Give the matrices their small images, within what is left of the page; cells share it evenly."""
+    room = max(0, min(THUMBNAILS, room - sum(matrix.size for _, matrix in drawn)) - thumbnails.spent)
+    for number, (cell, matrix) in enumerate(drawn, start=1):
+        thumbnails.budget = thumbnails.spent + room // (len(drawn) - number + 1)
+        before = thumbnails.spent
+        matrix.attach(roots[cell.key], thumbnails)
+        room -= thumbnails.spent - before
+
+
+def _first(drawn: Sequence[tuple[Cell, Matrices]], cell: Cell) -> list[tuple[Cell, Matrices]]:
+    return sorted(drawn, key=lambda entry: entry[0] is not cell)
+
+
+def _view(found: ReportData, focus: Focus, cell: Cell, matrix: Matrices) -> dict[str, Any]:
+    """What the script needs of a cell, with the two networks that are shown first."""
+    networks, students = matrix.content["networks"], cell.students()
+    student = focus.student if focus.student in students else next(iter(students), None)
+    wanted = [(None if label == TEACHER else student, label) for label in focus.groups]
+    places = [i for pair in wanted for i, n in enumerate(networks) if (n["student"], n["label"]) == pair]
+    first, second = [0, len(networks) - 1, *places][-2:]
+    return {**matrix.content, "title": found.title_of(cell), "first": first, "second": second}
+
+
+def _page(found: ReportData, sections: Sequence[Section], content: str) -> str:
+    import jinja2
+
+    own = resources.files(__package__)
+    style = (own / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((own / name).read_text(encoding="utf-8") for name in ("report.js", "matrices.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+    template = environment.from_string((own / "report.html").read_text(encoding="utf-8"))
+    seeds = sorted({seed for cell in found.cells for seed in cell.seeds()})
+    networks = sum(len(cell.networks) for cell in found.cells)
+    return template.render(
+        title=found.name,
+        subtitle=f"{'; '.join(found.title_of(cell) for cell in found.cells)}. {networks} networks, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.",
+        sections=[section for section in sections if section.blocks],
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=Markup(f"sha256-{digest}"),
+        data=Markup(content),
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _as_script(content: object) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text

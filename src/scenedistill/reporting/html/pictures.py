@@ -1,0 +1,149 @@
+"""The sections that show images: confusion matrices, confused pairs, Grad-CAM, the map of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from scenedistill.core.errors import UserError
+from scenedistill.core.precision import compute_device
+from scenedistill.data.batches import ScenePart
+from scenedistill.metrics.differences import confused_pairs
+from scenedistill.metrics.gradcam import AGREEMENT
+from scenedistill.reporting.html.attention_maps import Lookers, Seen
+from scenedistill.reporting.html.blocks import Charts, Gallery, MatrixView, Section, Tile
+from scenedistill.reporting.html.charts import hue, point_chart
+from scenedistill.reporting.html.config import ReportConfig
+from scenedistill.reporting.html.focus import Focus
+from scenedistill.reporting.html.images import Thumbnails, colours, overlay, picture
+from scenedistill.reporting.html.tables import Table, number, word
+
+PAIRS, EXAMPLES = 10, 4  # most confused pairs that are shown, and images of each
+
+
+def matrix_section(drawn: bool) -> Section:
+    """The place for the matrices."""
+    return Section(
+        "matrices",
+        "Confusion matrices",
+        "Rows are true classes, columns predicted ones. Point at an entry for its figures; click it, or go to it with "
+        "the arrow keys and press Enter, to see images behind it.",
+        [MatrixView()] if drawn else [],
+    )
+
+
+def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
+    """The classes most often confused by the network looked at, with the surest mistakes."""
+    section = Section("pairs", "Most confused pairs")
+    networks = focus.of_one_seed()
+    if not networks:
+        return section
+    name, network = list(networks.items())[-1]
+    assert network.outputs is not None
+    rows, strips = [], []
+    for pair in confused_pairs(network.outputs, limit=PAIRS, examples=EXAMPLES):
+        true, named = focus.cell.classes[pair.true], focus.cell.classes[pair.named]
+        others = [_count(other.confusion, pair.true, pair.named) for other in networks.values()]
+        rows.append((word(true), word(named), *(number(count, "{:.0f}") for count in others), number(100 * pair.share)))
+        tiles = []
+        for place in pair.examples:
+            path = network.test_paths[place]
+            sure = 100 * float(network.outputs.probabilities[place].max())
+            small = thumbnails.add(root / path) if root else None
+            tiles.append(Tile(f"{true}: {path}", f"{Path(path).name}, {sure:.0f} % sure", thumbnail=small))
+        note = f"{pair.images} images, {100 * pair.share:.1f} % of {true}"
+        strips.append((f"{true} taken for {named}", note, tiles if root else []))
+    section.help = f"Of {name}, seed {network.seed}; the surest mistakes of each pair first."
+    head = ("true class", "predicted class", *(f"{caption} (images)" for caption in networks))
+    share = f"{name} (% of the true class)"
+    section.blocks = [Table("pairs", "Most confused pairs", (*head, share), tuple(rows)), Gallery(strips)]
+    return section
+
+
+def looks(
+    focus: Focus, root: Path | None, config: ReportConfig, say: Callable[[str], None], left_out: list[str], seen: Seen
+) -> list[Section]:
+    """Grad-CAM and the map of embeddings; what cannot be done is told in `left_out`, what was found kept in `seen`."""
+    camera, atlas = Section("gradcam", "Where the networks look"), Section("map", "Map of the embeddings")
+    networks = focus.of_one_seed(outputs=False)
+    if root is None or not focus.of_one_seed() or not (config.gradcam_images or config.map_images):
+        return [camera, atlas]
+    try:
+        lookers = Lookers(networks, root, compute_device(config.device))
+        if config.gradcam_images and len(networks) > 1:
+            say(f"Grad-CAM of {len(networks)} networks on {min(config.gradcam_images, len(lookers.paths))} test images")
+            _camera(focus, lookers, lookers.part(lookers.sample(config.gradcam_images)), camera, seen)
+        if config.map_images:
+            say(f"embeddings of {min(config.map_images, len(lookers.paths))} test images")
+            _atlas(focus, lookers, lookers.sample(config.map_images), atlas, seen)
+    except (UserError, ValueError) as problem:  # a file damaged, tests that do not fit each other, a network gone wild
+        left_out.append(f"Grad-CAM or the map of embeddings: {' '.join(str(problem).split())}")
+    return [camera, atlas]
+
+
+def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section, seen: Seen) -> None:
+    classes = focus.cell.classes
+    section.help = (
+        "Grad-CAM: bright is where the network finds evidence for the true class. The score is the "
+        f"{AGREEMENT} of teacher and student: 1 is the same place, 0 no relation."
+    )
+    scores = lookers.agreements(part)
+    rows = []
+    for name, values in scores.items():
+        figures = (float(f(values)) for f in (np.mean, np.median, np.std))
+        rows.append((word(name), *(number(figure, "{:.3f}") for figure in figures), number(len(values), "{:.0f}")))
+    seed = next(iter(lookers.networks.values())).seed
+    grids = ", ".join(f"{name} {grid}" for name, grid in lookers.positions().items())
+    note = (
+        f"Over {len(part)} of {len(lookers.paths)} test images of seed {seed}, of each class its share. Positions of "
+        f"the maps before they are enlarged: {grids}; the fewer, the rougher the score."
+    )
+    head = ("student", "mean agreement", "median", "standard deviation", "images")
+    if rows:
+        section.blocks.append(Table("agreement", "Agreement with the teacher", head, tuple(rows), note=note))
+    strips = []
+    seen.looks = lookers.side_by_side()
+    for look in seen.looks:
+        true = classes[look.label]
+        tiles = [Tile(f"{true}: {look.path}", "the image", picture(colours(look.image)))]
+        for name, (heat, named, score) in look.maps.items():
+            words = name + ("" if named is None else f": {classes[named]}")
+            words += "" if score is None else f", agreement {score:.2f}"
+            tone = "" if named is None else "right" if named == look.label else "wrong"
+            uri = picture(overlay(look.image, heat))
+            tiles.append(Tile(f"where {name} finds evidence for {true}", words, uri, tone=tone))
+        why = "drawn evenly" if look.drawn else "among the most different"
+        strips.append((true, f"{Path(look.path).name}, {why}", tiles))
+    caption = (
+        "First the images on which the class probabilities of the networks differ most (Jensen-Shannon divergence), "
+        "one of a class; then a few drawn evenly, to show ordinary ones. A green frame is a right answer, a red one a "
+        "wrong one."
+    )
+    section.blocks.append(Gallery(strips, caption))
+
+
+def _atlas(focus: Focus, lookers: Lookers, positions: np.ndarray, section: Section, seen: Seen) -> None:
+    section.help = (
+        "Test images placed by t-SNE of their embeddings: neighbours are alike to the network. Sizes of clusters and "
+        "distances between them mean nothing."
+    )
+    classes, labels = focus.cell.classes, lookers.labels[positions].tolist()
+    charts = []
+    seen.embeddings, seen.labels = lookers.embeddings(lookers.part(positions)), lookers.labels[positions]
+    for name, found in seen.embeddings.items():
+        named = lookers.outputs[name].predicted[positions].tolist() if name in lookers.outputs else labels
+        tips = [
+            classes[label] + ("" if said == label else f", taken for {classes[said]}")
+            for label, said in zip(labels, named, strict=True)
+        ]
+        places = found.places.astype(float)
+        drawn = point_chart(places[:, 0].tolist(), places[:, 1].tolist(), labels, classes, tips)
+        charts.append((f"{name}: {100 * found.purity:.1f} % of the ten nearest are of the same class", drawn))
+    legend = [(name, "dot", hue(i, len(classes))) for i, name in enumerate(classes)]
+    section.blocks.append(Charts(charts, legend, f"{len(positions)} test images; nearest by cosine of the embeddings."))
+
+
+def _count(confusion: np.ndarray | None, row: int, column: int) -> float | None:
+    return None if confusion is None else float(confusion[row, column])

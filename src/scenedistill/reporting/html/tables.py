@@ -1,0 +1,266 @@
+"""The report's tables: their cells with what to sort by, and the arithmetic over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scenedistill.core.text import spread
+from scenedistill.experiments.pairs import Gain, own_heading, own_methods, paired_gain
+from scenedistill.runs.collect import TEACHER, Cell, Network
+from scenedistill.training.runs import started_from
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table.
+
+    Attributes:
+        text: what is shown.
+        sort: what to sort by; the text when None.
+        spread: standard deviation, a column of its own in the CSV file.
+        link: address that the text leads to.
+    """
+
+    text: str
+    sort: float | None = None
+    spread: float | None = None
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted and downloaded.
+
+    Attributes:
+        key: name of its files.
+        caption: above it.
+        head: headings.
+        rows: as long as the head each; columns whose every entry has a figure to sort by are set to the right.
+        note: below it.
+        folded: shown only when it is opened.
+    """
+
+    key: str
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    note: str = ""
+    folded: bool = False
+    kind: str = "table"
+
+    @property
+    def figures(self) -> list[bool]:
+        """Which columns hold figures."""
+        return [all(row[i].sort is not None for row in self.rows) for i in range(len(self.head))]
+
+
+def word(text: object) -> Entry:
+    """A cell of words."""
+    return Entry(str(text))
+
+
+def number(value: float | None, form: str = "{:.2f}") -> Entry:
+    """A cell with one figure; a dash where there is none."""
+    return Entry("-", -math.inf) if value is None or not math.isfinite(value) else Entry(form.format(value), value)
+
+
+def mean(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1.0) -> Entry:
+    """Mean ± sample standard deviation of the values there are, with their number where some are missing."""
+    known = [factor * value for value in values if value is not None]
+    if len(known) < 2:
+        return number(known[0] if known else None, form)
+    return Entry(spread(known, form, len(values)), statistics.fmean(known), statistics.stdev(known))
+
+
+def gain_over(cell: Cell, networks: Sequence[Network], baseline: str) -> Gain | None:
+    """OA in points over the baseline of the same student, over the seeds that both have; none for teachers."""
+    if networks[0].label in (TEACHER, baseline):
+        return None
+    theirs = [cell.one(networks[0].student, baseline, network.seed) for network in networks]
+    return paired_gain(_oa(networks), _oa([network for network in theirs if network]))
+
+
+def _oa(networks: Sequence[Network]) -> dict[int, float]:
+    return {network.seed: 100 * network.tested["oa"] for network in networks}
+
+
+def results_table(cell: Cell, baseline: str) -> Table:
+    """OA, AA, kappa and macro F1 over seeds, and the gain over the baseline taken seed by seed."""
+    rows = []
+    own = own_methods([label for _, label in cell.groups() if label != TEACHER], baseline)
+    for (name, label), networks in cell.groups().items():
+        gain = gain_over(cell, networks, baseline)
+        rows.append(
+            (
+                word(name),
+                word(label),
+                number(len(networks), "{:.0f}"),
+                mean([n.tested["oa"] for n in networks], factor=100),
+                number(gain.mean if gain else None, "{:+.2f}"),
+                _bounds(gain, len(networks)),
+                *(_ahead(method, cell, networks, baseline) for method in own),
+                mean([n.tested.get("aa") for n in networks], factor=100),
+                mean([n.tested.get("kappa") for n in networks], "{:.3f}"),
+                mean([n.tested.get("macro_f1") for n in networks], factor=100),
+            )
+        )
+    head = ("network", "training", "seeds", "OA (%)", "gain (points)", "95 % interval of the gain")
+    return Table(
+        key=_key("results", cell),
+        caption="Accuracy on the test images",
+        head=(*head, *map(own_heading, own), "AA (%)", "kappa", "macro F1 (%)"),
+        rows=tuple(rows),
+        note="± is the sample standard deviation over seeds. The gain is the OA over the "
+        f"{baseline} student of the same name, taken seed by seed over the seeds that both have; its interval is that "
+        "of Student's t, which a few seeds leave wide. An interval that holds 0 does not show a gain."
+        + " What stands in brackets is such an interval too."
+        * bool(own),
+    )
+
+
+def _ahead(own: str, cell: Cell, networks: Sequence[Network], baseline: str) -> Entry:
+    """How far one of our methods is ahead of another, over the seeds that both have."""
+    if networks[0].label in (TEACHER, baseline, own):
+        return number(None)
+    ours = [cell.one(networks[0].student, own, network.seed) for network in networks]
+    gain = paired_gain(_oa([network for network in ours if network]), _oa(networks))
+    return Entry(gain.text, gain.mean) if gain else number(None)
+
+
+def _bounds(gain: Gain | None, seeds: int) -> Entry:
+    if gain is None or gain.low is None or gain.high is None:
+        return number(None)
+    fewer = f" (n = {gain.n})" if gain.n < seeds else ""
+    return Entry(f"{gain.low:+.2f} to {gain.high:+.2f}{fewer}", gain.low)
+
+
+def seeds_table(cell: Cell) -> Table:
+    """OA of each seed."""
+    seeds = cell.seeds()
+    rows = []
+    for (name, label), networks in cell.groups().items():
+        by_seed = {n.seed: 100 * n.tested["oa"] for n in networks}
+        rows.append((word(name), word(label), *(number(by_seed.get(seed)) for seed in seeds)))
+    head = ("network", "training", *(f"seed {seed}" for seed in seeds))
+    return Table(_key("seeds", cell), "OA of each seed, in percent", head, tuple(rows), folded=True)
+
+
+def cost_table(cell: Cell) -> Table:
+    """What each network costs to keep and to run, beside its OA; of several seeds the median time."""
+    rows, places = [], set[str]()
+    for (name, label), networks in cell.groups().items():
+        costs = [n.tested["cost"] for n in networks if n.tested.get("cost")]
+        if not costs:
+            continue
+        places.update(f"{c['device']}, batch {c['batch_size']}, {c['threads']} threads" for c in costs)
+        first = costs[0]
+        rows.append(
+            (
+                word(name),
+                word(label),
+                mean([n.tested["oa"] for n in networks], factor=100),
+                number(first["parameters"] / 1e6),
+                number(first["bytes"] / 2**20, "{:.1f}"),
+                number(first["operations"] / 1e9, "{:.3f}"),
+                number(statistics.median(cost["milliseconds"] for cost in costs)),
+                _range([c["milliseconds_low"] for c in costs], [c["milliseconds_high"] for c in costs]),
+                mean([n.record.get("seconds") for n in networks], "{:.1f}", 1 / 60),
+                word(started_from(networks[0].settings).replace("none", "nothing")),
+            )
+        )
+    head = ("network", "training", "OA (%)", "parameters (M)", "size (MiB)", "operations (G)", "ms per image")
+    return Table(
+        key=_key("cost", cell),
+        caption="Cost",
+        head=(*head, "quartiles (ms)", "training (min)", "started from"),
+        rows=tuple(rows),
+        note="Operations are multiply-accumulates for one image. The time is for one image at a time after a warm-up; "
+        "it says something only where nothing else ran on the machine. Timed on: "
+        f"{'; '.join(sorted(places))}.",
+    )
+
+
+def _range(low: Sequence[float], high: Sequence[float]) -> Entry:
+    return Entry(f"{min(low):.2f} to {max(high):.2f}", min(low))
+
+
+def class_table(cell: Cell, chosen: Mapping[str, Sequence[Network]]) -> Table:
+    """Accuracy of each class for a few groups of networks, and the last group's gain over the second last."""
+    names = list(chosen)
+    rows = []
+    for name in cell.classes:
+        entries = [mean([n.tested["per_class"].get(name) for n in chosen[group]], "{:.1f}", 100) for group in names]
+        gain = class_gain(name, chosen[names[-2]], chosen[names[-1]])
+        rows.append((word(name), *entries, mean(gain, "{:+.1f}") if gain else number(None)))
+    return Table(
+        key=_key("classes", cell),
+        caption="Accuracy of each class, in percent",
+        head=("class", *names, f"gain: {names[-1]} over {names[-2]} (points)"),
+        rows=tuple(rows),
+        folded=True,
+    )
+
+
+def class_gain(name: str, before: Sequence[Network], after: Sequence[Network]) -> list[float]:
+    """Points of a class's accuracy gained, for each seed that both have."""
+    first = {n.seed: n.tested["per_class"].get(name) for n in before}
+    found = [(first.get(n.seed), n.tested["per_class"].get(name)) for n in after]
+    return [100 * (b - a) for a, b in found if a is not None and b is not None]
+
+
+def tuning_table(tuning: Mapping[str, Any]) -> Table:
+    """OA on validation images of each weight that was tried, out of a grid's tuning.json."""
+    factors = [float(factor) for factor in tuning["factors"]]
+    rows = []
+    for block, students in tuning["chosen"].items():
+        for student, labels in students.items():
+            for label, found in labels.items():
+                known = {
+                    factor: oa for factor, oa in found["validation_oa"].items() if oa is not None
+                }  # None: diverged
+                scores = {float(factor): 100 * float(oa) for factor, oa in known.items()}
+                tried = [number(scores.get(factor)) for factor in factors]
+                own = f"{label} ({found['epochs']} epochs)" if "epochs" in found else label
+                chosen = number(found["factor"] and float(found["factor"]), "{:g}")  # None: all of them diverged
+                rows.append((word(block), word(student), word(own), *tried, chosen))
+    head = ("data", "network", "training", *(f"OA (%) at {factor:g}" for factor in factors), "chosen factor")
+    return Table(
+        key="tuning",
+        caption="Tuning: a factor on the weight of all losses that ask the teacher",
+        head=head,
+        rows=tuple(rows),
+        note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
+        f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts. As many trials "
+        "for every method; no test image of that seed's split was looked at. A choice at either end of the factors may "
+        "not be the best there is. Where all diverged none is chosen.",
+    )
+
+
+def published_tables(cells: Sequence[tuple[str, float]]) -> list[Table]:
+    """For each data set and ratio the accuracies that others have published, where any are known."""
+    from scenedistill.experiments.published import CAUTION, notes, published, published_rows
+
+    tables = []
+    for data, ratio in dict.fromkeys(cells):
+        if results := published(data, ratio):
+            head, lines = published_rows(results)
+            figure = head.index("OA (%)")
+            rows = []
+            for line, result in zip(lines, results, strict=True):
+                entries = [word(text) for text in line]
+                entries[figure] = Entry(line[figure], 100 * result.oa)
+                entries[-1] = Entry(line[-1], link=result.url)
+                rows.append(tuple(entries))
+            said = " ".join(note.replace("\n- ", " ").removeprefix("- ") for note in notes(results))
+            caption = f"Published by others: {data}, {100 * ratio:g} % training ({len(rows)} figures)"
+            key = f"published-{data}-{100 * ratio:g}"
+            tables.append(Table(key, caption, tuple(head), tuple(rows), note=f"{CAUTION} {said}", folded=True))
+    return tables
+
+
+def _key(name: str, cell: Cell) -> str:
+    return f"{name}-{cell.key.replace('/', '-')}" if cell.key else name

@@ -1,0 +1,1 @@
+"""A run's folder as it is read afterwards: its networks, images, curves and outputs."""

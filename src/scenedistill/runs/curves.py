@@ -1,0 +1,167 @@
+"""Learning curves of a finished or running training, and a word where one part of its loss drowns the others."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scenedistill.core.disk import file_damage
+from scenedistill.core.errors import Damaged, UserError
+from scenedistill.losses.registry import METHODS, resolve_weights
+from scenedistill.training.gradients import CLIPPED, PULL, VITAL_SIGNS
+from scenedistill.training.runs import read_stage, title_of
+
+DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
+IDLE = 0.02  # share below which a part has none
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a training logged in E epochs; a value that was not logged is NaN, one that was not finite is infinite.
+
+    Attributes:
+        epochs: from 1, int64 `[E]`.
+        parts: mean of each part of the loss, before it is weighted, float64 `[E]`.
+        weights: of the parts; those that are not known are missing.
+        pulls: norm of the gradient of each weighted part, in the epochs where it was measured, float64 `[E]`.
+        accuracies: `train_oa` on the training views, `val_oa` where there is a validation part, 0..1, float64 `[E]`.
+    """
+
+    epochs: np.ndarray
+    parts: dict[str, np.ndarray]
+    weights: dict[str, float]
+    pulls: dict[str, np.ndarray]
+    accuracies: dict[str, np.ndarray]
+
+    @property
+    def pull_shares(self) -> dict[str, float]:
+        """Each part's share of all pulls, median over the measured epochs, 0..1; empty where none were measured."""
+        if not self.pulls:
+            return {}
+        lengths = np.stack(list(self.pulls.values()))
+        measured = lengths[:, np.isfinite(lengths).all(0) & (lengths.sum(0) > 0)]
+        if not measured.size:
+            return {}
+        shares = np.median(measured / measured.sum(0), axis=1)
+        return dict(zip(self.pulls, shares.tolist(), strict=True))
+
+
+def read_curves(stage: Path) -> Curves:
+    """The curves of a stage's folder, over all its tries: where a killed one was repeated, the later one counts.
+
+    A student that was trained side by side with others has its log beside the students of its seed.
+
+    Raises:
+        UserError: nothing was logged.
+    """
+    record = read_stage(stage)
+    kept = (record.get("record") or {}).get("logs") or {}
+    damaged = [stage / name for name, checksum in kept.items() if file_damage(stage / name, checksum)]
+    if damaged:
+        raise Damaged(f"{damaged[0]} is damaged or gone: it does not hold what the training has logged.")
+    rows, prefix = _rows(stage / "logs"), ""
+    if not rows:
+        rows, prefix = _rows_together(stage, record)
+    if not rows:
+        raise UserError(f"{stage} has no log of a training. Give the folder of a teacher or of a student of a run.")
+    by_epoch: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_epoch.setdefault(int(row["epoch"]), {}).update(row)
+    epochs = sorted(by_epoch)
+    columns = {
+        name.removeprefix(prefix): np.array([by_epoch[epoch].get(name, math.nan) for epoch in epochs])
+        for name in sorted({name for row in by_epoch.values() for name in row})
+        if name.startswith(prefix)
+    }
+    other = {"epoch", "step"}
+    accuracies = {name for name in columns if name.endswith("_oa")}
+    pulls = {name for name in columns if name.startswith(PULL)}
+    other |= {name for name in columns if name.endswith("seconds") or name.startswith((CLIPPED, *VITAL_SIGNS))}
+    parts = [name for name in columns if name not in other | accuracies | pulls]
+    return Curves(
+        epochs=np.array(epochs, dtype=np.int64) + 1,
+        parts={name: columns[name] for name in parts},
+        weights=_weights(record.get("settings") or {}),
+        pulls={name.removeprefix(PULL): columns[name] for name in sorted(pulls)},
+        accuracies={name: columns[name] for name in sorted(accuracies)},
+    )
+
+
+def hints(curves: Curves) -> list[str]:
+    """What a reader should know of the parts of the loss, each in a sentence or two; nothing where all is well."""
+    said = []
+    for name, values in curves.parts.items():
+        if np.isinf(values).any():
+            first = curves.epochs[np.isinf(values)][0]
+            said.append(f"'{name}' is not finite from epoch {first} on. Lower the learning rate or its weight.")
+    shares = curves.pull_shares
+    if len(shares) < 2:
+        return said
+    largest, second = sorted(shares, key=lambda name: -shares[name])[:2]
+    weight = curves.weights.get(largest)
+    if shares[largest] > DROWNING:
+        advice = ""
+        if weight is not None:
+            level = weight * shares[second] / shares[largest]
+            advice = f" A weight of about {level:.1g} instead of {weight:g} would bring it level with '{second}'."
+        said.append(
+            f"'{largest}' drowns the others: {100 * shares[largest]:.0f} % of the length of all gradients is its own, "
+            f"median over the measured epochs.{advice}"
+        )
+    for name, share in shares.items():
+        if share < IDLE and name != largest:
+            said.append(
+                f"'{name}' hardly counts: {100 * share:.1f} % of the length of all gradients is its own. "
+                "Raise its weight if it is meant to matter."
+            )
+    return said
+
+
+def _rows(logs: Path) -> list[dict[str, float]]:
+    """The lines of all tries, oldest first, without their blanks."""
+    tries = sorted(logs.glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2]))
+    rows = []
+    for path in tries:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                row = {name: _number(value) for name, value in line.items() if name and value}
+                if "epoch" in row:
+                    rows.append(row)
+    return rows
+
+
+def _number(text: str) -> float:
+    """A logged value; what is not a number is told apart from what was not logged."""
+    value = float(text)
+    return math.inf if math.isnan(value) else value
+
+
+def _rows_together(stage: Path, record: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
+    """The log of the training that a student shared, and what its own columns begin with."""
+    prefix = f"{title_of(stage)} "
+    ended = {f"{prefix}{name}": value for name, value in ((record.get("record") or {}).get("last_epoch") or {}).items()}
+    for folder in sorted(stage.parent.parent.glob("together-*")):
+        rows = _rows(folder / "logs")
+        last: dict[str, float] = {}
+        for row in rows:
+            last |= row
+        # several trainings may have had a student of this name: its own ended as its record says
+        if ended and all(abs(last.get(name, math.inf) - value) < 1e-4 for name, value in ended.items()):
+            return rows, prefix
+    return [], ""
+
+
+def _weights(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Of the parts of the loss that a stage's settings speak of."""
+    student, teacher = settings.get("student"), settings.get("teacher")
+    if isinstance(student, dict) and student.get("method") in METHODS:
+        return resolve_weights(str(student["method"]), dict(student.get("losses") or {}))
+    if isinstance(teacher, dict):
+        return {"ce": 1.0, "triplet": float(teacher.get("triplet_weight", 1.0))}
+    return {}

@@ -1,0 +1,166 @@
+"""The images of a run, found again: training ones to calibrate on, test ones to check with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scenedistill.core.errors import Damaged, UserError
+from scenedistill.data.cache import build_cache, cache_home
+from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored, row_checksum
+from scenedistill.data.names import nfc, positions_in
+from scenedistill.data.scenes import SceneIndex, scan
+from scenedistill.data.split_files import read_split
+from scenedistill.data.splits import Split
+from scenedistill.models.files import NetCard
+from scenedistill.runs.find import Training
+from scenedistill.runs.provenance import run_settings
+
+#: Test images that are drawn where all are too many.
+SAMPLE = 1000
+
+
+class RunImages(NamedTuple):
+    """Of S pixels, as `read_scene` decodes them.
+
+    Attributes:
+        training: uint8 `[C, S, S, bands]`.
+        test: uint8 `[N, S, S, bands]`.
+        labels: of the test images, in the network's own order, int64 `[N]`.
+        files: of the test images; they may be gone.
+        of: number of images in the whole test split.
+    """
+
+    training: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+    files: tuple[Path, ...]
+    of: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """`images[rows[i]]` is the image at `index.paths[i]`."""
+
+    index: SceneIndex
+    images: Images
+    rows: np.ndarray
+    checksums: np.ndarray | None = None
+
+    def taken(self, positions: np.ndarray) -> Images:
+        """The images at some places of the index.
+
+        Raises:
+            Damaged: one of them is not what was decoded.
+        """
+        found: Images = self.images[self.rows[positions]]
+        if self.checksums is not None:
+            for position, image in zip(positions, found, strict=True):
+                if row_checksum(image) != self.checksums[self.rows[position]]:
+                    raise Damaged(
+                        f"The decoded image of {self.index.root / self.index.paths[position]} is damaged. Give the "
+                        "folder that the images come from with --data, or the run's command again: it puts it right."
+                    )
+        return found
+
+
+def run_images(
+    training: Training, card: NetCard, data: Path | None, *, calibration: int, test: int | None, most: int = 0
+) -> RunImages:
+    """Images of the split that a network was trained and tested on, drawn at random but always the same.
+
+    Args:
+        training: of the network.
+        card: of the network.
+        data: the folder or manifest it was trained on; the run's decoded images serve when not given.
+        calibration: number of training images wanted.
+        test: number of test images wanted; 0 takes all; None takes all where they are `most` or fewer, else `SAMPLE`.
+        most: see `test`.
+
+    Raises:
+        UserError: the images cannot be found, or are split otherwise than the run says.
+    """
+    if training.split is None:
+        raise UserError(
+            f"{training.folder} lies in no run: there is no split.csv above it to say which images are for test. "
+            "Give a run's folder, or the folder of one training in it."
+        )
+    size = card.stored_size or card.image_size
+    found = _from_folder(data, size, card.bands) if data else _from_cache(training, card, size)
+    split = read_split(training.split, found.index)
+    wanted = training.settings.get("data", {}).get("split")
+    if wanted not in (None, split.hash):
+        raise UserError(
+            f"{training.split} is the split {split.hash}, and {training.folder.name} was trained on {wanted}. "
+            "Export from the run as it was written, or give its images with --data."
+        )
+    if test is None:
+        test = 0 if len(split.test) <= most else SAMPLE
+    return _drawn(found, split, card, calibration, test)
+
+
+def _drawn(found: _Decoded, split: Split, card: NetCard, calibration: int, test: int) -> RunImages:
+    random = np.random.default_rng(0)
+    taught = np.sort(random.permutation(split.train)[: max(calibration, 1)])
+    asked = np.sort(random.permutation(split.test)[: test or None])
+    index = found.index
+    labels = _numbers(index.classes, card)[index.labels]
+    return RunImages(
+        found.taken(taught),
+        found.taken(asked),
+        labels[asked],
+        tuple(index.root / index.paths[position] for position in asked),
+        len(split.test),
+    )
+
+
+def _from_folder(data: Path, size: int, bands: int) -> _Decoded:
+    cache = build_cache(scan(data), size, bands=bands, on_bad="skip")
+    return _Decoded(cache.index, cache.images, np.arange(len(cache.index)), cache.checksums)
+
+
+def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
+    """The decoded images that the run has used, recognised by the paths of its split."""
+    assert training.split is not None
+    with training.split.open(encoding="utf-8", newline="") as file:
+        lines = [(row["path"], row["label"]) for row in csv.DictReader(file)]
+    own = run_settings(training).get("cache_dir")
+    home = Path(own) if own else cache_home()
+    for manifest in sorted([*home.glob("manifest.json"), *home.glob("scenes/*/manifest.json")]):
+        try:
+            content = json.loads(manifest.read_bytes())
+            settings = CacheSettings(**content["settings"]) if content.get("kind") == KIND else None
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if settings != CacheSettings(settings.root if settings else "", size, card.bands, None):
+            continue
+        stored = open_stored(manifest.parent, settings)
+        spelt = {nfc(path): path for path in stored.entries} if stored else {}
+        paths = tuple(spelt.get(nfc(path), "") for path, _ in lines)
+        if stored is None or not all(paths):
+            continue
+        rows = np.array([stored.entries[path][2] for path in paths])
+        if (rows < 0).any():
+            continue
+        labels = _numbers([label for _, label in lines], card)
+        index = SceneIndex(Path(settings.root), paths, labels, card.classes)
+        return _Decoded(index, stored.images, rows, stored.checksums)
+    raise UserError(
+        f"The images of {training.folder} are no longer among the decoded ones in {home}. Give the folder they come "
+        "from with --data."
+    )
+
+
+def _numbers(names: Sequence[str], card: NetCard) -> np.ndarray:
+    """The position of each class name in the network's own order, int64."""
+    numbers = np.array(positions_in(names, card.classes), dtype=np.int64)
+    if (numbers < 0).any():
+        unknown = next(name for name, number in zip(names, numbers, strict=True) if number < 0)
+        raise UserError(f"The network does not know {unknown!r}; it knows {', '.join(card.classes[:40])}.")
+    return numbers

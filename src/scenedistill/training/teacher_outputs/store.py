@@ -1,0 +1,242 @@
+"""A teacher's answers for numbered views of the training images, as files that any later run reads."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from scenedistill.core.disk import content_checksum, read_json, short_hash, write_json
+from scenedistill.core.errors import Damaged, UserError
+from scenedistill.core.terminal import plain_console
+from scenedistill.losses.base import TeacherStatistics
+from scenedistill.models.files import read_tensors, with_checksum
+from scenedistill.models.output import SceneOutput, StageAttention
+
+#: Raised when the same settings come to mean other answers: other views, another packing.
+FORMAT = 1
+LARGEST = torch.finfo(torch.float16).max
+SPARE_BYTES = 256 << 20  # disk space left free
+ABOUT, _STATISTICS = "about.json", "statistics.safetensors"
+VIEW = re.compile(r"view-(\d{5})-([0-9a-f]{16})\.npy")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one image's answer lies in a row of bytes: 16 bits a number, tensor after tensor.
+
+    Energies are bfloat16, because squares leave the range of float16; all else is float16, cut to its range.
+
+    Attributes:
+        shapes: of each tensor of the output without the batch, in the order in which the output is flattened.
+        types: of each tensor.
+        spec: how the tensors make up a `SceneOutput`.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    types: tuple[torch.dtype, ...]
+    spec: TreeSpec
+
+    @staticmethod
+    def of(output: SceneOutput) -> Packing:
+        """The packing of outputs like this one."""
+        leaves, spec = tree_flatten(output[:3])  # neither features nor rows
+        narrow, wide = torch.float16, torch.bfloat16
+        stage = StageAttention(channel=narrow, spatial=narrow, energy=wide, descriptor=narrow)  # type: ignore[arg-type]
+        types = tree_flatten((narrow, narrow, (stage,) * len(output.attention)))[0]
+        return Packing(tuple(leaf.shape[1:] for leaf in leaves), tuple(types), spec)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image's answer."""
+        return sum(2 * shape.numel() for shape in self.shapes)
+
+    def pack(self, output: SceneOutput) -> Tensor:
+        """A batch's answers as uint8 `[B, row_bytes]`."""
+        leaves = (
+            leaf.flatten(1).to(kind) if kind == torch.bfloat16 else leaf.flatten(1).clamp(-LARGEST, LARGEST).to(kind)
+            for leaf, kind in zip(tree_flatten(output[:3])[0], self.types, strict=True)
+        )
+        return torch.cat([leaf.contiguous().view(torch.uint8) for leaf in leaves], 1)
+
+    def unpack(self, rows: Tensor) -> SceneOutput:
+        """The answers in uint8 `[B, row_bytes]`, as views of the same memory."""
+        leaves, start = [], 0
+        for shape, kind in zip(self.shapes, self.types, strict=True):
+            end = start + 2 * shape.numel()
+            leaves.append(rows[:, start:end].view(kind).unflatten(1, shape))  # type: ignore[no-untyped-call]
+            start = end
+        return SceneOutput(*tree_unflatten(leaves, self.spec))
+
+
+class KnowledgeStore:
+    """The folder of one teacher's answers for the views of one training part.
+
+    Every view is a file of its own whose name carries its checksum and which appears whole or not at all, so that runs
+    may share a folder, be killed at any moment and fill it together.
+
+    Args:
+        root: folder of all stores.
+        settings: everything that the answers depend on, as plain JSON values.
+        images: number N of training images.
+        about: what else a person may want to know of the folder.
+    """
+
+    def __init__(
+        self, root: Path, settings: Mapping[str, Any], images: int, about: Mapping[str, Any] | None = None
+    ) -> None:
+        settings = {"format": FORMAT, **settings}
+        self.folder = root / content_checksum(settings)
+        self.images = images
+        self._verified: set[str] = set()  # names of files whose content this process has checked
+        self._about = {**(about or {}), "images": images, "settings": settings}
+
+    def kept(self) -> set[int]:
+        """Numbers of the views whose answers are here."""
+        return set(self._views())
+
+    def read(self, number: int, packing: Packing) -> Tensor | None:
+        """A view's answers, uint8 `[N, row_bytes]`, memory-mapped; None where there are none or damaged ones."""
+        file = self._views().get(number)
+        if file is None:
+            return None
+        try:
+            rows = np.load(file, mmap_mode="c")  # copy-on-write: torch wants memory it might write to
+        except OSError:  # no right to read it, too many open files, just replaced: that is no damage
+            return None
+        except (ValueError, EOFError):
+            rows = np.zeros((0, 0), np.uint8)
+        whole = rows.shape == (self.images, packing.row_bytes) and rows.dtype == np.uint8
+        if whole and (file.name in self._verified or _checksum(rows) in file.name):
+            self._verified.add(file.name)
+            return torch.from_numpy(rows)
+        self._tell(f"{file} is damaged; the teacher is asked again")
+        file.unlink(missing_ok=True)
+        return None
+
+    def write(self, number: int, rows: Tensor) -> None:
+        """Keep a view's answers, uint8 `[N, row_bytes]`."""
+        self._make()
+        array = rows.numpy()
+        self._put(f"view-{number:05d}-{_checksum(array)}.npy", lambda file: _save(file, array))
+
+    def read_statistics(self) -> tuple[TeacherStatistics, float] | None:
+        """The teacher's statistics and its OA on the training images; None where there are none or damaged ones."""
+        path = self.folder / _STATISTICS
+        if not path.is_file():
+            return None
+        try:
+            tensors, facts = read_tensors(path)
+            if set(facts) != {"oa"}:
+                raise Damaged(f"{path} is damaged: its metadata are not those that were written.")
+            if "embeddings" not in tensors:  # kept by an earlier release
+                return None
+            names, oa = sorted(tensors), float(facts["oa"])
+            means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
+            deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
+            embeddings = tensors["embeddings"].float()
+            return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
+        except (UserError, KeyError, ValueError):
+            self._tell(f"{path} is damaged; the teacher is measured again")
+            return None
+
+    def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
+        """Keep the teacher's statistics and its OA on the training images."""
+        self._make()
+        tensors = {"embedding_mean": statistics.embedding_mean, "embeddings": statistics.embeddings.half()}
+        for name in ("descriptor_mean", "descriptor_std"):
+            tensors |= {f"{name}_{i:02d}": tensor for i, tensor in enumerate(getattr(statistics, name))}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(tensors, with_checksum({"oa": repr(oa)}, tensors))
+        self._put(_STATISTICS, lambda file: file.write(content))
+
+    def need(self, views: int, packing: Packing) -> str:
+        """What keeping views 0 to `views` - 1 takes, in words.
+
+        Raises:
+            UserError: more than the disk has.
+        """
+        missing = len(set(range(views)) - self.kept())
+        asked = missing * self.images * packing.row_bytes
+        self._make()
+        for part in self.folder.glob("*.part"):  # of runs that were killed while they wrote
+            with contextlib.suppress(FileNotFoundError):  # or of one that writes at this moment
+                if time.time() - part.stat().st_mtime > 3600:
+                    part.unlink()
+        free = shutil.disk_usage(self.folder).free
+        if asked and asked + SPARE_BYTES > free:
+            raise UserError(
+                f"The teacher's knowledge of {missing} more views of {self.images:,} images takes {size_text(asked)}, "
+                f"and {self.folder} has {size_text(free)} free. Make room, lower --student.knowledge_views (0 keeps "
+                "nothing), or give another --data.cache_dir."
+            )
+        whole = views * self.images * packing.row_bytes
+        return (
+            f"knowledge of {views} views x {self.images:,} images: {size_text(whole)}, "
+            f"{views - missing} of them kept before ({self.folder.name})"
+        )
+
+    def _tell(self, what: str) -> None:
+        plain_console(stderr=True).print(what)
+
+    def _views(self) -> dict[int, Path]:
+        found: dict[int, Path] = {}
+        with contextlib.suppress(OSError):
+            for file in self.folder.iterdir():
+                if match := VIEW.fullmatch(file.name):
+                    number = int(match[1])
+                    found[number] = min(file, found.get(number, file))  # two runs may have kept it at the same time
+        return found
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not read_json(self.folder / ABOUT):  # none, or a damaged one
+                write_json(self.folder / ABOUT, self._about, checksum=True)
+        except OSError as problem:
+            raise UserError(
+                f"The teacher's knowledge cannot be kept in {self.folder}: {problem.strerror}. Give another "
+                "--data.cache_dir, or --student.knowledge_views 0 to keep nothing."
+            ) from problem
+
+    def _put(self, name: str, write: Any) -> None:
+        """A file that is there as a whole or not at all, whoever else writes it at the same time."""
+        part = self.folder / f"{name}.{uuid.uuid4().hex}.part"
+        try:
+            with part.open("wb") as file:
+                write(file)
+            part.replace(self.folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def size_text(count: float) -> str:
+    """Bytes as people say them."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    power = min(int(math.log10(count) / 3), 4)
+    value = count / 1000**power
+    return f"{value:.{0 if value >= 100 else 1}f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def _save(file: Any, array: np.ndarray) -> None:
+    """As np.save, which does not say why where the disk is full."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array).data)
+
+
+def _checksum(rows: np.ndarray) -> str:
+    return short_hash(np.ascontiguousarray(rows).data)

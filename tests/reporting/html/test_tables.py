@@ -1,0 +1,93 @@
+"""Tables of the report: figures against those worked out here, order, what is left out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+
+from scenedistill.reporting.html.config import ReportConfig
+from scenedistill.reporting.html.focus import choose
+from scenedistill.reporting.html.tables import (
+    Entry,
+    class_table,
+    cost_table,
+    mean,
+    number,
+    published_tables,
+    results_table,
+    seeds_table,
+    tuning_table,
+    word,
+)
+from scenedistill.runs.collect import collect
+
+
+def test_mean_and_spread() -> None:
+    assert mean([0.5, 0.6], factor=100) == Entry("55.00 ± 7.07", 55.0, pytest.approx(7.0710678))
+    assert mean([0.5, None, 0.6], factor=100).text == "55.00 ± 7.07 (n=2)"
+    assert mean([0.5], factor=100) == Entry("50.00", 50.0)
+    assert mean([None]).text == number(None).text == "-" and number(math.nan).text == "-"
+    assert mean([-1.0, 1.0], "{:+.1f}").text == "+0.0 ± 1.4"
+
+
+def test_results_hold_the_paired_gain(made: Any) -> None:
+    (cell,) = collect(made.run).cells
+    table = results_table(cell, "plain")
+    rows = {row[1].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    oa = {(n.label, n.seed): 100 * n.tested["oa"] for n in cell.networks}
+    gains = [oa["dkd", seed] - oa["plain", seed] for seed in (0, 1)]
+    middle, half = statistics.fmean(gains), 12.706 * statistics.stdev(gains) / math.sqrt(2)  # t of one degree
+    assert rows["dkd"]["gain (points)"].text == f"{middle:+.2f}"
+    low, high = rows["dkd"]["95 % interval of the gain"].text.split(" to ")
+    assert float(low) == pytest.approx(middle - half, abs=0.02) and float(high) == pytest.approx(
+        middle + half, abs=0.02
+    )
+    assert rows["plain"]["gain (points)"].text == rows["teacher"]["gain (points)"].text == "-"
+    assert rows["dkd"]["OA (%)"].sort == pytest.approx(statistics.fmean([oa["dkd", 0], oa["dkd", 1]]))
+    assert rows["dkd"]["OA (%)"].spread == pytest.approx(statistics.stdev([oa["dkd", 0], oa["dkd", 1]]))
+    assert table.figures == [False, False, *[True] * 7]
+    one = seeds_table(cell)
+    assert one.head[2:] == ("seed 0", "seed 1") and one.rows[-1][2].text == f"{oa['dkd', 0]:.2f}"
+
+
+def test_costs_and_classes(made: Any) -> None:
+    data = collect(made.run)
+    costs = cost_table(data.cells[0])
+    assert len(costs.rows) == 3 and all(len(row) == len(costs.head) for row in costs.rows)
+    assert costs.rows[0][3].sort == data.cells[0].networks[0].tested["cost"]["parameters"] / 1e6
+    focus = choose(data, ReportConfig())
+    classes = class_table(focus.cell, focus.groups)
+    assert [row[0].text for row in classes.rows] == list(focus.cell.classes)
+    before, after = classes.rows[0][2].sort, classes.rows[0][3].sort
+    assert before is not None and after is not None and classes.rows[0][4].sort == pytest.approx(after - before)
+
+
+def test_tuning_shows_every_trial() -> None:
+    found = {"factor": 0.1, "validation_oa": {"0.1": 0.5, "1": None}}
+    tuning = {
+        "factors": [0.1, 1],
+        "val_fraction": 0.2,
+        "seed": 0,
+        "epochs": 3,
+        "chosen": {"AID-20": {"net": {"kd": found}}},
+    }
+    table = tuning_table(tuning)
+    assert table.head[3:] == ("OA (%) at 0.1", "OA (%) at 1", "chosen factor")
+    assert [entry.text for entry in table.rows[0]] == ["AID-20", "net", "kd", "50.00", "-", "0.1"]
+    assert "20 % of the training part" in table.note
+
+
+def test_published_figures_stand_by_themselves() -> None:
+    pytest.importorskip("scenedistill.experiments.published")
+    (table,) = published_tables([("AID", 0.2), ("AID", 0.2), ("my own images", 0.2)])
+    assert table.caption.startswith("Published by others: AID, 20 % training")
+    assert all(row[-1].link.startswith("https://") for row in table.rows)
+    figures = [row[table.head.index("OA (%)")].sort for row in table.rows]
+    assert figures == sorted(figures, reverse=True) and all(50 < figure < 100 for figure in figures if figure)
+
+
+def test_a_word_is_sorted_as_text() -> None:
+    assert word(3) == Entry("3")
