@@ -34,7 +34,7 @@ class DualAttentionLoss(DistillationLoss):
 
     Examples:
         >>> import torch
-        >>> from scenedistill.losses.dual_attention import DualAttentionLoss
+        >>> from scenedistill.losses import DualAttentionLoss, TeacherStatistics
         >>> from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
         >>> def output(dims: FeatureDims) -> SceneOutput:
         ...     width = dims.stages[0]
@@ -44,6 +44,7 @@ class DualAttentionLoss(DistillationLoss):
         ...     return SceneOutput(torch.rand(2, 3), torch.rand(2, dims.embedding), attention=(stage,))
         >>> narrow, wide = FeatureDims(3, 4, stages=(4,)), FeatureDims(3, 8, stages=(8,))
         >>> loss = DualAttentionLoss(narrow, wide)
+        >>> loss.prepare(TeacherStatistics.of(output(wide) for _ in range(4)))
         >>> loss(output(narrow), output(wide), labels=torch.tensor([0, 1])).shape
         torch.Size([])
     """
