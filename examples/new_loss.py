@@ -57,6 +57,6 @@ ours, theirs = outputs_of(student), outputs_of(teacher)
 value = loss(ours, theirs, torch.zeros(8, dtype=torch.long))
 value.backward()
 expected = slow_ranking(ours.logits, theirs.logits, margin=0.5)
-assert abs(float(value) - expected) < 1e-5, (float(value), expected)
-print(f"ranking loss {float(value):.4f}, by the loop {expected:.4f}; the student's head has a gradient of norm "
+assert abs(value.item() - expected) < 1e-5, (value.item(), expected)
+print(f"ranking loss {value.item():.4f}, by the loop {expected:.4f}; the student's head has a gradient of norm "
       f"{float(student.head.weight.grad.norm()):.3f}")  # fmt: skip

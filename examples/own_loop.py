@@ -65,5 +65,5 @@ for epoch in range(args.epochs):
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
     schedule.step()
-    print(f"epoch {epoch + 1}: loss {float(total):.3f}")
+    print(f"epoch {epoch + 1}: loss {total.item():.3f}")
 torch.save((student if ours else student.unwrapped()).state_dict(), args.out)

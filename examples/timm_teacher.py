@@ -59,4 +59,4 @@ for epoch in range(args.epochs):
         optimizer.zero_grad()
         sum(weights[name] * part for name, part in parts.items()).backward()
         optimizer.step()
-    print(f"epoch {epoch + 1}: " + ", ".join(f"{name} {float(part):.3f}" for name, part in parts.items()))
+    print(f"epoch {epoch + 1}: " + ", ".join(f"{name} {part.item():.3f}" for name, part in parts.items()))
