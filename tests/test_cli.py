@@ -591,7 +591,7 @@ def test_names_that_are_not_utf8_are_refused_in_a_line(
         ),
         ("--teacher.images_per_class", "1", "--teacher.images_per_class is 1; a triplet needs 2 or more"),
         ("--student.fit.batch_size", "1", "Choose another --student.fit.batch_size"),
-        ("--student.name", "coat_tiny", "CoaT does not take images of 32 x 32 pixels"),
+        ("--student.name", "coat_tiny", "CoaT does not call its stages"),
         ("--teacher.checkpoint", "net.pth", "give them with --teacher.weights"),
         ("--teacher.checkpoint", "timm.safetensors", "give them with --teacher.weights"),
     ],
