@@ -16,7 +16,7 @@ from pathlib import Path
 from records import figures, race, step_profile, use
 from scenedistill.core.errors import UserError
 from scenedistill.experiments import costs
-from scenedistill.experiments.bench.run import speed
+from scenedistill.experiments.bench import speed
 from scenedistill.experiments.records import kind_of, read_record
 from scenedistill.experiments.result_table import result_table
 from scenedistill.experiments.results import read_result
