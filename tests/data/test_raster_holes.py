@@ -54,6 +54,12 @@ def test_a_constant_far_from_the_rest_is_found(values: np.ndarray, constant: flo
     assert others.min() <= found.low < found.high <= others.max()
 
 
+def test_a_constant_of_one_band_alone_is_found() -> None:
+    values = np.stack([holed(REFLECTANCE, -9999, 0.2)[0], *REFLECTANCE[1:]])
+    found = find_constant(values)
+    assert found is not None and found.value == -9999 and found.share == pytest.approx(0.2, abs=0.002)
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -162,7 +162,18 @@ REFUSED = {
     "another VRT as a name": ({"source": "vrt://a.tif"}, "which is no file"),
     "an archive": ({"source": "/vsizip/a.zip/a.tif"}, "which is no file"),
     "nothing": ({"source": ""}, "which is no file"),
-    "text": ({"source": "notes.txt"}, "which is text and may name further files"),
+    "text": ({"source": "notes.txt"}, "which may name further files"),
+    # GDAL compares names whatever their case, knows no namespaces, and takes an element for an attribute of its name
+    "a raw band in lower case": ({"band": ' subclass="VRTRawRasterBand"'}, "has a VRTRawRasterBand"),
+    "a raw band as an element": ({"inside": "<subClass>VRTRawRasterBand</subClass>"}, "has a subClass"),
+    "a file in capitals": (
+        {"inside": '<SOURCEFILENAME relativetovrt="1">/vsicurl/http://a/b.tif</SOURCEFILENAME>'},
+        "which is no file",
+    ),
+    "names in a namespace": ({"root": ' xmlns="x"', "source": "/vsicurl/http://a/b.tif"}, "which is no file"),
+    "neither relative nor not": ({"relative": 2}, "relativeToVRT='2'"),
+    "text that is not ASCII": ({"source": "service.xml"}, "which may name further files"),
+    "an index of tiles": ({"source": "index.gti.gpkg"}, "which may name further files"),
 }
 
 
@@ -171,6 +182,8 @@ def test_a_vrt_reads_no_more_than_rasters(tmp_path: Path, name: str) -> None:
     more, reason = REFUSED[name]
     write(tmp_path / "a.tif")
     (tmp_path / "notes.txt").write_text("DATA = /etc/passwd\n")
+    (tmp_path / "service.xml").write_text("<GDAL_WMS><!-- é --><Service/></GDAL_WMS>", encoding="utf-8")
+    (tmp_path / "index.gti.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
     vrt(tmp_path / "a.vrt", **{"source": "a.tif", **more})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=re.escape(reason)) as caught:
         open_raster(tmp_path / "a.vrt")

@@ -227,3 +227,20 @@ def test_an_image_of_holes_alone_is_no_image(tmp_path: Path, value: float) -> No
     tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), value, np.float32), extratags=[(42113, "s", 0, "-9999", True)])
     with pytest.raises(UnreadableImage, match="it holds no data"):
         read_image(tmp_path / "a.tif", 1)
+
+
+def test_pages_that_share_one_long_list_take_no_memory(tmp_path: Path) -> None:
+    """Each page's offsets and byte counts are the same 100,000 numbers: read for every page they would be gigabytes."""
+    length, pages = 100_000, 800
+    data = bytearray(b"II*\0" + struct.pack("<I", 8 + 4 * length) + bytes(4 * length))
+    shape = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (273, 4, length, 8), (279, 4, length, 8)]
+    for page in range(pages):
+        data += struct.pack("<H", len(shape)) + b"".join(struct.pack("<HHII", *tag) for tag in shape)
+        data += struct.pack("<I", len(data) + 4 if page < pages - 1 else 0)
+    path = tmp_path / "shared.tif"
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its pages share one list of tiles"):
+        read_heads(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

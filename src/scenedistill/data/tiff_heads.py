@@ -83,6 +83,7 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
     (offset,) = struct.unpack_from(f"{order}{offset_kind}", head, start)
     pages: list[TiffHead] = []
     seen: set[int] = set()
+    left = size  # bytes of lists that the pages may have beside each other: some share one long list, to take memory
     while offset:
         if offset in seen:
             raise ValueError("the file is damaged: its pages lead back to each other")
@@ -108,6 +109,10 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
                 (length,) = struct.unpack_from(f"{order}{offset_kind}", table, place + 4)
                 inside = table[place + 4 + word : place + entry]
                 tags[code] = _values(file, size, order, offset_kind, _KINDS[kind], length, inside)
+                needed = length * struct.calcsize(_KINDS[kind])
+                left -= needed if needed > len(inside) else 0
+                if left < 0:
+                    raise ValueError("the file is damaged: its pages share one list of tiles")
         pages.append(_page(tags))
         (offset,) = struct.unpack_from(f"{order}{offset_kind}", table, count * entry)
     if not pages:

@@ -50,7 +50,8 @@ class Constant(NamedTuple):
 
 
 def find_constant(values: np.ndarray) -> Constant | None:
-    """The constant far from the rest that fills most pixels, such as -9999, 0 or 65535; None where there is none.
+    """The constant far from the rest that fills most pixels, such as -9999, 0 or 65535, of all bands or else of one;
+    None where there is none.
 
     Args:
         values: finite, `[bands, n]`.
@@ -58,6 +59,11 @@ def find_constant(values: np.ndarray) -> Constant | None:
     if values.size == 0:
         return None
     values = values[:, :: max(1, values.shape[1] // 300_000)]
+    bands = [] if values.dtype == np.uint8 else [values[i : i + 1] for i in range(len(values))]  # 8 bits just saturate
+    return next((found for part in (values, *bands) if (found := _constant_of_all(part))), None)
+
+
+def _constant_of_all(values: np.ndarray) -> Constant | None:
     found: list[Constant] = []
     for value in {values.min(), values.max()}:
         hole = (values == value).all(0)

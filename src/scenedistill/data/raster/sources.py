@@ -31,13 +31,21 @@ _SUBCLASSES = {
     *(None, "VRTWarpedDataset", "VRTPansharpenedDataset", "VRTSourcedRasterBand", "VRTDerivedRasterBand"),
     *("VRTWarpedRasterBand", "VRTPansharpenedRasterBand"),
 }
-_FILES = {"SourceFilename", "SourceDataset"}
+# GDAL knows no namespaces, and takes names whatever their case, and an element for an attribute of its name.
+_FILES = {"sourcefilename", "sourcedataset"}
 #: What else in a VRT makes GDAL open a file, or run code.
-_REFUSED = {"DEMPath", "GeoLocTransformer", "Array", "Group", "PixelFunctionCode", "PixelFunctionLanguage"}
+_REFUSED = {"dempath", "geoloctransformer", "array", "group", "pixelfunctioncode", "pixelfunctionlanguage"}
+_REFUSED |= {"subclass", "relativetovrt"}
 _REFUSED_KEYS = {"X_DATASET", "Y_DATASET", "RPC_DEM", "OVERVIEW_FILE"}
+#: How files begin that a VRT may name: with pixels of their own, whatever driver opens them. Others may name further
+#: files: text of all kinds, HDF5, ERDAS Imagine, a GeoPackage that is an index of tiles.
+_OWN_PIXELS = (
+    *TIFF_HEADS,
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"GIF8", b"BM"),
+    *(b"\xff\x0a", b"\0\0\0\x0cJXL", b"NITF", b"GRIB", b"ncols", b"nrows", b"NCOLS", b"NROWS", b"CDF\x01", b"CDF\x02"),
+)
 #: An address, GDAL's name for a part of a file or for another file system, or a dataset as text.
 _NO_FILE = re.compile(r"$|\s*[<{]|/vsi|[\w+.-]{2,}:|.*://", re.IGNORECASE)
-_TEXT = re.compile(rb"[\t\n\f\r -~]+")
 #: How a file of HDF5 begins, which netCDF-4, BAG and KEA are too: the values of its arrays may lie in any other file.
 #: A block of its user's may come first.
 _HDF5 = re.compile(rb"\A<HDF_UserBlock>|\x89HDF\r\n\x1a\n")
@@ -143,13 +151,11 @@ def _check_vrt(path: str, stamp: tuple[int, int], folders: tuple[str, ...], dept
             continue
         with source.open("rb") as opened:
             head = opened.read(4096)
-        if _HDF5.search(head) or head.startswith(b"EHFA_HEADER_TAG"):
-            raise _refused(path, f"names {source}, which may name further files")
         if b"<VRTDataset" in head:
             status = source.stat()
             _check_vrt(str(source), (status.st_size, status.st_mtime_ns), folders, depth + 1)
-        elif _TEXT.fullmatch(head) and not head.lstrip().lower().startswith((b"ncols", b"nrows")):  # an ASCII grid
-            raise _refused(path, f"names {source}, which is text and may name further files")
+        elif not head.startswith(_OWN_PIXELS):
+            raise _refused(path, f"names {source}, which may name further files")
 
 
 def _named(path: str) -> list[tuple[str | None, str, bool]]:
@@ -159,18 +165,27 @@ def _named(path: str) -> list[tuple[str | None, str, bool]]:
     try:
         with Path(path).open("rb") as file:
             for _, element in ET.iterparse(file):
-                tag, text = element.tag, (element.text or "").strip()
-                if element.get("subClass") not in _SUBCLASSES:
-                    found.append((None, f"has a {element.get('subClass')}", False))
+                tag, text = _plain(element.tag), (element.text or "").strip()
+                given = {_plain(name): value for name, value in element.items()}
+                relative = given.get("relativetovrt", "0").strip()
+                if given.get("subclass") not in _SUBCLASSES:
+                    found.append((None, f"has a {given['subclass']}", False))
                 elif tag in _REFUSED:
-                    found.append((None, f"has a {tag}", False))
-                elif {element.get("key"), element.get("name")} & _REFUSED_KEYS:
-                    found.append((None, f"has the entry {element.get('key') or element.get('name')}", False))
+                    found.append((None, f"has a {element.tag}", False))
+                elif keys := {value.strip().upper() for value in (text, *given.values())} & _REFUSED_KEYS:
+                    found.append((None, f"has the entry {min(keys)}", False))
+                elif tag in _FILES and relative not in ("0", "1"):
+                    found.append((None, f"names a file with relativeToVRT={relative[:20]!r}", False))
                 elif tag in _FILES:
-                    found.append((tag, text, element.get("relativeToVRT") == "1"))
+                    found.append((tag, text, relative == "1"))
     except (ET.ParseError, OSError, ValueError) as problem:
         raise UserError(f"{path} cannot be read as a VRT: {problem}.") from problem
     return sorted(found, key=lambda one: one[0] is not None)  # what is refused comes first
+
+
+def _plain(name: str) -> str:
+    """An element's or attribute's name as GDAL compares it, and without its namespace."""
+    return name.rpartition("}")[2].lower()
 
 
 def _refused(path: str, reason: str) -> UserError:
