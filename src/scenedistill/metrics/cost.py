@@ -140,7 +140,7 @@ def model_cost(
         raise ValueError(f"repeats {repeats}, batch_size {batch_size}, warm_up {warm_up}: expected >= 1, >= 1, >= 0")
     like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)  # its own, so that the run's random state stays
-    images = torch.randn(batch_size, bands, size, size, generator=generator).to(like.device, like.dtype)
+    images = torch.rand(batch_size, bands, size, size, generator=generator).to(like.device, like.dtype)
     with evaluating(model):
         operations = count_operations(model, images[:1])
         seconds = time_passes(model, images, repeats, warm_up)

@@ -17,7 +17,7 @@ from typing import Any
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.memory import memory_pages, release_memory
-from scenedistill.core.processes import end_with_parent, forking_context
+from scenedistill.core.processes import end_with_parent
 from scenedistill.serve.limits import Refused, ServeLimits
 
 Answer = dict[str, Any]
@@ -67,7 +67,7 @@ class Worker:
         self.stop()
         if self.closed:
             raise UserError("The page is being closed.")
-        context, self.tidying = forking_context("scenedistill.serve.answers"), False
+        context, self.tidying = multiprocessing.get_context("spawn"), False
         self.line, there = context.Pipe()
         self.process = context.Process(target=_work, args=(there, self.setup), daemon=True)
         self.process.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
-from scenedistill.core.processes import end_with_parent, forking_context
+from scenedistill.core.processes import end_with_parent
 from scenedistill.data.raster.read import raster_library
 from scenedistill.inference.raster.batches import Batch, Cells, Job, Rasters, read_batch
 from scenedistill.inference.raster.progress import RasterProgress
@@ -165,7 +166,7 @@ def _in_processes(model: SceneModel, job: Job, windows: np.ndarray, processes: i
     batches = [windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size)]
     processes = min(processes, len(batches))
     how = _how(model, processes)
-    context, workers, lines = forking_context("scenedistill.inference.model"), [], []
+    context, workers, lines = multiprocessing.get_context("spawn"), [], []
     try:
         for number in range(processes):
             line, there = context.Pipe(duplex=False)
