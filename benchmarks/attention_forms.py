@@ -33,8 +33,8 @@ from scenedistill.experiments.results import Result, Row, hardware, versions, wr
 from scenedistill.metrics.accuracy import scene_metrics
 from scenedistill.metrics.predict import predict
 from scenedistill.models.attention import DualAttention, SigmoidAttention
+from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 

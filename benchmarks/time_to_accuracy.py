@@ -43,9 +43,9 @@ from scenedistill.experiments.records import write_record
 from scenedistill.experiments.results import hardware, versions
 from scenedistill.metrics.cost import wait_for
 from scenedistill.metrics.predict import predict
+from scenedistill.models.create import build_student
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.base import rate
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining

@@ -36,8 +36,8 @@ from scenedistill.export.run import CPU, NAMES, export
 from scenedistill.inference.images import predict_images
 from scenedistill.inference.model import OnnxSceneModel, SceneModel, TorchSceneModel
 from scenedistill.metrics.cost import stored_bytes
+from scenedistill.models.create import build_teacher
 from scenedistill.models.files import NetCard, load_net
-from scenedistill.models.teacher import build_teacher
 from scenedistill.runs.find import find_training
 from scenedistill.runs.images import RunImages, run_images
 

@@ -196,8 +196,8 @@ def exported_nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
     from scenedistill.export.onnx_graph import build_graph
     from scenedistill.export.program import write_program
+    from scenedistill.models.create import build_student
     from scenedistill.models.files import NetCard, save_net
-    from scenedistill.models.student import build_student
 
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(5)

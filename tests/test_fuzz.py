@@ -32,8 +32,8 @@ from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.split_files import read_split, write_split
 from scenedistill.data.splits import make_split
 from scenedistill.data.tiff_heads import check_heads, read_heads
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, load_net, save_net
-from scenedistill.models.student import build_student
 from scenedistill.models.weights import load_weights
 
 #: Bounds of one file: seconds, and bytes beyond what the process holds before it. Images have `PIXELS` at most.

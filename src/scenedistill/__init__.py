@@ -12,98 +12,24 @@ if TYPE_CHECKING:
     from scenedistill import data, losses, models, training
     from scenedistill.config import RunConfig
     from scenedistill.core.errors import UserError
-    from scenedistill.data import ViewConfig, evaluation_view, training_view
     from scenedistill.experiments.run import run
-    from scenedistill.losses import (
-        METHODS,
-        AttentionTransfer,
-        ContrastiveRepresentation,
-        CorrelationCongruence,
-        CrossEntropy,
-        Decoupled,
-        DistillationLoss,
-        DualAttentionLoss,
-        Hint,
-        KnowledgeReview,
-        PooledHint,
-        PooledSimilarity,
-        RelationalKnowledge,
-        SimilarityPreserving,
-        SimpleRecipe,
-        SoftLogits,
-        SpatialStructureLoss,
-        StandardisedLogits,
-        StrongerTeacher,
-        TeacherStatistics,
-        build_losses,
-        triplet_loss,
-    )
-    from scenedistill.models import (
-        DualAttention,
-        FeatureDims,
-        NetCard,
-        SceneNet,
-        SceneOutput,
-        StageAttention,
-        build_student,
-        build_teacher,
-        load_net,
-        save_net,
-    )
+    from scenedistill.losses import TeacherStatistics
+    from scenedistill.models import SceneNet, build_student, build_teacher, load_net
 
-# loaded when first asked for, so that `scenedistill --help` is quick
+# loaded when first asked for, so that `scenedistill --help` is quick; the packages below offer the rest
 __getattr__, __dir__ = attach(
     __name__,
     {
         "config": ("RunConfig",),
-        "data": ("ViewConfig", "evaluation_view", "training_view"),
         "core.errors": ("UserError",),
+        "data": (),
         "experiments.run": ("run",),
-        "losses": (
-            "METHODS",
-            "AttentionTransfer",
-            "ContrastiveRepresentation",
-            "CorrelationCongruence",
-            "CrossEntropy",
-            "Decoupled",
-            "DistillationLoss",
-            "DualAttentionLoss",
-            "Hint",
-            "KnowledgeReview",
-            "PooledHint",
-            "PooledSimilarity",
-            "RelationalKnowledge",
-            "SimilarityPreserving",
-            "SimpleRecipe",
-            "SoftLogits",
-            "SpatialStructureLoss",
-            "StandardisedLogits",
-            "StrongerTeacher",
-            "TeacherStatistics",
-            "build_losses",
-            "triplet_loss",
-        ),
-        "models": (
-            "DualAttention",
-            "FeatureDims",
-            "NetCard",
-            "SceneNet",
-            "SceneOutput",
-            "StageAttention",
-            "build_student",
-            "build_teacher",
-            "load_net",
-            "save_net",
-        ),
+        "losses": ("TeacherStatistics",),
+        "models": ("SceneNet", "build_student", "build_teacher", "load_net"),
         "training": (),
     },
 )
 __all__ = [
-    "METHODS", "AttentionTransfer", "ContrastiveRepresentation", "CorrelationCongruence", "CrossEntropy", "Decoupled",
-    "DistillationLoss", "DualAttention", "DualAttentionLoss", "FeatureDims", "Hint", "KnowledgeReview", "NetCard",
-    "PooledHint", "PooledSimilarity", "RelationalKnowledge", "RunConfig", "SceneNet", "SceneOutput",
-    "SimilarityPreserving", "SimpleRecipe", "SoftLogits", "SpatialStructureLoss", "StageAttention",
-    "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "UserError", "ViewConfig", "__version__",
-    "build_losses", "build_student", "build_teacher", "data", "evaluation_view", "load_net", "losses", "models", "run",
-    "save_net", "training", "training_view", "triplet_loss",
+    "RunConfig", "SceneNet", "TeacherStatistics", "UserError", "__version__", "build_student", "build_teacher", "data",
+    "load_net", "losses", "models", "run", "training",
 ]  # fmt: skip

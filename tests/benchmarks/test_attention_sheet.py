@@ -11,8 +11,8 @@ from PIL import Image
 
 from attention_sheet import look, main
 from scenedistill.core.errors import UserError
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 CLASSES = ("car park", "fields", "forêt", "river")
 

@@ -16,8 +16,8 @@ import torch
 
 from records.use import read_use, use_table
 from scenedistill.data.scenes import scan
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")

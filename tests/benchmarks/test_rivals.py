@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.models.student import build_student
-from scenedistill.models.teacher import build_teacher
+from scenedistill.models.create import build_student, build_teacher
 
 pytest.importorskip("timm.task", reason="needs timm with distillation tasks: pip install -e '.[bench]'")
 pytest.importorskip("torchdistill", reason="needs torchdistill: pip install -e '.[bench]'")
@@ -24,20 +23,13 @@ pytest.importorskip("torchdistill", reason="needs torchdistill: pip install -e '
 # torchvision means to give its decoders away; until then they are what its users have
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
-BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 LIBRARIES = ("timm", "torchdistill", "textbook")
 
 
 @pytest.fixture(scope="module")
-def rivals() -> Iterator[ModuleType]:
+def rivals() -> ModuleType:
     """The package, which is no part of the installed one."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        import rivals
-
-        yield rivals
-    finally:
-        sys.path.remove(BENCHMARKS)
+    return importlib.import_module("rivals")
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.split_files import write_split
 from scenedistill.data.splits import make_split
 from scenedistill.experiments.records import read_record
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 from tables import table_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "time_to_accuracy.py"

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scenedistill.losses import LOSSES
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, load_net, save_net
-from scenedistill.models.student import build_student
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SOURCE = EXAMPLES.parent / "src"

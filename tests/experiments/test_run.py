@@ -39,8 +39,8 @@ from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import plain_student, train_students
 from scenedistill.metrics.outputs import OUTPUTS, load_outputs
 from scenedistill.metrics.predict import predict_logits
+from scenedistill.models.create import build_teacher
 from scenedistill.models.files import NetCard, save_net, weights_hash
-from scenedistill.models.teacher import build_teacher
 from scenedistill.training.runs import Stage
 
 STUDENTS = ["table1_printed", "lcnet_035"]

@@ -15,8 +15,8 @@ from scenedistill.data.images import read_image, read_scene
 from scenedistill.data.views import evaluation_view
 from scenedistill.export.quantise import quantise
 from scenedistill.inference.model import open_model
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard
-from scenedistill.models.student import build_student
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[use]'")
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")

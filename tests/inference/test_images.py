@@ -25,8 +25,8 @@ from scenedistill.inference.images import ImagesResult, predict_images
 from scenedistill.inference.inputs import find_inputs
 from scenedistill.inference.journal import Entry, Journal
 from scenedistill.inference.model import SceneModel, open_model
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 CLASSES = ("car park", "fields", "forêt", "river")
 SIZE = 32

@@ -20,8 +20,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.images import read_image, read_scene, squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.inference.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel, open_model
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, load_net, save_net
-from scenedistill.models.student import build_student
 from scenedistill.serve.answers import Answerer
 
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from scenedistill.commands import predict
 from scenedistill.commands.parsing import numbers_joined
 from scenedistill.core.errors import UserError
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 SIZE = 32
 SRC = Path(__file__).resolve().parents[2] / "src"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from scenedistill.data.synthetic.scenes import SCENES
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")

@@ -32,8 +32,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.inference.raster.pipeline import RasterConfig, RasterResult, map_raster
 from scenedistill.inference.raster.work import Times
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 WORKER = Path(__file__).with_name("raster_worker.py")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.losses import LOSSES, DualAttentionLoss, SpatialStructureLoss, TeacherStatistics
+from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput
-from scenedistill.models.student import build_student
 
 MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])

@@ -10,7 +10,7 @@ from torch import nn
 
 from scenedistill.metrics import cost as cost_module
 from scenedistill.metrics.cost import cost_table, evaluating, model_cost
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 
 
 def small() -> nn.Sequential:

@@ -15,7 +15,7 @@ from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.embedding_map import embedding_map, embeddings_of, even_sample, neighbour_purity
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 
 
 def clusters(each: int = 20, width: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,8 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.gradcam import _as_map, agreement, agreement_with_teacher, class_activation
 from scenedistill.models.attention import AttendedStage, NoAttention
+from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 
 pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.create import build_network
+from scenedistill.models.create import build_network, build_teacher
 from scenedistill.models.network import SceneNet
-from scenedistill.models.teacher import build_teacher
 
 
 def test_resnet101_with_dual_attention() -> None:

@@ -14,10 +14,9 @@ from torch import nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.models.attention import SigmoidAttention
-from scenedistill.models.create import build_network
+from scenedistill.models.create import build_network, build_student
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 
 CLASSES = ("Flughafen", "forêt", "港口 2")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.models.table1 import STUDENTS, TABLE1_PRINTED, TABLE1_RESNET, Table1Backbone
 
 READINGS = {

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.models.weights import load_weights
 
 Tensors = dict[str, Tensor]

@@ -14,12 +14,10 @@ import torchvision
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.create import build_network
+from scenedistill.models.create import build_network, build_student, build_teacher
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
-from scenedistill.models.teacher import build_teacher
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -267,3 +265,12 @@ def test_students_and_teachers_are_built_alike() -> None:
         net = build("table1_printed", 5, image_size=32, bands=4, dual_attention=False)
         expected, _ = build_network("table1_printed", 5, image_size=32, bands=4, dual_attention=False)
         assert net.dims == expected.dims and [*net.state_dict()] == [*expected.state_dict()]
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "coat_tiny"])
+def test_a_module_that_cannot_be_wrapped_is_left_as_it_was(name: str) -> None:
+    module = timm.create_model(name, num_classes=4)
+    before = {name: type(part) for name, part in module.named_modules()}
+    with pytest.raises(UserError, match="Choose another backbone"):
+        SceneNet.wrap(module, image_size=224)
+    assert {name: type(part) for name, part in module.named_modules()} == before

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
-from scenedistill.models.student import build_student
 
 PAGE_CLASSES = ("car park", "fields", "forêt", "<b>river</b>", "quarry", "beach")
 

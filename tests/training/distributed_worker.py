@@ -26,9 +26,9 @@ from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import LOSSES, build_losses
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.metrics.predict import predict
+from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
-from scenedistill.models.student import build_student
 from scenedistill.training.distributed import gather, gather_output, share_batch_norm
 
 BATCH, SIZE, CLASSES = 8, 32, 4

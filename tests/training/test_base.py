@@ -15,7 +15,7 @@ import torch
 from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.training.base import Diverged, SceneTraining, parameter_groups, rate
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge

@@ -15,7 +15,7 @@ from scenedistill.data.cache import SceneCache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import assemble
 from scenedistill.data.views import ViewConfig
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.training.best import BEST, Best, BestEpoch, _kept, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.training.distributed import gather, share_batch_norm, world_size
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

@@ -21,9 +21,9 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split, assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.metrics.predict import predict
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.best import BestEpoch, read_best
 from scenedistill.training.fitting import fit

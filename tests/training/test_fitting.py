@@ -22,8 +22,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import assemble
 from scenedistill.data.views import ViewConfig
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
-from scenedistill.models.student import build_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.fitting import _as_raised, _AtomicCheckpoints, count_devices
 from scenedistill.training.student import StudentTraining

@@ -18,9 +18,9 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training import student as student_module
 from scenedistill.training.fitting import fit
 from scenedistill.training.gradients import due, gradient_norms

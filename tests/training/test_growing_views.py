@@ -17,9 +17,9 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits import Split
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.experiments.run import check_settings
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
-from scenedistill.models.student import build_student
 from scenedistill.training.base import view_size
 from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining

@@ -17,9 +17,9 @@ from scenedistill.data.cache import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
+from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.teacher_outputs import knowledge as rooms
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 

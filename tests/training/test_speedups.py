@@ -16,7 +16,7 @@ from scenedistill.core.precision import Precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.metrics.predict import predict
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 from scenedistill.training.teacher_outputs.teachers import Teachers

@@ -13,8 +13,8 @@ from scenedistill.config import FitConfig, MachineConfig, StudentConfig, Teacher
 from scenedistill.data.cache import SceneCache
 from scenedistill.data.splits import Split, assemble
 from scenedistill.data.views import ViewConfig
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
-from scenedistill.models.student import build_student
 from scenedistill.training.base import rate
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher import TeacherTraining

@@ -16,9 +16,9 @@ from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses.registry import LOSSES
 from scenedistill.metrics.predict import predict
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 

@@ -13,7 +13,7 @@ from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.metrics.predict import predict
-from scenedistill.models.student import build_student
+from scenedistill.models.create import build_student
 from scenedistill.training.teacher import TeacherTraining
 
 FIT = FitConfig(epochs=30, batch_size=16, optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=2)

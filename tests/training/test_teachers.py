@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.teacher_outputs.teachers import Teachers
 
 

@@ -11,10 +11,10 @@ from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits import Split, assemble
 from scenedistill.data.views import ViewConfig
+from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
 from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge

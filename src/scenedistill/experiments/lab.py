@@ -69,9 +69,12 @@ class Lab:
         out: the run's folder.
         config: every setting.
         console: to print to; silent in all processes of a run but the first.
+        index: the images of `data`, where they are known already.
     """
 
-    def __init__(self, data: Path, out: Path, config: RunConfig, console: Console) -> None:
+    def __init__(
+        self, data: Path, out: Path, config: RunConfig, console: Console, index: SceneIndex | None = None
+    ) -> None:
         self.out, self.config = out, config
         self.lead = not _get_rank()
         self.console = console if self.lead else Console(quiet=True)
@@ -86,7 +89,7 @@ class Lab:
                 f"Images are stored at {config.data.stored_size} pixels and wanted at {config.image_size}. "
                 f"Give --data.stored_size {config.image_size} or more."
             )
-        index = scan(data)
+        index = scan(data) if index is None else index
         if index.parts is not None and config.data.split_file is None:
             self.config = replace(config, data=replace(config.data, split_file=index.root))
         self._make_folder()

@@ -16,7 +16,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import EpochBatches
-from scenedistill.data.scenes import scan
+from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.unlabelled_sources import check_sources
 from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab, split_of
@@ -72,9 +72,10 @@ def run(
     """
     config = config or RunConfig()
     check_settings(config)
-    _check_images(Path(data), config, parts)
+    index = scan(Path(data))
+    _check_images(index, config, parts)
     _try_networks(config, Path(out), parts)
-    lab = Lab(Path(data), Path(out), config, console or plain_console())
+    lab = Lab(Path(data), Path(out), config, console or plain_console(), index)
     rows: list[Row] = []
     trained: list[Stage] = []
     splits: dict[str, str] = {}
@@ -213,9 +214,8 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
             try_student(config, student, device, precision)
 
 
-def _check_images(data: Path, config: RunConfig, parts: Sequence[str]) -> None:
+def _check_images(index: SceneIndex, config: RunConfig, parts: Sequence[str]) -> None:
     """Say before images are decoded what their list alone tells: no such split, or too few images for a batch."""
-    index = scan(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a split leaves out is said when it is used
         split = split_of(config, index, config.seeds[0])

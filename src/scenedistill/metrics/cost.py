@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scenedistill.models.network import SceneNet
+from scenedistill.models.wrap import evaluating
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _latency(device: str, batch_size: int, seconds: Sequence[float]) -> Latency:
 def model_cost(
     model: nn.Module, size: int, bands: int = 3, batch_size: int = 1, *, repeats: int = 30, warm_up: int = 5
 ) -> ModelCost:
-    """Measure a model where it is, on inputs of its own dtype [batch_size, bands, size, size].
+    """Measure a model where it is, on random images in 0..1 of its own dtype, [batch_size, bands, size, size].
 
     The model runs in eval mode without gradients and is left as it was found: the mode of every sub-module, its
     values, and the random state. On CUDA each pass is timed until the device has finished. Normalisations, activations
@@ -157,18 +157,6 @@ def model_cost(
         device=images.device.type,
         repeats=repeats,
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every sub-module is in the mode it was in, also where these differed."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def count_operations(model: nn.Module, image: torch.Tensor) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import evaluation_view
-from scenedistill.metrics.cost import evaluating
 from scenedistill.models.attention import AttendedStage
 from scenedistill.models.network import SceneNet
+from scenedistill.models.wrap import evaluating
 
 #: What `agreement` computes, as a reader calls it.
 AGREEMENT = "Pearson correlation of Grad-CAM maps"

@@ -8,28 +8,24 @@ from scenedistill.core.lazy import attach
 
 if TYPE_CHECKING:
     from scenedistill.models.attention import DualAttention
-    from scenedistill.models.create import build_network, build_with_head
+    from scenedistill.models.create import build_network, build_student, build_teacher, build_with_head
     from scenedistill.models.files import NetCard, load_net, save_net
     from scenedistill.models.freeze import FrozenTeacher
     from scenedistill.models.network import SceneNet
     from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
-    from scenedistill.models.student import build_student
     from scenedistill.models.table1 import STUDENTS, Table1Backbone
-    from scenedistill.models.teacher import build_teacher
     from scenedistill.models.weights import WeightAccount
 
 __getattr__, __dir__ = attach(
     __name__,
     {
         "attention": ("DualAttention",),
-        "create": ("build_network", "build_with_head"),
+        "create": ("build_network", "build_student", "build_teacher", "build_with_head"),
         "files": ("NetCard", "load_net", "save_net"),
         "freeze": ("FrozenTeacher",),
         "network": ("SceneNet",),
         "output": ("FeatureDims", "SceneOutput", "StageAttention"),
-        "student": ("build_student",),
         "table1": ("STUDENTS", "Table1Backbone"),
-        "teacher": ("build_teacher",),
         "weights": ("WeightAccount",),
     },
 )

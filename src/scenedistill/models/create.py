@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,28 @@ def build_network(
     if not normalise:
         net.set_normalisation(torch.zeros(bands), torch.ones(bands))
     return net, account
+
+
+class NetworkOptions(TypedDict, total=False):
+    """Options of `build_network`, which says what they are."""
+
+    bands: int
+    image_size: int
+    weights: str
+    partial: bool
+    dual_attention: bool
+    normalise: bool
+
+
+def build_student(name: str, classes: int, **options: Unpack[NetworkOptions]) -> SceneNet:
+    """A student; the options are those of `build_network`, which also says which weights were taken."""
+    return build_network(name, classes, **options)[0]
+
+
+def build_teacher(name: str = "resnet101", classes: int = 30, **options: Unpack[NetworkOptions]) -> SceneNet:
+    """A teacher, the paper's by default; the options are those of `build_network`, which also says which weights were
+    taken."""
+    return build_network(name, classes, **options)[0]
 
 
 def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 96) -> tuple[SceneNet, WeightAccount]:

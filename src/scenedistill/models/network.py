@@ -138,18 +138,25 @@ class SceneNet(nn.Module):
                     f"stages=[{', '.join(repr(name) for name, _ in module.named_children())}], or stages=[] for none."
                 )
             layouts = described_stages(module)
+        before = dict(module.named_modules())
         parts = take_apart(
             module, stages or (), head=head, bands=bands, image_size=image_size, prefix_tokens=prefix_tokens
         )
-        net = cls(
-            module,
-            1,
-            mean=(0.0,) * bands if mean is None else tuple(mean),
-            std=(1.0,) * bands if std is None else tuple(std),
-            dual_attention=dual_attention,
-            image_size=image_size,
-            stages=layouts or parts.stages,
-        )
+        wrapped = layouts or parts.stages
+        try:
+            net = cls(
+                module,
+                1,
+                mean=(0.0,) * bands if mean is None else tuple(mean),
+                std=(1.0,) * bands if std is None else tuple(std),
+                dual_attention=dual_attention,
+                image_size=image_size,
+                stages=wrapped,
+            )
+        except UserError:  # the module is its owner's: it is given back as it was
+            for name in {parts.head_name, *(stage.module for stage in wrapped)} & before.keys() - {""}:
+                module.set_submodule(name, before[name])
+            raise
         net.head, net._own_head = parts.head, parts.head_name
         net.dims = net.dims._replace(classes=parts.head.out_features)
         if not module.training:

@@ -50,12 +50,11 @@ class Parts(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every submodule is in the mode in which it was."""
+    """Eval mode inside; afterwards every submodule is in the mode in which it was, also where these differed."""
     modes = {each: each.training for each in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for each, mode in modes.items():
             each.training = mode
@@ -100,7 +99,7 @@ def take_apart(
         UserError: a name that is not there, an output of another kind, or no head.
     """
     images = probe_images(module, bands, image_size, count=2)
-    with evaluating(module):
+    with evaluating(module), torch.no_grad():
         output, features, linear = _watched(module, stages, images)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise UserError(
@@ -163,7 +162,7 @@ def embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
         if isinstance(module, SelectAdaptivePool2d)
     ]
     try:
-        with evaluating(backbone):
+        with evaluating(backbone), torch.no_grad():
             embedding = backbone(probe_images(backbone, bands, size))
     except Exception as problem:  # of whatever a backbone does, such as reading from the stages that are wrapped here
         raise probe_error(backbone, size, problem) from problem

@@ -15,9 +15,8 @@ from scenedistill.data.batches import SceneBatch
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.losses.triplet import triplet_loss
+from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
-from scenedistill.models.teacher import build_teacher
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.student import StudentTraining
 

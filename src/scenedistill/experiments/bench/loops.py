@@ -26,10 +26,9 @@ from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.experiments.bench.speed import slow_steps
 from scenedistill.losses.registry import METHODS
 from scenedistill.metrics.cost import wait_for
+from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet
-from scenedistill.models.student import build_student
-from scenedistill.models.teacher import build_teacher
 from scenedistill.training.base import parameter_groups
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
