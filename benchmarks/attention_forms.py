@@ -24,12 +24,12 @@ from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, flush_denormals, resolve_precision
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import Split, assemble, make_split
+from scenedistill.data.splits.draw import Split, assemble, make_split
 from scenedistill.data.views import ViewConfig
-from scenedistill.experiments.results import Result, Row, hardware, versions, write_result
+from scenedistill.experiments.results.record import Result, Row, hardware, versions, write_result
 from scenedistill.metrics.accuracy import scene_metrics
 from scenedistill.metrics.predict import predict
 from scenedistill.models.attention import DualAttention, SigmoidAttention

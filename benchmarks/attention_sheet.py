@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.names import same_names
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.views import evaluation_view

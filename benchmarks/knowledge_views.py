@@ -15,7 +15,7 @@ from pathlib import Path
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled
 from scenedistill.config import RunConfig
-from scenedistill.experiments.results import Row, write_result
+from scenedistill.experiments.results.record import Row, write_result
 from scenedistill.experiments.run import run
 
 WAYS = "30:0,30:8,30:16,30:30,120:0,120:40"

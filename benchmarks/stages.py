@@ -25,10 +25,10 @@ from records.figures import Figure, Figures
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled
 from scenedistill.config import RunConfig
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.records import write_record
-from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.results.measurements import write_record
+from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.experiments.run import run
 from scenedistill.training.fitting import peak_memory
 

@@ -21,8 +21,8 @@ from scenedistill.commands.parsing import repeatable
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.experiments.bench.loops import Bench, Repeated, student_step
-from scenedistill.experiments.records import write_record
-from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.results.measurements import write_record
+from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.models.table1 import STUDENTS
 
 STEPS = 8

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from records import figures, race, step_profile, use
 from scenedistill.core.errors import UserError
-from scenedistill.experiments import costs
 from scenedistill.experiments.bench import speed
-from scenedistill.experiments.records import kind_of, read_record
-from scenedistill.experiments.result_table import result_table
-from scenedistill.experiments.results import read_result
+from scenedistill.experiments.results import costs
+from scenedistill.experiments.results.measurements import kind_of, read_record
+from scenedistill.experiments.results.record import read_result
+from scenedistill.experiments.results.table import result_table
 
 START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"

@@ -33,14 +33,14 @@ from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
-from scenedistill.data.split_files import read_split
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
+from scenedistill.data.splits.files import read_split
 from scenedistill.data.views import ViewConfig
-from scenedistill.experiments.records import write_record
-from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.results.measurements import write_record
+from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.metrics.cost import wait_for
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student

@@ -29,8 +29,8 @@ from rich.console import Console
 from records.use import keep_section
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.precision import resolve_precision
-from scenedistill.data.images import read_scene
-from scenedistill.experiments.results import hardware, versions
+from scenedistill.data.images.read import read_scene
+from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.export.config import ExportConfig
 from scenedistill.export.run import CPU, NAMES, export
 from scenedistill.inference.images import predict_images

@@ -27,7 +27,7 @@ from scenedistill.commands.parsing import repeatable
 from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.data.known.catalogue import CATALOG
 from scenedistill.experiments import quickstart as quick
-from scenedistill.experiments.results import read_result
+from scenedistill.experiments.results.record import read_result
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 WEIGHTS = "weights.safetensors"

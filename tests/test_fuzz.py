@@ -27,14 +27,14 @@ from safetensors.torch import save
 from torch import nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import UnreadableImage, read_image
+from scenedistill.data.images.read import UnreadableImage, read_image
+from scenedistill.data.images.tiff_heads import check_heads, read_heads
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.data.split_files import read_split, write_split
-from scenedistill.data.splits import make_split
-from scenedistill.data.tiff_heads import check_heads, read_heads
+from scenedistill.data.splits.draw import make_split
+from scenedistill.data.splits.files import read_split, write_split
 from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, load_net, save_net
-from scenedistill.models.weights import load_weights
+from scenedistill.models.weights.take import load_weights
 
 #: Bounds of one file: seconds, and bytes beyond what the process holds before it. Images have `PIXELS` at most.
 SECONDS, BYTES, PIXELS = 20.0, 600 << 20, 4_000_000

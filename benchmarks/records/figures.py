@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scenedistill.core.text import markdown_table
-from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.experiments.results.measurements import Measurement, machine_text
 
 KIND = "figures"
 

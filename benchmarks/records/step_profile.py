@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scenedistill.core.text import markdown_table
-from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.experiments.results.measurements import Measurement, machine_text
 
 KIND = "step_profile"
 #: Kind of operation to what its name in the profiler holds; the first one that fits counts, the rest are `REST`.

@@ -10,7 +10,7 @@ from typing import Any
 from scenedistill.core.disk import write_json
 from scenedistill.core.errors import UserError
 from scenedistill.core.text import markdown_table
-from scenedistill.experiments.records import machine_text
+from scenedistill.experiments.results.measurements import machine_text
 
 KIND = "use"
 

@@ -11,8 +11,8 @@ import torch
 
 from attention_forms import FORMS, fold_of, main, student_with
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import make_split
-from scenedistill.experiments.results import read_result
+from scenedistill.data.splits.draw import make_split
+from scenedistill.experiments.results.record import read_result
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "none"])

@@ -8,7 +8,7 @@ import pytest
 
 from records.figures import Figure, Figures, figures_table
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.records import read_record, write_record
+from scenedistill.experiments.results.measurements import read_record, write_record
 from tables import fill
 
 FIGURES = Figures(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from records.step_profile import REST, StepProfile, StepShare, kind_of_operation
-from scenedistill.experiments.records import read_record
+from scenedistill.experiments.results.measurements import read_record
 from tables import table_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "step_profile.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.results import Result, Row, write_result
+from scenedistill.experiments.results.record import Result, Row, write_result
 from tables import END, fill, main
 
 DOCUMENT = f"# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->\nold\n{END}\n\nEnd"

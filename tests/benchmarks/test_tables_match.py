@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.experiments.results import Result, Row, write_result
+from scenedistill.experiments.results.record import Result, Row, write_result
 from tables import END, fill, main, names_in, table_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import torch
 
 from records.race import Race, RaceRow
 from scenedistill.data.scenes import scan
-from scenedistill.data.split_files import write_split
-from scenedistill.data.splits import make_split
-from scenedistill.experiments.records import read_record
+from scenedistill.data.splits.draw import make_split
+from scenedistill.data.splits.files import write_split
+from scenedistill.experiments.results.measurements import read_record
 from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net
 from tables import table_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scenedistill.data.batches import AHEAD, SceneBatch, SceneBatches, ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from PIL import Image
 
 from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.errors import UserError
-from scenedistill.data.cache import SceneCache, build_cache, cache_home
-from scenedistill.data.cache_files import row_checksum
-from scenedistill.data.images import read_scene
+from scenedistill.data.cache.build import SceneCache, build_cache, cache_home
+from scenedistill.data.cache.files import row_checksum
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.scenes import SceneIndex, scan
 
 SIZE = 8
@@ -296,7 +296,7 @@ def test_progress_shows_the_rate(root: Path, folder: Path, capsys: pytest.Captur
 BUILDER = """
 import sys
 from pathlib import Path
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 print("ready", flush=True)
 sys.stdin.readline()

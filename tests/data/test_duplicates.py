@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.duplicates import duplicates_in_cache, duplicates_in_folder
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import assemble, make_split
+from scenedistill.data.splits.draw import assemble, make_split
 
 
 @pytest.fixture

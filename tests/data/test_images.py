@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import UnreadableImage, read_image, read_scene
+from scenedistill.data.images.read import UnreadableImage, read_image, read_scene
 
 HEIGHT, WIDTH = 24, 36
 DOWN, RIGHT = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import SceneBatch, ScenePart, image_id
-from scenedistill.data.cache import SceneCache, build_cache
-from scenedistill.data.images import read_scene
+from scenedistill.data.cache.build import SceneCache, build_cache
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.module import EpochBatches, SceneDataModule
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import Split, make_split
+from scenedistill.data.splits.draw import Split, make_split
 
 LABELS = np.array([0] * 13 + [1] * 9 + [3] * 22 + [4] * 3)  # no class 2; counts that K does not divide
 

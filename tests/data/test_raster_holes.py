@@ -9,8 +9,8 @@ import pytest
 import tifffile
 
 from scenedistill.cli import main
-from scenedistill.data.cache import build_cache
-from scenedistill.data.images import read_image
+from scenedistill.data.cache.build import build_cache
+from scenedistill.data.images.read import read_image
 from scenedistill.data.raster.holes import Constant, find_constant
 from scenedistill.data.scenes import scan
 

@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_image
+from scenedistill.data.images.read import read_image
 from scenedistill.data.raster import read as raster_read
 from scenedistill.data.raster.read import describe, open_raster, read_pixels
 

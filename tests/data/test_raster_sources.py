@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_image
+from scenedistill.data.images.read import read_image
 
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 

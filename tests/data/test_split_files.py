@@ -10,8 +10,8 @@ import pytest
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.data.split_files import read_split, write_split
-from scenedistill.data.splits import Split, make_split
+from scenedistill.data.splits.draw import Split, make_split
+from scenedistill.data.splits.files import read_split, write_split
 
 
 def index_of(counts: dict[str, int], root: Path = Path("/data/Toy"), suffix: str = ".jpg") -> SceneIndex:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.data.splits import Split, make_split
+from scenedistill.data.splits.draw import Split, make_split
 
 
 def index_of(counts: dict[str, int], root: Path = Path("/data/Toy"), suffix: str = ".jpg") -> SceneIndex:

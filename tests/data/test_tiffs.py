@@ -15,8 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from scenedistill.data.images import UnreadableImage, read_image
-from scenedistill.data.tiff_heads import read_heads
+from scenedistill.data.images.read import UnreadableImage, read_image
+from scenedistill.data.images.tiff_heads import read_heads
 
 DOWN, RIGHT = np.mgrid[0:40, 0:48]
 COLOUR = np.stack([DOWN * 6, RIGHT * 5, 255 - DOWN - RIGHT], axis=-1).astype(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import TrainingPart, mixed_view
 from scenedistill.data.views import ViewConfig, training_view

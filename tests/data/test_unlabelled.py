@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data import cache_build
 from scenedistill.data.batches import SceneBatches, content_hash
-from scenedistill.data.cache import SceneCache, build_cache
-from scenedistill.data.copies import copies, mark
-from scenedistill.data.images import read_scene, squash
+from scenedistill.data.cache import write as cache_build
+from scenedistill.data.cache.build import SceneCache, build_cache
+from scenedistill.data.images.read import read_scene, squash
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import Split, make_split
-from scenedistill.data.unlabelled import UnlabelledImages, collect_unlabelled
+from scenedistill.data.splits.draw import Split, make_split
+from scenedistill.data.unlabelled.copies import copies, mark
+from scenedistill.data.unlabelled.pool import UnlabelledImages, collect_unlabelled
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Dataset has no geotransform")]
 SIZE = 24

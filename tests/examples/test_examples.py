@@ -62,7 +62,7 @@ def test_own_loop_distils_our_student_without_our_command_cache_or_lightning(
         "import runpy, sys\n"
         "del sys.argv[0]\n"  # the script sees its own name first
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "unwanted = {'lightning', 'scenedistill.cli', 'scenedistill.data.cache', 'scenedistill.training'}\n"
+        "unwanted = {'lightning', 'scenedistill.cli', 'scenedistill.data.cache.build', 'scenedistill.training'}\n"
         "sys.exit(', '.join(unwanted & sys.modules.keys()) or 0)\n"
     )
     teacher = (str(resnet), "--architecture", "resnet18")

@@ -27,7 +27,7 @@ from scenedistill.experiments.bench.speed import (
     draw_speed,
     speed_table,
 )
-from scenedistill.experiments.records import kind_of, read_record, write_record
+from scenedistill.experiments.results.measurements import kind_of, read_record, write_record
 from tables import fill
 
 TINY = BenchConfig(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.experiments.costs import CostResult, CostRow, cost_rows, costs_table
-from scenedistill.experiments.records import read_record, write_record
+from scenedistill.experiments.results.costs import CostResult, CostRow, cost_rows, costs_table
+from scenedistill.experiments.results.measurements import read_record, write_record
 from scenedistill.metrics.cost import Latency, NetworkCost
 from tables import fill
 

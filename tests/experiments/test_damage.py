@@ -20,7 +20,7 @@ from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentCon
 from scenedistill.core.disk import archive_damage, read_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.core.yaml_files import read_yaml
-from scenedistill.data.cache_files import read_manifest
+from scenedistill.data.cache.files import read_manifest
 from scenedistill.experiments.lab import Lab
 from scenedistill.metrics.outputs import load_outputs
 from scenedistill.models.files import weights_hash

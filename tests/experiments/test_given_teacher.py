@@ -165,7 +165,7 @@ Make = Callable[..., RunConfig]
 def trained(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """A network that knows the tiny scenes, trained in a plain loop of its own, its classes in reverse order."""
     from scenedistill.data.batches import ScenePart
-    from scenedistill.data.cache import build_cache
+    from scenedistill.data.cache.build import build_cache
     from scenedistill.data.views import evaluation_view
 
     index = scan(tiny_scenes)

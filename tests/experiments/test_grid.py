@@ -28,8 +28,8 @@ from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig,
 from scenedistill.core.disk import disk_full
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
-from scenedistill.data.split_files import read_split, write_split
-from scenedistill.data.splits import assemble
+from scenedistill.data.splits.draw import assemble
+from scenedistill.data.splits.files import read_split, write_split
 from scenedistill.experiments.grid.cells import Board, Cell, companions, do_cells, needs, plan
 from scenedistill.experiments.grid.config import (
     GridConfig,
@@ -44,7 +44,7 @@ from scenedistill.experiments.grid.local import Ended, Order, one_line, share
 from scenedistill.experiments.grid.results import finish
 from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
-from scenedistill.experiments.results import read_result
+from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.run import run
 from scenedistill.experiments.teaching import taught
 from scenedistill.losses.registry import resolve_weights

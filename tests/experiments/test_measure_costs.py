@@ -11,9 +11,9 @@ from rich.console import Console
 from scenedistill.cli import build_parser
 from scenedistill.commands import cost
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.costs import CostResult, CostRow
 from scenedistill.experiments.measure_costs import measure_costs
-from scenedistill.experiments.records import read_record
+from scenedistill.experiments.results.costs import CostResult, CostRow
+from scenedistill.experiments.results.measurements import read_record
 from tables import table_of
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scenedistill.experiments.pairs import Gain, own_methods, paired_gain, pairs_lines
-from scenedistill.experiments.result_table import cells
-from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.results.pairs import Gain, own_methods, paired_gain, pairs_lines
+from scenedistill.experiments.results.record import Result, Row
+from scenedistill.experiments.results.table import cells
 
 
 def test_the_interval_is_that_of_students_t() -> None:

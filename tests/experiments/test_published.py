@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scenedistill.data.known.catalogue import CATALOG
-from scenedistill.experiments.published import (
+from scenedistill.experiments.results.published import (
     CAUTION,
     PUBLISHED,
     UNVERIFIED,

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from scenedistill.experiments.result_table import result_table
-from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.results.record import Result, Row
+from scenedistill.experiments.results.table import result_table
 
 
 def example(rows: tuple[Row, ...] | None = None) -> Result:

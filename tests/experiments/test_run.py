@@ -28,12 +28,12 @@ from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentCon
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.scenes import scan
-from scenedistill.data.split_files import read_split, write_split
-from scenedistill.data.splits import make_split
+from scenedistill.data.splits.draw import make_split
+from scenedistill.data.splits.files import read_split, write_split
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.lab import Lab
-from scenedistill.experiments.result_table import result_table
-from scenedistill.experiments.results import Result, read_result
+from scenedistill.experiments.results.record import Result, read_result
+from scenedistill.experiments.results.table import result_table
 from scenedistill.experiments.stages import test as look
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import plain_student, train_students

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
-from scenedistill.data.unlabelled import collect_unlabelled
+from scenedistill.data.unlabelled.pool import collect_unlabelled
 from scenedistill.experiments.storage import clear, stored
 from scenedistill.training.teacher_outputs.store import KnowledgeStore
 

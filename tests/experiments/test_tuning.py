@@ -9,7 +9,7 @@ import pytest
 
 from scenedistill.config import DataConfig, FitConfig, RunConfig, StudentConfig
 from scenedistill.experiments.grid.config import TuningConfig
-from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student, write_choices
+from scenedistill.experiments.grid.tuning import Choice, choose, tuned, tuning_settings, tuning_student, write_choices
 from scenedistill.losses.registry import resolve_weights
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from scenedistill.config import DataConfig, RunConfig, TeacherConfig
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.lab import Lab
-from scenedistill.experiments.results import Row
+from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.stages import teacher_settings
 from scenedistill.experiments.students import student_stage

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.export.check import FORGIVEN, check_file, logits_of, time_models
 from scenedistill.inference.model import Predicted, SceneModel, open_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scenedistill.data.images import read_image, read_scene
+from scenedistill.data.images.read import read_image, read_scene
 from scenedistill.data.views import evaluation_view
 from scenedistill.export.quantise import quantise
 from scenedistill.inference.model import open_model

@@ -19,7 +19,7 @@ from PIL import Image
 
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.inference.contact_sheet import COLUMNS, ROWS, Shown, draw_sheets, plan
 from scenedistill.inference.images import ImagesResult, predict_images
 from scenedistill.inference.inputs import find_inputs

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_image, read_scene, squash
+from scenedistill.data.images.read import read_image, read_scene, squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.inference.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel, open_model
 from scenedistill.models.create import build_student

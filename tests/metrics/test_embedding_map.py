@@ -11,7 +11,7 @@ import torch
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.embedding_map import embedding_map, embeddings_of, even_sample, neighbour_purity

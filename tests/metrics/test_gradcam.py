@@ -16,7 +16,7 @@ import cv2
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.gradcam import _as_map, agreement, agreement_with_teacher, class_activation

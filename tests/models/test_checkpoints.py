@@ -22,8 +22,8 @@ from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.checkpoints import DEPTH, read_checkpoint
-from scenedistill.models.weights import load_weights
+from scenedistill.models.weights.checkpoints import DEPTH, read_checkpoint
+from scenedistill.models.weights.take import load_weights
 
 Tensors = dict[str, Tensor]
 

@@ -11,8 +11,8 @@ import torch
 
 from scenedistill.core.errors import UserError
 from scenedistill.models.create import build_network
-from scenedistill.models.weight_files import LITE, local_file
-from scenedistill.models.weights import load_weights
+from scenedistill.models.weights.files import LITE, local_file
+from scenedistill.models.weights.take import load_weights
 
 
 @pytest.mark.parametrize(("size", "tensors"), [(0, 296), (1, 386), (2, 386)])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.models.create import build_student
-from scenedistill.models.weights import load_weights
+from scenedistill.models.weights.take import load_weights
 
 Tensors = dict[str, Tensor]
 

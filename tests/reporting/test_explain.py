@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scenedistill.commands import explain as explain_command
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.inference.model import open_model
 from scenedistill.metrics.gradcam import agreement, class_activation
 from scenedistill.models.files import load_net

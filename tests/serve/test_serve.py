@@ -29,7 +29,7 @@ import tifffile
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.runs.find import find_model
 from scenedistill.serve import worker as serve_work

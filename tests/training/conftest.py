@@ -13,10 +13,10 @@ from rich.console import Console
 
 from scenedistill.config import MachineConfig
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
-from scenedistill.data.splits import Split, assemble
+from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.fitting import fit

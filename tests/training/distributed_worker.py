@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import SceneCache
+from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.registry import LOSSES, build_losses

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
-from scenedistill.data.cache import SceneCache
+from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import assemble
+from scenedistill.data.splits.draw import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.training.best import BEST, Best, BestEpoch, _kept, read_best

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import SceneCache
+from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import Split, assemble
+from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student

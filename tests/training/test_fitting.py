@@ -19,8 +19,8 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.core.errors import UserError
-from scenedistill.data.cache import SceneCache
-from scenedistill.data.splits import assemble
+from scenedistill.data.cache.build import SceneCache
+from scenedistill.data.splits.draw import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash

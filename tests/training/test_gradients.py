@@ -16,7 +16,7 @@ from torch import nn
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash

@@ -14,7 +14,7 @@ from torch import Tensor
 from scenedistill.config import FitConfig, RunConfig, StudentConfig, TeacherConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.experiments.run import check_settings
 from scenedistill.models.create import build_student

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig, evaluation_view, training_view
@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.files import load_net

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig, TeacherConfig
-from scenedistill.data.cache import SceneCache
-from scenedistill.data.splits import Split, assemble
+from scenedistill.data.cache.build import SceneCache
+from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash

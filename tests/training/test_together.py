@@ -9,7 +9,7 @@ import torch
 
 from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.splits import Split, assemble
+from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash

@@ -28,9 +28,9 @@ def parser() -> CommandParser:
 
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
-    from scenedistill.experiments.costs import costs_table
     from scenedistill.experiments.measure_costs import measure_costs
-    from scenedistill.experiments.records import write_record
+    from scenedistill.experiments.results.costs import costs_table
+    from scenedistill.experiments.results.measurements import write_record
 
     results = result_file(settings.results)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:

@@ -85,7 +85,7 @@ def _decoded(index: SceneIndex, console: Console) -> bool:
 
 
 def _stored(options: Namespace, console: Console) -> None:
-    from scenedistill.data.cache import cache_home
+    from scenedistill.data.cache.build import cache_home
     from scenedistill.experiments.storage import clear, stored, stored_table
 
     folder = Path(options.folder) if options.folder else cache_home()

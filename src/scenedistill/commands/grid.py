@@ -99,7 +99,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 def _do(settings: Namespace, console: Console, text: str) -> int:
     from scenedistill.experiments.grid.local import Engine
     from scenedistill.experiments.grid.run import dry_run, grid
-    from scenedistill.experiments.results import named, write_result
+    from scenedistill.experiments.results.record import named, write_result
 
     config = grid_config(settings)
     out, results = Path(settings.out or Path("runs") / config.name), result_file(settings.results)

@@ -25,7 +25,7 @@ def parser() -> CommandParser:
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
     from scenedistill.experiments.quickstart import quickstart
-    from scenedistill.experiments.results import named, write_result
+    from scenedistill.experiments.results.record import named, write_result
 
     results = result_file(settings.results)
     result = quickstart(

@@ -28,8 +28,8 @@ def parser() -> CommandParser:
 def command(settings: Namespace, console: Console, text: str) -> None:
     """Do it."""
     from scenedistill.data.scenes import scan
-    from scenedistill.data.split_files import read_split, write_split
-    from scenedistill.data.splits import make_split
+    from scenedistill.data.splits.draw import make_split
+    from scenedistill.data.splits.files import read_split, write_split
 
     index = scan(Path(settings.data))
     if index.parts is None:

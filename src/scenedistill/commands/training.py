@@ -33,7 +33,7 @@ def train(*parts: str) -> Callable[[Namespace, Console, str], None]:
 
     def command(settings: Namespace, console: Console, text: str) -> None:
         from scenedistill.config import RunConfig
-        from scenedistill.experiments.results import named, write_result
+        from scenedistill.experiments.results.record import named, write_result
         from scenedistill.experiments.run import run
 
         data, results = Path(settings.folder), result_file(settings.results)

@@ -8,11 +8,11 @@ from scenedistill.core.lazy import attach
 
 if TYPE_CHECKING:
     from scenedistill.data.batches import SceneBatch, ScenePart
-    from scenedistill.data.cache import build_cache
+    from scenedistill.data.cache.build import build_cache
+    from scenedistill.data.cache.scenes import SceneCache
     from scenedistill.data.module import SceneDataModule
-    from scenedistill.data.scene_cache import SceneCache
     from scenedistill.data.scenes import SceneIndex, scan
-    from scenedistill.data.splits import Split, make_split
+    from scenedistill.data.splits.draw import Split, make_split
     from scenedistill.data.synthetic.demo import generate
     from scenedistill.data.training_part import TrainingPart
     from scenedistill.data.views import ViewConfig, evaluation_view, training_view
@@ -22,12 +22,12 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "batches": ("SceneBatch", "ScenePart"),
-        "cache": ("build_cache",),
+        "cache.build": ("build_cache",),
         "synthetic.demo": ("generate",),
         "module": ("SceneDataModule",),
-        "scene_cache": ("SceneCache",),
+        "cache.scenes": ("SceneCache",),
         "scenes": ("SceneIndex", "scan"),
-        "splits": ("Split", "make_split"),
+        "splits.draw": ("Split", "make_split"),
         "training_part": ("TrainingPart",),
         "views": ("ViewConfig", "evaluation_view", "training_view"),
     },

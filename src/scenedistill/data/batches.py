@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenedistill.data.cache import SceneCache
+from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.names import nfc
 
 #: Share of a GPU's free memory that the images of a part may take up; beyond it they come batch by batch.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scenedistill.data.cache import SceneCache
-from scenedistill.data.cache_build import FileReader
-from scenedistill.data.cache_files import row_checksum
-from scenedistill.data.decoding import decode_all
+from scenedistill.data.cache.build import SceneCache
+from scenedistill.data.cache.decoding import decode_all
+from scenedistill.data.cache.files import row_checksum
+from scenedistill.data.cache.write import FileReader
 from scenedistill.data.raster.holes import Constant
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 
 _NAMED = 3  # how many groups are named before they are only counted
 

@@ -12,8 +12,8 @@ import torch
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import SceneBatches, ScenePart
-from scenedistill.data.cache import SceneCache
-from scenedistill.data.splits import Split
+from scenedistill.data.cache.build import SceneCache
+from scenedistill.data.splits.draw import Split
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import view_number
 

@@ -14,10 +14,10 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import build_cache
+from scenedistill.data.cache.build import build_cache
 from scenedistill.data.names import positions_in
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.data.split_files import read_split
+from scenedistill.data.splits.files import read_split
 from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
 from scenedistill.metrics.cost import model_cost
 from scenedistill.metrics.plots import write_confusion

@@ -25,14 +25,14 @@ from scenedistill.core.precision import compute_device, flush_denormals, resolve
 from scenedistill.core.terminal import counted
 from scenedistill.core.yaml_files import write_yaml
 from scenedistill.data.batches import ScenePart, content_hash
-from scenedistill.data.cache import SceneCache, build_cache, cache_home
+from scenedistill.data.cache.build import SceneCache, build_cache, cache_home
 from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
 from scenedistill.data.known.catalogue import check, recognise
 from scenedistill.data.names import nfc
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.data.split_files import read_split, write_split
-from scenedistill.data.splits import Split, make_split
-from scenedistill.data.unlabelled import UnlabelledImages, UnlabelledPool, collect_unlabelled
+from scenedistill.data.splits.draw import Split, make_split
+from scenedistill.data.splits.files import read_split, write_split
+from scenedistill.data.unlabelled.pool import UnlabelledImages, UnlabelledPool, collect_unlabelled
 from scenedistill.experiments.settings import plain, settings_text
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
 from scenedistill.models.files import NetCard, save_net, weights_hash

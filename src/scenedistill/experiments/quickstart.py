@@ -12,7 +12,7 @@ from rich.console import Console
 from scenedistill.config import DataConfig, RunConfig, StudentConfig, StudentFitConfig, TeacherConfig, TeacherFitConfig
 from scenedistill.data.synthetic.demo import generate
 from scenedistill.data.views import ViewConfig
-from scenedistill.experiments.results import Result
+from scenedistill.experiments.results.record import Result
 from scenedistill.experiments.run import run
 
 PER_CLASS = 200  # images of each of the twelve classes

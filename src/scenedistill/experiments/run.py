@@ -17,10 +17,10 @@ from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.data.unlabelled_sources import check_sources
+from scenedistill.data.unlabelled.sources import check_sources
 from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.lab import Lab, split_of
-from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.results.record import Result, Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.students import plain_student, student_settings, train_students
@@ -31,7 +31,7 @@ from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE, load_net
 from scenedistill.models.network import SceneNet, check_name
 from scenedistill.models.table1 import STUDENTS
-from scenedistill.models.weight_files import check_file
+from scenedistill.models.weights.files import check_file
 from scenedistill.training.base import view_size
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.runs import Stage, read_stage

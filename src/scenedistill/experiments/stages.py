@@ -13,10 +13,10 @@ from scenedistill.config import TeacherConfig
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
 from scenedistill.experiments.lab import Lab
-from scenedistill.experiments.results import Row
+from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.settings import plain
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
 from scenedistill.experiments.starts import check_start, start_hash, start_record

@@ -6,8 +6,8 @@ from typing import Any
 
 from scenedistill.core.disk import file_hash
 from scenedistill.core.errors import UserError
-from scenedistill.models.weight_files import local_file
-from scenedistill.models.weights import WeightAccount
+from scenedistill.models.weights.files import local_file
+from scenedistill.models.weights.take import WeightAccount
 from scenedistill.training.runs import Stage
 
 

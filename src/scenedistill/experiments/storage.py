@@ -13,8 +13,8 @@ from rich.text import Text
 
 from scenedistill.core.disk import read_json
 from scenedistill.core.errors import UserError
-from scenedistill.data.cache import cache_home
-from scenedistill.data.cache_files import KIND, remove_arrays
+from scenedistill.data.cache.build import cache_home
+from scenedistill.data.cache.files import KIND, remove_arrays
 from scenedistill.training.teacher_outputs.store import ABOUT, VIEW, size_text
 
 

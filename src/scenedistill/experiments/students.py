@@ -15,7 +15,7 @@ from scenedistill.config import StudentConfig
 from scenedistill.core.disk import file_hash
 from scenedistill.core.errors import UserError
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.settings import plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
@@ -24,7 +24,7 @@ from scenedistill.fit_config import schedule_text
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, weights_hash
-from scenedistill.models.weights import WeightAccount
+from scenedistill.models.weights.take import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
 from scenedistill.training.multi_student import TogetherTraining

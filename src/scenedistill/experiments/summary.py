@@ -10,8 +10,8 @@ from rich.text import Text
 
 from scenedistill.core.disk import write_json, write_text
 from scenedistill.experiments.lab import Lab
-from scenedistill.experiments.result_table import cells, result_table
-from scenedistill.experiments.results import Result, Row, hardware, to_json, versions
+from scenedistill.experiments.results.record import Result, Row, hardware, to_json, versions
+from scenedistill.experiments.results.table import cells, result_table
 
 SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")
 

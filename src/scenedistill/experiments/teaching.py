@@ -9,7 +9,7 @@ from scenedistill.config import StudentConfig
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stage_files import open_net

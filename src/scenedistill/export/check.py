@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scenedistill.data.images import UnreadableImage, read_image, squash
+from scenedistill.data.images.read import UnreadableImage, read_image, squash
 from scenedistill.inference.model import SceneModel
 
 #: Largest difference of a logit, over the largest logit, in a file that should be exact.

@@ -34,7 +34,7 @@ With `pip install scenedistill`:
 ```python
 from pathlib import Path
 
-from scenedistill.data.images import read_image
+from scenedistill.data.images.read import read_image
 from scenedistill.inference.model import open_model
 
 model = open_model("MODEL")

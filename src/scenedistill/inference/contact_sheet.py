@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.terminal import counted
-from scenedistill.data.images import UnreadableImage, read_image
+from scenedistill.data.images.read import UnreadableImage, read_image
 from scenedistill.metrics.plots import PLAIN_FONT, characters, font_with
 
 #: `class`: class after class, the least sure first; `doubtful`: the least sure first whatever their class.

@@ -21,8 +21,8 @@ from scenedistill.core.disk import file_hash, shown_path
 from scenedistill.core.errors import UserError
 from scenedistill.core.own_files import replaced
 from scenedistill.core.terminal import counted
-from scenedistill.data.decoding import decode_all
-from scenedistill.data.images import read_scene
+from scenedistill.data.cache.decoding import decode_all
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.names import as_cell, as_path_cell
 from scenedistill.data.raster.holes import Constant, constants_text
 from scenedistill.inference.contact_sheet import Shown, draw_sheets

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.precision import autocast, compute_device, resolve_precision
-from scenedistill.data.images import squash
+from scenedistill.data.images.read import squash
 from scenedistill.data.views import evaluation_view
 from scenedistill.inference.exported import check_exported
 from scenedistill.models.files import NetCard, load_net

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scenedistill.models.network import SceneNet
     from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
     from scenedistill.models.table1 import STUDENTS, Table1Backbone
-    from scenedistill.models.weights import WeightAccount
+    from scenedistill.models.weights.take import WeightAccount
 
 __getattr__, __dir__ = attach(
     __name__,
@@ -26,7 +26,7 @@ __getattr__, __dir__ = attach(
         "network": ("SceneNet",),
         "output": ("FeatureDims", "SceneOutput", "StageAttention"),
         "table1": ("STUDENTS", "Table1Backbone"),
-        "weights": ("WeightAccount",),
+        "weights.take": ("WeightAccount",),
     },
 )
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scenedistill.core.errors import UserError
 from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 from scenedistill.models.table1 import STUDENTS
-from scenedistill.models.weights import WeightAccount, take_weights
+from scenedistill.models.weights.take import WeightAccount, take_weights
 
 
 def build_network(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.names import positions_in, same_names
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.gradcam import AGREEMENT, agreement, class_activation

@@ -17,7 +17,7 @@ from scenedistill.core.disk import file_damage, read_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.core.yaml_files import read_yaml
 from scenedistill.data.names import nfc
-from scenedistill.data.splits import split_hash
+from scenedistill.data.splits.draw import split_hash
 from scenedistill.metrics.outputs import OUTPUTS, KeptOutputs, load_outputs
 from scenedistill.runs.selection import of_grid, of_one_setting
 from scenedistill.training.runs import ASIDE, RECORD, read_stage

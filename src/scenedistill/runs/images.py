@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from scenedistill.core.errors import Damaged, UserError
-from scenedistill.data.cache import build_cache, cache_home
-from scenedistill.data.cache_files import KIND, CacheSettings, Images, open_stored, row_checksum
+from scenedistill.data.cache.build import build_cache, cache_home
+from scenedistill.data.cache.files import KIND, CacheSettings, Images, open_stored, row_checksum
 from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.scenes import SceneIndex, scan
-from scenedistill.data.split_files import read_split
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
+from scenedistill.data.splits.files import read_split
 from scenedistill.models.files import NetCard
 from scenedistill.runs.find import Training
 from scenedistill.runs.provenance import run_settings

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images import UnreadableImage, read_image, read_scene
+from scenedistill.data.images.read import UnreadableImage, read_image, read_scene
+from scenedistill.data.images.tiff_heads import read_heads
 from scenedistill.data.names import as_cell
-from scenedistill.data.tiff_heads import read_heads
 from scenedistill.inference.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
 from scenedistill.inference.model import SceneModel, TorchSceneModel, open_model
 from scenedistill.runs.find import of

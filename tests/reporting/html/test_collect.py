@@ -13,7 +13,7 @@ import yaml
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
-from scenedistill.data.split_files import read_split
+from scenedistill.data.splits.files import read_split
 from scenedistill.reporting.html.page import write_report
 from scenedistill.runs.collect import collect
 

@@ -81,7 +81,7 @@ def test_tuning_shows_every_trial() -> None:
 
 
 def test_published_figures_stand_by_themselves() -> None:
-    pytest.importorskip("scenedistill.experiments.published")
+    pytest.importorskip("scenedistill.experiments.results.published")
     (table,) = published_tables([("AID", 0.2), ("AID", 0.2), ("my own images", 0.2)])
     assert table.caption.startswith("Published by others: AID, 20 % training")
     assert all(row[-1].link.startswith("https://") for row in table.rows)

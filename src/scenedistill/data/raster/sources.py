@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.tiff_heads import TIFF_HEADS, read_heads
+from scenedistill.data.images.tiff_heads import TIFF_HEADS, read_heads
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

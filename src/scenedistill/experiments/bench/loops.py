@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.core.precision import Precision, allow_compiling, autocast
 from scenedistill.data.batches import SceneBatches, ScenePart
-from scenedistill.data.cache import SceneCache, build_cache
+from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig, training_view

@@ -19,7 +19,7 @@ from scenedistill.core.memory import keep_memory
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import PARTS
-from scenedistill.data.splits import assemble
+from scenedistill.data.splits.draw import assemble
 from scenedistill.experiments.bench.loops import VIEWS, WARM_UP, Bench
 from scenedistill.experiments.bench.processes import SECONDS
 from scenedistill.metrics.cost import wait_for

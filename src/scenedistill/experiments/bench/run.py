@@ -41,8 +41,8 @@ from scenedistill.experiments.bench.speed import (
     SpeedResult,
     SpeedRow,
 )
-from scenedistill.experiments.records import write_record
-from scenedistill.experiments.results import hardware, versions
+from scenedistill.experiments.results.measurements import write_record
+from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.metrics.cost import count_operations, wait_for
 from scenedistill.models.network import check_name
 from scenedistill.models.table1 import STUDENTS

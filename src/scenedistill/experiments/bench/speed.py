@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenedistill.core.text import markdown_table
-from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.experiments.results.measurements import Measurement, machine_text
 
 KIND = "speed"
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from scenedistill.config import StudentConfig
 from scenedistill.core.errors import UserError
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.grid.config import GridConfig, grid_words, needs_teacher, student_of
+from scenedistill.experiments.grid.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.experiments.lab import Lab
-from scenedistill.experiments.results import Row
+from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import student_stage, train_students
 from scenedistill.experiments.teaching import kept_views, taught
-from scenedistill.experiments.tuning import Choice, choose, tuned, tuning_settings, tuning_student
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
 

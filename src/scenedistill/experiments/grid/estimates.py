@@ -14,7 +14,7 @@ from rich.console import Console
 
 from scenedistill.config import FitConfig
 from scenedistill.core.errors import UserError
-from scenedistill.data.splits import Split
+from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.grid.cells import Board, Cell, asks, cell_student
 from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stages import train_teacher

@@ -15,11 +15,11 @@ from scenedistill.core.text import markdown_table
 from scenedistill.data.names import as_markdown
 from scenedistill.experiments.grid.cells import Board, Cell, plan, trials
 from scenedistill.experiments.grid.config import GridConfig, student_of
-from scenedistill.experiments.pairs import pairs_lines
-from scenedistill.experiments.published import published_table
-from scenedistill.experiments.results import Result, to_json
+from scenedistill.experiments.grid.tuning import FILE, Choice, write_choices
+from scenedistill.experiments.results.pairs import pairs_lines
+from scenedistill.experiments.results.published import published_table
+from scenedistill.experiments.results.record import Result, to_json
 from scenedistill.experiments.summary import summarise
-from scenedistill.experiments.tuning import FILE, Choice, write_choices
 from scenedistill.losses.registry import LOSSES, resolve_weights
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"

@@ -21,7 +21,7 @@ from scenedistill.experiments.grid.estimates import Clock
 from scenedistill.experiments.grid.local import Ended, Engine, LocalEngine, Order, share
 from scenedistill.experiments.grid.results import FAILURES, finish, keep_choices, read_failures, write_failures
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, plan_table, summary_line
-from scenedistill.experiments.results import Result
+from scenedistill.experiments.results.record import Result
 from scenedistill.experiments.teaching import kept_views
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scenedistill.data.images import squash
+from scenedistill.data.images.read import squash
 from scenedistill.data.raster.read import Source, open_raster, read_pixels
 from scenedistill.inference.raster.progress import RasterProgress
 from scenedistill.inference.raster.windows import Grid

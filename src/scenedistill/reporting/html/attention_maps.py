@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache import SceneCache
-from scenedistill.data.images import read_scene
+from scenedistill.data.cache.build import SceneCache
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.differences import most_different

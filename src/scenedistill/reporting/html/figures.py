@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from scenedistill.data.images import UnreadableImage, read_scene
+from scenedistill.data.images.read import UnreadableImage, read_scene
 from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
 from scenedistill.metrics.differences import class_gains, confused_pairs, confusion_difference
 from scenedistill.metrics.plots import confusion_figure

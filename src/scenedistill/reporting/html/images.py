@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scenedistill.data.images import UnreadableImage, read_image
+from scenedistill.data.images.read import UnreadableImage, read_image
 from scenedistill.runs.collect import Cell, ReportData
 
 THUMBNAIL = 88  # pixels on a side

@@ -12,7 +12,7 @@ import yaml
 
 from scenedistill.core.text import duration
 from scenedistill.data.scenes import PARTS
-from scenedistill.experiments.records import machine_text
+from scenedistill.experiments.results.measurements import machine_text
 from scenedistill.reporting.html.blocks import Block, Code, Facts, Section, Text, Tiles
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.tables import (

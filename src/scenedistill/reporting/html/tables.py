@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenedistill.core.text import spread
-from scenedistill.experiments.pairs import Gain, own_heading, own_methods, paired_gain
+from scenedistill.experiments.results.pairs import Gain, own_heading, own_methods, paired_gain
 from scenedistill.runs.collect import TEACHER, Cell, Network
 from scenedistill.training.runs import started_from
 
@@ -242,7 +242,7 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
 
 def published_tables(cells: Sequence[tuple[str, float]]) -> list[Table]:
     """For each data set and ratio the accuracies that others have published, where any are known."""
-    from scenedistill.experiments.published import CAUTION, notes, published, published_rows
+    from scenedistill.experiments.results.published import CAUTION, notes, published, published_rows
 
     tables = []
     for data, ratio in dict.fromkeys(cells):

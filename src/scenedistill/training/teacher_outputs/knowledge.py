@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scenedistill.core.precision import Precision
 from scenedistill.data.batches import SceneBatch, ScenePart
-from scenedistill.data.cache import cache_home
+from scenedistill.data.cache.build import cache_home
 from scenedistill.data.training_part import TrainingPart, mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, view_number
 from scenedistill.losses.base import TeacherStatistics

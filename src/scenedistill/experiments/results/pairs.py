@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scenedistill.core.text import NONE, spread
-from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.results.record import Result, Row
 
 LEVEL = 0.95
 OURS = ("dkd", "dkd_plus")  # the methods that every other one is compared with, beside the baseline
@@ -42,7 +42,7 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
     difference.
 
     Examples:
-        >>> from scenedistill.experiments.pairs import paired_gain
+        >>> from scenedistill.experiments.results.pairs import paired_gain
         >>> gain = paired_gain({0: 80.0, 1: 82.0, 2: 81.0}, {0: 78.0, 1: 79.0, 2: 78.0})
         >>> gain.text
         '+2.67 [+1.23, +4.10]'

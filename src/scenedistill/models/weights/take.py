@@ -15,7 +15,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.weight_files import read_weights
+from scenedistill.models.weights.files import read_weights
 
 #: Below this share of a backbone's parameters, what fits is taken for an accident.
 LEAST_SHARE = 0.05

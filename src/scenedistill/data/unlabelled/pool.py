@@ -17,13 +17,13 @@ import torch
 from scenedistill.core.disk import short_hash, whole_file
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.batches import SceneBatch, ScenePart
-from scenedistill.data.cache import SceneCache, cache_home, complaint, folder_name
-from scenedistill.data.cache_build import FileReader, SceneReader, stored_scenes
-from scenedistill.data.cache_files import CacheSettings, Images, StoredCache, marks_file
-from scenedistill.data.copies import Marks, copies, digest, mark, mark_type
-from scenedistill.data.splits import Split
-from scenedistill.data.tiles import NO_DATA, TileReader
-from scenedistill.data.unlabelled_sources import ImageFolder, Raster, find_sources
+from scenedistill.data.cache.build import SceneCache, cache_home, complaint, folder_name
+from scenedistill.data.cache.files import CacheSettings, Images, StoredCache, marks_file
+from scenedistill.data.cache.write import FileReader, SceneReader, stored_scenes
+from scenedistill.data.splits.draw import Split
+from scenedistill.data.unlabelled.copies import Marks, copies, digest, mark, mark_type
+from scenedistill.data.unlabelled.sources import ImageFolder, Raster, find_sources
+from scenedistill.data.unlabelled.tiles import NO_DATA, TileReader
 
 Positions = npt.NDArray[np.int64]
 

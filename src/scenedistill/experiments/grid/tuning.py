@@ -10,7 +10,7 @@ from pathlib import Path
 from scenedistill.config import RunConfig, StudentConfig
 from scenedistill.core.disk import write_json
 from scenedistill.experiments.grid.config import TuningConfig
-from scenedistill.experiments.results import tidy
+from scenedistill.experiments.results.record import tidy
 from scenedistill.losses.registry import LOSSES, resolve_weights
 
 FILE = "tuning.json"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from scenedistill.core.disk import write_json
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.results import Scalar, tidy
+from scenedistill.experiments.results.record import Scalar, tidy
 
 Record = TypeVar("Record")
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.terminal import plain_console
-from scenedistill.data.images import UnreadableImage
+from scenedistill.data.images.read import UnreadableImage
 
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from scenedistill.core.errors import UserError
 from scenedistill.core.text import markdown_table, plus_minus
 from scenedistill.data.known.catalogue import lookup
-from scenedistill.experiments.published_entries import ENTRIES, Entry
+from scenedistill.experiments.results.published_entries import ENTRIES, Entry
 
 #: What has to be said wherever these figures are shown.
 CAUTION = (

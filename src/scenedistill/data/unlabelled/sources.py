@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import did_you_mean
-from scenedistill.data.tiles import is_raster
+from scenedistill.data.unlabelled.tiles import is_raster
 from scenedistill.data.walk import IMAGE_SUFFIXES, walk_images
 
 _TIFF = (".tif", ".tiff")

@@ -59,7 +59,7 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
         >>> from pathlib import Path
         >>> import numpy as np
         >>> from scenedistill.data.scenes import SceneIndex
-        >>> from scenedistill.data.splits import make_split
+        >>> from scenedistill.data.splits.draw import make_split
         >>> paths = tuple(f"{name}/{number}.png" for name in ("forest", "river") for number in range(5))
         >>> index = SceneIndex(Path("tiles"), paths, np.repeat([0, 1], 5), ("forest", "river"))
         >>> split = make_split(index, train_ratio=0.4, seed=0)
@@ -105,7 +105,7 @@ def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
     """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order.
 
     Examples:
-        >>> from scenedistill.data.splits import split_hash
+        >>> from scenedistill.data.splits.draw import split_hash
         >>> members = [("forest/1.png", "forest", "train"), ("river/1.png", "river", "test")]
         >>> split_hash(members) == split_hash(reversed(members))
         True

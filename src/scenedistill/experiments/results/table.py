@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from scenedistill.core.text import NONE, duration, markdown_table, spread
 from scenedistill.data.names import as_markdown
-from scenedistill.experiments.pairs import OURS, by_seed, own_heading, paired_gain
-from scenedistill.experiments.records import machine_text
-from scenedistill.experiments.results import Result, Row
+from scenedistill.experiments.results.measurements import machine_text
+from scenedistill.experiments.results.pairs import OURS, by_seed, own_heading, paired_gain
+from scenedistill.experiments.results.record import Result, Row
 
 
 def result_table(result: Result) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from scenedistill.data.tiff_heads import TiffHead, check_heads, check_inflated, read_heads
+from scenedistill.data.images.tiff_heads import TiffHead, check_heads, check_inflated, read_heads
 
 Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
 

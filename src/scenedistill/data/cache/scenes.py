@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.data.cache_build import SceneReader
-from scenedistill.data.cache_files import Images, row_checksum
-from scenedistill.data.decoding import decode_all
+from scenedistill.data.cache.decoding import decode_all
+from scenedistill.data.cache.files import Images, row_checksum
+from scenedistill.data.cache.write import SceneReader
 from scenedistill.data.scenes import SceneIndex
 
 

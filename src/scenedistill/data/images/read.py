@@ -11,9 +11,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scenedistill.core.errors import UserError
+from scenedistill.data.images.tiff_heads import TIFF_HEADS
+from scenedistill.data.images.tiffs import Pixels, decode_tiff
 from scenedistill.data.raster.holes import Constant, find_constant
-from scenedistill.data.tiff_heads import TIFF_HEADS
-from scenedistill.data.tiffs import Pixels, decode_tiff
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.data.cache_files import Images
+from scenedistill.data.cache.files import Images
 
 Marks = npt.NDArray[np.void]  # [N] of `mark_type`
 Fetch = Callable[[npt.NDArray[np.int64]], Images]  # rows to uint8 [n, size, size, bands]

@@ -12,9 +12,9 @@ import numpy as np
 import tifffile
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.cache_build import file_stamp
-from scenedistill.data.cache_files import Images, Stamp
-from scenedistill.data.images import UnreadableImage, squash
+from scenedistill.data.cache.files import Images, Stamp
+from scenedistill.data.cache.write import file_stamp
+from scenedistill.data.images.read import UnreadableImage, squash
 from scenedistill.data.raster.read import Source, describe, open_raster, read_pixels
 
 if TYPE_CHECKING:

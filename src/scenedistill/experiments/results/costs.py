@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scenedistill.core.text import NONE, markdown_table, plus_minus
-from scenedistill.experiments.records import Measurement, machine_text
+from scenedistill.experiments.results.measurements import Measurement, machine_text
 from scenedistill.metrics.cost import NetworkCost
 
 KIND = "cost"

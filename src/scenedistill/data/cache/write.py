@@ -17,7 +17,8 @@ import numpy as np
 from scenedistill.core.disk import clear_parts
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.data.cache_files import (
+from scenedistill.data.cache.decoding import decode_all
+from scenedistill.data.cache.files import (
     CacheSettings,
     Entry,
     Images,
@@ -31,8 +32,7 @@ from scenedistill.data.cache_files import (
     row_checksum,
     write_header,
 )
-from scenedistill.data.decoding import decode_all
-from scenedistill.data.images import read_scene
+from scenedistill.data.images.read import read_scene
 from scenedistill.data.raster.holes import Constant, constants_text
 
 _SPARE_BYTES = 64 * 2**20  # disk space left free

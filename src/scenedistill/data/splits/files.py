@@ -16,9 +16,9 @@ import numpy as np
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
 from scenedistill.data.csv_tables import AS_UTF8, read_table
-from scenedistill.data.image_references import ImageFinder
 from scenedistill.data.scenes import PART_WORDS, PARTS, SceneIndex
-from scenedistill.data.splits import Split, assemble
+from scenedistill.data.splits.draw import Split, assemble
+from scenedistill.data.splits.references import ImageFinder
 
 _RSP_LINE = re.compile(r"(?P<image>\S.*\.\w+(?:\s+\S.*)?)\s+(?P<label>\d{1,9})")
 

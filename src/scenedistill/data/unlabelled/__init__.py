@@ -1,0 +1,1 @@
+"""Images that have no labels, kept apart from those that test."""

@@ -1,0 +1,1 @@
+"""Pretrained tensors out of files of all kinds, and into a network."""
