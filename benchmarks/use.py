@@ -38,7 +38,7 @@ from scenedistill.inference.model import OnnxSceneModel, SceneModel, TorchSceneM
 from scenedistill.metrics.cost import stored_bytes
 from scenedistill.models.create import build_teacher
 from scenedistill.models.files import NetCard, load_net
-from scenedistill.runs.find import find_training
+from scenedistill.runs.find import find_network
 from scenedistill.runs.images import RunImages, run_images
 
 BATCHES = (1, 64)
@@ -59,7 +59,7 @@ class Student(NamedTuple):
 
 def open_student(source: Path, data: Path, out: Path, threads: int) -> Student:
     """Export, check on the whole test split, and open each form."""
-    training = find_training(source)
+    training = find_network(source)
     settings = ExportConfig(formats=["safetensors", "onnx", "int8"], images=0, max_loss=1.0, repeats=0)
     exported = export(training.folder, out, settings, data=data, console=Console(stderr=True))
     net, card = load_net(out / NAMES["safetensors"])
@@ -233,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     students: dict[str, Student] = {}
     for source in given.students:
-        name = load_net(find_training(source).weights)[1].name
+        name = load_net(find_network(source).weights)[1].name
         if name in students:
             raise SystemExit(f"{name} was given twice")
         students[name] = open_student(source, given.data, given.out / name, given.threads)

@@ -24,10 +24,10 @@ from scenedistill.data.cache.files import read_manifest
 from scenedistill.experiments.lab import Lab
 from scenedistill.metrics.outputs import load_outputs
 from scenedistill.models.files import weights_hash
-from scenedistill.runs.collect import collect
 from scenedistill.runs.curves import read_curves
-from scenedistill.runs.find import find_training
+from scenedistill.runs.find import find_network
 from scenedistill.runs.provenance import about_training
+from scenedistill.runs.run import Run
 from scenedistill.training.runs import Stage
 
 STUDENT = "table1_printed"
@@ -85,7 +85,7 @@ def one_line(problem: UserError) -> bool:
 
 def reported(out: Path) -> dict[str, Any]:
     """What a report would be made of."""
-    data = collect(out)
+    data = Run.open(out)
     found: dict[str, Any] = {"ratio": [cell.ratio for cell in data.cells]}
     for cell in data.cells:
         for network in cell.networks:
@@ -220,7 +220,7 @@ def test_nothing_of_another_run_is_written_while_the_seed_is_held(
     with Stage(copy / "seed0" / "teacher", {}).held(), pytest.raises(UserError, match="being worked on by another"):
         do(tiny_scenes, copy, other)
     assert {place: (copy / place).read_bytes() for place in places} == before
-    assert collect(copy).cells[0].ratio == 0.5
+    assert Run.open(copy).cells[0].ratio == 0.5
 
 
 def test_a_report_says_what_was_done_and_not_what_lies_beside_it(copy: Path) -> None:
@@ -229,10 +229,10 @@ def test_a_report_says_what_was_done_and_not_what_lies_beside_it(copy: Path) -> 
     text = (copy / "settings.yaml").read_text(encoding="utf-8").replace("train_ratio: 0.5", "train_ratio: 0.7")
     (copy / "settings.yaml").write_text(text, encoding="utf-8")
     (copy / "seed0" / "split.csv").write_text("path,label,split\nriver/00.png,river,test\n", encoding="utf-8")
-    (cell,) = collect(copy).cells
+    (cell,) = Run.open(copy).cells
     assert cell.ratio == 0.5 and cell.settings == {}
     assert all(network.test_paths == () for network in cell.networks)
-    assert about_training(find_training(copy))["train_ratio"] == 0.5
+    assert about_training(find_network(copy))["train_ratio"] == 0.5
 
 
 def test_what_a_kill_has_left_half_written_goes(copy: Path, tiny_scenes: Path, config: RunConfig) -> None:
@@ -311,7 +311,7 @@ def test_damaged_run_folders_end_in_the_same_answer_or_one_line(
         return torch.load(checkpoint)["state"].tolist()
 
     def of_stage() -> Any:
-        about = about_training(find_training(student))
+        about = about_training(find_network(student))
         return {name: about.get(name) for name in ("oa", "seed", "method", "weights_hash", "split_hash")}
 
     def of_manifest() -> Any:

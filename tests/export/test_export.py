@@ -210,14 +210,24 @@ def test_a_file_that_fails_is_not_left_behind(
         assert {path.name: path.read_bytes() for path in place.glob("*")} == before
 
 
+@pytest.mark.parametrize("gone", ["the decoded images", "the note of where they are, which older runs lack"])
 def test_images_are_found_or_asked_for(
-    student: Path, tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gone: str, tiny_run: Path, tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for path in copy.rglob("stage.json"):
+        stage = json.loads(path.read_text(encoding="utf-8"))
+        del stage["checksum"]
+        if gone == "the decoded images" and "images" in stage["record"]:
+            stage["record"]["images"]["cache"] = str(tmp_path / "nowhere")
+        else:
+            stage["record"].pop("images", None)
+        path.write_text(json.dumps(stage), encoding="utf-8")
     with pytest.raises(UserError, match="Give the folder they come from with --data"):
-        export(student, tmp_path / "out", QUICK, console=Console(quiet=True))
+        export(copy, tmp_path / "out", QUICK, console=Console(quiet=True))
     assert not (tmp_path / "out").exists()
-    found = export(student, tmp_path / "out", QUICK, data=tiny_scenes, console=Console(quiet=True))
+    found = export(copy, tmp_path / "out", QUICK, data=tiny_scenes, console=Console(quiet=True))
     assert found.files[0].images == 8 and found.files[0].equal == 1.0
 
 

@@ -1,4 +1,4 @@
-"""What an exported file says of its data: the run's own word first, and a guess only as a guess."""
+"""What an exported file says of its data: what the run has written down."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from scenedistill.data.known.catalogue import CATALOG
 from scenedistill.export.check import FileCheck
 from scenedistill.export.model_card import model_card
 from scenedistill.models.files import NetCard
-from scenedistill.runs.find import of
+from scenedistill.runs.network import Network
 from scenedistill.runs.provenance import about_training
 
 EUROSAT = CATALOG["eurosat"]
 
 
-def run_of(folder: Path, data: str | None, classes: tuple[str, ...] = EUROSAT.classes) -> Path:
-    """As much of a run as says what it was trained on; its training's folder."""
+def run_of(folder: Path, data: str | None, classes: tuple[str, ...] = EUROSAT.classes, *, old: bool = False) -> Path:
+    """As much of a run as says what it was trained on; its training's folder. An old one says it in its summary."""
     stage = folder / "seed0" / "student" / "dkd"
     stage.mkdir(parents=True)
     settings = {"data": {"classes": list(classes), "split": "0"}, "student": {"method": "dkd"}}
-    (stage / "stage.json").write_text(json.dumps({"settings": settings, "record": {}}))
+    record = {"images": {"name": data}} if data and not old else {}
+    (stage / "stage.json").write_text(json.dumps({"settings": settings, "record": record}))
     (folder / "settings.yaml").write_text("data: {}\n")
-    if data is not None:
+    if data and old:
         (folder / "summary.json").write_text(json.dumps({"data": data}))
     return stage
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
-    ("data", "name", "licence", "guessed"),
+    ("data", "licence"),
     [
-        ("EuroSAT", "EuroSAT", EUROSAT.licence, None),
-        ("my photos", "my photos", None, None),  # their classes are called the same, by chance or by design
-        (None, "EuroSAT", EUROSAT.licence, True),
-        ("AID", "AID", None, None),  # a folder of that name with other classes
+        ("EuroSAT", EUROSAT.licence),
+        ("my photos", None),  # their classes are called the same, by chance or by design
+        (None, None),
+        ("AID", None),  # a folder of that name with other classes
     ],
 )
-def test_the_runs_own_word_counts(
-    tmp_path: Path, data: str | None, name: str, licence: str | None, guessed: bool | None
-) -> None:
-    about = about_training(of(run_of(tmp_path, data)))
-    assert (about["data"], about.get("licence"), about.get("data_guessed")) == (name, licence, guessed)
+def test_the_runs_own_word_counts(tmp_path: Path, data: str | None, licence: str | None, old: bool) -> None:
+    about = about_training(Network.at(run_of(tmp_path, data, old=old)))
+    assert (about.get("data"), about.get("licence")) == (data, licence)
 
 
 def page_of(about: dict[str, object]) -> tuple[dict[str, object], str]:
@@ -54,12 +54,12 @@ def page_of(about: dict[str, object]) -> tuple[dict[str, object], str]:
     return yaml.safe_load(head), text
 
 
-def test_a_guess_is_called_one_on_the_page(tmp_path: Path) -> None:
-    head, text = page_of({**about_training(of(run_of(tmp_path / "guess", None))), "oa": 0.9})
-    assert "EuroSAT, by its class names" in text and "for scenes of EuroSAT" not in text
+def test_a_page_names_the_data_where_the_run_does(tmp_path: Path) -> None:
+    head, text = page_of({**about_training(Network.at(run_of(tmp_path / "unknown", None))), "oa": 0.9})
+    assert "EuroSAT" not in text and "# table1_printed for remote-sensing scenes" in text
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "unnamed"  # type: ignore[index]
-    head, text = page_of(about_training(of(run_of(tmp_path / "known", "EuroSAT"))))
-    assert "by its class names" not in text and "# table1_printed for scenes of EuroSAT" in text
+    head, text = page_of(about_training(Network.at(run_of(tmp_path / "known", "EuroSAT"))))
+    assert "# table1_printed for scenes of EuroSAT" in text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,6 @@ def test_a_guess_is_called_one_on_the_page(tmp_path: Path) -> None:
     [
         ({"licence": "CC BY-NC-ND 4.0"}, "cc-by-nc-nd-4.0"),
         ({"licence": "MIT"}, "mit"),
-        ({"licence": "MIT", "data_guessed": True}, "other"),
         ({"licence": "MIT; Sentinel data under the Copernicus terms"}, "other"),
         ({"licence": "CC BY-NC-ND"}, "other"),  # no version, and the hub has none without
         ({}, "other"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scenedistill.core.disk import file_hash
 from scenedistill.core.errors import UserError
 from scenedistill.runs.curves import Curves, hints, read_curves
 
@@ -74,14 +75,15 @@ def test_a_student_of_a_shared_training_finds_its_own(tmp_path: Path) -> None:
     student = {"name": "light", "method": "kd", "losses": {"kd": 2.0}}
     stage = tmp_path / "light" / "kd"
     stage.mkdir(parents=True)
-    record = {"settings": {"student": student}, "record": {"last_epoch": {"ce": 1.0, "kd": 0.5}}}
-    (stage / "stage.json").write_text(json.dumps(record))
     other = "light kd ce,light kd kd,epoch\n9.0,9.0,0"
-    own = "light kd ce,light kd kd,light kd gradient_kd,light kd x ce,epoch\n,,7.0,,0\n1.00001,0.5,,3.0,0"
+    own = "light kd ce,light kd kd,light kd gradient_kd,light kd x ce,epoch\n,,7.0,,0\n1.0,0.5,,3.0,0"
     write_log(tmp_path / "together-0", other)
     write_log(tmp_path / "together-1", own)
+    log = tmp_path / "together-1" / "logs" / "attempt_0" / "metrics.csv"
+    record = {"together": 2, "logs": {"../../together-1/logs/attempt_0/metrics.csv": file_hash(log)}}
+    (stage / "stage.json").write_text(json.dumps({"settings": {"student": student}, "record": record}))
     found = read_curves(stage)
-    assert found.parts["ce"].tolist() == [1.00001]
+    assert found.parts["ce"].tolist() == [1.0]
     assert found.parts["kd"].tolist() == [0.5]
     assert found.pulls["kd"].tolist() == [7.0]
     assert found.weights == {"ce": 0.1, "kd": 2.0}

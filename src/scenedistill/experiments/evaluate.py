@@ -23,7 +23,8 @@ from scenedistill.metrics.cost import model_cost
 from scenedistill.metrics.plots import write_confusion
 from scenedistill.metrics.predict import predict
 from scenedistill.models.files import NetCard, load_net
-from scenedistill.runs.find import EXPORTED, WEIGHTS, trainings_below
+from scenedistill.runs.find import EXPORTED, networks_below
+from scenedistill.runs.network import WEIGHTS
 
 
 def evaluate(
@@ -86,7 +87,7 @@ def _file_of(folder: Path, data: Path) -> Path:
     files = [folder / name for name in (WEIGHTS, EXPORTED[0])]
     if found := next((file for file in files if file.is_file()), None):
         return found
-    students = [training for training in trainings_below(folder) if training.method]
+    students = [network for network in networks_below(folder) if network.method]
     if not students:
         raise UserError(f"{folder} holds no trained student. Give the weights.safetensors of a finished training.")
     commands = [shlex.join(["scenedistill", "evaluate", str(one.folder), str(data)]) for one in students]

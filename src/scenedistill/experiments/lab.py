@@ -257,7 +257,13 @@ class Lab:
             },
         }
         sizes = {part: len(positions) for part, positions in split.parts().items()}
-        return Stage(folder, {**shared, **settings}, {"split": {"train_ratio": split.train_ratio, **sizes}})
+        images = {
+            "name": self.data_name,
+            "root": str(self.cache.index.root.resolve()),
+            "cache": str(self.cache.folder.resolve()),
+        }
+        notes = {"split": {"train_ratio": split.train_ratio, **sizes}, "images": images}
+        return Stage(folder, {**shared, **settings}, notes)
 
     @contextmanager
     def hold(self, stage: Stage) -> Iterator[None]:

@@ -16,7 +16,7 @@ from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.collect import Cell, ReportData, collect
+from scenedistill.runs.run import Cell, Run
 
 UNTRAINED = "untrained"
 
@@ -51,7 +51,7 @@ def measure_costs(
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"repeats is {repeats} and batch_sizes {list(batch_sizes)}; expected 1 or more, each.")
-    data = collect(folder)
+    data = Run.open(folder)
     chosen = _cell(data, cell)
     groups = chosen.groups()
     trained = {key: load_net(networks[0].folder / WEIGHTS) for key, networks in groups.items()}
@@ -94,7 +94,7 @@ def measure_costs(
     )
 
 
-def _cell(data: ReportData, wanted: str | None) -> Cell:
+def _cell(data: Run, wanted: str | None) -> Cell:
     found = [cell for cell in data.cells if wanted in (None, cell.key)]
     if not found:
         keys = ", ".join(cell.key for cell in data.cells if cell.key) or "none, it is a run"

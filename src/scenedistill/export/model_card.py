@@ -107,8 +107,7 @@ def model_card(
 
 
 def _title(card: NetCard, about: Mapping[str, Any]) -> str:
-    known = "data" in about and not about.get("data_guessed")
-    return f"{card.name} for scenes of {about['data']}" if known else f"{card.name} for remote-sensing scenes"
+    return f"{card.name} for {'scenes of ' + str(about['data']) if 'data' in about else 'remote-sensing scenes'}"
 
 
 def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
         "tags": ["remote-sensing", "scene-classification", "knowledge-distillation", "onnx"],
     }
     if "oa" in about:
-        name = "unnamed" if about.get("data_guessed") else str(about.get("data", "unnamed"))
+        name = str(about.get("data", "unnamed"))
         metric = {"type": "accuracy", "name": "overall accuracy (OA)", "value": round(float(about["oa"]), 4)}
         task = {"type": "image-classification"}
         result = {"task": task, "dataset": {"name": name, "type": name.lower(), "split": "test"}, "metrics": [metric]}
@@ -131,8 +130,6 @@ def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _licence(about: Mapping[str, Any]) -> str:
     """The licence of the images in the hub's words; `other` where it has none for it, or nobody knows it for sure."""
-    if about.get("data_guessed"):
-        return "other"
     name = "-".join(str(about.get("licence", "")).lower().split())
     return name if name in LICENCES else "other"
 
@@ -212,12 +209,10 @@ def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any])
 
 def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
     """The facts that let somebody find the run again, and the data's terms."""
-    licence, guessed = about.get("licence"), bool(about.get("data_guessed"))
-    data = about.get("data")
+    licence = about.get("licence")
     facts = {
-        "data": f"{data}, by its class names; the run does not say" if guessed else data,
-        "licence of the data": f"{licence}{f', if it is {data}' if guessed else ''}. Whether it also binds a network "
-        "trained on them is for you to judge."
+        "data": about.get("data"),
+        "licence of the data": f"{licence}. Whether it also binds a network trained on them is for you to judge."
         if licence
         else "not known to scenedistill; ask whoever gave you the images.",
         "reference of the data": " ".join(filter(None, (about.get("reference"), _doi(about)))) or None,

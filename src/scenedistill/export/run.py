@@ -32,8 +32,9 @@ from scenedistill.inference.exported import CARD, README, RECORD, claim, part_of
 from scenedistill.inference.model import OnnxSceneModel, ProgramSceneModel, SceneModel, TorchSceneModel
 from scenedistill.models.files import NetCard, load_net, with_checksum
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.find import WEIGHTS, Training, find_training, of
+from scenedistill.runs.find import find_network
 from scenedistill.runs.images import RunImages, run_images
+from scenedistill.runs.network import WEIGHTS, Network
 from scenedistill.runs.provenance import about_training, as_metadata, completed, normalisation
 
 CPU = torch.device("cpu")
@@ -87,7 +88,7 @@ def export(
     config, console = config or ExportConfig(), console or plain_console()
     _check_settings(config)
     source = Path(source)
-    training = of(source.parent) if source.name == WEIGHTS else find_training(source)
+    training = Network.at(source.parent) if source.name == WEIGHTS else find_network(source)
     folder = Path(out) if out else training.folder / "export"
     claim(folder)
     net, card = load_net(training.weights)
@@ -226,7 +227,7 @@ def _opened(path: Path, threads: int | None) -> SceneModel:
 
 def _time(
     config: ExportConfig,
-    training: Training,
+    training: Network,
     net: SceneNet,
     card: NetCard,
     images: RunImages,

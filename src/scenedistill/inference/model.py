@@ -18,7 +18,8 @@ from scenedistill.data.views import evaluation_view
 from scenedistill.inference.exported import check_exported
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.find import find_model, of
+from scenedistill.runs.find import find_model
+from scenedistill.runs.network import Network
 from scenedistill.runs.provenance import completed, find_about, read_about
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def open_model(
             )
         return ProgramSceneModel(file)
     net, card = load_net(file)
-    card, about = completed(card, of(file.parent)), find_about(file)
+    card, about = completed(card, Network.at(file.parent)), find_about(file)
     place = compute_device(device)
     return TorchSceneModel(net, card, about, file, device=place, precision=resolve_precision(precision, place))
 

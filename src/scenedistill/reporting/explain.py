@@ -16,9 +16,8 @@ from scenedistill.data.views import evaluation_view
 from scenedistill.metrics.gradcam import AGREEMENT, agreement, class_activation
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.find import Training, find_training, of
-
-TEACHER, PLAIN = "teacher", "plain"
+from scenedistill.runs.find import find_network
+from scenedistill.runs.network import PLAIN, TEACHER, Network
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,17 @@ def networks_of(run: Path) -> dict[str, Path]:
     Raises:
         UserError: nothing there, or several distilled students (their folders are listed).
     """
-    student = find_training(run)
-    found: dict[str, Path] = {}
+    student = find_network(run)
     if student.method is None:  # a teacher's own folder
         return {TEACHER: student.weights}
-    teacher = student.teacher or (of(student.split.parent / TEACHER) if student.split else None)
+    found: dict[str, Path] = {}
+    teacher = student.teacher or (Network.at(student.seed_folder / TEACHER) if student.seed_folder else None)
     if teacher is not None and teacher.weights.is_file():
         found[TEACHER] = teacher.weights
-    if plain := student if student.method == PLAIN else _plain_beside(student):
+    if plain := student.plain:
         found[PLAIN] = plain.weights
     if student.method != PLAIN:
-        found[student.folder.resolve().name] = student.weights
+        found[student.label] = student.weights
     return found
 
 
@@ -122,15 +121,6 @@ def likeliest(one: Explained, each: int = 3, most: int = 6) -> list[int]:
     chances = np.stack([look.probabilities for look in one.looks.values()])
     wanted = {int(label) for row in chances for label in row.argsort()[::-1][:each]}
     return sorted(wanted, key=lambda label: -chances[:, label].max())[:most]
-
-
-def _plain_beside(student: Training) -> Training | None:
-    """The plain student of the same seed and name; of several the one with the same modules, or called `plain`."""
-    beside = [of(folder) for folder in sorted(student.folder.resolve().parent.iterdir()) if folder.is_dir()]
-    plain = [other for other in beside if other.method == PLAIN and other.weights.is_file()]
-    own = student.settings["student"]["dual_attention"]
-    ranked = sorted(plain, key=lambda other: (other.settings["student"]["dual_attention"] != own, other.folder.name))
-    return min(ranked, key=lambda other: ".previous-" in other.folder.name, default=None)
 
 
 def _same_classes(cards: Mapping[str, NetCard]) -> tuple[str, ...]:

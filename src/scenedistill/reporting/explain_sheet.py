@@ -14,7 +14,8 @@ from scenedistill.core.own_files import replaced
 from scenedistill.metrics.gradcam import AGREEMENT
 from scenedistill.metrics.plots import readable_names
 from scenedistill.reporting.drawings import COLOURS
-from scenedistill.reporting.explain import TEACHER, Explained, likeliest
+from scenedistill.reporting.explain import Explained, likeliest
+from scenedistill.runs.network import TEACHER
 
 ON_A_PAGE = 5  # images
 TILE = 2.1  # inches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,19 @@ class Curves:
 def read_curves(stage: Path) -> Curves:
     """The curves of a stage's folder, over all its tries: where a killed one was repeated, the later one counts.
 
-    A student that was trained side by side with others has its log beside the students of its seed.
-
     Raises:
+        Damaged: a log does not hold what the training has logged.
         UserError: nothing was logged.
     """
-    record = read_stage(stage)
-    kept = (record.get("record") or {}).get("logs") or {}
+    content = read_stage(stage)
+    record = content.get("record") or {}
+    kept = record.get("logs") or {}
     damaged = [stage / name for name, checksum in kept.items() if file_damage(stage / name, checksum)]
     if damaged:
         raise Damaged(f"{damaged[0]} is damaged or gone: it does not hold what the training has logged.")
-    rows, prefix = _rows(stage / "logs"), ""
-    if not rows:
-        rows, prefix = _rows_together(stage, record)
+    # students that were trained side by side have one log, beside them
+    rows = _rows([stage / name for name in kept] or list(stage.glob("logs/attempt_*/metrics.csv")))
+    prefix = f"{title_of(stage)} " if record.get("together", 1) > 1 else ""
     if not rows:
         raise UserError(f"{stage} has no log of a training. Give the folder of a teacher or of a student of a run.")
     by_epoch: dict[int, dict[str, float]] = {}
@@ -87,7 +87,7 @@ def read_curves(stage: Path) -> Curves:
     return Curves(
         epochs=np.array(epochs, dtype=np.int64) + 1,
         parts={name: columns[name] for name in parts},
-        weights=_weights(record.get("settings") or {}),
+        weights=_weights(content.get("settings") or {}),
         pulls={name.removeprefix(PULL): columns[name] for name in sorted(pulls)},
         accuracies={name: columns[name] for name in sorted(accuracies)},
     )
@@ -123,11 +123,10 @@ def hints(curves: Curves) -> list[str]:
     return said
 
 
-def _rows(logs: Path) -> list[dict[str, float]]:
-    """The lines of all tries, oldest first, without their blanks."""
-    tries = sorted(logs.glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name.rpartition("_")[2]))
+def _rows(files: Sequence[Path]) -> list[dict[str, float]]:
+    """The lines of the logs of all tries, oldest first, without their blanks."""
     rows = []
-    for path in tries:
+    for path in sorted(files, key=lambda path: int(path.parent.name.rpartition("_")[2])):
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 row = {name: _number(value) for name, value in line.items() if name and value}
@@ -140,21 +139,6 @@ def _number(text: str) -> float:
     """A logged value; what is not a number is told apart from what was not logged."""
     value = float(text)
     return math.inf if math.isnan(value) else value
-
-
-def _rows_together(stage: Path, record: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
-    """The log of the training that a student shared, and what its own columns begin with."""
-    prefix = f"{title_of(stage)} "
-    ended = {f"{prefix}{name}": value for name, value in ((record.get("record") or {}).get("last_epoch") or {}).items()}
-    for folder in sorted(stage.parent.parent.glob("together-*")):
-        rows = _rows(folder / "logs")
-        last: dict[str, float] = {}
-        for row in rows:
-            last |= row
-        # several trainings may have had a student of this name: its own ended as its record says
-        if ended and all(abs(last.get(name, math.inf) - value) < 1e-4 for name, value in ended.items()):
-            return rows, prefix
-    return [], ""
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, float]:

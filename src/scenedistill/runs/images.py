@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from scenedistill.core.errors import Damaged, UserError
-from scenedistill.data.cache.build import build_cache, cache_home
-from scenedistill.data.cache.files import KIND, CacheSettings, Images, open_stored, row_checksum
+from scenedistill.data.cache.build import build_cache
+from scenedistill.data.cache.files import CacheSettings, Images, open_stored, read_manifest, row_checksum
 from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.splits.draw import Split
 from scenedistill.data.splits.files import read_split
 from scenedistill.models.files import NetCard
-from scenedistill.runs.find import Training
-from scenedistill.runs.provenance import run_settings
+from scenedistill.runs.network import Network
 
 #: Test images that are drawn where all are too many.
 SAMPLE = 1000
@@ -71,12 +69,12 @@ class _Decoded:
 
 
 def run_images(
-    training: Training, card: NetCard, data: Path | None, *, calibration: int, test: int | None, most: int = 0
+    network: Network, card: NetCard, data: Path | None, *, calibration: int, test: int | None, most: int = 0
 ) -> RunImages:
     """Images of the split that a network was trained and tested on, drawn at random but always the same.
 
     Args:
-        training: of the network.
+        network: whose images.
         card: of the network.
         data: the folder or manifest it was trained on; the run's decoded images serve when not given.
         calibration: number of training images wanted.
@@ -86,18 +84,23 @@ def run_images(
     Raises:
         UserError: the images cannot be found, or are split otherwise than the run says.
     """
-    if training.split is None:
+    if network.split_file is None:
         raise UserError(
-            f"{training.folder} lies in no run: there is no split.csv above it to say which images are for test. "
+            f"{network.folder} lies in no run: there is no split.csv above it to say which images are for test. "
             "Give a run's folder, or the folder of one training in it."
         )
     size = card.stored_size or card.image_size
-    found = _from_folder(data, size, card.bands) if data else _from_cache(training, card, size)
-    split = read_split(training.split, found.index)
-    wanted = training.settings.get("data", {}).get("split")
+    found = _from_folder(data, size, card.bands) if data else _from_cache(network, card, size)
+    if found is None:
+        raise UserError(
+            f"The images of {network.folder} are no longer among the decoded ones. Give the folder they come from with "
+            "--data."
+        )
+    split = read_split(network.split_file, found.index)
+    wanted = network.settings.get("data", {}).get("split")
     if wanted not in (None, split.hash):
         raise UserError(
-            f"{training.split} is the split {split.hash}, and {training.folder.name} was trained on {wanted}. "
+            f"{network.split_file} is the split {split.hash}, and {network.folder.name} was trained on {wanted}. "
             "Export from the run as it was written, or give its images with --data."
         )
     if test is None:
@@ -125,36 +128,23 @@ def _from_folder(data: Path, size: int, bands: int) -> _Decoded:
     return _Decoded(cache.index, cache.images, np.arange(len(cache.index)), cache.checksums)
 
 
-def _from_cache(training: Training, card: NetCard, size: int) -> _Decoded:
-    """The decoded images that the run has used, recognised by the paths of its split."""
-    assert training.split is not None
-    with training.split.open(encoding="utf-8", newline="") as file:
+def _from_cache(network: Network, card: NetCard, size: int) -> _Decoded | None:
+    """The decoded images that the run has used, where they are still there; the images themselves may be gone."""
+    assert network.split_file is not None
+    folder = Path(network.record.get("images", {}).get("cache", ""))
+    root = (read_manifest(folder) or {}).get("settings", {}).get("root", "") if folder.is_absolute() else ""
+    stored = open_stored(folder, CacheSettings(root, size, card.bands, None)) if root else None
+    if stored is None:
+        return None
+    with network.split_file.open(encoding="utf-8", newline="") as file:
         lines = [(row["path"], row["label"]) for row in csv.DictReader(file)]
-    own = run_settings(training).get("cache_dir")
-    home = Path(own) if own else cache_home()
-    for manifest in sorted([*home.glob("manifest.json"), *home.glob("scenes/*/manifest.json")]):
-        try:
-            content = json.loads(manifest.read_bytes())
-            settings = CacheSettings(**content["settings"]) if content.get("kind") == KIND else None
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-        if settings != CacheSettings(settings.root if settings else "", size, card.bands, None):
-            continue
-        stored = open_stored(manifest.parent, settings)
-        spelt = {nfc(path): path for path in stored.entries} if stored else {}
-        paths = tuple(spelt.get(nfc(path), "") for path, _ in lines)
-        if stored is None or not all(paths):
-            continue
-        rows = np.array([stored.entries[path][2] for path in paths])
-        if (rows < 0).any():
-            continue
-        labels = _numbers([label for _, label in lines], card)
-        index = SceneIndex(Path(settings.root), paths, labels, card.classes)
-        return _Decoded(index, stored.images, rows, stored.checksums)
-    raise UserError(
-        f"The images of {training.folder} are no longer among the decoded ones in {home}. Give the folder they come "
-        "from with --data."
-    )
+    spelt = {nfc(path): path for path in stored.entries}
+    paths = tuple(spelt.get(nfc(path), "") for path, _ in lines)
+    rows = np.array([stored.entries[path][2] if path else -1 for path in paths])
+    if (rows < 0).any():
+        return None
+    index = SceneIndex(Path(root), paths, _numbers([label for _, label in lines], card), card.classes)
+    return _Decoded(index, stored.images, rows, stored.checksums)
 
 
 def _numbers(names: Sequence[str], card: NetCard) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from scenedistill import __version__
 from scenedistill.core.disk import read_json
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
-from scenedistill.data.known.catalogue import CATALOG, lookup, normalise
+from scenedistill.data.known.catalogue import lookup, normalise
 from scenedistill.data.known.dataset_info import DatasetFacts
 from scenedistill.models.files import NetCard
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.find import Training, of
+from scenedistill.runs.network import Network
 from scenedistill.training.runs import started_from
 
 #: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
@@ -31,22 +30,22 @@ def find_about(weights: Path) -> Mapping[str, Any]:
     it lies in; empty when there is none."""
     with safe_open(weights, "pt") as file:
         own = (file.metadata() or {}).get(ABOUT)
-    return json.loads(own) if own else about_training(of(weights.parent))
+    return json.loads(own) if own else about_training(Network.at(weights.parent))
 
 
-def about_training(training: Training) -> dict[str, Any]:
+def about_training(training: Network) -> dict[str, Any]:
     """What a run says of one of its networks; a key is left out where the run does not say.
 
     Returns:
-        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `data_guessed`
-        (true where only the class names tell), `licence`, `reference`, `doi`, `method`, `started_from` (the pretrained
-        weights, where there were some), `teacher`, `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain
-        JSON values.
+        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `licence`,
+        `reference`, `doi`, `method`, `started_from` (the pretrained weights, where there were some), `teacher`,
+        `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain JSON values.
     """
     if not training.settings:
         return {}
     tested, data = training.tested, training.settings.get("data", {})
-    name, facts, guessed = _data(training, data.get("classes", ()))
+    name = data_name(training)
+    facts = _facts(name, training.classes)
     teacher, start = training.teacher, started_from(training.settings)
     found = {
         "oa": tested.get("oa"),
@@ -55,7 +54,6 @@ def about_training(training: Training) -> dict[str, Any]:
         "train_ratio": _ratio(training),
         "seed": training.settings.get("seed"),
         "data": name,
-        "data_guessed": guessed or None,
         "licence": facts.licence if facts else None,
         "reference": facts.reference if facts else None,
         "doi": facts.doi if facts else None,
@@ -75,7 +73,7 @@ def normalisation(net: SceneNet) -> dict[str, list[float]]:
     return {name: [round(float(value), 6) for value in getattr(net, name).flatten()] for name in ("mean", "std")}
 
 
-def completed(card: NetCard, training: Training) -> NetCard:
+def completed(card: NetCard, training: Network) -> NetCard:
     """The card with the stored size that the run has used, where an older file does not say it."""
     size = training.settings.get("data", {}).get("stored_size")
     return replace(card, stored_size=size) if card.stored_size is None and size else card
@@ -102,44 +100,33 @@ def read_about(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[s
         ) from problem
 
 
-def run_settings(training: Training) -> dict[str, Any]:
-    """The `data` section of the run's settings."""
-    if training.run is None:
-        return {}
-    try:
-        section = read_yaml(training.run / "settings.yaml", unchanged=True).get("data")
-    except UserError:  # damaged, or changed: what it says is not what the run did
-        return {}
-    return section if isinstance(section, dict) else {}
+def data_name(training: Network) -> str | None:
+    """Of the images that a network was trained on; None where the run does not say."""
+    if name := training.record.get("images", {}).get("name"):
+        return str(name)
+    run = training.run_folder  # an older run says it in its summary alone
+    return read_json(run / "summary.json").get("data") if run else None
 
 
-def _ratio(training: Training) -> float | None:
+def _ratio(training: Network) -> float | None:
     """Share of the images that trained; None where a split file was given."""
     if "split" in training.record:
         return dict(training.record["split"]).get("train_ratio")
-    run = run_settings(training)  # an older run says it there alone
-    return None if run.get("split_file") else run.get("train_ratio")
+    if training.run_folder is None:
+        return None
+    try:  # an older run says it there alone
+        settings = read_yaml(training.run_folder / "settings.yaml", unchanged=True)["data"]
+    except (UserError, KeyError):  # damaged, or changed: what it says is not what the run did
+        return None
+    return None if settings.get("split_file") else settings.get("train_ratio")
 
 
-def _data(training: Training, classes: tuple[str, ...]) -> tuple[str | None, DatasetFacts | None, bool]:
-    """Name of the images it was trained on, their catalogue entry, and whether both are only a guess.
-
-    The run's own word counts. Where it has none, a catalogue entry with all of these class names is the guess.
-    """
-    wanted = {normalise(one) for one in classes}
+def _facts(name: str | None, classes: Sequence[str]) -> DatasetFacts | None:
+    """The catalogue's entry of that name, where its classes are these: any folder may be called so."""
     try:
-        assert training.run is not None
-        name = str(read_json(training.run / "summary.json")["data"])
-    except (AssertionError, KeyError):
-        for facts in CATALOG.values():
-            if wanted and wanted <= _known(facts) and len(wanted) >= 0.6 * len(facts.counts):
-                return facts.name, facts, True
-        return None, None, False
-    with contextlib.suppress(UserError):  # not in the catalogue
-        if 2 * len(wanted & _known(lookup(name))) >= len(wanted):  # any folder may be called so
-            return name, lookup(name), False
-    return name, None, False
-
-
-def _known(facts: DatasetFacts) -> set[str]:
-    return {normalise(name) for name in (*facts.counts, *facts.class_aliases)}
+        facts = lookup(name or "")
+    except UserError:
+        return None
+    wanted = {normalise(one) for one in classes}
+    known = {normalise(one) for one in (*facts.counts, *facts.class_aliases)}
+    return facts if 2 * len(wanted & known) >= len(wanted) else None

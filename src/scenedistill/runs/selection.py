@@ -6,10 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from scenedistill.runs.collect import Network
+from scenedistill.runs.network import Network
 
 SHARED = ("method", "image_size", "views", "precision", "data")  # settings that all networks of a seed have in common
 

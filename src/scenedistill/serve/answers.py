@@ -23,7 +23,7 @@ from scenedistill.data.images.tiff_heads import read_heads
 from scenedistill.data.names import as_cell
 from scenedistill.inference.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
 from scenedistill.inference.model import SceneModel, TorchSceneModel, open_model
-from scenedistill.runs.find import of
+from scenedistill.runs.network import Network
 from scenedistill.serve.limits import ServeLimits
 
 Answer = dict[str, Any]
@@ -197,7 +197,7 @@ def timed(model: SceneModel, count: int = 16) -> float:
 
 def find_teacher(student: Path) -> str:
     """The teacher's weights in the run that a student's file lies in; `none` where there is no run, or no teacher."""
-    teacher = of(student.parent).teacher
+    teacher = Network.at(student.parent).teacher
     return str(teacher.weights) if teacher and teacher.weights.is_file() else "none"
 
 

@@ -15,11 +15,11 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.files import read_split
 from scenedistill.reporting.html.page import write_report
-from scenedistill.runs.collect import collect
+from scenedistill.runs.run import Run
 
 
 def test_a_run_is_one_cell_with_its_networks_in_order(made: Any) -> None:
-    data = collect(made.run)
+    data = Run.open(made.run)
     (cell,) = data.cells
     assert data.name == "run" and cell.key == "" and cell.seeds() == [0, 1] and cell.ratio == 0.5
     assert [(n.student, n.label, n.seed) for n in cell.networks] == [
@@ -36,7 +36,7 @@ def test_a_run_is_one_cell_with_its_networks_in_order(made: Any) -> None:
 
 def test_the_test_images_are_those_of_the_split_in_the_order_of_the_outputs(made: Any) -> None:
     index = scan(made.manifest)
-    for network in collect(made.run).cells[0].networks:
+    for network in Run.open(made.run).cells[0].networks:
         split = read_split(made.run / f"seed{network.seed}" / "split.csv", index)
         assert list(network.test_paths) == [index.paths[i] for i in split.test]
         assert network.outputs is not None and network.confusion is not None
@@ -51,7 +51,7 @@ def test_paths_that_do_not_fit_the_outputs_are_not_used(copied: Path) -> None:
     lines = split.read_text(encoding="utf-8").splitlines()
     gone = next(line for line in lines if line.endswith(",test"))
     split.write_text("\n".join(line for line in lines if line != gone), encoding="utf-8")
-    networks = collect(copied).cells[0].networks
+    networks = Run.open(copied).cells[0].networks
     assert all(bool(network.test_paths) == (network.seed == 1) for network in networks)
 
 
@@ -60,13 +60,13 @@ def test_a_test_of_other_weights_and_a_folder_moved_aside_do_not_count(copied: P
     shutil.copytree(plain, plain.with_name("plain.previous-1"))
     record = json.loads((plain / "stage.json").read_text(encoding="utf-8"))
     (plain / "stage.json").write_text(json.dumps({**unsealed(record), "fingerprint": "another"}), encoding="utf-8")
-    data = collect(copied)
+    data = Run.open(copied)
     assert [(n.label, n.seed) for n in data.cells[0].networks if n.label.startswith("plain")] == [("plain", 1)]
     assert [(n.label, n.seed) for n in data.unfinished] == [("plain", 0)]
 
 
 def test_a_grid_has_its_cells_tuning_and_failures(grid_folder: Path) -> None:
-    data = collect(grid_folder)
+    data = Run.open(grid_folder)
     assert data.name == "mine" and [cell.key for cell in data.cells] == ["tiny-25", "tiny-50"]
     assert [data.title_of(cell) for cell in data.cells] == ["tiny, 25 % training", "tiny, 50 % training"]
     labels = list(dict.fromkeys(n.label for n in data.cells[0].networks))
@@ -87,7 +87,7 @@ def test_a_folder_without_a_tested_network_is_a_mistake(what: str, tmp_path: Pat
     elif what == "a file":
         folder.write_text("")
     with pytest.raises(UserError, match="is not a folder" if what != "empty" else "no trained and tested network"):
-        collect(folder)
+        Run.open(folder)
 
 
 def test_damaged_files_are_like_missing_ones(copied: Path) -> None:
@@ -96,7 +96,7 @@ def test_damaged_files_are_like_missing_ones(copied: Path) -> None:
     (copied / "seed0" / "teacher" / "stage.json").write_text("[]", encoding="utf-8")
     (copied / "seed1" / "teacher" / "evaluation" / "outputs.npz").write_bytes(b"no")
     (copied / "seed1" / "teacher" / "evaluation" / "test_confusion.csv").write_text("a,b\n", encoding="utf-8")
-    data = collect(copied)
+    data = Run.open(copied)
     teachers = [n for n in data.cells[0].networks if n.label == "teacher"]
     assert [n.seed for n in teachers] == [1] and teachers[0].outputs is None and teachers[0].confusion is None
     assert data.cells[0].summary == {} and data.name == "copied"
@@ -109,12 +109,12 @@ def test_a_second_grid_of_the_same_folder_shows_its_own_cells(grid_folder: Path,
     (out / "second").mkdir()
     (out / "second" / "grid.yaml").write_text(yaml.safe_dump(second), encoding="utf-8")
     (out / "second" / "results.json").write_text(json.dumps({"data": "its own"}), encoding="utf-8")
-    data = collect(out / "second")
+    data = Run.open(out / "second")
     (cell,) = data.cells
     assert (data.name, cell.key, cell.summary) == ("second", "tiny-50", {"data": "its own"})
     assert [(n.label, n.seed) for n in cell.networks] == [("teacher", 1), ("plain", 1), ("sp", 1)]
     assert not data.tuning and not data.failures and not data.unfinished
-    assert collect(out).name == "mine" and [cell.key for cell in collect(out).cells] == ["tiny-25", "tiny-50"]
+    assert Run.open(out).name == "mine" and [cell.key for cell in Run.open(out).cells] == ["tiny-25", "tiny-50"]
 
 
 def unsealed(record: dict[str, Any]) -> dict[str, Any]:
@@ -136,19 +136,19 @@ def change(stage: Path, **settings: Any) -> None:
 def test_networks_of_other_settings_or_another_teacher_are_left_out_and_told(copied: Path) -> None:
     change(copied / "seed0" / "table1_printed" / "plain", image_size=64)
     change(copied / "seed1" / "teacher")
-    data = collect(copied)
+    data = Run.open(copied)
     assert [(n.label, n.seed) for n in data.others] == [("plain", 0), ("dkd", 1)]
     left = [(n.label, n.seed) for n in data.cells[0].networks]
     assert left == [("teacher", 0), ("teacher", 1), ("plain", 1), ("dkd", 0)]
     (copied / "seed1" / "teacher" / "stage.json").unlink()
-    assert [(n.label, n.seed) for n in collect(copied).others] == [("plain", 0)], "no teacher is there to differ from"
-    assert [n.label for n in collect(copied).cells[0].networks if n.seed == 1] == ["plain", "dkd"]
+    assert [(n.label, n.seed) for n in Run.open(copied).others] == [("plain", 0)], "no teacher is there to differ from"
+    assert [n.label for n in Run.open(copied).cells[0].networks if n.seed == 1] == ["plain", "dkd"]
 
 
 def test_a_training_whose_record_is_damaged_is_named(copied: Path) -> None:
     record = copied / "seed0" / "table1_printed" / "plain" / "stage.json"
     record.write_bytes(record.read_bytes()[:40])
-    data = collect(copied)
+    data = Run.open(copied)
     assert data.damaged == ("seed0/table1_printed/plain",)
     assert [(n.label, n.seed) for n in data.cells[0].networks if n.label == "plain"] == [("plain", 1)]
     said: list[str] = []
@@ -158,7 +158,7 @@ def test_a_training_whose_record_is_damaged_is_named(copied: Path) -> None:
 
 
 def test_settings_that_were_changed_are_named(copied: Path) -> None:
-    assert collect(copied).unreadable == ()
+    assert Run.open(copied).unreadable == ()
     settings = copied / "settings.yaml"
     settings.write_bytes(settings.read_bytes().replace(b"train_ratio: 0.5", b"train_ratio: 0.7"))
     said: list[str] = []
@@ -166,4 +166,4 @@ def test_settings_that_were_changed_are_named(copied: Path) -> None:
     assert said[0] == "Not shown, for it is damaged or was changed since it was written: settings.yaml."
     assert said[0] in page.read_text(encoding="utf-8")
     settings.unlink()
-    assert collect(copied).unreadable == (), "a run without settings is one from before there were any"
+    assert Run.open(copied).unreadable == (), "a run without settings is one from before there were any"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from scenedistill.reporting.html.images import THUMBNAIL, Thumbnails, find_data, overlay, picture
-from scenedistill.runs.collect import collect
+from scenedistill.runs.run import Run
 
 
 def opened(uri: str) -> Image.Image:
@@ -64,7 +65,7 @@ def test_a_hot_place_is_bright(tmp_path: Path) -> None:
 
 
 def test_the_images_are_found_where_the_user_says(made: Any, tmp_path: Path) -> None:
-    data = collect(made.run)
+    data = Run.open(made.run)
     for given in (made.manifest, made.manifest.parent):
         root, _ = find_data(data, data.cells[0], given)
         assert root is not None and root.samefile(made.manifest.parent)
@@ -81,24 +82,36 @@ def test_the_images_are_found_where_the_user_says(made: Any, tmp_path: Path) -> 
     assert root is None and reason.endswith("is not in river")
 
 
-def test_the_images_are_found_beside_the_run_and_through_the_grid(made: Any, grid_folder: Path, copied: Path) -> None:
-    run = collect(made.run)
+def test_the_images_are_found_where_the_record_says(made: Any, grid_folder: Path, copied: Path) -> None:
+    run = Run.open(made.run)
     root, _ = find_data(run, run.cells[0], None)
     assert root is not None and root.samefile(made.manifest.parent)
-    grid = collect(grid_folder)
+    grid = Run.open(grid_folder)
     for cell in grid.cells:
         root, _ = find_data(grid, cell, None)
         assert root is not None and root.samefile(made.manifest.parent)
         assert find_data(grid, cell, {"other": made.manifest})[0] is None
         assert find_data(grid, cell, {"tiny": made.manifest})[0] == made.manifest.parent
-    away = collect(copied)
-    assert find_data(away, away.cells[0], None)[0] is None
+    elsewhere = Run.open(copied)
+    root, _ = find_data(elsewhere, elsewhere.cells[0], None)
+    assert root is not None and root.samefile(made.manifest.parent), "a copied run finds them too"
+    for path in copied.rglob("stage.json"):  # as before runs noted it
+        path.write_text(json.dumps(without_images(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    old = Run.open(copied)
+    root, reason = find_data(old, old.cells[0], None)
+    assert root is None and reason == "the data folder is not known"
+
+
+def without_images(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage's content without what it says of its images, and so without its checksum."""
+    content = {name: value for name, value in stage.items() if name in ("fingerprint", "settings", "finished", "files")}
+    return content | {"record": {name: value for name, value in stage["record"].items() if name != "images"}}
 
 
 @pytest.mark.parametrize("what", ["outputs", "split"])
 def test_without_outputs_there_are_no_images(what: str, copied: Path, made: Any) -> None:
     for path in copied.rglob("outputs.npz" if what == "outputs" else "split.csv"):
         path.unlink()
-    data = collect(copied)
+    data = Run.open(copied)
     root, reason = find_data(data, data.cells[0], made.manifest)
     assert root is None and "outputs.npz" in reason

@@ -15,7 +15,7 @@ from scenedistill.models.files import load_net, save_net
 from scenedistill.reporting.html.attention_maps import DRAWN, Lookers
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.focus import choose
-from scenedistill.runs.collect import collect
+from scenedistill.runs.run import Run
 
 pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
@@ -23,7 +23,7 @@ pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[rep
 
 @pytest.fixture(scope="module")
 def lookers(made: Any) -> Lookers:
-    networks = choose(collect(made.run), ReportConfig()).of_one_seed()
+    networks = choose(Run.open(made.run), ReportConfig()).of_one_seed()
     return Lookers(networks, made.manifest.parent, torch.device("cpu"))
 
 
@@ -61,7 +61,7 @@ def test_agreements_and_maps(lookers: Lookers) -> None:
 
 
 def test_without_a_teacher_there_are_maps_and_no_agreement(made: Any) -> None:
-    focus = choose(collect(made.run), ReportConfig())
+    focus = choose(Run.open(made.run), ReportConfig())
     groups = {name: group for name, group in focus.groups.items() if name != "teacher"}
     lookers = Lookers(
         dataclasses.replace(focus, groups=groups).of_one_seed(), made.manifest.parent, torch.device("cpu")
@@ -74,7 +74,7 @@ def test_a_given_teacher_of_another_size_looks_at_what_it_was_tested_on(copied: 
     weights = copied / "seed0" / "teacher" / "weights.safetensors"
     net, card = load_net(weights)
     save_net(net, dataclasses.replace(card, image_size=48, stored_size=64), weights)
-    networks = choose(collect(copied), ReportConfig()).of_one_seed()
+    networks = choose(Run.open(copied), ReportConfig()).of_one_seed()
     lookers = Lookers(networks, made.manifest.parent, torch.device("cpu"))
     part = lookers.part(lookers.sample(8))
     assert part.fetch(range(1)).images.shape[1:3] == (40, 40)

@@ -8,11 +8,11 @@ import numpy as np
 
 from scenedistill.reporting.html.images import Thumbnails
 from scenedistill.reporting.html.matrices import LISTED, matrices
-from scenedistill.runs.collect import collect
+from scenedistill.runs.run import Run
 
 
 def test_counts_and_images_are_those_of_the_outputs(made: Any) -> None:
-    (cell,) = collect(made.run).cells
+    (cell,) = Run.open(made.run).cells
     found = matrices(cell, [])
     assert found is not None and found.content["classes"] == list(cell.classes)
     assert [n["name"] for n in found.content["networks"]] == [
@@ -36,7 +36,7 @@ def test_counts_and_images_are_those_of_the_outputs(made: Any) -> None:
 
 
 def test_what_is_looked_at_closely_and_wrong_comes_first(made: Any) -> None:
-    (cell,) = collect(made.run).cells
+    (cell,) = Run.open(made.run).cells
     closely = [n for n in cell.networks if n.label == "dkd"]
     found = matrices(cell, closely)
     assert found is not None and sorted(found.wanted) == list(range(len(found.paths)))

@@ -22,7 +22,7 @@ from scenedistill.reporting.html.tables import (
     tuning_table,
     word,
 )
-from scenedistill.runs.collect import collect
+from scenedistill.runs.run import Run
 
 
 def test_mean_and_spread() -> None:
@@ -34,7 +34,7 @@ def test_mean_and_spread() -> None:
 
 
 def test_results_hold_the_paired_gain(made: Any) -> None:
-    (cell,) = collect(made.run).cells
+    (cell,) = Run.open(made.run).cells
     table = results_table(cell, "plain")
     rows = {row[1].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
     oa = {(n.label, n.seed): 100 * n.tested["oa"] for n in cell.networks}
@@ -54,7 +54,7 @@ def test_results_hold_the_paired_gain(made: Any) -> None:
 
 
 def test_costs_and_classes(made: Any) -> None:
-    data = collect(made.run)
+    data = Run.open(made.run)
     costs = cost_table(data.cells[0])
     assert len(costs.rows) == 3 and all(len(row) == len(costs.head) for row in costs.rows)
     assert costs.rows[0][3].sort == data.cells[0].networks[0].tested["cost"]["parameters"] / 1e6

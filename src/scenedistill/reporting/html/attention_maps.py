@@ -19,7 +19,7 @@ from scenedistill.metrics.embedding_map import embedding_map, embeddings_of, eve
 from scenedistill.metrics.gradcam import agreement, agreement_with_teacher, class_activation
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.collect import TEACHER, Network
+from scenedistill.runs.network import TEACHER, Network
 
 MOST_DIFFERENT, DRAWN = 8, 4  # images side by side: those that the networks see most differently, and some drawn evenly
 PICTURE = 140  # pixels on a side, of an image with its map

@@ -16,8 +16,8 @@ from scenedistill.reporting.html.blocks import Charts, Section, Text
 from scenedistill.reporting.html.charts import Series, bar_chart, colour_class, line_chart
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.tables import Table, class_table, number, word
-from scenedistill.runs.collect import Network
 from scenedistill.runs.curves import Curves, hints, read_curves
+from scenedistill.runs.network import Network
 
 
 class Compared(NamedTuple):

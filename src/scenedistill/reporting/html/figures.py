@@ -17,7 +17,7 @@ from scenedistill.reporting.html.attention_maps import PICTURE, Seen
 from scenedistill.reporting.html.detail_sections import compared, loss_curves, mean_curves, pooled, summed
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.pictures import EXAMPLES, PAIRS
-from scenedistill.runs.collect import Network
+from scenedistill.runs.network import Network
 
 ENDINGS = ("pdf", "svg", "png")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from scenedistill.core.errors import UserError
 from scenedistill.reporting.html.config import ReportConfig
-from scenedistill.runs.collect import TEACHER, Cell, Network, ReportData
+from scenedistill.runs.network import TEACHER, Network
+from scenedistill.runs.run import Cell, Run
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Focus:
         return having(seed, outputs)
 
 
-def choose(data: ReportData, config: ReportConfig) -> Focus:
+def choose(data: Run, config: ReportConfig) -> Focus:
     """What the user asks for, or the first of each.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scenedistill.data.images.read import UnreadableImage, read_image
-from scenedistill.runs.collect import Cell, ReportData
+from scenedistill.runs.run import Cell, Run
 
 THUMBNAIL = 88  # pixels on a side
 QUALITY = 60  # of WebP, 0..100
@@ -85,11 +84,11 @@ def colours(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
 
 
-def find_data(data: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None) -> tuple[Path | None, str]:
+def find_data(data: Run, cell: Cell, given: Path | Mapping[str, Path] | None) -> tuple[Path | None, str]:
     """The folder of a cell's images, and why there is none.
 
-    Looked for where the user says, where the grid says, and for a run where its command says or beside the run's
-    folder, as the quickstart has it. It counts only when a test image of the cell is there.
+    Looked for where the user says, else where the networks' records or the grid say. It counts only when a test image
+    of the cell is there.
 
     Args:
         data: of the report.
@@ -105,7 +104,7 @@ def find_data(data: ReportData, cell: Cell, given: Path | Mapping[str, Path] | N
     elif given is not None:
         places = [Path(given), Path(given) / label]
     else:
-        places = list(_likely(data, cell, label))
+        places = _recorded(data, cell, label)
     looked = list(dict.fromkeys(place.expanduser() for place in places))
     for place in looked:
         if root := _root(place, sample):
@@ -116,15 +115,10 @@ def find_data(data: ReportData, cell: Cell, given: Path | Mapping[str, Path] | N
     return None, f"there is no {looked[0].name}" if looked and given is not None else "the data folder is not known"
 
 
-def _likely(data: ReportData, cell: Cell, label: str) -> list[Path]:
-    folders = data.grid.get("datasets")
-    if isinstance(folders, dict) and label in folders:
-        return [Path(str(folders[label]))]
-    words = shlex.split(str(cell.summary.get("command", "")))
-    places = [Path(words[2])] if words[:2] == ["scenedistill", "run"] and len(words) > 2 else []
-    if name := str(cell.summary.get("data", "")):
-        places += [data.folder.resolve().parent / name, Path(name)]
-    return places
+def _recorded(data: Run, cell: Cell, label: str) -> list[Path]:
+    places = [network.record.get("images", {}).get("root") for network in cell.networks]
+    places.append((data.grid.get("datasets") or {}).get(label))
+    return [Path(str(place)) for place in places if place]
 
 
 def _root(place: Path, sample: str) -> Path | None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from scenedistill.reporting.html.images import Thumbnails
-from scenedistill.runs.collect import Cell, Network
+from scenedistill.runs.network import Network
+from scenedistill.runs.run import Cell
 
 LISTED = 12  # images listed for an entry off the diagonal, at most; a quarter of it for one on it
 

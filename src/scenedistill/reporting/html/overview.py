@@ -27,10 +27,11 @@ from scenedistill.reporting.html.tables import (
     tuning_table,
     word,
 )
-from scenedistill.runs.collect import Cell, Network, ReportData
+from scenedistill.runs.network import Network
+from scenedistill.runs.run import Cell, Run
 
 
-def in_short(data: ReportData, focus: Focus) -> Section:
+def in_short(data: Run, focus: Focus) -> Section:
     """Teacher, plain and distilled student in large print, and what their difference says."""
     tiles = []
     for name, networks in focus.groups.items():
@@ -64,7 +65,7 @@ def in_short(data: ReportData, focus: Focus) -> Section:
     return Section("short", "In short", blocks=blocks)
 
 
-def what_was_run(data: ReportData) -> Section:
+def what_was_run(data: Run) -> Section:
     """Settings, data, splits, versions, hardware, command."""
     blocks: list[Block] = []
     for summary in _distinct([cell.summary for cell in data.cells]):
@@ -101,7 +102,7 @@ def what_was_run(data: ReportData) -> Section:
     return Section("run", "What was run", blocks=blocks)
 
 
-def results(data: ReportData) -> Section:
+def results(data: Run) -> Section:
     """Accuracies of every cell, and beside them those that others have published."""
     blocks: list[Block] = []
     for cell in data.cells:
@@ -119,19 +120,19 @@ def results(data: ReportData) -> Section:
     )
 
 
-def cost(data: ReportData) -> Section:
+def cost(data: Run) -> Section:
     """Parameters, bytes, operations, time."""
     tables = [table for cell in data.cells if (table := cost_table(cell)).rows]
     return Section("cost", "Cost", "What each network takes to keep and to run.", [*tables])
 
 
-def tuning(data: ReportData) -> Section:
+def tuning(data: Run) -> Section:
     """Scores on validation images."""
     known = {"factors", "chosen", "val_fraction", "seed", "epochs"} <= set(data.tuning)
     return Section("tuning", "Tuning", blocks=[tuning_table(data.tuning)] if known else [])
 
 
-def missing(data: ReportData, left_out: Sequence[str]) -> Section:
+def missing(data: Run, left_out: Sequence[str]) -> Section:
     """What failed, what is not finished, and what this report had to leave out."""
     blocks: list[Block] = [Text(line, "warn") for line in left_out]
     if data.others:
@@ -156,12 +157,12 @@ def missing(data: ReportData, left_out: Sequence[str]) -> Section:
     return Section("missing", "What is missing", blocks=blocks)
 
 
-def damaged_text(data: ReportData) -> str:
+def damaged_text(data: Run) -> str:
     """Which trainings are left out because their record is damaged."""
     return f"Left out, for their stage.json is damaged: {', '.join(data.damaged)}."
 
 
-def unreadable_text(data: ReportData) -> str:
+def unreadable_text(data: Run) -> str:
     """Which files of settings are not shown because they do not hold what was written."""
     return f"Not shown, for it is damaged or was changed since it was written: {', '.join(data.unreadable)}."
 

@@ -26,7 +26,8 @@ from scenedistill.reporting.html.focus import Focus, choose
 from scenedistill.reporting.html.images import Thumbnails, find_data
 from scenedistill.reporting.html.matrices import LISTED, Matrices, matrices
 from scenedistill.reporting.html.pictures import looks, matrix_section, pairs
-from scenedistill.runs.collect import TEACHER, Cell, ReportData, collect
+from scenedistill.runs.network import TEACHER
+from scenedistill.runs.run import Cell, Run
 
 LARGEST = 15_000_000  # bytes of the page; the small images get what the rest leaves of it
 THUMBNAILS = 5_000_000  # bytes of all small images at most
@@ -65,7 +66,7 @@ def write_report(
     config = config or ReportConfig()
     if min(config.gradcam_images, config.map_images) < 0:
         raise UserError("--gradcam_images and --map_images are numbers of images: 0 or more.")
-    found = collect(Path(folder))
+    found = Run.open(folder)
     if found.damaged:
         say(overview.damaged_text(found))
     if found.unreadable:
@@ -122,7 +123,7 @@ def _check_figures(figures: Path | str | None, ending: str) -> None:
         raise UserError(f"--figures {figures} is a file; expected a folder for the figures.")
 
 
-def _root(found: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None, left_out: list[str]) -> Path | None:
+def _root(found: Run, cell: Cell, given: Path | Mapping[str, Path] | None, left_out: list[str]) -> Path | None:
     root, reason = find_data(found, cell, given)
     if root is None:
         which = f" of {found.title_of(cell)}" if len(found.cells) > 1 else ""
@@ -131,7 +132,7 @@ def _root(found: ReportData, cell: Cell, given: Path | Mapping[str, Path] | None
     return root
 
 
-def _matrices(found: ReportData, focus: Focus, left_out: list[str]) -> list[tuple[Cell, Matrices]]:
+def _matrices(found: Run, focus: Focus, left_out: list[str]) -> list[tuple[Cell, Matrices]]:
     """Of every cell that has any, with as many images listed as the page has room for; where it has none even for the
     counts, of the cell looked at closely alone."""
     closely = [network for group in focus.groups.values() for network in group]
@@ -163,7 +164,7 @@ def _first(drawn: Sequence[tuple[Cell, Matrices]], cell: Cell) -> list[tuple[Cel
     return sorted(drawn, key=lambda entry: entry[0] is not cell)
 
 
-def _view(found: ReportData, focus: Focus, cell: Cell, matrix: Matrices) -> dict[str, Any]:
+def _view(found: Run, focus: Focus, cell: Cell, matrix: Matrices) -> dict[str, Any]:
     """What the script needs of a cell, with the two networks that are shown first."""
     networks, students = matrix.content["networks"], cell.students()
     student = focus.student if focus.student in students else next(iter(students), None)
@@ -173,7 +174,7 @@ def _view(found: ReportData, focus: Focus, cell: Cell, matrix: Matrices) -> dict
     return {**matrix.content, "title": found.title_of(cell), "first": first, "second": second}
 
 
-def _page(found: ReportData, sections: Sequence[Section], content: str) -> str:
+def _page(found: Run, sections: Sequence[Section], content: str) -> str:
     import jinja2
 
     own = resources.files(__package__)

@@ -10,7 +10,8 @@ from typing import Any
 
 from scenedistill.core.text import spread
 from scenedistill.experiments.results.pairs import Gain, own_heading, own_methods, paired_gain
-from scenedistill.runs.collect import TEACHER, Cell, Network
+from scenedistill.runs.network import TEACHER, Network
+from scenedistill.runs.run import Cell
 from scenedistill.training.runs import started_from
 
 

@@ -1,105 +1,18 @@
-"""What a run's or a grid's folder holds, read from the stages in it, finished or not."""
+"""A run's or a grid's folder as one object: the networks in it, finished or not."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from scenedistill.core.disk import file_damage, read_json
-from scenedistill.core.errors import Damaged, UserError
+from scenedistill.core.disk import read_json
+from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
-from scenedistill.data.names import nfc
-from scenedistill.data.splits.draw import split_hash
-from scenedistill.metrics.outputs import OUTPUTS, KeptOutputs, load_outputs
+from scenedistill.runs.network import PLAIN, SEED, TEACHER, Network
 from scenedistill.runs.selection import of_grid, of_one_setting
 from scenedistill.training.runs import ASIDE, RECORD, read_stage
-
-_SEED = re.compile(r"seed(\d+)")
-TEACHER, PLAIN = "teacher", "plain"
-
-
-@dataclass(frozen=True)
-class Network:
-    """One trained network: a teacher, or a student trained in one way with one seed.
-
-    Attributes:
-        folder: of its stage.
-        seed: of the run.
-        student: the student's name; None for a teacher.
-        label: how it was trained: `teacher`, or the name of the student's last folder, such as `plain` or `dkd`; of a
-            grid the method's label.
-        stage: content of its stage.json.
-        tested: what the test found (`oa`, `aa`, `kappa`, `per_class`, `cost`, ...); empty before the test.
-        tuning: one of a grid's tuning runs, which see no test image.
-    """
-
-    folder: Path
-    seed: int
-    student: str | None
-    label: str
-    stage: dict[str, Any]
-    tested: dict[str, Any]
-    tuning: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything its outcome depended on."""
-        return dict(self.stage.get("settings") or {})
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What its training left."""
-        return dict(self.stage.get("record") or {})
-
-    @property
-    def name(self) -> str:
-        """Of the network."""
-        return self.student or str(self.record.get("name") or self.settings.get("teacher", {}).get("name", "teacher"))
-
-    @property
-    def finished(self) -> bool:
-        """Trained and tested; a tuning run is never tested."""
-        return bool(self.stage.get("finished")) and ("oa" in self.tested or self.tuning)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the scene classes."""
-        return tuple(self.settings.get("data", {}).get("classes", ()))
-
-    @cached_property
-    def outputs(self) -> KeptOutputs | None:
-        """What it said of each test image, where that was kept."""
-        with contextlib.suppress(OSError, Damaged):
-            return load_outputs(self.folder / "evaluation" / OUTPUTS)
-        return None
-
-    @cached_property
-    def confusion(self) -> np.ndarray | None:
-        """Counts, int64 `[K, K]`, rows the true class; None where they were not kept."""
-        path = self.folder / "evaluation" / "test_confusion.csv"
-        if (kept := self.tested.get("files", {}).get(path.name)) and file_damage(path, kept):
-            return None
-        with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8", newline="") as file:
-            counts = np.array([row[1:] for row in list(csv.reader(file))[1:]], dtype=np.int64)
-            if counts.shape == (len(self.classes), len(self.classes)):
-                return counts
-        return None
-
-    @cached_property
-    def test_paths(self) -> tuple[str, ...]:
-        """Path of each test image below the data folder, in the order of `outputs`; empty where they do not fit."""
-        split = str(self.settings.get("data", {}).get("split", ""))
-        paths = _test_paths(_seed_folder(self.folder) / "split.csv", self.classes, split)
-        fits = self.outputs is not None and [label for _, label in paths] == self.outputs.labels.tolist()
-        return tuple(path for path, _ in paths) if fits else ()
 
 
 @dataclass(frozen=True)
@@ -155,8 +68,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """Everything in a folder that a report is made of.
+class Run:
+    """A run's or a grid's folder, read when it is opened.
 
     Attributes:
         folder: that was given.
@@ -198,17 +111,20 @@ class ReportData:
         ratio = f", {100 * cell.ratio:g} % training" if cell.ratio else ""
         return self.data_of(cell) + ratio
 
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Read a run's or a grid's folder.
 
-def collect(folder: Path) -> ReportData:
-    """Read a run's or a grid's folder.
+        What another run has moved aside is left out, and so are a test of other weights than those that are there, and
+        of a grid the cells of others in the same folder.
 
-    What another run has moved aside is left out, and so are a test of other weights than those that are there, and of
-    a grid the cells of others in the same folder.
+        Raises:
+            UserError: no such folder, or no finished network in it.
+        """
+        return _open(Path(folder).expanduser())
 
-    Raises:
-        UserError: no such folder, or no finished network in it.
-    """
-    folder = Path(folder).expanduser()
+
+def _open(folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected that of a run or a grid, which the command wrote to.")
     grid, own, tuning = _yaml(folder / "grid.yaml"), _summary(folder), read_json(folder / "tuning.json")
@@ -245,7 +161,7 @@ def collect(folder: Path) -> ReportData:
                 summary=read_json(folder / key / "results.json") or own or _summary(root / key),
             )
         )
-    return ReportData(
+    return Run(
         folder=folder,
         root=root,
         name=str(grid.get("name") or own.get("experiment") or folder.resolve().name),
@@ -261,20 +177,12 @@ def collect(folder: Path) -> ReportData:
 
 
 def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    """Every stage below a folder with the key of its cell; none whose record is damaged."""
+    """Every network below a folder with the key of its cell; none whose record is damaged."""
     for path, place in _places(folder).items():
-        seeds = [number for number, part in enumerate(place) if _SEED.fullmatch(part)]
-        *cell, seed = place[: seeds[-1] + 1]
-        rest = place[seeds[-1] + 1 :]
-        if not (stage := read_stage(path)):
-            continue
-        test = read_stage(path / "evaluation")
-        current = test.get("finished") and test.get("settings", {}).get("of") == stage.get("fingerprint")
-        student = "/".join(rest[:-1]) or None
-        number = int(seed.removeprefix("seed"))
-        tested = {**test.get("record", {}), "files": test.get("files", {})} if current else {}
-        tuning = place[0] == "tuning"
-        yield "/".join(cell), Network(path, number, student, rest[-1], stage, tested, tuning)
+        seed = max(number for number, part in enumerate(place) if SEED.fullmatch(part))
+        network = Network.at(path, tuning=place[0] == "tuning")
+        if network.stage:
+            yield "/".join(place[:seed]), network
 
 
 def _places(folder: Path) -> dict[Path, tuple[str, ...]]:
@@ -283,7 +191,7 @@ def _places(folder: Path) -> dict[Path, tuple[str, ...]]:
     return {
         path: place
         for path, place in found.items()
-        if any(_SEED.fullmatch(part) for part in place[:-1])
+        if any(SEED.fullmatch(part) for part in place[:-1])
         and place[-1] != "evaluation"
         and not any(ASIDE in part for part in place)
     }
@@ -294,27 +202,6 @@ def _order_of(network: Network, methods: Sequence[str]) -> tuple[str, int, str, 
     known = [TEACHER, PLAIN, *methods]
     rank = known.index(network.label) if network.label in known else len(known)
     return (network.student or "", rank, network.label, network.seed)
-
-
-def _seed_folder(folder: Path) -> Path:
-    return next(parent for parent in folder.parents if _SEED.fullmatch(parent.name))
-
-
-def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[str, int]]:
-    """Path and label of each test image, in the order of a `SceneIndex`; none where the file is not the split that is
-    wanted, which another run may have put there."""
-    number = {nfc(name): position for position, name in enumerate(classes)}
-    try:
-        with split.open(encoding="utf-8", newline="") as file:
-            rows = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
-        if wanted != split_hash(rows):
-            return []
-        found = [(path, number[nfc(label)]) for path, label, part in rows if part == "test"]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return []
-    if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path, _ in found):
-        return []  # the report shows images below the data folder, whatever a run's folder says
-    return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))
 
 
 def _summary(folder: Path) -> dict[str, Any]:
