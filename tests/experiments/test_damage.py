@@ -21,7 +21,7 @@ from scenedistill.core.disk import archive_damage, read_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.core.yaml_files import read_yaml
 from scenedistill.data.cache.files import read_manifest
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.run_folder import RunFolder
 from scenedistill.metrics.outputs import load_outputs
 from scenedistill.models.files import weights_hash
 from scenedistill.runs.curves import read_curves
@@ -247,11 +247,10 @@ def test_what_a_kill_has_left_half_written_goes(copy: Path, tiny_scenes: Path, c
 
 
 def test_a_stage_folder_that_goes_while_it_is_worked_on_is_told_in_a_line(
-    copy: Path, tiny_scenes: Path, config: RunConfig
+    copy: Path,
 ) -> None:
-    lab = Lab(tiny_scenes, copy, config, Console(quiet=True))
-    stage = Stage(copy / "seed0" / "new", {})
-    with pytest.raises(UserError, match="new was removed or moved while it was worked on"), lab.hold(stage):
+    folder, stage = RunFolder(copy, Console(quiet=True), lead=True), Stage(copy / "seed0" / "new", {})
+    with pytest.raises(UserError, match="new was removed or moved while it was worked on"), folder.hold(stage):
         stage.begin()
         shutil.rmtree(stage.folder)
         stage.finish({})

@@ -351,7 +351,7 @@ def test_published_figures_stand_in_the_summary(make: Make, tiny_scenes: Path, t
     board = Board(make(seeds=[0], ratios=[0.2], methods={"plain": MethodConfig()}), tmp_path, Console(quiet=True))
     cell = Cell("scenes-20", 0, STUDENT, "plain")
     do_cells(board.config, tmp_path, [(cell, 1.0)], 1, Console(quiet=True))
-    board.lab(cell).data_name = "AID"  # as it is when its classes are recognised
+    board.experiment(cell).images.name = "AID"  # as it is when its classes are recognised
     finish(board, tmp_path, {}, "", Console(quiet=True))
     assert "Published by others: AID, 20 % training" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 

@@ -30,8 +30,8 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import make_split
 from scenedistill.data.splits.files import read_split, write_split
+from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.evaluate import evaluate
-from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results.record import Result, read_result
 from scenedistill.experiments.results.table import result_table
 from scenedistill.experiments.stages import test as look
@@ -272,8 +272,8 @@ def test_a_teacher_of_another_size_is_told_and_teaches(
     assert done.said.count(note) == 1
     folder = tmp_path / "out" / "seed0" / "teacher"
     kept, (net, _) = load_outputs(folder / "evaluation" / OUTPUTS), load_net(folder / WEIGHTS)
-    lab = Lab(tiny_scenes, tmp_path / "out", given, Console(quiet=True))
-    part = ScenePart(lab.cache, kept.rows)
+    experiment = Experiment.open(tiny_scenes, tmp_path / "out", given, Console(quiet=True))
+    part = ScenePart(experiment.images.cache, kept.rows)
     seen = predict_logits(net, part, image_size=40, device=torch.device("cpu"), precision="fp32")
     assert np.abs(seen - kept.logits).max() < 0.02, "it was tested at the size at which it teaches"
     again = do(tiny_scenes, tmp_path / "same", config(seeds=[0], teacher=given.teacher), parts=("teacher",))
@@ -356,22 +356,21 @@ def test_two_runs_do_not_work_on_the_same_stage(tiny_scenes: Path, config: Confi
     # nor is a stage tested while another run has it
     shutil.rmtree(out / "seed0" / STUDENTS[0] / "plain" / "evaluation")
     split = make_split(scan(tiny_scenes), 0.5, 0)
-    lab = Lab(tiny_scenes, out, settings, Console(quiet=True))
+    context = SeedContext(Experiment.open(tiny_scenes, out, settings, Console(quiet=True)), 0, split)
     wanted = (out / "seed0" / STUDENTS[0] / "plain", plain_student(named(settings.student)))
-    (stage,) = train_students(lab, 0, split, [wanted], None)
+    (stage,) = train_students(context, [wanted], None)
     with stage.held(), pytest.raises(UserError, match="being worked on"):
-        look(lab, stage, split, 0, "plain")
+        look(context, stage, "plain")
 
 
 def test_a_teacher_that_another_run_has_replaced_does_not_teach(
     copy: Path, tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
-    lab = Lab(tiny_scenes, copy, config(seeds=[0]), Console(quiet=True))
-    split = lab.split(0)
-    teacher = train_teacher(lab, 0, split, copy / "seed0" / "teacher")
+    context = Experiment.open(tiny_scenes, copy, config(seeds=[0]), Console(quiet=True)).of_seed(0)
+    teacher = train_teacher(context, copy / "seed0" / "teacher")
     assert Stage(teacher.folder, {"of": "another run"}).begin() is not None
     with pytest.raises(UserError, match="teacher is no longer this run's teacher"):
-        train_students(lab, 0, split, [(copy / "seed0" / "new" / "dkd", named(lab.config.student))], teacher)
+        train_students(context, [(copy / "seed0" / "new" / "dkd", named(context.config.student))], teacher)
 
 
 def test_a_hopeless_teacher_is_refused_with_the_reason(

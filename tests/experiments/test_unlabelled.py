@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scenedistill.config import DataConfig, RunConfig, TeacherConfig
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.context import Experiment
 from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.stages import teacher_settings
@@ -35,30 +35,30 @@ def more(tmp_path: Path, tiny_scenes: Path) -> Path:
     return folder
 
 
-def open_lab(data: Path, out: Path, **settings: Any) -> tuple[Lab, io.StringIO]:
+def opened(data: Path, out: Path, **settings: Any) -> tuple[Experiment, io.StringIO]:
     said = io.StringIO()
     common = {"stored_size": 32, "train_ratio": 0.5, "cache_dir": out.parent / "cache", **settings}
     config = RunConfig(image_size=32, teacher=TeacherConfig(weights="none"), data=DataConfig(**common))
     check_settings(config)
-    return Lab(data, out, config, Console(file=said, width=400)), said
+    return Experiment.open(data, out, config, Console(file=said, width=400)), said
 
 
-def fingerprints(lab: Lab) -> dict[str, str]:
+def fingerprints(experiment: Experiment) -> dict[str, str]:
     """Of the three stages of a seed."""
-    split = lab.split(0)
-    teacher = lab.stage(lab.out / "teacher", 0, split, teacher_settings(lab.config.teacher, len(split.train)))
-    student = lab.config.student
+    context, out = experiment.of_seed(0), experiment.folder.path
+    teacher = context.stage(out / "teacher", teacher_settings(context.config.teacher, len(context.split.train)))
+    student = context.config.student
     return {
         "teacher": teacher.fingerprint,
-        "plain": student_stage(lab, 0, split, lab.out / "plain", student, None).fingerprint,
-        "distilled": student_stage(lab, 0, split, lab.out / "distilled", student, teacher).fingerprint,
+        "plain": student_stage(context, out / "plain", student, None).fingerprint,
+        "distilled": student_stage(context, out / "distilled", student, teacher).fingerprint,
     }
 
 
 def test_the_distilled_students_alone_depend_on_them(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
-    bare, _ = open_lab(tiny_scenes, tmp_path / "run")
+    bare, _ = opened(tiny_scenes, tmp_path / "run")
     before = fingerprints(bare)
-    assert bare.unlabelled(bare.split(0)) is None and not bare.notes
+    assert bare.images.unlabelled(bare.of_seed(0).split) is None and not bare.images.notes
     seen = {before["distilled"]}
     changes: list[dict[str, Any]] = [
         {},
@@ -67,24 +67,24 @@ def test_the_distilled_students_alone_depend_on_them(tiny_scenes: Path, more: Pa
         {"unlabelled": [more / "0.png"]},
     ]
     for change in changes:
-        lab, _ = open_lab(tiny_scenes, tmp_path / "run", **{"unlabelled": [more], **change})
-        now = fingerprints(lab)
+        changed, _ = opened(tiny_scenes, tmp_path / "run", **{"unlabelled": [more], **change})
+        now = fingerprints(changed)
         assert (now["teacher"], now["plain"]) == (before["teacher"], before["plain"])
         seen.add(now["distilled"])
     assert len(seen) == 5
-    again, _ = open_lab(tiny_scenes, tmp_path / "run", unlabelled=[more])
+    again, _ = opened(tiny_scenes, tmp_path / "run", unlabelled=[more])
     assert fingerprints(again)["distilled"] in seen
     # without such images, a share of them is no setting of the run
-    assert fingerprints(open_lab(tiny_scenes, tmp_path / "run", unlabelled_share=0.3)[0]) == before
+    assert fingerprints(opened(tiny_scenes, tmp_path / "run", unlabelled_share=0.3)[0]) == before
 
 
 def test_the_pool_is_made_for_each_seed_and_told_once(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
-    lab, said = open_lab(tiny_scenes, tmp_path / "run", unlabelled=[more])
+    experiment, said = opened(tiny_scenes, tmp_path / "run", unlabelled=[more])
     for seed in range(4):
-        split = lab.split(seed)
-        pool = lab.unlabelled(split)
-        assert pool is not None and len(pool) == 5 and lab.unlabelled(split) is pool
-        names = [lab.cache.index.paths[position] for position in split.test]
+        images, split = experiment.images, experiment.of_seed(seed).split
+        pool = images.unlabelled(split)
+        assert pool is not None and len(pool) == 5 and images.unlabelled(split) is pool
+        names = [images.cache.index.paths[position] for position in split.test]
         kind = "held-out" if "river/03.png" in names else "training"
         assert said.getvalue().count(f"left out: 1 copy of a {kind} image") >= 1
     assert said.getvalue().count("images without labels, of 6 images from more") == 4
@@ -92,23 +92,23 @@ def test_the_pool_is_made_for_each_seed_and_told_once(tiny_scenes: Path, more: P
 
 @pytest.mark.parametrize("transductive", [False, True])
 def test_results_say_so(tiny_scenes: Path, more: Path, tmp_path: Path, transductive: bool) -> None:
-    lab, _ = open_lab(tiny_scenes, tmp_path / "run", unlabelled=[more], transductive=transductive)
-    seed = next(
-        seed for seed in range(20) if "river/03.png" in [lab.cache.index.paths[i] for i in lab.split(seed).test]
-    )
-    pool = lab.unlabelled(lab.split(seed))
+    experiment, _ = opened(tiny_scenes, tmp_path / "run", unlabelled=[more], transductive=transductive)
+    images, contexts = experiment.images, map(experiment.of_seed, range(20))
+    held_out = (one for one in contexts if "river/03.png" in [images.cache.index.paths[i] for i in one.split.test])
+    context = next(held_out)
+    pool = images.unlabelled(context.split)
     assert pool is not None and len(pool) == 5 + transductive
-    row = Row("dkd", "table1_resnet", "resnet101", seed, 0.5)
-    summarise(lab, [row], name="run", command="", splits={str(seed): "a"})
-    notes = json.loads((lab.out / "summary.json").read_text())["notes"]
+    row = Row("dkd", "table1_resnet", "resnet101", context.seed, 0.5)
+    summarise([context], [row], name="run", command="")
+    notes = json.loads((experiment.folder.path / "summary.json").read_text())["notes"]
     assert notes.startswith(f"Distilled with {len(pool)} images without labels, 50 % of each batch.")
-    assert ("Transductive" in notes) == transductive and notes in (lab.out / "summary.md").read_text()
+    assert ("Transductive" in notes) == transductive and notes in (experiment.folder.path / "summary.md").read_text()
 
 
 def test_an_unreadable_image_is_named(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
     (more / "broken.png").write_bytes(b"\x89PNG")
-    lab, said = open_lab(tiny_scenes, tmp_path / "run", unlabelled=[more], on_bad="skip")
-    assert lab.unlabelled(lab.split(0)) is not None
+    experiment, said = opened(tiny_scenes, tmp_path / "run", unlabelled=[more], on_bad="skip")
+    assert experiment.images.unlabelled(experiment.of_seed(0).split) is not None
     assert "more: broken.png: " in said.getvalue() and "1 unreadable one" in said.getvalue()
 
 

@@ -10,7 +10,7 @@ import torch
 from scenedistill.core.errors import UserError
 from scenedistill.data.known.catalogue import normalise
 from scenedistill.data.names import nfc, same_names
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.context import SeedContext
 from scenedistill.experiments.starts import start_record
 from scenedistill.models.create import build_with_head
 from scenedistill.models.files import NetCard, load_net, weights_hash
@@ -18,33 +18,34 @@ from scenedistill.models.network import SceneNet
 from scenedistill.training.runs import Stage
 
 
-def teacher_as_it_is(lab: Lab, stage: Stage, file: str | None) -> Stage:
+def teacher_as_it_is(context: SeedContext, stage: Stage, file: str | None) -> Stage:
     """Take the network of `--teacher.weights` with its own head, its logits in the order of the run's classes.
 
     Args:
-        lab: of the run.
+        context: of the seed.
         stage: of the teacher, not done yet.
         file: hash of the file.
 
     Raises:
         UserError: the file holds no whole network of that name with a head, or its classes are not those of the images.
     """
-    config, settings = lab.config.teacher, lab.config
+    experiment, config, settings = context.experiment, context.config.teacher, context.config
     net, account = build_with_head(
         config.name, config.weights, bands=settings.data.bands, image_size=settings.image_size
     )
     names, logits = read_classes(config.classes), net.dims.classes
-    rows = class_rows(lab.classes, names, logits, config.weights)
+    rows = class_rows(experiment.classes, names, logits, config.weights)
     if config.mean and config.std:
         mean, std = (torch.tensor(values).expand(settings.data.bands) for values in (config.mean, config.std))
         net.set_normalisation(mean, std)
     net.set_head(net.head.weight[rows], net.head.bias[rows])
-    lab.console.print(f"  teacher: {account}", markup=False)
+    context.say(f"teacher: {account}")
     told = "named by --teacher.classes" if names else "taken to be in the order of the folders (--teacher.classes)"
-    lab.console.print(f"  teacher: {len(rows)} of the {logits} classes of its head, {told}", markup=False)
+    context.say(f"teacher: {len(rows)} of the {logits} classes of its head, {told}")
     record = {"seconds": 0.0, "taken_from": Path(config.weights).name, **start_record(config.weights, account, file)}
     first = account.stride_in_first_convolution
-    return lab.finish(stage, net, lab.card(config.name, False, stride_in_first_convolution=first), record)
+    card = experiment.card(config.name, False, stride_in_first_convolution=first)
+    return experiment.folder.finish(stage, net, card, record)
 
 
 def read_classes(given: Sequence[str] | str | None) -> list[str] | None:
@@ -106,20 +107,19 @@ def class_rows(classes: Sequence[str], names: Sequence[str] | None, logits: int,
     return [found[0] for found in rows]
 
 
-def given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
+def given_teacher(context: SeedContext, checkpoint: Path, stage: Stage) -> Stage:
     """Take the network that `--teacher.checkpoint` names, of an earlier run."""
+    classes, bands = context.experiment.classes, context.config.data.bands
     net, card = load_net(checkpoint)
-    if not same_names(card.classes, lab.classes):
-        differing = sorted({*map(nfc, card.classes)} ^ {*map(nfc, lab.classes)})[:5]
+    if not same_names(card.classes, classes):
+        differing = sorted({*map(nfc, card.classes)} ^ {*map(nfc, classes)})[:5]
         raise UserError(
-            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(lab.classes)}; both must "
+            f"{checkpoint} was trained for {len(card.classes)} classes and the data has {len(classes)}; both must "
             f"be the same, in name and order. Only one of them has: {', '.join(differing) or '(another order)'}."
         )
-    if card.bands != lab.config.data.bands:
-        raise UserError(
-            f"{checkpoint} takes {card.bands} bands and --data.bands is {lab.config.data.bands}; both must be the same."
-        )
-    _check_size(lab, net, card, checkpoint)
+    if card.bands != bands:
+        raise UserError(f"{checkpoint} takes {card.bands} bands and --data.bands is {bands}; both must be the same.")
+    _check_size(context, net, card, checkpoint)
     if stage.done:
         if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
             raise UserError(
@@ -127,12 +127,12 @@ def given_teacher(lab: Lab, checkpoint: Path, stage: Stage) -> Stage:
                 "that one. Give another run folder with --out."
             )
         return stage
-    return lab.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
+    return context.experiment.folder.finish(stage, net, card, {"seconds": 0.0, "taken_from": checkpoint.name})
 
 
-def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
+def _check_size(context: SeedContext, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
     """A teacher may be used at another size than its own, on purpose; that is said, and refused where it cannot be."""
-    settings, stored = lab.config, card.stored_size or lab.config.data.stored_size
+    settings, stored = context.config, card.stored_size or context.config.data.stored_size
     if (card.image_size, stored) == (settings.image_size, settings.data.stored_size):
         return
     try:
@@ -143,8 +143,7 @@ def _check_size(lab: Lab, net: SceneNet, card: NetCard, checkpoint: Path) -> Non
             f"{checkpoint} is a {card.name} that takes images of {card.image_size} pixels alone, and --image_size is "
             f"{settings.image_size}. Give --image_size {card.image_size} or another teacher."
         ) from problem
-    lab.console.print(
-        f"  {checkpoint.name}: trained on images stored at {stored} pixels and seen at {card.image_size}; "
-        f"here they are stored at {settings.data.stored_size} and seen at {settings.image_size}",
-        markup=False,
+    context.say(
+        f"{checkpoint.name}: trained on images stored at {stored} pixels and seen at {card.image_size}; "
+        f"here they are stored at {settings.data.stored_size} and seen at {settings.image_size}"
     )

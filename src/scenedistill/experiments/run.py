@@ -18,8 +18,8 @@ from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.unlabelled.sources import check_sources
+from scenedistill.experiments.context import Experiment, SeedContext, split_of
 from scenedistill.experiments.given_teacher import read_classes
-from scenedistill.experiments.lab import Lab, split_of
 from scenedistill.experiments.results.record import Result, Row
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.storage import clear, stored
@@ -75,42 +75,43 @@ def run(
     index = scan(Path(data))
     _check_images(index, config, parts)
     _try_networks(config, Path(out), parts)
-    lab = Lab(Path(data), Path(out), config, console or plain_console(), index)
+    experiment = Experiment.open(Path(data), Path(out), config, console or plain_console(), index=index)
     rows: list[Row] = []
     trained: list[Stage] = []
-    splits: dict[str, str] = {}
+    contexts: list[SeedContext] = []
     for seed in config.seeds:
-        split = lab.split(seed)
-        lab.keep(seed, split)
-        splits[str(seed)] = split.hash
-        folder = lab.out / f"seed{seed}"
-        with lab.hold_seed(seed):
+        context = experiment.of_seed(seed)
+        context.keep()
+        contexts.append(context)
+        folder = context.folder
+        with context.hold():
             teacher = None
             if "teacher" in parts or "distilled" in parts:
-                teacher = train_teacher(lab, seed, split, folder / "teacher")
-                rows.append(test(lab, teacher, split, seed, "teacher"))
+                teacher = train_teacher(context, folder / "teacher")
+                rows.append(test(context, teacher, "teacher"))
             names = config.students or [config.student.name]
             names = names + (config.also_students if seed == config.seeds[0] else [])
             students = [replace(config.student, name=student) for student in dict.fromkeys(names)]
             if "plain" in parts:
                 for student in students:
                     wanted = (folder / student.name / "plain", plain_student(student))
-                    (stage,) = train_students(lab, seed, split, [wanted], None)
-                    rows.append(test(lab, stage, split, seed, "plain"))
+                    (stage,) = train_students(context, [wanted], None)
+                    rows.append(test(context, stage, "plain"))
             if "distilled" in parts:
                 distilled = [(folder / student.name / student.method, student) for student in students]
                 # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
                 alone = kept_views(config.student) or not config.side_by_side
                 for group in [[one] for one in distilled] if alone else [distilled]:
-                    for stage in train_students(lab, seed, split, group, teacher):
+                    for stage in train_students(context, group, teacher):
                         trained.append(stage)
-                        rows.append(test(lab, stage, split, seed, config.student.method))
-    result = summarise(lab, rows, name=name or lab.out.resolve().name, command=command, splits=splits)
-    if clear_knowledge and lab.lead:
+                        rows.append(test(context, stage, config.student.method))
+        context.knowledge = None  # its arrays and the teacher's weights
+    result = summarise(contexts, rows, name=name or Path(out).resolve().name, command=command)
+    if clear_knowledge and experiment.lead:
         used = {stage.record.get("knowledge") for stage in trained}
-        kept = [entry.name for entry in stored(lab.knowledge_home.parent) if entry.name in used]
-        for entry in clear(kept, lab.knowledge_home.parent):
-            lab.console.print(f"knowledge {entry.name} deleted")
+        kept = [entry.name for entry in stored(experiment.knowledge_home.parent) if entry.name in used]
+        for entry in clear(kept, experiment.knowledge_home.parent):
+            experiment.console.print(f"knowledge {entry.name} deleted")
     return result
 
 

@@ -13,9 +13,8 @@ from scenedistill.config import TeacherConfig
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits.draw import Split
+from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.given_teacher import given_teacher, read_classes, teacher_as_it_is
-from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.settings import plain
 from scenedistill.experiments.stage_files import BEST_WEIGHTS, open_net
@@ -35,20 +34,21 @@ from scenedistill.training.runs import Stage, started_from
 from scenedistill.training.teacher import TeacherTraining
 
 
-def train_teacher(lab: Lab, seed: int, split: Split, folder: Path) -> Stage:
+def train_teacher(context: SeedContext, folder: Path) -> Stage:
     """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names or, with
     `--teacher.as_is`, the one of `--teacher.weights`."""
-    config = lab.config.teacher.closed(len(split.train))
-    stage = lab.stage(folder, seed, split, teacher_settings(config, len(split.train)))
-    with lab.hold(stage):
-        done = lab.done(stage)
+    images, run = len(context.split.train), context.experiment.folder
+    config = context.config.teacher.closed(images)
+    stage = context.stage(folder, teacher_settings(config, images))
+    with run.hold(stage):
+        done = run.done(stage)
         if config.checkpoint:
-            return given_teacher(lab, config.checkpoint, stage)
+            return given_teacher(context, config.checkpoint, stage)
         file = start_hash(config.weights, config.name)
         if not done:
             if config.as_is:
-                return teacher_as_it_is(lab, stage, file)
-            return _train_teacher(lab, config, seed, split, stage, file)
+                return teacher_as_it_is(context, stage, file)
+            return _train_teacher(context, config, stage, file)
         check_start(stage, config.weights, file)
         return stage
 
@@ -59,57 +59,58 @@ def teacher_settings(config: TeacherConfig, images: int) -> dict[str, Any]:
     return {"teacher": settings | {"fit": plain(config.schedule(images))}}
 
 
-def _train_teacher(lab: Lab, config: TeacherConfig, seed: int, split: Split, stage: Stage, file: str | None) -> Stage:
+def _train_teacher(context: SeedContext, config: TeacherConfig, stage: Stage, file: str | None) -> Stage:
+    experiment, seed = context.experiment, context.seed
     torch.manual_seed(seed)
     net, account = build_network(
         config.name,
-        len(lab.classes),
-        bands=lab.config.data.bands,
-        image_size=lab.config.image_size,
+        len(experiment.classes),
+        bands=context.config.data.bands,
+        image_size=context.config.image_size,
         weights=config.weights,
         partial=config.partial,
         dual_attention=config.dual_attention,
     )
     if account:
-        lab.console.print(str(account), markup=False)
-    lab.console.print(f"  teacher is trained by {schedule_text(config.schedule())}", markup=False)
-    module = TeacherTraining(net, config, lab.config.views, image_size=lab.config.image_size, seed=seed)
+        experiment.console.print(str(account), markup=False)
+    context.say(f"teacher is trained by {schedule_text(config.schedule())}")
+    module = TeacherTraining(net, config, context.config.views, image_size=context.config.image_size, seed=seed)
     batches = SceneDataModule(
-        lab.cache,
-        split,
+        experiment.images.cache,
+        context.split,
         batch_size=config.schedule().batch_size,
         seed=seed,
         images_per_class=config.images_per_class if config.triplet_weight > 0 else 0,
     )
-    record = fit(module, batches, stage.folder, lab.config.machine, title="teacher", console=lab.console)
+    record = fit(module, batches, stage.folder, context.config.machine, title="teacher", console=experiment.console)
     record |= start_record(config.weights, account, file)
     first = bool(account and account.stride_in_first_convolution)
-    card = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
-    return lab.finish(stage, net, card, record)
+    card = experiment.card(config.name, config.dual_attention, stride_in_first_convolution=first)
+    return experiment.folder.finish(stage, net, card, record)
 
 
-def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
+def test(context: SeedContext, stage: Stage, variant: str) -> Row:
     """Look at the test split, once for each finished network, and keep what was seen.
 
     At the size of the run: a teacher that was given and trained at another one is tested as it teaches.
     """
+    folder, split = context.experiment.folder, context.split
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
     problem = "its stage.json is damaged" if final.damaged else final.damage()
     if problem or not final.done:
         if problem:
-            place = final.folder.relative_to(lab.out)
-            lab.console.print(f"  {place}: {problem}; the network is tested again", markup=False)
-        if lab.lead or world_size() > 1:
-            with lab.hold(stage):
-                _test(lab, final, stage, split)
+            context.say(f"{folder.name_of(final)}: {problem}; the network is tested again")
+        if context.experiment.lead or world_size() > 1:
+            with folder.hold(stage):
+                _test(context, final, stage)
         final.wait()
     seen, name = final.record, str(stage.record["name"])
     cost, teachers = seen["cost"], {"teacher": name, "plain": None}
     return Row(
         variant=variant,
         student=None if variant == "teacher" else name,
-        teacher=teachers.get(variant, stage.record.get("teacher", lab.config.teacher.name)),
-        seed=seed,
+        teacher=teachers.get(variant, stage.record.get("teacher", context.config.teacher.name)),
+        seed=context.seed,
         oa=seen["oa"],
         aa=seen["aa"],
         kappa=seen["kappa"],
@@ -128,40 +129,41 @@ def test(lab: Lab, stage: Stage, split: Split, seed: int, variant: str) -> Row:
     )
 
 
-def _test_best(lab: Lab, stage: Stage, part: ScenePart) -> dict[str, float]:
+def _test_best(experiment: Experiment, stage: Stage, part: ScenePart) -> dict[str, float]:
     """Number and OA of the epoch that was best on the validation images, where that was asked for."""
     kept = stage.record.get("best")
     if not kept:
         return {}
     net, _ = load_net(stage.folder / BEST_WEIGHTS)
-    size = lab.config.image_size
-    logits = predict_logits(net, part, image_size=size, device=lab.device, precision=lab.precision)
-    return {"best_epoch": kept["epoch"], "best_epoch_oa": scene_metrics(logits.argmax(1), part.labels, lab.classes).oa}
+    size = experiment.config.image_size
+    logits = predict_logits(net, part, image_size=size, device=experiment.device, precision=experiment.precision)
+    oa = scene_metrics(logits.argmax(1), part.labels, experiment.classes).oa
+    return {"best_epoch": kept["epoch"], "best_epoch_oa": oa}
 
 
-def _test(lab: Lab, final: Stage, stage: Stage, split: Split) -> None:
+def _test(context: SeedContext, final: Stage, stage: Stage) -> None:
     """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
     net, card = open_net(stage)
-    size = lab.config.image_size
-    part = ScenePart(lab.cache, split.test)
+    experiment, split, size = context.experiment, context.split, context.config.image_size
+    part = ScenePart(experiment.images.cache, split.test)
     started = time.monotonic()
-    logits = predict_logits(net, part, image_size=size, device=lab.device, precision=lab.precision)
+    logits = predict_logits(net, part, image_size=size, device=experiment.device, precision=experiment.precision)
     seconds = time.monotonic() - started
-    best = _test_best(lab, stage, part)
-    if not lab.lead:
+    best = _test_best(experiment, stage, part)
+    if not experiment.lead:
         return
-    metrics = scene_metrics(logits.argmax(1), part.labels, lab.classes)
+    metrics = scene_metrics(logits.argmax(1), part.labels, experiment.classes)
     final.begin_anew()
     save_outputs(logits, part.labels, split.test, final.folder / OUTPUTS)
     write_confusion(metrics, final.folder, "test")
-    lab.console.print(
-        f"  {stage.folder.relative_to(lab.out)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
-        f"on {counted(len(part), 'test image')}",
-        markup=False,
+    context.say(
+        f"{experiment.folder.name_of(stage)}: OA {metrics.oa:.2%}  AA {metrics.aa:.2%}  kappa {metrics.kappa:.4f}  "
+        f"on {counted(len(part), 'test image')}"
     )
     if best:
-        said = f"    its best epoch on the validation images was {best['best_epoch']}: OA {best['best_epoch_oa']:.2%}"
-        lab.console.print(said)
+        context.say(
+            f"  its best epoch on the validation images was {best['best_epoch']}: OA {best['best_epoch_oa']:.2%}"
+        )
     final.finish(
         {
             **best,

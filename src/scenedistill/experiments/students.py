@@ -15,8 +15,7 @@ from scenedistill.config import StudentConfig
 from scenedistill.core.disk import file_hash
 from scenedistill.core.errors import UserError
 from scenedistill.data.module import SceneDataModule
-from scenedistill.data.splits.draw import Split
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.context import SeedContext
 from scenedistill.experiments.settings import plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.experiments.teaching import further_teachers, open_knowledge
@@ -34,58 +33,55 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def train_students(
-    lab: Lab, seed: int, split: Split, wanted: Sequence[tuple[Path, StudentConfig]], teacher: Stage | None
+    context: SeedContext, wanted: Sequence[tuple[Path, StudentConfig]], teacher: Stage | None
 ) -> list[Stage]:
     """Train students, with a teacher by Algorithm 1 or, without one, plain; each in its folder, and once.
 
     Several are trained side by side, on one view and one teacher pass of each batch: their settings may differ in all
     but the training's schedule and the kept views.
     """
-    wanted = [(folder, config.closed(len(split.train))) for folder, config in wanted]
-    stages = [student_stage(lab, seed, split, folder, config, teacher) for folder, config in wanted]
+    run = context.experiment.folder
+    wanted = [(folder, config.closed(len(context.split.train))) for folder, config in wanted]
+    stages = [student_stage(context, folder, config, teacher) for folder, config in wanted]
     everyone = [(stage, config) for stage, (_, config) in zip(stages, wanted, strict=True)]
     with contextlib.ExitStack() as held:
         for stage in stages:
-            held.enter_context(lab.hold(stage))
-        todo = [one for one in everyone if not (lab.done(one[0]) and _same_teacher(lab, one[0], teacher))]
+            held.enter_context(run.hold(stage))
+        todo = [one for one in everyone if not (run.done(one[0]) and _same_teacher(context, one[0], teacher))]
         for stage, config in everyone:
             if stage.done:
                 check_start(stage, config.weights, start_hash(config.weights, config.name))
-        if todo and _checkpoint(_together(lab, seed, everyone)).exists():
+        if todo and _checkpoint(_shared_folder(context, everyone)).exists():
             todo = everyone  # killed on the way: what was trained together goes on together
         if todo:
-            _train(lab, seed, split, todo, teacher)
+            _train(context, todo, teacher)
     return stages
 
 
-def _same_teacher(lab: Lab, stage: Stage, teacher: Stage | None) -> bool:
+def _same_teacher(context: SeedContext, stage: Stage, teacher: Stage | None) -> bool:
     """Whether a finished student was taught by the teacher as it is; one that was damaged and trained again may differ
     by a rounding."""
     taught_by = stage.record.get("teacher_hash")
     if not (teacher and taught_by) or taught_by == teacher.record.get("weights_hash", taught_by):
         return True
-    name = stage.folder.relative_to(lab.out)
-    lab.console.print(f"  {name}: its teacher has other weights than the one there is; trained again", markup=False)
-    if lab.lead:
-        shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
-        stage.reopen()
+    run = context.experiment.folder
+    context.say(f"{run.name_of(stage)}: its teacher has other weights than the one there is; trained again")
+    run.reopen(stage)
     return False
 
 
-def student_stage(
-    lab: Lab, seed: int, split: Split, folder: Path, config: StudentConfig, teacher: Stage | None
-) -> Stage:
+def student_stage(context: SeedContext, folder: Path, config: StudentConfig, teacher: Stage | None) -> Stage:
     """The stage in which a student is trained, with a teacher or plain."""
-    settings: dict[str, Any] = {"student": student_settings(config, len(split.train))}
+    settings: dict[str, Any] = {"student": student_settings(config, len(context.split.train))}
     if teacher:
         settings["teacher"] = teacher.fingerprint
         if config.also:
-            settings["also"] = [file_hash(path) for path in further_teachers(config, seed)]
+            settings["also"] = [file_hash(path) for path in further_teachers(config, context.seed)]
         if config.unlabelled:
-            settings |= lab.unlabelled_settings(split)
-    if lab.config.best_epoch:  # else as it was before there was such a setting
+            settings |= context.experiment.images.unlabelled_settings(context.split)
+    if context.config.best_epoch:  # else as it was before there was such a setting
         settings["best_epoch"] = True
-    return lab.stage(folder, seed, split, settings)
+    return context.stage(folder, settings)
 
 
 def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
@@ -93,31 +89,29 @@ def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
     return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
 
 
-def _train(
-    lab: Lab, seed: int, split: Split, todo: Sequence[tuple[Stage, StudentConfig]], teacher: Stage | None
-) -> None:
+def _train(context: SeedContext, todo: Sequence[tuple[Stage, StudentConfig]], teacher: Stage | None) -> None:
     if teacher and not teacher.done:
         raise UserError(
             f"{teacher.folder} is no longer this run's teacher: a run with other settings has put its own there. "
             "Give one of the two another run folder with --out."
         )
-    shared = todo[0][1]
-    knowledge = open_knowledge(lab, seed, split, shared, teacher) if teacher else None
+    experiment, shared = context.experiment, todo[0][1]
+    knowledge = open_knowledge(context, shared, teacher) if teacher else None
     modules, starts, cards = dict[str, StudentTraining](), dict[str, dict[str, Any]](), dict[str, NetCard]()
     for stage, config in todo:
         name = title_of(stage.folder)
         file = start_hash(config.weights, config.name)
-        modules[name], account = _module(lab, seed, config, knowledge)
+        modules[name], account = _module(context, config, knowledge)
         starts[name] = start_record(config.weights, account, file) if config.weights != "none" else {}
         first = bool(account and account.stride_in_first_convolution)
-        cards[name] = lab.card(config.name, config.dual_attention, stride_in_first_convolution=first)
+        cards[name] = experiment.card(config.name, config.dual_attention, stride_in_first_convolution=first)
     if len(modules) < len(todo):
         raise ValueError(f"two students side by side are called alike: {[stage.folder for stage, _ in todo]}")
     batches = SceneDataModule(
-        lab.cache,
-        split,
+        experiment.images.cache,
+        context.split,
         batch_size=shared.schedule().batch_size,
-        seed=seed,
+        seed=context.seed,
         training=knowledge.part if knowledge else None,
         views=knowledge.views if knowledge else 0,
     )
@@ -125,14 +119,16 @@ def _train(
     title = title_of(folder)
     module: StudentTraining | TogetherTraining = modules[title]
     if len(todo) > 1:
-        folder, title = _together(lab, seed, todo), f"{len(todo)} students"
+        folder, title = _shared_folder(context, todo), f"{len(todo)} students"
         module = TogetherTraining(modules)
-    watching = [BestEpoch(folder)] if lab.config.best_epoch else []
-    if watching and lab.lead and (lost := damaged_best(folder)):
-        lab.console.print(f"  {title}: {lost.name} is damaged; its training begins anew", markup=False)
+    watching = [BestEpoch(folder)] if context.config.best_epoch else []
+    if watching and experiment.lead and (lost := damaged_best(folder)):
+        context.say(f"{title}: {lost.name} is damaged; its training begins anew")
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
-    record = fit(module, batches, folder, lab.config.machine, title=title, console=lab.console, callbacks=watching)
+    record = fit(
+        module, batches, folder, context.config.machine, title=title, console=experiment.console, callbacks=watching
+    )
     if knowledge:
         record["teacher"] = teacher.record["name"] if teacher else None
         record["teacher_hash"] = weights_hash(knowledge.teacher)
@@ -148,17 +144,17 @@ def _train(
         last = _own(record["last_epoch"], name, len(todo))
         own = {**record, **starts[name], "together": len(todo), "last_epoch": last}
         prefix = f"{name} " if len(todo) > 1 else ""
-        best = read_best(folder, prefix) if lab.config.best_epoch and lab.lead else None
-        lab.finish(stage, modules[name].net, cards[name], own, best, folder)
-    if lab.lead:
+        best = read_best(folder, prefix) if context.config.best_epoch and experiment.lead else None
+        experiment.folder.finish(stage, modules[name].net, cards[name], own, best, folder)
+    if experiment.lead:
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
 
 
-def _together(lab: Lab, seed: int, students: Sequence[tuple[Stage, StudentConfig]]) -> Path:
+def _shared_folder(context: SeedContext, students: Sequence[tuple[Stage, StudentConfig]]) -> Path:
     """Folder of a training side by side."""
     name = fingerprint({"stages": [stage.fingerprint for stage, _ in students]})
-    return lab.out / f"seed{seed}" / f"together-{name}"
+    return context.folder / f"together-{name}"
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -173,31 +169,32 @@ def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, floa
 
 
 def _module(
-    lab: Lab, seed: int, config: StudentConfig, knowledge: Knowledge | None
+    context: SeedContext, config: StudentConfig, knowledge: Knowledge | None
 ) -> tuple[StudentTraining, WeightAccount | None]:
-    torch.manual_seed(seed)
+    experiment = context.experiment
+    torch.manual_seed(context.seed)
     net, account = build_network(
         config.name,
-        len(lab.classes),
-        bands=lab.config.data.bands,
-        image_size=lab.config.image_size,
+        len(experiment.classes),
+        bands=context.config.data.bands,
+        image_size=context.config.image_size,
         weights=config.weights,
         partial=config.partial,
         dual_attention=config.dual_attention,
     )
     if config.weights != "none":
-        lab.console.print(f"  {config.name} starts from {account or config.weights}", markup=False)
+        context.say(f"{config.name} starts from {account or config.weights}")
     how = "fine-tuned" if config.weights != "none" else "trained from nothing"
-    lab.console.print(f"  {config.name} is {how} by {schedule_text(config.schedule())}", markup=False)
+    context.say(f"{config.name} is {how} by {schedule_text(config.schedule())}")
     module = StudentTraining(
         net,
         config,
         resolve_weights(config.method, config.losses),
-        lab.config.views,
-        image_size=lab.config.image_size,
-        seed=seed,
+        context.config.views,
+        image_size=context.config.image_size,
+        seed=context.seed,
         knowledge=knowledge,
-        statistics=knowledge.statistics(lab.device)[0] if knowledge else None,
+        statistics=knowledge.statistics(experiment.device)[0] if knowledge else None,
     )
     return module, account
 

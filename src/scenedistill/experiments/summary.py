@@ -3,56 +3,58 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from scenedistill.core.disk import write_json, write_text
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.context import SeedContext
 from scenedistill.experiments.results.record import Result, Row, hardware, to_json, versions
 from scenedistill.experiments.results.table import cells, result_table
 
 SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")
 
 
-def summarise(lab: Lab, rows: Sequence[Row], *, name: str, command: str, splits: Mapping[str, str]) -> Result:
+def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str, command: str) -> Result:
     """Write and print what the rows say.
 
     Args:
-        lab: of the run; `summary.json` and `summary.md` go into its folder.
+        contexts: of the seeds, of one experiment; `summary.json` and `summary.md` go into its folder.
         rows: one for each trained network.
         name: of the experiment.
         command: what repeats it.
-        splits: seed to split hash.
 
     Returns:
         The result. Its wall seconds are those of training and testing, over all tries.
     """
-    config = lab.config
+    experiment, images = contexts[0].experiment, len(contexts[-1].split.train)
+    config = experiment.config
+    splits = {str(context.seed): context.split.hash for context in contexts}
     result = Result(
         experiment=name,
         command=command or "scenedistill.run(...)",
         date=datetime.date.today().isoformat(),
         hardware=hardware(),
         versions=versions(),
-        data=lab.data_name,
+        data=experiment.images.name,
         pixels=config.image_size,
         train_ratio=None if config.data.split_file else config.data.train_ratio,
-        split_hash=dict(splits) if len(splits) > 1 else next(iter(splits.values())),
+        split_hash=splits if len(splits) > 1 else next(iter(splits.values())),
         epochs={
-            "teacher": config.teacher.schedule(lab.training_images).epochs,
-            "student": config.student.schedule(lab.training_images).epochs,
+            "teacher": config.teacher.schedule(images).epochs,
+            "student": config.student.schedule(images).epochs,
         },
         wall_seconds=sum(_seconds(row) for row in rows),
         rows=tuple(rows),
-        notes=lab.notes,
+        notes=experiment.images.notes,
     )
-    if lab.lead:
-        write_json(lab.out / "summary.json", to_json(result), checksum=True)
+    if experiment.lead:
+        out = experiment.folder.path
+        write_json(out / "summary.json", to_json(result), checksum=True)
         text = f"# {name}\n\n`{result.command}`\n\n{result_table(result)}\n"
-        write_text(lab.out / "summary.md", text)
-        lab.console.print(terminal_table(result))
+        write_text(out / "summary.md", text)
+        experiment.console.print(terminal_table(result))
     return result
 
 

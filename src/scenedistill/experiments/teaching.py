@@ -9,9 +9,8 @@ from scenedistill.config import StudentConfig
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.splits.draw import Split
 from scenedistill.data.training_part import TrainingPart
-from scenedistill.experiments.lab import Lab
+from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.stage_files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.metrics.predict import predict
@@ -21,34 +20,38 @@ from scenedistill.training.runs import Stage
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
-def open_knowledge(lab: Lab, seed: int, split: Split, config: StudentConfig, teacher: Stage) -> Knowledge:
+def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) -> Knowledge:
     """The checked teacher's knowledge, shared by all students of one seed that are taught alike."""
-    views = kept_views(config)
+    experiment, views = context.experiment, kept_views(config)
     key = (teacher.fingerprint, *taught(config))
-    if lab.knowledge is None or lab.knowledge[0] != key:
+    if context.knowledge is None or context.knowledge[0] != key:
         net, _ = open_net(teacher)
         knowledge = Knowledge(
             net,
-            _training_part(lab, seed, split, config),
+            _training_part(context, config),
             views=views,
             ask_size=config.ask_size,
             symmetries=config.symmetries,
-            others=[_further_teacher(lab, path) for path in further_teachers(config, seed)],
-            config=lab.config.views,
-            image_size=lab.config.image_size,
-            seed=seed,
-            precision=lab.precision,
-            root=lab.knowledge_home,
-            compiled=lab.config.machine.compile,
-            about={"teacher": teacher.record["name"], "data": lab.data_name, "pixels": lab.config.image_size},
+            others=[_further_teacher(experiment, path) for path in further_teachers(config, context.seed)],
+            config=context.config.views,
+            image_size=context.config.image_size,
+            seed=context.seed,
+            precision=experiment.precision,
+            root=experiment.knowledge_home,
+            compiled=context.config.machine.compile,
+            about={
+                "teacher": teacher.record["name"],
+                "data": experiment.images.name,
+                "pixels": context.config.image_size,
+            },
         )
-        check_teacher(lab, knowledge, split)
+        check_teacher(context, knowledge)
         for line in knowledge.report:
-            lab.console.print(f"  teacher made fast: {line}", markup=False)
+            context.say(f"teacher made fast: {line}")
         if knowledge.store:
-            lab.console.print(f"  {knowledge.need(config.schedule(len(split.train)).epochs)}", markup=False)
-        lab.knowledge = (key, knowledge)
-    return lab.knowledge[1]
+            context.say(knowledge.need(config.schedule(len(context.split.train)).epochs))
+        context.knowledge = (key, knowledge)
+    return context.knowledge[1]
 
 
 def taught(config: StudentConfig) -> tuple[Any, ...]:
@@ -57,15 +60,16 @@ def taught(config: StudentConfig) -> tuple[Any, ...]:
     return kept_views(config), config.mixup, config.unlabelled, *asked
 
 
-def _training_part(lab: Lab, seed: int, split: Split, config: StudentConfig) -> TrainingPart:
+def _training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
     """The images that a distilled student trains on."""
-    pool = lab.unlabelled(split) if config.unlabelled else None
+    images, split = context.experiment.images, context.split
+    pool = images.unlabelled(split) if config.unlabelled else None
     return TrainingPart(
-        ScenePart(lab.cache, split.train),
+        ScenePart(images.cache, split.train),
         pool.part if pool else None,
-        share=lab.config.data.unlabelled_share,
+        share=context.config.data.unlabelled_share,
         mixup=config.mixup,
-        seed=seed,
+        seed=context.seed,
     )
 
 
@@ -84,33 +88,36 @@ def further_teachers(config: StudentConfig, seed: int) -> list[Path]:
     return paths
 
 
-def _further_teacher(lab: Lab, path: Path) -> SceneNet:
+def _further_teacher(experiment: Experiment, path: Path) -> SceneNet:
     net, card = load_net(path)
-    if card.classes != lab.classes or card.bands != lab.config.data.bands:
+    if card.classes != experiment.classes or card.bands != experiment.config.data.bands:
         raise UserError(
             f"--student.also: {path} was trained for {len(card.classes)} classes and {card.bands} bands, or for other "
-            f"classes than these; the data has {len(lab.classes)} and {lab.config.data.bands}. All teachers must agree."
+            f"classes than these; the data has {len(experiment.classes)} and {experiment.config.data.bands}. All "
+            "teachers must agree."
         )
     return net
 
 
-def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
+def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
     """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
     none. The test images stay unseen.
 
     Raises:
         UserError: its OA is below the least that the settings ask for.
     """
-    config = lab.config.teacher
+    experiment, config, split = context.experiment, context.config.teacher, context.split
     if len(split.val):
-        what, part = "validation", ScenePart(lab.cache, split.val)
+        what, part = "validation", ScenePart(experiment.images.cache, split.val)
         size = knowledge.ask_size
-        found = predict(knowledge.teacher, part, image_size=size, device=lab.device, precision=lab.precision)
+        found = predict(
+            knowledge.teacher, part, image_size=size, device=experiment.device, precision=experiment.precision
+        )
         oa = float((found == part.labels).mean())
     else:
         what, part = "training", knowledge.part.labelled
-        oa = knowledge.statistics(lab.device)[1]
-    chance = 1 / len(lab.classes)
+        oa = knowledge.statistics(experiment.device)[1]
+    chance = 1 / len(experiment.classes)
     least = config.min_oa if config.min_oa is not None else (chance + 0.5) / 2
     if oa < least:
         better = "Train it longer, start it from pretrained weights"
@@ -120,7 +127,7 @@ def check_teacher(lab: Lab, knowledge: Knowledge, split: Split) -> None:
             f"The teacher is right on {oa:.1%} of {counted(len(part), f'{what} image')} (chance is {chance:.1%}), and "
             f"needs {least:.1%} to teach. {better}, or lower --teacher.min_oa."
         )
-    lab.console.print(f"  teacher: right on {oa:.1%} of {counted(len(part), f'{what} image')}, fit to teach")
+    context.say(f"teacher: right on {oa:.1%} of {counted(len(part), f'{what} image')}, fit to teach")
 
 
 def kept_views(config: StudentConfig) -> int:

@@ -10,10 +10,9 @@ from rich.console import Console
 
 from scenedistill.config import StudentConfig
 from scenedistill.core.errors import UserError
-from scenedistill.data.splits.draw import Split
+from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.config import GridConfig, grid_words, needs_teacher, student_of
 from scenedistill.experiments.grid.tuning import Choice, choose, tuned, tuning_settings, tuning_student
-from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
@@ -126,10 +125,17 @@ def cell_student(config: GridConfig, cell: Cell, factor: float = 1.0) -> Student
     return tuned(student, factor)
 
 
-def open_lab(
-    config: GridConfig, out: Path, block: str, tuning: bool, console: Console, threads: int | None = None
-) -> Lab:
+def open_experiment(
+    config: GridConfig,
+    out: Path,
+    cell: Cell,
+    console: Console,
+    *,
+    threads: int | None = None,
+    opening: Console | None = None,
+) -> Experiment:
     """The images of a data set and ratio, decoded, and the folder of its runs."""
+    block, tuning = cell.block, cell.tuning
     data, ratio = config.blocks()[block]
     base = config.base
     cache = base.data.cache_dir
@@ -145,16 +151,18 @@ def open_lab(
     if tuning:
         assert config.tuning
         base = tuning_settings(base, config.tuning)
-    return Lab(Path(config.datasets[data]), out / "tuning" / block if tuning else out / block, base, console)
+    folder = out / "tuning" / block if tuning else out / block
+    return Experiment.open(Path(config.datasets[data]), folder, base, console, opening=opening)
 
 
-def stage_of(lab: Lab, config: GridConfig, out: Path, cell: Cell, split: Split, factor: float = 1.0) -> Stage:
+def stage_of(context: SeedContext, config: GridConfig, out: Path, cell: Cell, factor: float = 1.0) -> Stage:
     """A cell's stage as `train_teacher` and `train_students` make it, to be looked at without holding it."""
     if cell.student is None:
-        return lab.stage(out / cell.folder, cell.seed, split, teacher_settings(lab.config.teacher, len(split.train)))
+        settings = teacher_settings(context.config.teacher, len(context.split.train))
+        return context.stage(out / cell.folder, settings)
     student = cell_student(config, cell, factor)
-    teacher = stage_of(lab, config, out, cell.teacher, split) if needs_teacher(student) else None
-    return student_stage(lab, cell.seed, split, out / cell.place(factor), student, teacher)
+    teacher = stage_of(context, config, out, cell.teacher) if needs_teacher(student) else None
+    return student_stage(context, out / cell.place(factor), student, teacher)
 
 
 def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
@@ -183,24 +191,23 @@ def do_cells(
         UserError: something the user can mend, such as another process that works on it.
     """
     first, _ = cells[0]
-    lab = open_lab(config, out, first.block, first.tuning, console, threads)
-    split = lab.split(first.seed)
-    lab.keep(first.seed, split)
+    context = open_experiment(config, out, first, console, threads=threads).of_seed(first.seed)
+    context.keep()
     if first.student is None:
-        stages = [train_teacher(lab, first.seed, split, out / first.folder)]
+        stages = [train_teacher(context, out / first.folder)]
     else:
         students = [(out / cell.place(factor), cell_student(config, cell, factor)) for cell, factor in cells]
-        teacher = stage_of(lab, config, out, first.teacher, split) if needs_teacher(students[0][1]) else None
+        teacher = stage_of(context, config, out, first.teacher) if needs_teacher(students[0][1]) else None
         try:
-            stages = train_students(lab, first.seed, split, students, teacher)
+            stages = train_students(context, students, teacher)
         except Diverged as problem:
             if not first.tuning or len(cells) > 1:
                 raise
             # a weight too large for the method is what tuning is there to find, and need not be found again
-            stage_of(lab, config, out, first, split).finish({"seconds": 0.0, DIVERGED: str(problem)})
+            stage_of(context, config, out, first).finish({"seconds": 0.0, DIVERGED: str(problem)})
     if not first.tuning:
         for (cell, _), stage in zip(cells, stages, strict=True):
-            test(lab, stage, split, cell.seed, cell.label)
+            test(context, stage, cell.label)
 
 
 class Board:
@@ -210,14 +217,14 @@ class Board:
         config: the grid.
         out: its folder.
         console: to say what the data sets are.
-        labs: folder for the labs' own files, when not `out`: to look without leaving a trace.
+        home: folder for the experiments' own files, when not `out`: to look without leaving a trace.
     """
 
-    def __init__(self, config: GridConfig, out: Path, console: Console, labs: Path | None = None) -> None:
+    def __init__(self, config: GridConfig, out: Path, console: Console, home: Path | None = None) -> None:
         self.config, self.out, self.console = config, out, console
-        self._home = labs or out
-        self._labs: dict[tuple[str, bool], Lab] = {}
-        self._splits: dict[tuple[str, bool, int], Split] = {}
+        self._home = home or out
+        self._experiments: dict[tuple[str, bool], Experiment] = {}
+        self._contexts: dict[tuple[str, bool, int], SeedContext] = {}
         self._broken: dict[tuple[str, bool, int], str] = {}
 
     def broken(self, cell: Cell) -> str:
@@ -225,35 +232,36 @@ class Board:
         key = (cell.block, cell.tuning, cell.seed)
         if key not in self._broken:
             try:
-                self.split(cell)
+                self.context(cell)
                 self._broken[key] = ""
             except UserError as problem:
                 self._broken[key] = grid_words(" ".join(str(problem).split()))
         return self._broken[key]
 
-    def lab(self, cell: Cell) -> Lab:
-        """The cell's lab, opened when first asked for."""
+    def experiment(self, cell: Cell) -> Experiment:
+        """The cell's experiment, opened when first asked for."""
         key = (cell.block, cell.tuning)
-        if key not in self._labs:
-            known = any(block == cell.block for block, _ in self._labs)
-            told = Console(quiet=True) if known else self.console
-            self._labs[key] = open_lab(self.config, self._home, *key, told)
-            self._labs[key].console = Console(quiet=True)
-        return self._labs[key]
+        if key not in self._experiments:
+            known = any(block == cell.block for block, _ in self._experiments)
+            quiet = Console(quiet=True)
+            self._experiments[key] = open_experiment(
+                self.config, self._home, cell, quiet, opening=quiet if known else self.console
+            )
+        return self._experiments[key]
 
-    def split(self, cell: Cell) -> Split:
-        """The cell's split."""
+    def context(self, cell: Cell) -> SeedContext:
+        """The cell's experiment and split."""
         key = (cell.block, cell.tuning, cell.seed)
-        if key not in self._splits:
-            self._splits[key] = self.lab(cell).split(cell.seed)
-        return self._splits[key]
+        if key not in self._contexts:
+            self._contexts[key] = self.experiment(cell).of_seed(cell.seed)
+        return self._contexts[key]
 
     def stage(self, cell: Cell) -> Stage | None:
         """The cell's stage; None while its weight is not chosen."""
         factor = self.factor(cell)
         if factor is None:
             return None
-        return stage_of(self.lab(cell), self.config, self.out, cell, self.split(cell), factor)
+        return stage_of(self.context(cell), self.config, self.out, cell, factor)
 
     def done(self, cell: Cell) -> bool:
         """Trained, and tested where it is to be."""
@@ -264,7 +272,7 @@ class Board:
 
     def check_teacher(self, cell: Cell) -> None:
         """Raise a UserError when a finished teacher was made from another file than the settings name."""
-        train_teacher(self.lab(cell), cell.seed, self.split(cell), self.out / cell.folder)
+        train_teacher(self.context(cell), self.out / cell.folder)
 
     def factor(self, cell: Cell) -> float | None:
         """The factor on the method's weight; None while the tuning is not complete, or where all of it diverged."""
@@ -300,17 +308,19 @@ class Board:
 
     def epochs(self, cell: Cell) -> int:
         """Of a cell's training."""
-        network = self.lab(cell).config.teacher if cell.student is None else cell_student(self.config, cell)
-        return network.schedule(len(self.split(cell).train)).epochs
+        context = self.context(cell)
+        network = context.config.teacher if cell.student is None else cell_student(self.config, cell)
+        return network.schedule(len(context.split.train)).epochs
 
     def row(self, cell: Cell) -> Row:
         """What a finished cell has shown."""
         stage = self.stage(cell)
         assert stage
-        row = test(self.lab(cell), stage, self.split(cell), cell.seed, cell.label)
+        context = self.context(cell)
+        row = test(context, stage, cell.label)
         if cell.student and not asks(self.config, cell.student, cell.label):
             row = replace(row, teacher=None)
-        usual = self.config.base.student.schedule(len(self.split(cell).train)).epochs
+        usual = self.config.base.student.schedule(len(context.split.train)).epochs
         if cell.student and (epochs := self.epochs(cell)) != usual:
             row = replace(row, more={**row.more, "epochs": epochs})
         if trials(self.config, cell):
@@ -318,4 +328,4 @@ class Board:
         return row
 
     def _test(self, cell: Cell, stage: Stage) -> Stage:
-        return Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": self.split(cell).hash})
+        return Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": self.context(cell).split.hash})

@@ -15,8 +15,8 @@ from rich.console import Console
 from scenedistill.config import FitConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.splits.draw import Split
+from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.cells import Board, Cell, asks, cell_student
-from scenedistill.experiments.lab import Lab
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import train_students
 from scenedistill.experiments.teaching import kept_views
@@ -94,13 +94,13 @@ class Clock:
         return [(cell.student, taught, cell.label), (cell.student, taught)]
 
     def _work(self, cell: Cell) -> int:
-        return len(self.board.split(cell).train) * self.board.epochs(cell)
+        return len(self.board.context(cell).split.train) * self.board.epochs(cell)
 
     def _asked(self, cell: Cell, first: bool) -> int:
         """Views for which the teacher is asked."""
         if cell.student is None:
             return 0
-        student, images = cell_student(self.board.config, cell), len(self.board.split(cell).train)
+        student, images = cell_student(self.board.config, cell), len(self.board.context(cell).split.train)
         views = kept_views(student)
         epochs = student.schedule(images).epochs
         if not views:
@@ -110,43 +110,45 @@ class Clock:
 
 def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
     """The pace of a kind on a few batches, without compiling."""
-    split = board.split(cell)
+    split = board.context(cell).split
     images = len(split.train)
     with TemporaryDirectory() as name:
         quiet, folder = Console(quiet=True), Path(name)
-        lab = _small(board.lab(cell), folder, images, threads, quiet)
-        taught = lab.config.teacher.schedule().batch_size
+        experiment = _small(board.experiment(cell), folder, images, threads, quiet)
+        taught = experiment.config.teacher.schedule().batch_size
         if cell.student is None:
             part = _part(split, BATCHES * taught)
-            stage = train_teacher(lab, cell.seed, part, folder / "teacher")
+            stage = train_teacher(SeedContext(experiment, cell.seed, part), folder / "teacher")
         else:
             student = cell_student(board.config, cell).closed(images)
             part = _part(split, BATCHES * student.schedule().batch_size)
             student = replace(student, knowledge_views=0, fit=_short(student.fit))
             teacher = None
             if asks(board.config, cell.student, cell.label):
-                teacher = _teacher(board, cell, lab, _part(split, BATCHES * taught), folder)
-            (stage,) = train_students(lab, cell.seed, part, [(folder / "student", student)], teacher)
+                few = SeedContext(experiment, cell.seed, _part(split, BATCHES * taught))
+                teacher = _teacher(board, cell, few, folder)
+            context = SeedContext(experiment, cell.seed, part)
+            (stage,) = train_students(context, [(folder / "student", student)], teacher)
         asked = float(stage.record["waits"].get("teacher", 0.0))
         return Pace((stage.record["seconds"] - asked) / len(part.train), asked / len(part.train))
 
 
-def _teacher(board: Board, cell: Cell, lab: Lab, part: Split, folder: Path) -> Stage:
+def _teacher(board: Board, cell: Cell, context: SeedContext, folder: Path) -> Stage:
     """The cell's own teacher where it is done, else one that has learnt next to nothing."""
     own = board.stage(cell.teacher)
-    return own if own and own.done else train_teacher(lab, cell.seed, part, folder / "teacher")
+    return own if own and own.done else train_teacher(context, folder / "teacher")
 
 
-def _small(lab: Lab, folder: Path, images: int, threads: int | None, console: Console) -> Lab:
+def _small(experiment: Experiment, folder: Path, images: int, threads: int | None, console: Console) -> Experiment:
     """The same images, in a folder for a measurement."""
-    config = lab.config
+    config = experiment.config
     config = replace(
         config,
         best_epoch=False,  # the few images that train leave none to validate on
         machine=replace(config.machine, threads=threads, compile=False),
         teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.closed(images).fit)),
     )
-    return Lab(Path(lab.cache.index.root), folder, config, console)
+    return Experiment.open(Path(experiment.images.cache.index.root), folder, config, console)
 
 
 def _short(fit: Fit) -> Fit:

@@ -46,17 +46,16 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         own = [cell for cell in cells if cell.block == block]
         if not own:
             continue
-        lab = board.lab(own[0])
-        splits = {str(cell.seed): board.split(cell).hash for cell in own}
+        contexts = list({cell.seed: board.context(cell) for cell in own}.values())
         name = config.name if len(config.blocks()) == 1 else f"{config.name}_{block}"
-        result = summarise(lab, [board.row(cell) for cell in own], name=name, command=command, splits=splits)
+        result = summarise(contexts, [board.row(cell) for cell in own], name=name, command=command)
         result = dataclasses.replace(result, notes=f"{result.notes} {notes}".strip())
         results[block] = result
         place = home if len(config.blocks()) == 1 else home / block
         place.mkdir(exist_ok=True)
         write_json(place / RESULTS, to_json(result))
         ratio = f", {100 * result.train_ratio:g} % training" if result.train_ratio else ""
-        heading = f"## {block}: {as_markdown(lab.data_name)}{ratio}, {result.pixels} pixels"
+        heading = f"## {block}: {as_markdown(result.data)}{ratio}, {result.pixels} pixels"
         sections += [heading, markdown_table(*pairs_lines(result, list(config.methods), config.baseline))]
         if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
             sections.append(others)

@@ -106,7 +106,7 @@ def dry_run(
     _check_call(config, only, jobs)
     threads = share(config.base.machine.threads, jobs)
     with TemporaryDirectory() as folder:
-        board = Board(config, Path(out), console, labs=Path(folder))
+        board = Board(config, Path(out), console, home=Path(folder))
         cells = plan(config, only)
         _check_data(board, cells)
         for cell in [cell for cell in cells if board.broken(cell)]:

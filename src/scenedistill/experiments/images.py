@@ -1,0 +1,134 @@
+"""The images of an experiment: decoded, compared with each other, and those without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scenedistill.config import DataConfig
+from scenedistill.core.terminal import counted
+from scenedistill.data.cache.build import SceneCache, build_cache
+from scenedistill.data.duplicates import Duplicates, duplicates_in_cache
+from scenedistill.data.known.catalogue import check, recognise
+from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.splits.draw import Split
+from scenedistill.data.unlabelled.pool import UnlabelledImages, UnlabelledPool, collect_unlabelled
+
+
+@dataclass
+class ExperimentImages:
+    """Labelled images, decoded, and the images without labels that the settings name.
+
+    Attributes:
+        cache: the decoded images.
+        name: of the data set.
+        settings: of the data.
+        console: to print to.
+        lead: whether this is the first process of the run.
+    """
+
+    cache: SceneCache
+    name: str
+    settings: DataConfig
+    console: Console
+    lead: bool
+    _pools: dict[str, UnlabelledPool] = field(default_factory=dict, repr=False)  # by the split's hash
+
+    @property
+    def record(self) -> dict[str, str]:
+        """Where they are, for those who open the run later."""
+        return {
+            "name": self.name,
+            "root": str(self.cache.index.root.resolve()),
+            "cache": str(self.cache.folder.resolve()),
+        }
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """The images that there are more than once."""
+        return duplicates_in_cache(self.cache)
+
+    @cached_property
+    def _without_labels(self) -> UnlabelledImages:
+        settings = self.settings
+        found = collect_unlabelled(
+            settings.unlabelled,
+            size=settings.stored_size,
+            bands=settings.bands,
+            tile=settings.unlabelled_tile,
+            labelled=self.cache,
+            cache_dir=settings.cache_dir,
+            workers=settings.workers,
+            on_bad=settings.on_bad,
+            progress=self.lead,
+        )
+        for path, reason in found.bad:
+            self.console.print(f"  left out {path}: {reason}", markup=False)
+        return found
+
+    def unlabelled(self, split: Split) -> UnlabelledPool | None:
+        """The images without labels that a split may be trained with; None where the settings name none."""
+        if not self.settings.unlabelled:
+            return None
+        if split.hash not in self._pools:
+            pool = self._pools[split.hash] = self._without_labels.pool(split, self.settings.transductive)
+            self.console.print(f"  {pool.report}", markup=False)
+        return self._pools[split.hash]
+
+    def unlabelled_settings(self, split: Split) -> dict[str, Any]:
+        """What the outcome of a training with these images depends on; empty where there are none."""
+        pool, settings = self.unlabelled(split), self.settings
+        if pool is None:
+            return {}
+        found = {"images": pool.hash, "share": settings.unlabelled_share, "transductive": settings.transductive}
+        return {"unlabelled": found}
+
+    @property
+    def notes(self) -> str:
+        """What a reader of the results must know of the images."""
+        if not self._pools:
+            return ""
+        numbers = sorted({len(pool) for pool in self._pools.values()})
+        several = f"{numbers[0]:,} to {numbers[-1]:,}" if len(numbers) > 1 else f"{numbers[0]:,}"
+        share = f"{100 * self.settings.unlabelled_share:g} % of each batch"
+        told = f"Distilled with {several} images without labels, {share}."
+        if self.settings.transductive:
+            told += " Transductive: test images may be among them, without their labels."
+        return told
+
+
+def decode(index: SceneIndex, data: Path, settings: DataConfig, console: Console, lead: bool) -> ExperimentImages:
+    """Decode the images and say what they are.
+
+    Args:
+        index: of the images.
+        data: folder or manifest they come from, after which an unknown data set is named.
+        settings: of the data.
+        console: to print to.
+        lead: whether to show the progress.
+
+    Raises:
+        UserError: an image cannot be read, and the settings do not say to leave it out.
+    """
+    for note in index.notes:
+        console.print(note, markup=False)
+    known = recognise(index)
+    console.print(str(check(index)) if known else f"{index.root.name}: {counted(len(index), 'image')}", markup=False)
+    cache = build_cache(
+        index,
+        settings.stored_size,
+        bands=settings.bands,
+        folder=settings.cache_dir,
+        workers=settings.workers,
+        on_bad=settings.on_bad,
+        progress=lead,
+    )
+    console.print(f"Decoded: {cache.report}")
+    for path, reason in cache.bad:
+        console.print(f"  left out {path}: {reason}", markup=False)
+    facts = recognise(cache.index)
+    return ExperimentImages(cache, facts.name if facts else data.resolve().name, settings, console, lead)
