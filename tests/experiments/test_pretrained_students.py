@@ -52,6 +52,8 @@ def test_a_start_from_nothing_has_the_fingerprint_that_it_always_had() -> None:
     assert fingerprint(teacher_settings(teacher, MANY)) == "e0d399715a777371"
     assert fingerprint({"student": student_settings(StudentConfig(), MANY)}) == "6013f5f1c8a7d3d3"
     assert fingerprint({"student": student_settings(StudentConfig(weights="lite"), MANY)}) != "6013f5f1c8a7d3d3"
+    revised = [StudentConfig(method="decoupled"), StudentConfig(losses={"decoupled": 1.0})]
+    assert all(student_settings(one, MANY)["revisions"] == {"decoupled": 2} for one in revised)
 
 
 def test_what_was_chosen_by_the_images_has_the_fingerprint_of_what_was_given() -> None:

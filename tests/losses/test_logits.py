@@ -118,6 +118,15 @@ def test_decoupled_by_hand() -> None:
     assert loss(student, uneven, LABELS[:1]).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_decoupled_warms_up(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    loss = Decoupled(student_dims, teacher_dims)
+    whole = loss(student, teacher, LABELS).item()
+    for epoch, share in ((1, 0.25), (2, 0.5), (4, 1.0), (48, 1.0)):
+        loss.progress = epoch / 48
+        assert loss(student, teacher, LABELS).item() == pytest.approx(share * whole)
+
+
 def test_decoupled_with_its_parts_coupled_again_is_plain_distillation(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:

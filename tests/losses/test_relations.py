@@ -15,6 +15,7 @@ from scenedistill.losses.relations import (
     ContrastiveRepresentation,
     CorrelationCongruence,
     PooledSimilarity,
+    ProbabilisticTransfer,
     RelationalKnowledge,
     SimilarityPreserving,
 )
@@ -216,3 +217,30 @@ def test_contrast_as_pytorch_metric_learning_has_it(
     entropy = NTXentLoss(temperature=0.07)
     expected = entropy(ours, indices_tuple=pairs, ref_emb=theirs) + entropy(theirs, indices_tuple=pairs, ref_emb=ours)
     torch.testing.assert_close(loss(student, teacher, LABELS), expected)
+
+
+def test_probabilistic_transfer_by_a_loop(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+
+    def neighbours(embedding: Tensor) -> list[list[float]]:
+        rows = [unit(row) for row in embedding.tolist()]
+        similar = [[(dot(a, b) + 1) / 2 for b in rows] for a in rows]
+        return [[value / sum(line) for value in line] for line in similar]
+
+    ours, theirs = neighbours(student.embedding), neighbours(teacher.embedding)
+    pairs = [(ours[i][j], theirs[i][j]) for i in range(len(ours)) for j in range(len(ours))]
+    expected = sum(t * math.log(t / s) for s, t in pairs) / len(pairs)
+    found = ProbabilisticTransfer(student_dims, teacher_dims)(student, teacher, LABELS)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_probabilistic_transfer_by_torchdistill(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
+) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    theirs = mid_level.PKTLoss("net", "output", "net", "output", eps=1e-7)
+    expected = theirs(of_module(student.embedding), of_module(teacher.embedding))
+    found = ProbabilisticTransfer(student_dims, teacher_dims)(student, teacher, LABELS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from scenedistill.config import FitConfig, StudentConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
+from scenedistill.losses.logits import Decoupled
 from scenedistill.losses.registry import LOSSES
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student
@@ -149,3 +151,18 @@ def test_a_loss_that_needs_labels_never_sees_an_image_without_one(
     assert torch.allclose(parts["kd"], module.losses["kd"](output, target, batch.labels)), "this one sees all"
     none = module.parts(output, target, torch.full_like(batch.labels, -1))[name]
     assert none == 0 and none.requires_grad
+
+
+def test_the_losses_are_told_how_far_the_training_is(
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    compute = Decoupled.compute
+
+    def watched(loss: Decoupled, *outputs: Any) -> Tensor:
+        seen.append(loss.progress)
+        return compute(loss, *outputs)
+
+    monkeypatch.setattr(Decoupled, "compute", watched)
+    train(student({"ce": 1.0, "decoupled": 1.0}, mild, knowledge_of(teacher, all_images, mild), epochs=4))
+    assert sorted(set(seen)) == [0.25, 0.5, 0.75, 1.0] and seen == sorted(seen)

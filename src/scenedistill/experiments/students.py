@@ -20,7 +20,7 @@ from scenedistill.experiments.settings import plain
 from scenedistill.experiments.starts import check_start, start_hash, start_record
 from scenedistill.experiments.teaching import further_teachers, open_knowledge
 from scenedistill.fit_config import schedule_text
-from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.registry import REVISIONS, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights.take import WeightAccount
@@ -86,7 +86,10 @@ def student_stage(context: SeedContext, folder: Path, config: StudentConfig, tea
 
 def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
     """What the outcome of a student's training on so many images depends on, but for files and images."""
-    return plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
+    settings = plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
+    used = {config.method, *resolve_weights(config.method, config.losses)}
+    revisions = {name: number for name, number in REVISIONS.items() if name in used}
+    return settings | ({"revisions": revisions} if revisions else {})
 
 
 def _train(context: SeedContext, todo: Sequence[tuple[Stage, StudentConfig]], teacher: Stage | None) -> None:

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from scenedistill.losses.dual_attention import DualAttentionLoss
     from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
     from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
+    from scenedistill.losses.projected import OrthogonalProjection, ProjectorEnsemble, SelfSupervised
     from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
     from scenedistill.losses.relations import (
         ContrastiveRepresentation,
         CorrelationCongruence,
         PooledSimilarity,
+        ProbabilisticTransfer,
         RelationalKnowledge,
         SimilarityPreserving,
     )
@@ -31,11 +33,13 @@ __getattr__, __dir__ = attach(
         "dual_attention": ("DualAttentionLoss",),
         "features": ("AttentionTransfer", "Hint", "PooledHint", "SimpleRecipe"),
         "logits": ("Decoupled", "SoftLogits", "StandardisedLogits", "StrongerTeacher"),
+        "projected": ("OrthogonalProjection", "ProjectorEnsemble", "SelfSupervised"),
         "registry": ("LOSSES", "METHODS", "build_losses", "resolve_weights"),
         "relations": (
             "ContrastiveRepresentation",
             "CorrelationCongruence",
             "PooledSimilarity",
+            "ProbabilisticTransfer",
             "RelationalKnowledge",
             "SimilarityPreserving",
         ),
@@ -46,8 +50,8 @@ __getattr__, __dir__ = attach(
 )
 __all__ = [
     "LOSSES", "METHODS", "AttentionTransfer", "ContrastiveRepresentation", "CorrelationCongruence", "CrossEntropy",
-    "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint", "KnowledgeReview", "PooledHint",
-    "PooledSimilarity", "RelationalKnowledge", "SimilarityPreserving", "SimpleRecipe", "SoftLogits",
-    "SpatialStructureLoss", "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "build_losses",
-    "resolve_weights", "triplet_loss",
+    "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint", "KnowledgeReview", "OrthogonalProjection",
+    "PooledHint", "PooledSimilarity", "ProbabilisticTransfer", "ProjectorEnsemble", "RelationalKnowledge",
+    "SelfSupervised", "SimilarityPreserving", "SimpleRecipe", "SoftLogits", "SpatialStructureLoss",
+    "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "build_losses", "resolve_weights", "triplet_loss",
 ]  # fmt: skip

@@ -95,6 +95,9 @@ class DistillationLoss(nn.Module):
     #: True when the loss is wrong without the teacher's statistics. Its own buffers are then NaN until `prepare` fills
     #: them, and it refuses to compute before.
     needs_statistics: bool = False
+    #: Share of the training that is done at the end of the current epoch, in (0, 1], for losses that change with it.
+    #: The training sets it; it is 1, the end, in a loop that does not.
+    progress: float = 1.0
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__()
@@ -175,6 +178,21 @@ class CrossEntropy(DistillationLoss):
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
         return nn.functional.cross_entropy(student.logits, labels)
+
+
+def warm_up(progress: float) -> float:
+    """Factor on the weight of a loss, 0..1: it rises linearly over the first twelfth of the training (20 of 240 epochs
+    in the authors' code) and is 1 from then on.
+
+    Args:
+        progress: share of the training that is done, in (0, 1].
+
+    Examples:
+        >>> from scenedistill.losses.base import warm_up
+        >>> [round(warm_up(epoch / 24), 2) for epoch in (1, 2, 3, 24)]
+        [0.5, 1.0, 1.0, 1.0]
+    """
+    return min(1.0, 12 * progress)
 
 
 def require(least: float, *, above: bool = False, **options: float) -> None:

@@ -13,10 +13,12 @@ from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
 from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
 from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
+from scenedistill.losses.projected import OrthogonalProjection, ProjectorEnsemble, SelfSupervised
 from scenedistill.losses.relations import (
     ContrastiveRepresentation,
     CorrelationCongruence,
     PooledSimilarity,
+    ProbabilisticTransfer,
     RelationalKnowledge,
     SimilarityPreserving,
 )
@@ -38,11 +40,15 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "fitnet_pooled": PooledHint,
     "kd": SoftLogits,
     "logit_std": StandardisedLogits,
+    "pefd": ProjectorEnsemble,
+    "pkt": ProbabilisticTransfer,
     "reviewkd": KnowledgeReview,
     "rkd": RelationalKnowledge,
+    "seed": SelfSupervised,
     "sp": SimilarityPreserving,
     "sp_pooled": PooledSimilarity,
     "srd": SimpleRecipe,
+    "vkd": OrthogonalProjection,
 }
 
 #: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15);
@@ -63,13 +69,21 @@ METHODS: dict[str, dict[str, float]] = {
     "fitnet": {"ce": 1.0, "fitnet": 100.0},
     "fitnet_pooled": {"ce": 1.0, "fitnet_pooled": 100.0},
     "kd": {"ce": 0.1, "kd": 0.9},
-    "logit_std": {"ce": 1.0, "logit_std": 9.0},
+    "logit_std": {"ce": 0.1, "logit_std": 9.0},
+    "pefd": {"ce": 1.0, "pefd": 25.0},
+    "pkt": {"ce": 1.0, "pkt": 30000.0},
     "reviewkd": {"ce": 1.0, "reviewkd": 1.0},
     "rkd": {"ce": 1.0, "rkd": 1.0},
+    "seed": {"ce": 1.0, "seed": 1.0},
     "sp": {"ce": 1.0, "sp": 3000.0},
     "sp_pooled": {"ce": 1.0, "sp_pooled": 3000.0},
     "srd": {"ce": 1.0, "srd": 1.0},
+    "vkd": {"ce": 1.0, "vkd": 1.0},
 }
+
+#: Methods and losses that have come to mean another training under the same name: what was trained with an older number
+#: is trained again.
+REVISIONS: dict[str, int] = {"decoupled": 2, "logit_std": 2, "reviewkd": 2}
 
 
 def build_losses(

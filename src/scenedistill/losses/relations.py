@@ -168,6 +168,35 @@ class RelationalKnowledge(DistillationLoss):
         return total
 
 
+class ProbabilisticTransfer(DistillationLoss):
+    """PKT, probabilistic knowledge transfer of Passalis and Tefas (ECCV 2018), equation 8 with the cosine kernel.
+
+    Each image's similarities to all images of the batch, `(cos + 1) / 2`, divided by their sum, are a distribution.
+    The loss is the mean over all `B^2` pairs of `p_t log(p_t / p_s)`. Weight 30000, as in the field's common codebases.
+
+    Traps: the mean over pairs, as in the authors' code, makes the value shrink as `1 / B^2`, so the 30000 goes with
+    batches of about 64. The image itself is among its own neighbours.
+
+    Examples:
+        >>> import torch
+        >>> from scenedistill.losses.relations import ProbabilisticTransfer
+        >>> from scenedistill.models.output import FeatureDims, SceneOutput
+        >>> dims = FeatureDims(classes=3, embedding=2, stages=())
+        >>> student = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), attention=())
+        >>> teacher = SceneOutput(torch.zeros(3, 3), torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), attention=())
+        >>> loss = ProbabilisticTransfer(dims, dims)
+        >>> loss(student, teacher, labels=torch.tensor([0, 1, 2]))
+        tensor(0.0284)
+    """
+
+    relational = True
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        ours, theirs = _neighbours(student.embedding), _neighbours(teacher.embedding)
+        return (theirs * (theirs / ours).log()).mean()
+
+
 class ContrastiveRepresentation(DistillationLoss):
     """CRD, contrastive representation distillation of Tian, Krishnan and Isola (ICLR 2020), negatives from the batch.
 
@@ -228,3 +257,10 @@ class ContrastiveRepresentation(DistillationLoss):
 def _similarity(embedding: Tensor) -> Tensor:
     """Dot products `[B, B]`, each row of unit length."""
     return F.normalize(embedding @ embedding.T, dim=1)
+
+
+def _neighbours(embedding: Tensor) -> Tensor:
+    """Probabilities `[B, B]` of each image's neighbours, above 0."""
+    unit = F.normalize(embedding, dim=1, eps=1e-6)
+    similarity = (unit @ unit.T + 1).clamp(min=0) / 2 + 1e-6
+    return similarity / similarity.sum(1, keepdim=True)

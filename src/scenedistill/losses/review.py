@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, require
+from scenedistill.losses.base import DistillationLoss, require, warm_up
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -24,10 +24,11 @@ class KnowledgeReview(DistillationLoss):
     feature of that level at several resolutions (its HCL). The levels are the pooled embedding, as a map of one pixel,
     and the stages. Weight 1, as in the authors' ImageNet code. The fusions are thrown away after training.
 
-    Traps: the authors' CIFAR code lets the weight grow from 0 over its first 20 of 240 epochs, and has weights up to 8
-    by architecture; here it is constant. They compare features before their activation, here it is what a stage gives.
-    The 3x3 convolutions of the fusions cost more than a light student. The teacher's maps are too large to be kept, so
-    it is asked in every step, about fresh views.
+    The weight rises over the first twelfth of the training (`warm_up`), as in the authors' CIFAR code.
+
+    Traps: that code has weights up to 8 by architecture. It compares features before their activation; here it is what
+    a stage gives. The 3x3 convolutions of the fusions cost more than a light student. The teacher's maps are too large
+    to be kept, so it is asked in every step, about fresh views.
 
     Args:
         student: widths of the student.
@@ -71,7 +72,7 @@ class KnowledgeReview(DistillationLoss):
         for fusion, ours, theirs in reversed(list(levels)):
             guided, coarser = cast(Fusion, fusion)(ours, coarser, theirs.shape[-2:])
             total = total + context_distance(guided, theirs)
-        return total
+        return warm_up(self.progress) * total
 
     def _levels(self, output: SceneOutput) -> list[Tensor]:
         return [*output.features[-self.shared :], output.embedding[:, :, None, None]]

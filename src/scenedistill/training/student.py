@@ -29,8 +29,11 @@ class Distillation(SceneTraining):
     detail: Mapping[str, bool]
 
     def on_train_epoch_start(self) -> None:
-        """See whether to measure."""
+        """Tell the losses how far the training is, and see whether to measure."""
         super().on_train_epoch_start()
+        for module in self.modules():
+            if isinstance(module, DistillationLoss):
+                module.progress = (self.current_epoch + 1) / self.epochs
         self.measures = due(self.current_epoch, self.epochs, int(self.trainer.num_training_batches))
 
     def open(self, knowledge: Knowledge | None) -> None:

@@ -27,11 +27,11 @@ RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 DIFFERENCES = {
     "cc": "no linear layer to a common width, and a weight of our own",
     "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
-    "decoupled": "its weight at once, not raised over the first epochs",
     "fitnet": "beside the cross-entropy, not in a stage before it",
     "fitnet_pooled": "a hint averaged over its positions, beside the cross-entropy",
-    "reviewkd": "its weight at once, not raised over the first epochs",
+    "seed": "all training images as its queue, a head for the student alone, and labels beside it",
     "sp_pooled": "pooled features, not the last feature map",
+    "vkd": "of the embedding alone, and a weight of our own",
 }
 
 
