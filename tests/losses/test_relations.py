@@ -11,6 +11,7 @@ import torch
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor, nn
 
+from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.relations import (
     ContrastiveRepresentation,
     CorrelationCongruence,
@@ -192,6 +193,35 @@ def test_contrast_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teach
             expected -= math.log(scores[i] / sum(scores.values())) / 5
     assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
     assert loss.relational
+
+
+def test_contrast_with_all_training_images_by_a_loop(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
+) -> None:
+    loss = contrastive(student_dims, teacher_dims, temperature=0.5, width=3.0)
+    bank = torch.randn(7, teacher_dims.embedding, dtype=torch.float64)
+    classes = [0, 1, 2, 2, 1, 0, 0]
+    loss.prepare(statistics._replace(embeddings=bank, labels=torch.tensor(classes)))
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    ours = [unit(row) for row in loss.student_head(student.embedding).tolist()]
+    theirs = [unit(row) for row in loss.teacher_head(teacher.embedding).tolist()]
+    points = [unit(row) for row in loss.teacher_head(bank).tolist()]
+    expected = 0.0
+    for i, label in enumerate(LABELS.tolist()):
+        negatives = [point for point, other in zip(points, classes, strict=True) if other != label]
+        expected -= math.log(share(ours[i], theirs[i], negatives)) / 5
+        negatives = [ours[j] for j in range(5) if LABELS[j] != label]
+        expected -= math.log(share(theirs[i], ours[i], negatives)) / 5
+    found = loss(student, teacher._replace(rows=(torch.arange(5),)), LABELS).item()
+    assert found == pytest.approx(expected, rel=1e-9)
+    alone = contrastive(student_dims, teacher_dims, temperature=0.5, width=3.0)
+    torch.testing.assert_close(loss(student, teacher, LABELS), alone(student, teacher, LABELS))
+
+
+def share(anchor: list[float], own: list[float], others: list[list[float]]) -> float:
+    """Of the own vector among the others, at temperature 0.5."""
+    score = math.exp(dot(anchor, own) / 0.5)
+    return score / (score + sum(math.exp(dot(anchor, other) / 0.5) for other in others))
 
 
 def test_contrast_by_hand() -> None:

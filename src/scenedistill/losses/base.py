@@ -20,12 +20,14 @@ class TeacherStatistics(NamedTuple):
         descriptor_mean: of each stage's channel descriptor, `[C_s]`.
         descriptor_std: of each stage's channel descriptor, `[C_s]`.
         embeddings: of the training images themselves, `[N, D_t]`, in their order; empty where they were not kept.
+        labels: class indices of the same images, int64 `[N]`; empty where they are not known.
     """
 
     embedding_mean: Tensor
     descriptor_mean: tuple[Tensor, ...]
     descriptor_std: tuple[Tensor, ...]
     embeddings: Tensor = torch.empty(0)
+    labels: Tensor = torch.empty(0, dtype=torch.int64)
 
     @classmethod
     def measure(cls, teacher: Callable[[Tensor], SceneOutput], loader: Iterable[Any]) -> TeacherStatistics:

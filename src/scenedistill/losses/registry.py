@@ -83,7 +83,7 @@ METHODS: dict[str, dict[str, float]] = {
 
 #: Methods and losses that have come to mean another training under the same name: what was trained with an older number
 #: is trained again.
-REVISIONS: dict[str, int] = {"decoupled": 2, "logit_std": 2, "reviewkd": 2}
+REVISIONS: dict[str, int] = {"crd": 2, "decoupled": 2, "logit_std": 2, "reviewkd": 2}
 
 
 def build_losses(

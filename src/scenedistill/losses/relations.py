@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, require
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.losses.spatial_structure import angle_structure, distance_structure
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -198,19 +198,22 @@ class ProbabilisticTransfer(DistillationLoss):
 
 
 class ContrastiveRepresentation(DistillationLoss):
-    """CRD, contrastive representation distillation of Tian, Krishnan and Isola (ICLR 2020), negatives from the batch.
+    """CRD, contrastive representation distillation of Tian, Krishnan and Isola (ICLR 2020).
 
     Both embeddings are carried by a linear layer each (trained, and thrown away after training) to unit vectors of a
     common width. Each image's student vector must be nearer to its own teacher vector than to those of the images of
     other classes, and the other way round: the cross-entropy of "which one is mine", summed over both directions.
 
-    What differs from the paper: it contrasts with 16384 images drawn from a memory of the whole training set, by
-    noise-contrastive estimation, which needs every image's index, the size of the set and a constant estimated on the
-    first batch. A loss here sees one batch and keeps nothing, so the negatives are the batch's, and the estimator is
-    the softmax one (InfoNCE, van den Oord et al. 2018), which needs none of the three. Both are lower bounds of the
-    mutual information of the two embeddings; this one cannot see more than `log B` of it. As in the paper, images of
-    the same class are no negatives, temperature and width are 0.07 and 128, and the weight is 0.8.
-    Traps: it wants large batches of many classes. A batch of one class teaches nothing.
+    The negatives of a student vector are the teacher vectors of all training images, if the teacher's statistics hold
+    their embeddings and labels (`prepare`) and the teacher's output holds its `rows`. Otherwise, and for a teacher
+    vector, the negatives are the other images of the batch.
+
+    What differs from the paper: it contrasts with 16384 images drawn from two memories of the training set, of slowly
+    updated vectors, by noise-contrastive estimation. Here the teacher's embeddings are exact and carried by the current
+    layer, there is no memory of student vectors, and the estimator is InfoNCE (van den Oord et al. 2018), which needs
+    no constant. As in the paper, images of the same class are no negatives, temperature and width are 0.07 and 128,
+    and the weight is 0.8.
+    Traps: without the training images it needs large batches of many classes, and a batch of one class teaches nothing.
 
     Args:
         student: widths of the student.
@@ -232,6 +235,8 @@ class ContrastiveRepresentation(DistillationLoss):
 
     relational = True
     needs_labels = True
+    bank: Tensor
+    bank_labels: Tensor
 
     def __init__(
         self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 0.07, width: float = 128
@@ -242,16 +247,34 @@ class ContrastiveRepresentation(DistillationLoss):
         self.temperature = temperature
         self.student_head = nn.Linear(student.embedding, int(width))
         self.teacher_head = nn.Linear(teacher.embedding, int(width))
+        self.register_buffer("bank", torch.zeros(0, teacher.embedding), persistent=False)
+        self.register_buffer("bank_labels", torch.zeros(0, dtype=torch.int64), persistent=False)
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Take the teacher's embeddings of the training images with their labels."""
+        if len(statistics.embeddings) == len(statistics.labels) > 0:
+            self.bank = statistics.embeddings.to(self.teacher_head.weight)
+            self.bank_labels = statistics.labels.to(self.teacher_head.weight.device)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
         ours = F.normalize(self.student_head(student.embedding), dim=1, eps=1e-6)
         theirs = F.normalize(self.teacher_head(teacher.embedding), dim=1, eps=1e-6)
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        neither = (labels[:, None] == labels[None, :]) & ~itself  # of the same class: no positive, no negative
-        scores = (ours @ theirs.T / self.temperature).masked_fill(neither, -math.inf)
-        own = torch.arange(len(labels), device=labels.device)
-        return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+        others, other_labels = theirs, labels
+        if len(self.bank) and teacher.rows:
+            others = F.normalize(self.teacher_head(self.bank), dim=1, eps=1e-6)
+            other_labels = self.bank_labels
+        return self._told_apart(ours, theirs, others, labels, other_labels) + self._told_apart(
+            theirs, ours, ours, labels, labels
+        )
+
+    def _told_apart(self, anchors: Tensor, own: Tensor, others: Tensor, labels: Tensor, other_labels: Tensor) -> Tensor:
+        """Cross-entropy of finding each anchor's own vector among the others of another class."""
+        positive = (anchors * own).sum(1, keepdim=True)
+        same = labels[:, None] == other_labels[None, :]  # no negatives, and the own one is there already
+        negatives = (anchors @ others.T).masked_fill(same, -math.inf)
+        scores = torch.cat((positive, negatives), dim=1) / self.temperature
+        return F.cross_entropy(scores, torch.zeros(len(labels), dtype=torch.int64, device=labels.device))
 
 
 def _similarity(embedding: Tensor) -> Tensor:

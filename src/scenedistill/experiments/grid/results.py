@@ -26,7 +26,7 @@ RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 #: How a loss differs from its paper's, for the record; its class says more.
 DIFFERENCES = {
     "cc": "no linear layer to a common width, and a weight of our own",
-    "crd": "negatives from the batch by InfoNCE, none from a memory of the training set",
+    "crd": "negatives of the student from all training images, of the teacher from the batch, by InfoNCE",
     "fitnet": "beside the cross-entropy, not in a stage before it",
     "fitnet_pooled": "a hint averaged over its positions, beside the cross-entropy",
     "seed": "all training images as its queue, a head for the student alone, and labels beside it",

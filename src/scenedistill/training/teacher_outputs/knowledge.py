@@ -161,7 +161,8 @@ class Knowledge:
         """Means and deviations of the teacher's features over the evaluation views of the training part, and its OA
         on them."""
         if self._statistics is None:
-            self._statistics = (self.store.read_statistics() if self.store else None) or self._measured(device)
+            found, oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
+            self._statistics = found._replace(labels=torch.as_tensor(self.part.labelled.labels)), oa
         return self._statistics
 
     @property
