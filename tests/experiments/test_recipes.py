@@ -1,0 +1,49 @@
+"""The settings files that users start from are what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from scenedistill.commands.grid import grid_config
+from scenedistill.commands.grid import parser as grid_parser
+from scenedistill.commands.parsing import filled
+from scenedistill.config import RunConfig
+from scenedistill.experiments.grid.config import student_of
+from scenedistill.experiments.run import check_settings
+from scenedistill.losses.registry import resolve_weights
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def read_run(name: str) -> RunConfig:
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(RunConfig)
+    return filled(RunConfig, parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "grid", "label"),
+    [("pretrained", "lite_aid20", "dkd_plus"), ("from_scratch", "table4_aid20", "dkd_plus")],
+)
+def test_a_recipe_is_the_student_of_its_grid(recipe: str, grid: str, label: str) -> None:
+    config = read_run(recipe)
+    check_settings(config)
+    measured = grid_config(grid_parser().parse_args([str(CONFIGS / f"{grid}.yaml")]))
+    student = student_of(measured, config.student.name, label)
+    assert resolve_weights(config.student.method, config.student.losses) == resolve_weights(
+        student.method, student.losses
+    )
+    assert config.student.weights == student.weights and not config.student.dual_attention
+    assert config.student.schedule(2000).ema_decay == student.schedule(2000).ema_decay
+
+
+def test_the_search_holds_what_it_chose() -> None:
+    search = grid_config(grid_parser().parse_args([str(CONFIGS / "lite_search.yaml")]))
+    chosen = student_of(search, "tf_efficientnet_lite0", "kd_da_ss_ema")
+    recipe = read_run("pretrained").student
+    assert resolve_weights(chosen.method, chosen.losses) == resolve_weights(recipe.method, recipe.losses)
+    assert chosen.fit.ema_decay == recipe.fit.ema_decay
