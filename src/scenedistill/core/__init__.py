@@ -1,1 +1,1 @@
-"""What every room uses: errors, files written whole, the machine, text for people."""
+"""Shared by all packages: errors, atomic file writes, cores, memory, number formats, processes, text output."""

@@ -1,4 +1,4 @@
-"""Files written as a whole or not at all, and the checksums that tell whether they still hold what was written."""
+"""Atomic file writes, and checksums that detect damaged files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from typing import IO, Any
 
 from scenedistill.core.errors import Damaged
 
-CHECKSUM = "checksum"  # the entry of a JSON file, or of a network's metadata, that holds its own checksum
+CHECKSUM = "checksum"  # key of the checksum in a JSON file or in a network's metadata
 PART = "part"  # ending of a file that is being written
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, part: str = PART) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is on the disk: a kill, a power cut or a full disk leaves
-    what was there. Until then its name has `part` behind it, which several that write at once must not share."""
+    """Open a file that replaces `path` once it is completely on the disk.
+
+    A kill, a power cut or a full disk leaves the old file in place. Until then `.{part}` is appended to the name;
+    concurrent writers must not use the same `part`.
+    """
     beside = path.with_name(f"{path.name}.{part}")
     try:
         with beside.open("wb") as file:
@@ -38,18 +41,18 @@ def whole_file(path: Path, *, part: str = PART) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all, whoever else writes it at the same time."""
+    """Write a UTF-8 text file atomically; concurrent writers of the same file are allowed."""
     with whole_file(path, part=f"{uuid.uuid4().hex}.part") as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, checksum: bool = False) -> None:
-    """Write a JSON file, whole or not at all, whoever else writes it at the same time.
+    """Write a JSON file atomically; concurrent writers of the same file are allowed.
 
     Args:
-        path: of the file.
-        content: by name.
-        checksum: add the content's checksum as the last entry, which `read_json` and `read_checked` compare.
+        path: path of the file.
+        content: values by name.
+        checksum: append a checksum of the content, which `read_json` and `read_checked` verify.
     """
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     if checksum:
@@ -59,7 +62,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, checksum: bool = False
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds by name; nothing where there is no such file, none with names, or a damaged one."""
+    """Return the values of a JSON file by name; an empty dict if it is missing, unreadable, damaged or no object."""
     try:
         return read_checked(path) or {}
     except (OSError, Damaged):
@@ -67,17 +70,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_checked(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
-    """What a JSON file holds by name, without its checksum; None where there is no such file.
+    """Return the values of a JSON file by name, without its checksum; None if there is no such file.
 
-    A file from before there were checksums is taken as it is.
+    A file without a checksum, from an older version, is accepted.
 
     Args:
-        path: of the file.
-        names: all that it may hold; anything when not given.
+        path: path of the file.
+        names: allowed names; any when not given.
 
     Raises:
-        Damaged: it is not JSON with names, holds another name, or its content does not fit its checksum.
-        OSError: it is there and cannot be read.
+        Damaged: the file is not a JSON object, holds a name that is not allowed, or does not match its checksum.
+        OSError: the file exists but cannot be read.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -94,10 +97,10 @@ def read_checked(path: Path, names: Collection[str] = ()) -> dict[str, Any] | No
 
 
 def without_checksum(content: Any, path: Path) -> Any:
-    """What a JSON file holds, once it is compared with the checksum in it, if there is one.
+    """Verify the checksum in the content of a JSON file, if there is one, and return the content without it.
 
     Raises:
-        Damaged: it does not fit.
+        Damaged: the content does not match the checksum.
     """
     if not isinstance(content, dict) or CHECKSUM not in content:
         return content
@@ -108,36 +111,36 @@ def without_checksum(content: Any, path: Path) -> Any:
 
 
 def content_checksum(content: Any) -> str:
-    """16 hex digits over plain JSON values, whatever the order of their names and the file's layout."""
+    """Return a checksum of plain JSON values, 16 hex digits, independent of key order and file layout."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return short_hash(text)
 
 
 def short_hash(content: str | bytes | memoryview) -> str:
-    """16 hex digits over a text or bytes."""
+    """Return the first 16 hex digits of the SHA-256 of a text or of bytes."""
     if isinstance(content, str):
         content = content.encode(errors="surrogatepass")
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:
-    """16 hex digits over the content of a file: the first of its `file_sha256`."""
+    """Return the first 16 hex digits of the `file_sha256` of a file."""
     return file_sha256(path)[:16]
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the content of a file, 64 hex digits, as `sha256sum` prints it."""
+    """Return the SHA-256 of the content of a file, 64 hex digits, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shown_path(path: Path | str) -> str:
-    """A path as text that every file can hold: bytes that are no UTF-8 become backslash escapes."""
+    """Return a path as valid UTF-8 text; bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def file_damage(path: Path, checksum: str) -> str:
-    """What is wrong with a file whose content should have a `file_hash`, in words; empty where nothing is."""
+    """Describe what is wrong with a file that should have the given `file_hash`; empty if nothing is."""
     try:
         return "" if file_hash(path) == checksum else f"{path.name} is damaged: it does not fit its checksum"
     except (FileNotFoundError, NotADirectoryError):
@@ -147,9 +150,9 @@ def file_damage(path: Path, checksum: str) -> str:
 
 
 def archive_damage(path: Path) -> str:
-    """What is wrong with a zip archive, such as torch and NumPy write, in words; empty where nothing is.
+    """Describe what is wrong with a zip archive, such as torch and NumPy write; empty if nothing is.
 
-    Every entry carries a checksum, which torch does not compare when it reads.
+    The checksum of every entry is verified, which torch does not do when it reads.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -157,13 +160,15 @@ def archive_damage(path: Path) -> str:
         return f"{path.name} is damaged: its part {bad} does not fit its checksum" if bad else ""
     except FileNotFoundError:
         return f"{path.name} is missing"
-    except Exception:  # zipfile has a dozen errors for what is no whole archive
+    except Exception:  # zipfile raises many kinds of errors for an incomplete archive
         return f"{path.name} is damaged: it is not a whole archive"
 
 
 def clear_parts(folder: Path, seconds: float = 0.0) -> None:
-    """Remove what processes that were killed have left half written, directly in a folder, and at least so many seconds
-    ago where others may write there."""
+    """Remove the partial files that killed processes left directly in a folder, if at least `seconds` old.
+
+    A minimum age spares the files that other processes are still writing.
+    """
     for part in folder.glob(f"*.{PART}"):
         with contextlib.suppress(OSError):  # gone meanwhile
             if time.time() - part.stat().st_mtime >= seconds and part.is_file():
@@ -171,8 +176,7 @@ def clear_parts(folder: Path, seconds: float = 0.0) -> None:
 
 
 def disk_full(problem: BaseException | None) -> bool:
-    """Whether the cause of an exception, or the cause of the cause, is a full disk, a full quota or a file that may
-    not grow."""
+    """Return whether a full disk, a full quota or a file size limit is among an exception's direct or deeper causes."""
     seen = set[int]()
     waiting = [problem]
     while waiting:
@@ -183,7 +187,7 @@ def disk_full(problem: BaseException | None) -> bool:
         if isinstance(one, OSError) and one.errno in FULL_DISK:
             return True
         if not isinstance(one, UnicodeError | SyntaxError) and _FULL_TEXT.search(str(one)):
-            return True  # libraries beneath tell it in words alone
+            return True  # some libraries report it only in the message
         waiting += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
     return False
 

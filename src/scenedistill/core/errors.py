@@ -1,4 +1,4 @@
-"""The errors that mean: a person can mend this, so show the message and no traceback."""
+"""Errors that the user can fix: the message is shown without a traceback."""
 
 
 class UserError(Exception):
@@ -6,7 +6,7 @@ class UserError(Exception):
 
     Args:
         *args: the message.
-        advice: a further sentence on what to do at the command line; left out where nobody sits at one.
+        advice: a further sentence on what to do at the command line; `found` omits it.
     """
 
     def __init__(self, *args: object, advice: str = "") -> None:

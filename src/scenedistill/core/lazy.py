@@ -1,4 +1,4 @@
-"""Names that a package offers without importing their modules before somebody asks for them."""
+"""Lazy imports of a package: a module is imported when one of its names is first used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def attach(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[
 
     Args:
         package: the package's `__name__`.
-        homes: modules below the package, each with the names that the package offers of it. No name may be that of a
-            module: an import of the module would put it in the name's place.
+        homes: modules below the package, each with the names that the package exports from it. No name may equal a
+            module's name, because importing that module would replace the name.
     """
     modules = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
     below = [module for module in homes if "." not in module]

@@ -1,4 +1,4 @@
-"""Keeping a process's memory between training steps, or giving it back to the system after a piece of work."""
+"""Keep freed memory in the process between training steps, or return it to the system after a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 def keep_memory() -> None:
     """Tell glibc to reuse the large blocks that a CPU training step frees.
 
-    By default each tensor above 32 MiB is mapped afresh in every step and its pages are zeroed one by one; on a virtual
+    By default each tensor above 32 MiB is mapped again in every step and its pages are zeroed one by one; on a virtual
     machine that can cost more than the arithmetic. Does nothing where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
@@ -28,7 +28,7 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Have glibc give back to the system what was freed; by itself it keeps what the threads that decode have used.
+    """Make glibc return freed memory to the system; by default it keeps the memory that decoding threads have used.
 
     Does nothing where there is no glibc.
     """
@@ -41,7 +41,7 @@ def release_memory() -> None:
 
 
 def memory_pages() -> list[int]:
-    """What Linux says of this process's memory: pages in all, resident, shared, code, 0, data; empty elsewhere."""
+    """Return Linux's counts of this process's pages: total, resident, shared, code, 0, data; empty elsewhere."""
     try:
         return [int(field) for field in Path("/proc/self/statm").read_text(encoding="ascii").split()]
     except OSError:

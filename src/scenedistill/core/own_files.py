@@ -1,4 +1,4 @@
-"""Which files of a folder an earlier call of the same command has written, so that no others are taken away."""
+"""Record which files a command writes into a folder, so that its next call removes no others."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scenedistill.core.disk import whole_file
 
 
 def replaced(folder: Path, command: str, written: Iterable[Path], *, keep: Iterable[str] = ()) -> Path:
-    """Remove what an earlier call has left beside the files of this one, and note these.
+    """Remove the files of an earlier call that this call did not write, and record the files of this call.
 
     Args:
-        folder: that both wrote into.
-        command: whose files they are; the note is `COMMAND.files.json`.
+        folder: folder that both calls wrote into.
+        command: name of the command; the record is `COMMAND.files.json`.
         written: files of this call.
-        keep: names of files of an earlier call that stay, and stay noted.
+        keep: names of earlier files that stay in the folder and in the record.
 
     Returns:
-        The note.
+        Path of the record.
     """
     note = folder / f"{command}.files.json"
     names, staying = {file.name for file in written}, set[str]()
@@ -29,13 +29,13 @@ def replaced(folder: Path, command: str, written: Iterable[Path], *, keep: Itera
             staying.add(name)
         elif file.is_file() or file.is_symlink():
             file.unlink()
-    with whole_file(note) as content:  # under a name that the next call takes too: a kill leaves nothing for good
+    with whole_file(note) as content:  # a fixed partial name: what a kill leaves, the next call overwrites
         content.write(json.dumps({"files": sorted(names | staying)}, indent=1).encode())
     return note
 
 
 def _noted(note: Path) -> set[str]:
-    """Plain names of files, which lie beside the note."""
+    """Return the recorded names of files directly in the folder; none if the record is missing or damaged."""
     try:
         names = json.loads(note.read_text(encoding="utf-8"))["files"]
         return {name for name in names if Path(name).name == name}

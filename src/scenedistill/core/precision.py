@@ -1,4 +1,4 @@
-"""Which number format a device computes in."""
+"""Number formats that a device computes in: bf16, fp16 or fp32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
-    """`auto` as bf16 where the device computes it natively, else fp16 on a GPU or fp32 on a CPU; others as they are."""
+    """Resolve `auto` to bf16 if the device computes it natively, else fp16 on a GPU or fp32 on a CPU; keep others."""
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
@@ -24,24 +24,26 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def compute_device(accelerator: str) -> torch.device:
-    """The device that Lightning's accelerator name stands for, for work outside its Trainer."""
+    """Return the device of a Lightning accelerator name, for work outside Lightning's Trainer."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    # of several processes on a machine each has a GPU of its own
+    # with several processes on a machine, each uses its own GPU
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
 
 
 def flush_denormals() -> None:
-    """Count float32 numbers below 1e-38 as zero, in this thread and in those that it starts later.
+    """Flush float32 denormals (below 1e-38) to zero, in this thread and in those that it starts later.
 
-    A float32 convolution of such numbers took 27 times as long as one of others where it was measured, and a training
-    in which a gate or a gradient vanishes is full of them. To be called before torch starts its threads.
+    A float32 convolution of denormals was measured to take 27 times as long as one of normal numbers, and a vanishing
+    gate or gradient produces many of them. Call this before torch starts its threads.
     """
     torch.set_flush_denormal(True)
 
 
 def allow_compiling() -> None:
-    """Let this process compile many networks: all of them come from the same lines of code, and past its limit torch
-    silently runs them as they are."""
+    """Allow this process to compile many networks.
+
+    All of them share the same code, and beyond its limit of recompilations torch silently runs them uncompiled.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
 
 
@@ -51,10 +53,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Compute in the tensors' own formats; nothing to see for an exporter where autocast is off anyway."""
+    """Switch autocast off; where it is off already, do nothing, so that an exporter sees no operation."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """A tensor of a 16-bit format in float32; others as they are."""
+    """Convert a tensor of a 16-bit format to float32; return others unchanged."""
     return tensor.float() if tensor.dtype in TYPES.values() else tensor

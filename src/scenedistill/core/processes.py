@@ -1,4 +1,4 @@
-"""Processes of our own: started soon, and ended with the one that started them."""
+"""Child processes that start quickly and end with their parent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def forking_context(module: str) -> Any:
-    """The multiprocessing context that starts processes soonest and without what this process has in its memory.
+    """Return the multiprocessing context that starts processes fastest without copying this process's memory.
 
     Args:
-        module: what the processes import; once for all of them, where the system can fork.
+        module: module that the processes import; imported once for all of them if the system can fork.
     """
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
@@ -24,8 +24,10 @@ def forking_context(module: str) -> Any:
 
 
 def end_with_parent() -> None:
-    """From now on, end this process, and its group where it leads one, as soon as the one that started it has ended: a
-    kill of that one (-9) would leave this one at work that nobody waits for."""
+    """End this process, and its process group if it leads one, as soon as its parent has ended.
+
+    Otherwise it would continue after a `kill -9` of the parent.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return

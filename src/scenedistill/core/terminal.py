@@ -1,4 +1,4 @@
-"""The console that commands print to, and numbers in its lines."""
+"""The console that commands print to, and the format of counts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from rich.console import Console
 
 
 def plain_console(**options: Any) -> Console:
-    """A console on which no path and no name is ever taken for markup or for an emoji: `[v2]` and `:x:` stay as they
-    are. Bold words are given with `style`.
+    """Create a console that prints paths and names literally: `[v2]` and `:x:` are not markup or an emoji.
+
+    Bold text is printed with `style`.
 
     Args:
-        options: of `rich.console.Console`.
+        options: arguments of `rich.console.Console`.
     """
     # in a pipe or a file there is no width to keep to
     width = None if "file" in options or options.get("stderr") or sys.stdout.isatty() else 160
@@ -21,7 +22,7 @@ def plain_console(**options: Any) -> Console:
 
 
 def counted(count: int | float, noun: str) -> str:
-    """A number with what it counts: `1 image`, `1,024 images`, `0.5 epochs`, `2 classes`."""
+    """Format a number with its noun: `1 image`, `1,024 images`, `0.5 epochs`, `2 classes`."""
     number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{ending}"

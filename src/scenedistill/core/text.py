@@ -1,4 +1,4 @@
-"""Text for people: Markdown tables, means with their deviations, durations."""
+"""Text output: Markdown tables, means with standard deviations, durations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NONE = "-"  # where there is no figure
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]], words: Collection[int] = (0, 1)) -> str:
-    """A Markdown table; a `|` in a cell is escaped where it is not yet.
+    """Format a Markdown table; a `|` in a cell is escaped unless it already is.
 
     Args:
         head: headings.
-        lines: cells, as many in each line as there are headings.
-        words: numbers of the columns set to the left; all others hold figures and are set to the right.
+        lines: rows of cells, as many in each row as there are headings.
+        words: indices of the left-aligned columns; all others hold numbers and are right-aligned.
     """
     rule = ["---" if column in words else "---:" for column in range(len(head))]
     rows = [head, rule, *lines]
@@ -23,9 +23,9 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]], words
 
 
 def plus_minus(mean: float | None, deviation: float | None, form: str = "{:.2f}", factor: float = 1.0) -> str:
-    """Mean ± deviation, both times a factor; the mean alone where there is no deviation, a dash where there is no mean.
+    """Format mean ± deviation, both times `factor`; only the mean without a deviation, a dash without a mean.
 
-    The deviation has the mean's form without its sign.
+    The deviation has the format string of the mean without its `+`.
     """
     if mean is None:
         return NONE
@@ -34,12 +34,12 @@ def plus_minus(mean: float | None, deviation: float | None, form: str = "{:.2f}"
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}", wanted: int | None = None) -> str:
-    """Mean ± sample standard deviation; the mean alone for one value, a dash for none.
+    """Format mean ± sample standard deviation; only the mean for one value, a dash for none.
 
     Args:
-        values: one for each seed that has one.
-        form: of a figure.
-        wanted: number of seeds; where values are missing their number follows.
+        values: one value for each seed that has one.
+        form: format string of a number.
+        wanted: number of seeds; if values are missing, `(n=...)` with the number of values is appended.
     """
     if not values:
         return NONE
@@ -48,7 +48,7 @@ def spread(values: Sequence[float], form: str = "{:.2f}", wanted: int | None = N
 
 
 def duration(seconds: float | None) -> str:
-    """A time as people say it."""
+    """Format a duration: `45 s`, `12 min`, `3 h 05 min` or `2.5 days`; `?` for None."""
     if seconds is None:
         return "?"
     if seconds < 90:

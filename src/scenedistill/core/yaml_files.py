@@ -1,4 +1,4 @@
-"""YAML files: settings as they are given and as they are kept."""
+"""Read and write YAML files of settings."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import yaml
 from scenedistill.core.disk import short_hash, write_text
 from scenedistill.core.errors import Damaged, UserError
 
-#: Values in a file, each alias counted as often as it stands for something: a few lines of them can stand for billions.
+#: Most values in a file, an alias counted as what it expands to: a few lines of aliases can expand to billions.
 MOST_VALUES = 100_000
 MOST_LETTERS = 1_000_000
 _CHECKSUM = re.compile(r"\A# checksum ([0-9a-f]{16})[^\n]*\n")
 
 
 def write_yaml(path: Path, text: str) -> None:
-    """Write YAML, whole or not at all, and its checksum in a comment, which `read_yaml` compares where asked to."""
+    """Write YAML atomically, with its checksum in a comment that `read_yaml` can verify."""
     note = "by which a report sees that nobody has changed this file"
     write_text(path, f"# checksum {short_hash(text)}, {note}\n{text}")
 
 
 def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
-    """What a YAML file holds by name.
+    """Return the values of a YAML file by name.
 
     Args:
-        path: of the file.
-        unchanged: compare the checksum that `write_yaml` has put there; a file without one is taken as it is.
+        path: path of the file.
+        unchanged: verify the checksum that `write_yaml` has written; a file without one is accepted.
 
     Raises:
-        UserError: it cannot be read, is not YAML with plain values, or far larger than settings are.
-        Damaged: it was changed since it was written.
+        UserError: the file cannot be read, is not YAML with plain values, or is far larger than settings are.
+        Damaged: the file was changed since it was written.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -45,7 +45,7 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {problem.strerror}.") from problem
     except RecursionError as problem:
         raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from problem
-    except (yaml.YAMLError, ValueError, TypeError) as problem:  # the latter two: dates and keys that there are not
+    except (yaml.YAMLError, ValueError, TypeError) as problem:  # ValueError, TypeError: invalid dates and keys
         raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())[:300]}") from problem
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings; expected `name: value` lines.")
@@ -55,11 +55,12 @@ def read_yaml(path: Path, *, unchanged: bool = False) -> dict[str, Any]:
 
 
 def check_size(path: Path) -> None:
-    """Refuse a file that is far larger than settings are, in bytes or in what its aliases stand for; whatever else is
-    wrong with it is left to who reads it.
+    """Refuse a file that is far larger than settings are, in characters or in expanded aliases.
+
+    All other errors are left to the reader of the file.
 
     Raises:
-        UserError: it is.
+        UserError: the file is too large or nested too deeply.
     """
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         try:
@@ -76,12 +77,12 @@ def _check_text(text: str, path: Path) -> None:
 
 
 def _count(top: yaml.Node | None) -> int:
-    """Values below a node, an alias counted as what it stands for."""
+    """Count the values below a node, an alias as what it expands to."""
     counts: dict[int, int] = {}
 
     def of(node: yaml.Node) -> int:
         if id(node) not in counts:
-            counts[id(node)] = MOST_VALUES + 1  # of a node within itself
+            counts[id(node)] = MOST_VALUES + 1  # for a node that contains itself
             inner = node.value if isinstance(node, yaml.CollectionNode) else []
             parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
             counts[id(node)] = min(MOST_VALUES + 1, 1 + sum(map(of, parts)))

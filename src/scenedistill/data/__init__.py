@@ -1,4 +1,4 @@
-"""Images: found in folders, split, decoded into a cache, and seen as batched views."""
+"""Images: folder scans, splits, the decoded cache, batches and views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scenedistill.data.training_part import TrainingPart
     from scenedistill.data.views import ViewConfig, evaluation_view, training_view
 
-# a command that looks at folders alone does not load torch
+# lazy: a command that only scans folders does not import torch
 __getattr__, __dir__ = attach(
     __name__,
     {

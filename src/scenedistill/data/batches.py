@@ -1,4 +1,4 @@
-"""Batches that are ready when a training step asks for them."""
+"""Batches of decoded images, on the device of the training step and fetched ahead."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.names import nfc
 
-#: Share of a GPU's free memory that the images of a part may take up; beyond it they come batch by batch.
+#: Share of a GPU's free memory that the images of a part may occupy; larger parts are copied batch by batch.
 RESIDENT_SHARE = 0.25
-#: Batches fetched ahead of the step that computes.
+#: Number of batches fetched ahead of the current step.
 AHEAD = 3
 
 
@@ -30,10 +30,10 @@ class SceneBatch:
     Attributes:
         images: uint8 `[B, H, W, bands]`.
         labels: int64 `[B]`; -1 for an image that has none, or is mixed with another.
-        ids: int64 `[B]`, naming each image by its path: what views are drawn from.
+        ids: int64 `[B]`, identifier of each image, from which its views are drawn; see `image_id`.
         rows: int64 `[B]`, positions in the part (training, validation or test) the batch is from.
-        partner: images whose views are mixed into the views of these, where images are mixed.
-        amount: float32 `[B]`, share of each image in its own view; 1 where it is not mixed.
+        partner: images whose views are mixed into the views of these; None without mixup.
+        amount: float32 `[B]`, share of each image in its own view, 1 if it is not mixed; None without mixup.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class SceneBatch:
     amount: Tensor | None = None
 
     def mixed(self, partner: SceneBatch, amount: Tensor) -> SceneBatch:
-        """The same images, each to be mixed with one of another batch."""
+        """Return the same images, each to be mixed with the image of its row in another batch."""
         labels = torch.where(amount < 1, -1, self.labels)
         return SceneBatch(self.images, labels, self.ids, self.rows, partner, amount)
 
@@ -95,7 +95,7 @@ class ScenePart:
 
     @property
     def bands(self) -> int:
-        """Bands of each image."""
+        """Number of bands of each image."""
         return self.cache.bands
 
     @property
@@ -104,7 +104,7 @@ class ScenePart:
         return int(self.cache.images[:1].nbytes * len(self))
 
     def batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[SceneBatch]:
-        """All images, or those of some rows, in order; the last batch perhaps smaller."""
+        """Yield batches of all images, or of `rows`, in order; the last batch may be smaller."""
         rows = range(len(self)) if rows is None else rows
         for start in range(0, len(rows), batch_size):
             yield self.fetch(rows[start : start + batch_size])
@@ -118,8 +118,7 @@ class ScenePart:
 
 
 def image_id(path: str) -> int:
-    """A 63-bit number that names an image by its relative path, whatever else is in the folder, and whether the system
-    it was copied from writes an accented letter as one character or as two."""
+    """Return a 63-bit hash of an image's relative path, independent of the folder's other files and of Unicode form."""
     return int.from_bytes(hashlib.sha256(nfc(path).encode()).digest()[:8], "big") >> 1
 
 
@@ -148,22 +147,22 @@ class BatchOrder(Protocol):
 
 
 class SceneBatches:
-    """The batches of a part in an order, on the device.
+    """Iterator over the batches of a part in a given order, on a device.
 
-    On a CPU a batch is one gather from the decoded cache. On a GPU the whole part lies in its memory where it fits
-    (`RESIDENT_SHARE`), and a batch is a gather there; otherwise a thread gathers into page-locked memory ahead of the
-    step, and the host does not wait for the copy.
+    On a CPU a batch is one gather from the decoded cache. On a GPU the whole part is kept in GPU memory if it fits
+    (`RESIDENT_SHARE`), and a batch is a gather there; otherwise a thread fetches batches ahead into page-locked memory,
+    and the host does not wait for the copy.
 
     Args:
-        part: the images; or a function that gives, at the begin of an epoch, those of the epoch.
+        part: the images; or a function, called when an epoch begins, that returns the images of the epoch.
         order: rows of each batch; Lightning finds its `set_epoch` through `batch_sampler`.
-        device: where the batches are wanted.
+        device: device of the batches.
     """
 
     def __init__(self, part: Rows | Callable[[], Rows], order: BatchOrder, device: torch.device) -> None:
         self._part_of_epoch = part if callable(part) else lambda: part
         self.batch_sampler, self.device = order, device
-        self.waited = 0.0  # seconds that steps have waited here
+        self.waited = 0.0  # seconds that steps have waited for batches
         self._resident: tuple[Rows, SceneBatch] | None = None
 
     def __len__(self) -> int:
@@ -188,7 +187,7 @@ class SceneBatches:
     def _fits(self, part: Rows) -> bool:
         if self.device.type != "cuda" or (self._resident and self._resident[0] is part):
             return self.device.type == "cuda"
-        self._resident = None  # before its memory is asked for
+        self._resident = None  # freed before the free memory is measured
         return part.image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
 
     def _from_device(self, part: Rows) -> Iterator[SceneBatch]:
@@ -196,7 +195,7 @@ class SceneBatches:
             self._resident = part, part.fetch(range(len(part))).to(self.device)
         whole = self._resident[1]
         batches = list(self.batch_sampler)
-        # one copy of an epoch's order: a step then waits for nothing
+        # the order of the whole epoch is copied once, so that no step waits for a copy
         order = torch.tensor([row for rows in batches for row in rows]).to(self.device)
         start = 0
         for rows in batches:
@@ -211,13 +210,13 @@ class SceneBatches:
         def fetch() -> None:
             try:
                 if self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # each thread has its own; pinning would open another GPU
+                    torch.cuda.set_device(self.device)  # is per thread; pinning would open another GPU
                 for rows in self.batch_sampler:
                     batch = part.fetch(rows)
                     if not _put(ready, batch.pin_memory() if self.device.type == "cuda" else batch, left):
                         return
                 _put(ready, None, left)
-            except Exception as problem:  # raised again where the batch is wanted
+            except Exception as problem:  # raised again in the consumer
                 _put(ready, problem, left)
 
         threading.Thread(target=fetch, daemon=True).start()
@@ -231,7 +230,7 @@ class SceneBatches:
 
 
 def _put(ready: queue.Queue[SceneBatch | Exception | None], entry: object, left: threading.Event) -> bool:
-    """Whether the entry could be put before the reader had left."""
+    """Put an entry into the queue; return whether that succeeded before the reader left."""
     while not left.is_set():
         try:
             ready.put(entry, timeout=0.1)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A CSV table as spreadsheets write it, whichever separator they choose."""
+"""Read CSV tables as spreadsheets write them, with comma, semicolon or tab as the separator."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ AS_UTF8 = "Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a table, and line number and cells by column of each row that is not empty.
+    """Read the column names of a table, and the line number and cells by column of each row that is not empty.
 
-    The separator is the one of `,`, `;` and tab that the first line has most of, with a blank behind it where the first
-    line has one there. Names of columns are stripped and in lower case; cells are as they stand in the file, and ""
-    where a row is too short.
+    The separator is the most frequent of `,`, `;` and tab in the first line; if the first line has a blank after it,
+    blanks after separators are skipped. Column names are stripped and in lower case; cells are unchanged, and "" where
+    a row is too short.
 
     Raises:
-        UserError: no UTF-8 text, or no CSV.
+        UserError: the file cannot be read, or is not a CSV table in UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

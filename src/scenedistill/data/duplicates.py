@@ -1,4 +1,4 @@
-"""Images that a data set holds more than once, told by what is decoded and not by their files."""
+"""Find images that a data set holds more than once, by their decoded pixels and not by their files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Duplicates:
 
     @property
     def count(self) -> int:
-        """Images beyond the first of each group."""
+        """Number of images beyond the first of each group."""
         return sum(len(group) - 1 for group in self.groups)
 
     @property
@@ -44,13 +44,13 @@ class Duplicates:
         return tuple(group for group in self.groups if len(set(self.index.labels[group])) > 1)
 
     def across(self, split: Split) -> tuple[np.ndarray, ...]:
-        """Groups with an image that is tested and one that is trained or validated on."""
+        """Return the groups that have a test image as well as a training or validation image."""
         tested = set(split.test.tolist())
         seen = {*split.train.tolist(), *split.val.tolist()}
         return tuple(g for g in self.groups if tested & set(g.tolist()) and seen & set(g.tolist()))
 
     def text(self, split: Split | None = None) -> str:
-        """What a user should know of them; empty where there are none."""
+        """Describe the duplicates for the user; empty if there are none."""
         if not self.groups:
             return ""
         lines = [f"{self.count:,} of {len(self.index):,} images are copies of others, pixel for pixel."]
@@ -73,9 +73,9 @@ class Duplicates:
 
 
 def duplicates_in_cache(cache: SceneCache) -> Duplicates:
-    """The copies among decoded images: those with one checksum are compared byte by byte."""
+    """Find the duplicates among decoded images; images with equal checksums are compared byte by byte."""
     sums = cache.checksums
-    if sums is None:  # a cache from before there were checksums
+    if sums is None:  # a cache of an older version, without checksums
         sums = np.array([row_checksum(row) for row in cache.images], np.uint32)
     found = []
     for group in _equal(sums.tolist()):
@@ -87,12 +87,12 @@ def duplicates_in_cache(cache: SceneCache) -> Duplicates:
 def duplicates_in_folder(
     index: SceneIndex, size: int = 256, constants: dict[Path, Constant] | None = None
 ) -> tuple[Duplicates, tuple[tuple[str, str], ...]]:
-    """The copies among images that are not decoded yet, and (path, reason) of each that cannot be read.
+    """Find the duplicates among image files, and return (path, reason) of each file that cannot be read.
 
     Args:
-        index: the images; each is decoded once and nothing of it is kept.
-        size: side in pixels at which they are compared.
-        constants: is given what `read_image` finds.
+        index: the images; each is decoded once and not kept.
+        size: side in pixels at which the images are compared.
+        constants: dict that `read_image` adds its findings to.
     """
     digests, bad = [], []
     reader = FileReader(index.root, size, 3, constants={} if constants is None else constants)
@@ -107,7 +107,7 @@ def duplicates_in_folder(
 
 
 def _equal(values: Iterable[object]) -> list[np.ndarray]:
-    """Positions of equal values, of each that comes more than once."""
+    """Return the positions of each value that occurs more than once."""
     groups: dict[object, list[int]] = {}
     for position, value in enumerate(values):
         groups.setdefault(value, []).append(position)

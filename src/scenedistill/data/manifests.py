@@ -1,4 +1,4 @@
-"""A CSV manifest: which images a data set has, and of which class each is."""
+"""Read a CSV manifest: the images of a data set and the class of each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from scenedistill.core.errors import UserError
 from scenedistill.data.csv_tables import read_table
 
-_NAMED = 5  # how many culprits an error names before it only counts
+_NAMED = 5  # how many paths an error names before it only counts
 
 
 def read_manifest(manifest: Path) -> dict[str, str]:
-    """The label of each path of a CSV table with the columns `path,label`; further columns are ignored.
+    """Read the label of each path from a CSV table with the columns `path,label`; further columns are ignored.
 
-    A path is relative to the table's folder and below it. It is taken as it is written; only where there is no such
-    file, without blanks at its ends and with slashes for back-slashes.
+    A path is relative to the table's folder and below it. It is used as written; if there is no such file, without
+    blanks at its ends and with back-slashes replaced by slashes.
 
     Raises:
         UserError: a missing column or file, an empty field, a path that leaves the folder, or one that is listed twice.

@@ -21,14 +21,14 @@ from scenedistill.data.views import view_number
 class EpochBatches:
     """The order of the training images as a pure function of (seed, epoch), each process taking its share of a batch.
 
-    The last, smaller batch of an epoch is left out; with shuffled rows that is another rest every epoch.
+    The last, smaller batch of an epoch is dropped; as the rows are shuffled, its images differ from epoch to epoch.
 
     Args:
-        labels: int64 `[N]`, of the training part.
+        labels: int64 `[N]`, labels of the training part.
         batch_size: images of one step over all processes.
-        seed: of the run.
+        seed: seed of the run.
         images_per_class: 0 shuffles all images; K puts K images of one class beside each other (P x K batches).
-        rank: of this process.
+        rank: rank of this process.
         world: number of processes; must divide the batch size.
     """
 
@@ -68,11 +68,11 @@ class EpochBatches:
 
     @property
     def sampler(self) -> EpochBatches:
-        """Itself: where Lightning looks for `set_epoch`."""
+        """This object, as Lightning looks for `set_epoch` in `sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls this."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -83,7 +83,7 @@ class EpochBatches:
             yield order[begin : begin + share].tolist()
 
     def order(self, epoch: int) -> np.ndarray:
-        """Rows of the training part in the order of an epoch, int64 `[usable]`."""
+        """Return the rows of the training part in the order of an epoch, int64 `[usable]`."""
         draw = np.random.default_rng((self.seed % 2**64, epoch))
         if not self.images_per_class:
             return draw.permutation(len(self.labels))
@@ -100,12 +100,12 @@ class SceneDataModule(L.LightningDataModule):
 
     Args:
         cache: the decoded images.
-        split: which of them train and validate.
+        split: training and validation images.
         batch_size: images of one training step over all processes.
-        seed: of the run; fixes the order of every epoch.
+        seed: seed of the run; fixes the order of every epoch.
         images_per_class: see `EpochBatches`.
-        training: what trains; the training images of the split alone when not given.
-        views: number of distinct views of `training` that the epochs cycle through; 0 for a fresh one in every epoch.
+        training: training part; by default the training images of the split alone.
+        views: number of distinct views of `training` that the epochs cycle through; 0 for a new one in every epoch.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class SceneDataModule(L.LightningDataModule):
         self.batch_size, self.seed, self.images_per_class, self.views = batch_size, seed, images_per_class, views
 
     def train_dataloader(self) -> SceneBatches:
-        """Batches in the order of the current epoch."""
+        """Return the training batches in the order of the current epoch."""
         rank, world = self._place
         order = EpochBatches(
             self.training.labels,
@@ -138,7 +138,7 @@ class SceneDataModule(L.LightningDataModule):
         return SceneBatches(lambda: self.training.at(view_number(order.epoch, self.views)), order, self._device)
 
     def val_dataloader(self) -> SceneBatches | list[SceneBatches]:
-        """Every validation image once, shared out without padding; nothing where the split has no validation part."""
+        """Return every validation image once, shared among processes without padding; an empty list without any."""
         if not len(self.validation):
             return []
         rank, world = self._place
@@ -148,7 +148,7 @@ class SceneDataModule(L.LightningDataModule):
 
     @property
     def _place(self) -> tuple[int, int]:
-        """Number of this process, and of all."""
+        """Rank of this process, and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property

@@ -1,4 +1,4 @@
-"""Names of classes and files: equal whatever Unicode form a file system gives them, and safe in tables and pages."""
+"""Names of classes and files: compared whatever their Unicode form, and escaped for tables and pages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-#: What a spreadsheet takes for the start of a formula (OWASP, "CSV injection").
+#: First characters that a spreadsheet takes for a formula (OWASP, "CSV injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def nfc(text: str) -> str:
-    """Composed Unicode: macOS gives file names decomposed, Linux as they were written."""
+    """Normalise text to composed Unicode (NFC): macOS gives file names decomposed, Linux as they were written."""
     return unicodedata.normalize("NFC", text)
 
 
 def positions_in(names: Iterable[str], known: Sequence[str]) -> list[int]:
-    """Position of each name among the known ones, equal by `nfc`; -1 for a name that is not there."""
+    """Return the position of each name in `known`, compared by `nfc`; -1 for a name that is not there."""
     number = {nfc(name): position for position, name in enumerate(known)}
     return [number.get(nfc(name), -1) for name in names]
 
@@ -28,18 +28,17 @@ def same_names(some: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def as_cell(text: str) -> str:
-    """Text for a cell of a CSV table that people open: one that a spreadsheet would compute gets an apostrophe before
-    it, which tells every spreadsheet that it is text."""
+    """Escape text for a cell of a CSV table: an apostrophe before a formula makes spreadsheets show it as text."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def as_path_cell(path: str) -> str:
-    """A path for such a cell: `./` before it keeps it a path to the same file."""
+    """Escape a path for a cell of a CSV table: with `./` before it, it still leads to the same file."""
     return f"./{path}" if path.startswith(_FORMULA) else path
 
 
 def as_markdown(text: object) -> str:
-    """Text that Markdown shows as it is: no HTML, links, emphasis or columns, and on one line."""
+    """Escape text so that Markdown shows it literally and on one line: no HTML, links, emphasis or columns."""
     # an underscore within a word is no emphasis
     escaped = re.sub(r"[\\`*\[\]|#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(text).split()))
     return html.escape(escaped, quote=False)

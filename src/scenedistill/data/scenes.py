@@ -20,12 +20,12 @@ from scenedistill.data.names import nfc, positions_in
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
 
 PARTS = ("train", "val", "test")
-#: What folders and lists of a part are called.
+#: Names that the folders and lists of a part may have.
 PART_WORDS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val",
 }  # fmt: skip
-_NAMED = 5  # how many culprits an error names before it only counts
+_NAMED = 5  # how many names an error lists before it only counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,10 @@ class SceneIndex:
         return {name: int(total) for name, total in zip(self.classes, totals, strict=True)}
 
     def subset(self, keep: npt.NDArray[Any]) -> SceneIndex:
-        """The scenes at `keep`: a bool mask `[N]`, or int positions `[M]` in the order wanted. `classes` stay as they
-        are, so labels mean the same in every subset."""
+        """Return the scenes at `keep`: a bool mask `[N]`, or int positions `[M]` in the order wanted.
+
+        `classes` is unchanged, so labels mean the same in every subset.
+        """
         positions = np.arange(len(self))[keep]
         return replace(
             self,
@@ -154,7 +156,7 @@ def _scan_folder(given: Path) -> SceneIndex:
 
 
 def _parts(listings: Mapping[str, _Listing], top: _Listing) -> dict[str, str]:
-    """Folder of each part, where the folders are parts and hold class folders."""
+    """Return the folder of each part if the folders are the parts of a split and hold class folders, else {}."""
     parts = {PART_WORDS.get(name.lower(), ""): name for name in listings}
     deep = all(listing.folders and not listing.images for listing in listings.values())
     return (
@@ -163,7 +165,7 @@ def _parts(listings: Mapping[str, _Listing], top: _Listing) -> dict[str, str]:
 
 
 def _scan_parts(root: Path, given: Path, parts: Mapping[str, str]) -> SceneIndex:
-    """One data set out of the class folders of several parts."""
+    """Index the class folders of several parts as one data set."""
     found = {part: _scan_folder(root / parts[part]) for part in PARTS if part in parts}
     spelt: dict[str, str] = {}
     for index in found.values():
@@ -197,7 +199,7 @@ def _scan_parts(root: Path, given: Path, parts: Mapping[str, str]) -> SceneIndex
 
 
 def _list(folder: Path) -> _Listing:
-    """What lies directly in a folder, without hidden files and system litter."""
+    """List the direct content of a folder, without hidden files and system litter."""
     listing = _Listing()
     try:
         with os.scandir(folder) as entries:
@@ -240,7 +242,7 @@ def _check_empty(root: Path, listings: dict[str, _Listing]) -> None:
 
 
 def _check_encoding(root: Path, names: Iterable[str]) -> None:
-    """Refuse names that are not UTF-8, as zip archives from elsewhere leave them: no split file could hold them."""
+    """Refuse names that are not UTF-8, as zip archives from other systems may have: a split file cannot hold them."""
     odd = [name for name in names if not name.isascii() and not _is_utf8(name)]
     if odd:
         shown = [os.fsencode(name).decode(errors="backslashreplace") for name in odd]
@@ -259,7 +261,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _check_classes(names: Iterable[str], where: Path) -> tuple[str, ...]:
-    """The class names in order; refuses fewer than two, and two that a reader cannot tell apart."""
+    """Return the class names in order; refuse fewer than two, and names that differ only by Unicode normalisation."""
     classes = tuple(sorted(names, key=_order))
     by_form: dict[str, list[str]] = {}
     for name in classes:
@@ -285,7 +287,7 @@ def _scan_manifest(manifest: Path) -> SceneIndex:
 
 
 def did_you_mean(missing: Path) -> str:
-    """A near sibling of a path that is not there, or how far the path does exist."""
+    """Suggest a sibling with a name similar to a missing path, or say how far the path exists."""
     parent = missing.absolute().parent
     if not parent.is_dir():
         while not parent.exists():

@@ -1,4 +1,4 @@
-"""The images that train: labelled ones, in every view others without labels beside them, and mixtures of two."""
+"""The training images: labelled ones, unlabelled ones that are added in each view, and mixtures of two (mixup)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch import Tensor
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view, uniform
 
-#: Told to the generator of random numbers in place of an epoch, beyond any, so that mixing draws numbers of its own.
+#: Used in place of an epoch, and larger than any, so that mixing and choosing draw independent random numbers.
 _MIXING, _CHOOSING = 1 << 40, 1 << 41
 
 
 class TrainingPart:
-    """Labelled images, and what every numbered view adds to them.
+    """Labelled images, with unlabelled images and mixup added in each numbered view.
 
-    A view number v has M rows: first the N labelled images, then M - N images without labels, chosen anew for every v
-    so that all of them come in turn. In each view a share of the rows is mixed with another row of the same view.
-    Choice, partners and amounts are pure functions of (seed, v, image): what a teacher says of a row of a view can be
-    kept.
+    View number v has M rows: first the N labelled images, then M - N unlabelled images, chosen for each v so that all
+    of them are used in turn. In each view a share of the rows is mixed with another row of the same view. Choice,
+    partners and amounts are pure functions of (seed, v, image), so the teacher's outputs for a view can be stored.
 
     Args:
         labelled: N images.
         unlabelled: images without labels; none when not given.
-        share: of the unlabelled images in a view, M = N / (1 - share) rounded, in [0, 1).
+        share: share of unlabelled images in a view, in [0, 1): M = N / (1 - share), rounded.
         mixup: share of the rows that are mixed with another, 0..1.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class TrainingPart:
 
     @property
     def labels(self) -> np.ndarray:
-        """Of every row of a view, int64 `[M]`; -1 for images without one."""
+        """Label of every row of a view, int64 `[M]`; -1 for unlabelled images."""
         return np.concatenate([self.labelled.labels, np.full(self._added, -1, np.int64)])
 
     @property
@@ -65,13 +64,13 @@ class TrainingPart:
         return bool(self._added or self.mixup)
 
     def at(self, number: int) -> ViewPart:
-        """The rows of a view."""
+        """Return the rows of a view."""
         if self._at is None or self._at[0] != number:
             self._at = number, ViewPart(self, self._chosen(number), number)
         return self._at[1]
 
     def _chosen(self, number: int) -> np.ndarray:
-        """Positions of the unlabelled images of a view, sorted: the next ones of an endless deal of all of them."""
+        """Return the positions of a view's unlabelled images, sorted: the next ones of repeated shuffles of all."""
         if self.unlabelled is None or not self._added:
             return np.zeros(0, np.int64)
         count = len(self.unlabelled)
@@ -93,7 +92,7 @@ class ViewPart:
         if whole.unlabelled is not None:
             ids.append(whole.unlabelled.ids[chosen])
         self.ids = np.concatenate(ids)
-        #: of every row: the row it is mixed with (itself where it is not), and its own share, `[M]` each
+        #: for every row, the row it is mixed with (itself if it is not) and its own share, `[M]` each
         self.partners, self.amounts = np.arange(len(self)), np.ones(len(self), np.float32)
         if whole.mixup:
             draw = uniform(whole.seed, _MIXING + number, torch.from_numpy(self.ids), 3).numpy()
@@ -106,7 +105,7 @@ class ViewPart:
         return len(self.labels)
 
     def fetch(self, rows: Sequence[int]) -> SceneBatch:
-        """The batch of these rows, with what they are mixed with."""
+        """Return the batch of these rows, with their mixup partners."""
         chosen = np.asarray(rows, dtype=np.int64)
         batch = self._single(chosen)
         if not self.mixes:
@@ -115,11 +114,11 @@ class ViewPart:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of all images, and of those that are mixed into them."""
+        """Size in bytes of all images and of their mixup partners."""
         return self._labelled.image_bytes // len(self._labelled) * len(self) * (1 + self.mixes)
 
     def batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[SceneBatch]:
-        """All rows, or some, in order; the last batch perhaps smaller."""
+        """Yield batches of all rows, or of `rows`, in order; the last batch may be smaller."""
         rows = range(len(self)) if rows is None else rows
         for start in range(0, len(rows), batch_size):
             yield self.fetch(rows[start : start + batch_size])
@@ -137,7 +136,7 @@ class ViewPart:
 
 
 def mixed_view(batch: SceneBatch, *, seed: int, epoch: int, size: int, config: ViewConfig) -> Tensor:
-    """The `training_view` of each image of a batch, mixed with that of its partner where it has one.
+    """Compute the `training_view` of each image of a batch, mixed with the view of its partner if it has one.
 
     Returns:
         float32 `[B, bands, size, size]` in 0..1, channels-last in memory.

@@ -36,17 +36,17 @@ class ViewConfig:
 
 
 def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: int, config: ViewConfig) -> Tensor:
-    """One random view of each image: crop, flip and quarter turn in a single resampling, then colour, then erasing.
+    """Draw a random view of each image: crop, flip and quarter turn in a single resampling, then colour, then erasing.
 
     The view depends on (seed, epoch, id) alone: not on the batch, its size, the process or the device.
 
     Args:
         images: uint8 `[B, H, W, bands]`.
-        ids: int64 `[B]`, a number that names the image.
-        seed: of the run.
-        epoch: whose view is wanted.
+        ids: int64 `[B]`, identifier of each image.
+        seed: seed of the run.
+        epoch: epoch, or number, of the view.
         size: side of the view in pixels.
-        config: what varies, and how much.
+        config: kinds and ranges of the random changes.
 
     Returns:
         float32 `[B, bands, size, size]` in 0..1, channels-last in memory.
@@ -75,7 +75,7 @@ def training_view(images: Tensor, ids: Tensor, *, seed: int, epoch: int, size: i
 
 
 def view_number(epoch: int, views: int) -> int:
-    """Number of the view that an epoch uses, of so many that the epochs cycle through; 0 for a fresh one every time.
+    """Return the number of the view of an epoch: epochs cycle through `views` views; with 0 each has a new one.
 
     Examples:
         >>> from scenedistill.data.views import view_number
@@ -88,7 +88,7 @@ def view_number(epoch: int, views: int) -> int:
 
 
 def evaluation_view(images: Tensor, *, size: int) -> Tensor:
-    """The whole image, resized: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1.
+    """Resize the whole image: uint8 `[B, H, W, bands]` to float32 `[B, bands, size, size]` in 0..1.
 
     Examples:
         >>> import torch
@@ -101,7 +101,7 @@ def evaluation_view(images: Tensor, *, size: int) -> Tensor:
 
 
 def resized(view: Tensor, size: int) -> Tensor:
-    """Views of another size, float32 `[B, bands, H, W]` to `[B, bands, size, size]`, with antialiasing.
+    """Resize views with antialiasing: float32 `[B, bands, H, W]` to `[B, bands, size, size]`.
 
     Examples:
         >>> import torch
@@ -115,10 +115,10 @@ def resized(view: Tensor, size: int) -> Tensor:
 
 
 def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each image, float32 `[B, count]`, the same on every device.
+    """Draw `count` numbers in [0, 1) for each image, float32 `[B, count]`, the same on every device.
 
     A counter-based generator: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over (seed, epoch, id, column),
-    in 64-bit integers that wrap, of which the top 24 bits make the float exactly.
+    in 64-bit integers that wrap; their top 24 bits are exact as a float.
 
     Examples:
         >>> import torch
@@ -127,14 +127,14 @@ def uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
         tensor([[0.4691, 0.1935, 0.3130],
                 [0.7297, 0.2350, 0.9247]])
     """
-    # seed and epoch are mixed on the host: a constant that is sent to a GPU makes the host wait for it
+    # seed and epoch are mixed on the host: the host would have to wait while a constant is copied to a GPU
     key = int(_mix(_mix(torch.tensor(_wrapped(seed))) + epoch))
     bits = _mix(_mix(ids + key)[:, None] + torch.arange(count, device=ids.device))
     return ((bits >> 40) & 0xFFFFFF).float() / 2**24
 
 
 def _wrapped(number: int) -> int:
-    """Any whole number as one of 64 bits with a sign."""
+    """Wrap an integer to the range of a signed 64-bit integer."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -162,7 +162,7 @@ def _crop(draw: Tensor, config: ViewConfig) -> Tensor:
 
 
 def _turn(theta: Tensor, draw: Tensor) -> Tensor:
-    """Put one of the eight symmetries of the square before each map."""
+    """Compose each map with one of the eight symmetries of the square, which is applied first."""
     chosen = _symmetries(theta.device)[(draw * 8).long()]
     # a sum of products written out: a batched matrix product may round otherwise on another device or batch size
     linear = (theta[:, :, :2, None] * chosen[:, None]).sum(2)
@@ -170,8 +170,10 @@ def _turn(theta: Tensor, draw: Tensor) -> Tensor:
 
 
 def _grid(theta: Tensor, size: int) -> Tensor:
-    """Where each pixel of a view lies in the image, `[B, size, size, 2]` in -1..1: what torch's `affine_grid` gives, to
-    rounding, in a fraction of its time on a CPU."""
+    """Return the position in the image of each pixel of a view, `[B, size, size, 2]` in -1..1.
+
+    Equals torch's `affine_grid` up to rounding, in a fraction of its time on a CPU.
+    """
     middles = (2 * torch.arange(size, device=theta.device) + 1) / size - 1
     across = theta[:, :, 0, None, None] * middles + theta[:, :, 2, None, None]  # [B, 2, 1, size]
     return torch.stack((across + theta[:, :, 1, None, None] * middles[:, None]).unbind(1), 3)
@@ -189,12 +191,12 @@ def _symmetries(device: torch.device) -> Tensor:
 
 @lru_cache
 def _luma(device: torch.device) -> Tensor:
-    """Weights of red, green and blue in the grey, `[3, 1, 1]` (ITU-R BT.601)."""
+    """Return the weights of red, green and blue in luma, `[3, 1, 1]` (ITU-R BT.601)."""
     return torch.tensor([0.299, 0.587, 0.114], device=device)[:, None, None]
 
 
 def _colour(view: Tensor, draw: Tensor, config: ViewConfig) -> Tensor:
-    """Saturation, contrast and brightness as one affine map of each image's colours, from 0..255 to 0..1."""
+    """Change saturation, contrast and brightness, an affine map of each image's colours, from 0..255 to 0..1."""
     amounts = (config.brightness, config.contrast, config.saturation)
     factors = (1 + amount * (2 * draw[:, i, None, None, None] - 1) for i, amount in enumerate(amounts))
     brightness, contrast, saturation = factors

@@ -1,4 +1,4 @@
-"""Find the image files of a folder, to its bottom."""
+"""Find the image files below a folder, at any depth."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle
 
 
 def walk_images(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
-    """Files with an `IMAGE_SUFFIXES` ending in any case, in the order of the names, folder by folder.
+    """Yield the files with an `IMAGE_SUFFIXES` ending in any case, depth first and sorted by name in each folder.
 
-    Hidden files and system litter are left out, links to folders followed once.
+    Hidden files and system litter are skipped; links to folders are followed once.
 
     Args:
-        folder: where to look.
-        leave_out: a folder below it that is not entered; resolved.
+        folder: folder to search.
+        leave_out: resolved path of a folder below it that is not searched.
 
     Raises:
-        UserError: a folder that cannot be listed.
+        UserError: a folder cannot be listed.
     """
     yield from _walk(folder, leave_out, set())
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that systems leave behind."""
+    """Return whether a file or folder is hidden, or one that operating systems create."""
     return name.startswith(".") or name.lower() in _LITTER
 
 

@@ -1,1 +1,1 @@
-"""Decoded images, once on the disk and mapped into memory by all that need them."""
+"""The cache of decoded images: written to disk once, and memory-mapped by every process."""

@@ -37,19 +37,19 @@ def build_cache(
     progress: bool = True,
     value_range: tuple[float, float] | None = None,
 ) -> SceneCache:
-    """Decode the scenes as `read_scene` does, or take them from an earlier call: only new and changed files, told by
-    size and time, are decoded.
+    """Decode the scenes with `read_scene`, or reuse those of an earlier call: only new files, and files with another
+    size or mtime, are decoded.
 
     The array is written under a new name and `manifest.json`, which names it, is replaced last: a process killed at
     any moment leaves the old cache or none. One process builds at a time; others wait and then reuse. Images that are
-    not in `index` but still lie unchanged on the disk are kept, so a subset does not cost the rest.
+    not in `index` are kept if their files are unchanged, so that building a subset does not discard the rest.
 
     Args:
         index: the scenes.
         size: side of the decoded images in pixels.
-        bands: bands of the decoded images, see `read_image`.
-        folder: where the cache lies; default: a folder in `cache_home()` for this root, size, bands and value range.
-        workers: threads; default: one for each core this process may use.
+        bands: number of bands of the decoded images, see `read_image`.
+        folder: folder of the cache; default: a folder in `cache_home()` for this root, size, bands and value range.
+        workers: number of threads; default: one for each core this process may use.
         on_bad: "stop" raises when any image cannot be read (the good ones stay cached, the bad ones are tried again the
             next time); "skip" leaves the bad ones out, and does not try them again until their file changes.
         progress: show a progress bar with images/s on the standard error.
@@ -90,14 +90,14 @@ def build_cache(
 
 
 def cache_home() -> Path:
-    """`$SCENEDISTILL_CACHE`, else `$XDG_CACHE_HOME/scenedistill`, else `~/.cache/scenedistill`."""
+    """Return `$SCENEDISTILL_CACHE`, else `$XDG_CACHE_HOME/scenedistill`, else `~/.cache/scenedistill`."""
     if own := os.environ.get("SCENEDISTILL_CACHE"):
         return Path(own).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenedistill"
 
 
 def _rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
-    """These rows, without a copy where they lie in one run."""
+    """Return these rows, without a copy if they are contiguous."""
     if np.array_equal(rows, np.arange(len(images))):
         return images
     if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
@@ -108,7 +108,7 @@ def _rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
 
 
 def complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
-    """What is wrong with some images of a folder, and what to do."""
+    """Compose the error message about unreadable images of a folder, with advice."""
     named = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     advice = "Mend or remove them" + (", or leave them out with --data.on_bad skip." if len(bad) < total else ".")
@@ -120,7 +120,7 @@ def _default_folder(settings: CacheSettings) -> Path:
 
 
 def folder_name(settings: CacheSettings) -> str:
-    """Name of a cache's folder, its own for each root and way of decoding."""
+    """Return the name of a cache's folder, different for each root and each set of decoding settings."""
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", Path(settings.root).name)[:40]
     return f"{name}-{settings.size}x{settings.bands}-{digest}"

@@ -1,4 +1,4 @@
-"""Read many scenes by a pool of threads, in order, with a progress bar."""
+"""Decode many scenes in order, with a pool of threads and a progress bar."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def decode_all(
     workers: int | None = None,
     progress: bool = True,
 ) -> Generator[Scene, None, None]:
-    """What `read` gives for each path, in the given order; few images are in memory at any time.
+    """Yield the result of `read` for each path, in the given order; few images are in memory at any time.
 
-    Threads, because Pillow decodes and resizes outside the GIL: as fast as processes, and safe to call from a script
-    without a main guard. Where `read` raises UnreadableImage, its reason comes instead. `workers` defaults to the cores
-    this process may use.
+    Threads are used because Pillow decodes and resizes outside the GIL: as fast as processes, and safe to call from a
+    script without a main guard. Where `read` raises UnreadableImage, its reason is yielded instead. `workers` defaults
+    to the cores this process may use.
     """
 
     def decode(path: str) -> Scene:
@@ -67,7 +67,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Silence what the decoders say about odd files: what matters is in the reason of a bad image."""
+    """Silence decoder warnings about unusual files; the reason of an unreadable image is reported separately."""
     logger = logging.getLogger("tifffile")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""An image cache as it lies on the disk: one array, one manifest that names it."""
+"""The files of an image cache: one array, and one manifest that names it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scenedistill.core.errors import Damaged, UserError
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
 _ARRAY_NAME = re.compile(r"(?:images|marks)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
-_COLUMNS = ("path", "bytes", "mtime_ns", "row")  # of a manifest; "crc32" since rows have checksums
+_COLUMNS = ("path", "bytes", "mtime_ns", "row")  # of a manifest; newer ones also have "crc32"
 _ENTRIES = {"kind", "settings", "array", "reasons", *_COLUMNS, "crc32"}
 
 Images = npt.NDArray[np.uint8]
-Stamp = tuple[int, int]  # bytes, mtime in ns: what tells a changed file; (-1, -1) for a file that is not there
+Stamp = tuple[int, int]  # bytes, mtime in ns, to detect a changed file; (-1, -1) for a missing file
 Entry = tuple[int, int, int]  # a stamp, and the row of the image in the array, -1 for an image that cannot be read
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What all rows of a cache were made with; where it differs no row can be reused."""
+    """Settings that all rows of a cache were made with; rows made with other settings cannot be reused."""
 
     root: str
     size: int
@@ -44,21 +44,21 @@ class CacheSettings:
 
 @dataclass(frozen=True, eq=False)
 class StoredCache:
-    """A cache as it lies on the disk."""
+    """An image cache opened from disk."""
 
     images: Images  # memory-mapped
     entries: dict[str, Entry]  # by path
     reasons: dict[str, str]  # by path: why an image cannot be read
     array: Path  # the file of `images`
-    checksums: npt.NDArray[np.uint32] | None = None  # `row_checksum` of each row; None in a cache from before
+    checksums: npt.NDArray[np.uint32] | None = None  # `row_checksum` of each row; None in an older version
 
     def is_damaged(self, row: int) -> bool:
-        """Whether an image in the array is not the one that was decoded."""
+        """Return whether an image in the array does not match its checksum."""
         return self.checksums is not None and row_checksum(self.images[row]) != self.checksums[row]
 
 
 def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
-    """The cache in the folder; None if there is none, or a damaged one, or one made with other settings."""
+    """Open the cache in a folder; None if it is missing, damaged or made with other settings."""
     for _ in range(5):
         manifest = read_manifest(folder)
         if manifest is None or manifest["settings"] != json.loads(json.dumps(asdict(settings))):
@@ -66,8 +66,8 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
         try:
             images = np.load(folder / manifest["array"], mmap_mode="r")
         except FileNotFoundError:
-            continue  # replaced between our two looks
-        except Exception:  # of a damaged header, NumPy raises this and that
+            continue  # replaced since the manifest was read
+        except Exception:  # NumPy raises various errors for a damaged header
             return None
         rows = manifest["row"]
         if images.shape != (sum(row >= 0 for row in rows), *settings.shape) or images.dtype != np.uint8:
@@ -87,10 +87,10 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the manifest in a folder holds; None if there is none, or a damaged one.
+    """Return the content of the manifest in a folder; None if it is missing or damaged.
 
     Raises:
-        UserError: it is no image cache's, and nor is the folder.
+        UserError: neither the manifest nor the folder belongs to an image cache.
     """
     try:
         text = (folder / "manifest.json").read_bytes()
@@ -103,12 +103,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if isinstance(manifest, dict) and manifest.get("kind") == KIND and _is_whole(manifest):
         return manifest
     if any(_ARRAY_NAME.fullmatch(entry.name) for entry in folder.iterdir()):
-        return None  # ours, damaged: it is made anew
+        return None  # a damaged cache, which is rebuilt
     raise UserError(f"{folder} is not an image cache: its manifest.json is something else. Use another folder.")
 
 
 def _is_whole(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest holds what one holds, each image in a row of its own."""
+    """Return whether a manifest has all entries, of the right types, and a separate row for each image."""
     columns = [*_COLUMNS, *(["crc32"] if "crc32" in manifest else [])]
     if not (_ENTRIES - {"crc32"} <= manifest.keys() <= _ENTRIES and _ARRAY_NAME.fullmatch(str(manifest["array"]))):
         return False
@@ -132,12 +132,12 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
 
 
 def row_checksum(row: npt.NDArray[np.uint8]) -> int:
-    """CRC-32 of a decoded image: 2.6 GB a second, and no damage of up to 32 bits in a row of bytes escapes it."""
+    """Return the CRC-32 of a decoded image: 2.6 GB a second, and it detects every error burst of up to 32 bits."""
     return zlib.crc32(np.ascontiguousarray(row).data)
 
 
 def write_header(file: BinaryIO, count: int, settings: CacheSettings) -> None:
-    """The .npy header; numpy pads it so that its length does not depend on `count`."""
+    """Write the .npy header; numpy pads it so that its length does not depend on `count`."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *settings.shape)}
     np.lib.format.write_array_header_1_0(file, header)
 
@@ -150,7 +150,7 @@ def commit(
     reasons: dict[str, str],
     checksums: dict[str, int],
 ) -> None:
-    """Put the new manifest in place of the old one: from here on the new array counts."""
+    """Replace the manifest by a new one, which makes the new array the current one."""
     sizes, times, rows = zip(*entries.values(), strict=True)
     manifest: dict[str, Any] = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
     manifest |= {"path": list(entries), "bytes": list(sizes), "mtime_ns": list(times), "row": list(rows)}
@@ -160,21 +160,21 @@ def commit(
 
 
 def marks_file(array: Path) -> Path:
-    """Where the marks of a cache's images lie: beside the array, whose number they carry."""
+    """Return the path of the marks of a cache's images: beside the array, with the same number in the name."""
     return array.with_name(array.name.replace("images", "marks", 1))
 
 
 def array_in_use(folder: Path) -> str:
-    """Name of the array that counts; "" if there is none."""
+    """Return the name of the current array; "" if there is none."""
     with contextlib.suppress(OSError, ValueError):
         return str(json.loads((folder / "manifest.json").read_bytes()).get("array"))
     return ""
 
 
 def remove_arrays(folder: Path, keep: str) -> None:
-    """Delete all arrays but the one named `keep` and its marks; only for the holder of the lock."""
+    """Delete all arrays but the one named `keep` and its marks; the caller must hold the lock."""
     for entry in folder.iterdir():
         found = _ARRAY_NAME.fullmatch(entry.name)
         if found and (keep != f"images-{found[1]}" or found[2]):
-            with contextlib.suppress(OSError):  # Windows keeps what a reader has mapped; the next build removes it
+            with contextlib.suppress(OSError):  # Windows keeps a mapped file; the next build removes it
                 entry.unlink()

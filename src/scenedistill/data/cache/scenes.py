@@ -1,4 +1,4 @@
-"""Decoded scenes as the rest of the program holds them."""
+"""Decoded scenes, memory-mapped and verified when they are first fetched."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SceneCache:
         images: uint8 `[N, size, size, bands]`, read-only; row i is `index.paths[i]`. Memory-mapped, except when the
             index is a scattered subset of what the cache holds: then those rows are copied into memory.
         size: side in pixels.
-        bands: bands of each image.
+        bands: number of bands of each image.
         bad: (path, reason) of each image that was left out.
-        folder: where the cache lies.
+        folder: folder of the cache.
         report: what was done, such as "10,000 images: 9,998 reused, 2 decoded, 0 bad".
-        checksums: `row_checksum` of each image, uint32 `[N]`; None in a cache from before there were any.
-        places: row of each image in the file of the array, int64 `[N]`.
-        array: that file.
+        checksums: `row_checksum` of each image, uint32 `[N]`; None in a cache of an older version.
+        places: row of each image in the file `array`, int64 `[N]`.
+        array: file of the array.
         reader: decodes an image again where the cache is damaged.
     """
 
@@ -56,13 +56,13 @@ class SceneCache:
         object.__setattr__(self, "_compared", np.zeros(len(self.images), bool))
 
     def fetch(self, positions: npt.NDArray[np.int64]) -> Images:
-        """The images at these positions, uint8 `[n, size, size, bands]`, copied.
+        """Return a copy of the images at these positions, uint8 `[n, size, size, bands]`.
 
-        Each is compared with its checksum when it is fetched for the first time. A damaged one is decoded again from
-        its file, and put right in the cache where that can be written.
+        Each image is compared with its checksum when it is first fetched. A damaged one is decoded again from its file,
+        and repaired in the cache if that is writable.
 
         Raises:
-            UserError: it is damaged, and its file is gone or was changed.
+            UserError: an image is damaged, and its file is missing or was changed.
         """
         found: Images = self.images[positions]
         if self.checksums is not None:
@@ -90,16 +90,16 @@ class SceneCache:
                 f"another one or none. Delete {self.folder / 'manifest.json'} and give the same command again: all "
                 "images are then decoded anew."
             )
-        with contextlib.suppress(OSError, ValueError):  # another may own the cache, or have replaced it
+        with contextlib.suppress(OSError, ValueError):  # the cache may be read-only, or replaced by another process
             rows = np.lib.format.open_memmap(self.array, mode="r+")
             rows[self.places[position]] = scene
             rows.flush()
         return scene
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes the array's file stands in for the array, which would be copied to each as a whole."""
+        """Replace the memory-mapped array by its file, so that pickling for other processes does not copy it."""
         state = dict(self.__dict__)
-        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):  # not a part of one
+        if isinstance(self.images, np.memmap) and isinstance(self.images.base, mmap.mmap):  # not a slice of one
             state["images"] = Path(str(self.images.filename))
         return state
 

@@ -1,4 +1,4 @@
-"""Write a decoded cache: only what is new or changed is decoded, one process at a time, whole or not at all."""
+"""Write a decoded cache atomically, one process at a time; only new and changed scenes are decoded."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _SPARE_BYTES = 64 * 2**20  # disk space left free
 
 
 class SceneReader(Protocol):
-    """Where the scenes of a cache come from; asked by several threads at once."""
+    """Source of the scenes of a cache; several threads call it at the same time."""
 
     def stamp(self, path: str) -> Stamp:
-        """What changes when the scene does."""
+        """Return a stamp that changes when the scene does."""
 
     def read(self, path: str) -> Images:
-        """The scene, uint8 `[size, size, bands]`; raises UnreadableImage."""
+        """Read a scene, uint8 `[size, size, bands]`; raises UnreadableImage."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FileReader:
     constants: dict[Path, Constant] = field(default_factory=dict, compare=False, repr=False)
 
     def stamp(self, path: str) -> Stamp:
-        """Bytes and time of the file."""
+        """Return size and mtime of the file."""
         return file_stamp(self.root / path)
 
     def read(self, path: str) -> Images:
@@ -79,14 +79,14 @@ def stored_scenes(
     workers: int | None = None,
     progress: bool = True,
 ) -> tuple[StoredCache, int]:
-    """A cache that holds these scenes as they are now, and how many had to be decoded; see `build_cache`.
+    """Return an up-to-date cache of these scenes, and how many had to be decoded; see `build_cache`.
 
     Args:
-        settings: what all scenes of the cache are made with.
-        paths: of the scenes; an entry of the cache each, with a row of -1 for one that cannot be read.
-        reader: reads one.
-        folder: of the cache.
-        retry: read again what could not be read before.
+        settings: settings that all scenes of the cache are made with.
+        paths: paths of the scenes; the cache has an entry for each, with row -1 if it cannot be read.
+        reader: source of the scenes.
+        folder: folder of the cache.
+        retry: read again the scenes that could not be read before.
         workers, progress: see `build_cache`.
     """
     stamps = {path: reader.stamp(path) for path in paths}
@@ -111,14 +111,16 @@ def stored_scenes(
 
 
 def _is_current(stored: StoredCache, reader: SceneReader, stamps: dict[str, Stamp], retry: bool) -> bool:
-    """Whether the cache holds these sources as they are now (`retry`: and readable), in their order if there are no
-    others, and nothing that is gone."""
+    """Return whether all scenes in the cache are up to date, and these are all there (`retry`: and readable).
+
+    If the cache holds no other scenes, its rows must also be in the order of `stamps`.
+    """
     for path, stamp in stamps.items():
         entry = stored.entries.get(path)
         if entry is None or entry[:2] != stamp or (retry and entry[2] < 0):
             return False
     others = stored.entries.keys() - stamps.keys()
-    if not others:  # a whole data set must be one run of rows; a subset may be copied out
+    if not others:  # a whole data set must be rows in order; a subset may be copied
         rows = [row for path in stamps if (row := stored.entries[path][2]) >= 0]
         return rows == sorted(rows)
     return all(reader.stamp(path) == stored.entries[path][:2] for path in others)
@@ -134,7 +136,7 @@ def _rebuild(
     workers: int | None,
     progress: bool,
 ) -> tuple[StoredCache, int]:
-    """Write the array and the manifest anew, copying what is still valid; also the number of images decoded."""
+    """Rewrite the array and the manifest, copying rows that are still valid; also return the number decoded."""
     old = stored.entries if stored else {}
     kept = {path: entry[:2] for path, entry in old.items() if path not in stamps and entry[2] >= 0}
     sources = stamps | {path: stamp for path, stamp in kept.items() if reader.stamp(path) == stamp}
@@ -207,7 +209,7 @@ def cache_lock(folder: Path, progress: bool) -> Iterator[None]:
 
 
 def file_stamp(path: Path) -> Stamp:
-    """Bytes and time of a file: what tells a changed one."""
+    """Return size and mtime of a file, to detect a changed one; (-1, -1) if it is missing."""
     try:
         status = os.stat(path)  # noqa: PTH116  (twice as fast for tens of thousands of files)
     except OSError:

@@ -1,1 +1,1 @@
-"""Image files of any common kind, read with care."""
+"""Read image files of common formats, and refuse damaged or malicious ones."""

@@ -56,8 +56,8 @@ def read_image(
         bands: number of bands wanted, 1 or more.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
         value_range: see above; ignored for 8-bit images.
-        constants: a value far from all others, which most likely means no data and over which the image's own range is
-            stretched all the same, is added under the path; not looked for when None.
+        constants: dict to which a constant that most likely means nodata (see `find_constant`) is added under the
+            path; the stretch still includes it. Not looked for when None.
 
     Raises:
         UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (in the
@@ -74,7 +74,7 @@ def read_image(
             if found := find_constant(pixels[held].T):
                 constants[path] = found
         return _to_bands(_to_uint8(pixels, nodata, value_range), bands)
-    except Exception as error:  # decoders answer broken files with nearly any exception
+    except Exception as error:  # decoders raise nearly any exception for a broken file
         raise UnreadableImage(path, _reason(error)) from error
 
 
@@ -90,14 +90,14 @@ def read_scene(
 
     The image is squashed to a square by an antialiased bicubic resize. For speed a JPEG is first decoded at 1/2, 1/4 or
     1/8 of its size as long as both sides keep 2 x `size` pixels, and any large image is box-averaged by a whole
-    factor to no less than 3 x `size`; the eye cannot tell. Arguments and errors: see `read_image`.
+    factor to no less than 3 x `size`; the difference is not visible. Arguments and errors: see `read_image`.
     """
     pixels = read_image(path, bands, at_least=2 * size, value_range=value_range, constants=constants)
     return squash(pixels, size)
 
 
 def squash(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """An image's pixels, uint8 `[H, W, bands]`, as `read_scene` has them: `[size, size, bands]`."""
+    """Resize an image, uint8 `[H, W, bands]`, to a square as `read_scene` does: `[size, size, bands]`."""
     bands = pixels.shape[2]
     if pixels.shape[:2] == (size, size):
         return pixels
@@ -113,14 +113,14 @@ def _resize(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _decode(path: Path, at_least: int | None) -> tuple[Pixels, float | None]:
-    """Pixels and, where the file declares one, the no-data value."""
+    """Decode a file, and return the pixels with the nodata value if the file declares one."""
     with path.open("rb") as file:
         head = file.read(4)
     if not head:
         raise ValueError("the file is empty")
     if head.startswith(TIFF_HEADS):
         return decode_tiff(path, lambda: _by_pillow(path, at_least))
-    # Pillow asks a file for as much as a PNG's chunk says that it holds, and a file makes room for all of it
+    # Pillow reads as many bytes as a PNG chunk declares, and a file object allocates all of them
     return _by_pillow(io.BytesIO(path.read_bytes()) if head == b"\x89PNG" else path, at_least), None
 
 
@@ -151,8 +151,10 @@ def _from_pil(image: Image.Image) -> Pixels:
 
 
 def _decode_deep_png(path: Path | io.BytesIO, layout: str) -> Pixels:
-    """A 16-bit colour PNG, of which Pillow would keep only the upper bytes: the lower ones come by asking again, with
-    the samples said to be little-endian."""
+    """Decode a 16-bit colour PNG, of which Pillow keeps only the upper bytes.
+
+    The lower bytes are read in a second pass, in which the samples are declared little-endian.
+    """
 
     def as_bytes(layout: str) -> npt.NDArray[np.uint16]:
         with Image.open(path, formats=("PNG",)) as image:
@@ -200,7 +202,7 @@ def _to_uint8(pixels: Pixels, nodata: float | None, value_range: tuple[float, fl
 
 
 def _valid(pixels: Pixels, nodata: float | None) -> npt.NDArray[np.bool_]:
-    """Where the values of a deep image are data, `[H, W, C]`."""
+    """Return where the values of a deep image are data, bool `[H, W, C]`."""
     values = pixels.astype(np.float64)
     valid = np.isfinite(values)
     return valid if nodata is None else valid & (values != nodata)
@@ -225,5 +227,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, (LookupError, TypeError, AttributeError)) or "decoder object" in str(error):
-        return "the file is damaged"  # a decoder tripped; its words say nothing
+        return "the file is damaged"  # an internal error of a decoder, with an unhelpful message
     return (str(error).splitlines() or [""])[0].strip()[:150] or type(error).__name__

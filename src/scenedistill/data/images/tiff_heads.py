@@ -1,4 +1,4 @@
-"""The heads of a TIFF, read with care: what decoding would take is known before anything is decoded."""
+"""Read the page headers of a TIFF, to check the memory that decoding needs before anything is decoded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
 
-#: A file of more pages, or a page of more tags, is no image.
+#: Largest number of pages in a file and of tags in a page; a file with more is refused.
 MOST_PAGES, MOST_TAGS = 4096, 4096
-#: Bytes of the decoded values that a pixel of the largest image may have: four bands of 16 bits.
+#: Decoded bytes per pixel that the largest image may have: four bands of 16 bits.
 BYTES_OF_PIXEL = 8
-#: A tile that cannot inflate to more than this is not looked into.
+#: A tile that cannot inflate to more bytes than this is not checked.
 INFLATED_BYTES = 128 << 20
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
@@ -29,17 +29,17 @@ _KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 
 @dataclass(frozen=True)
 class TiffHead:
-    """A page's size and how it is stored.
+    """Size and storage of a TIFF page.
 
     Attributes:
-        width, height: in pixels.
-        samples: values of a pixel.
-        bits: of a value.
-        compression: the tag's number; 1 for none.
-        area: pixels of all tiles or strips, which are decoded whole however little of them the page shows.
+        width, height: size in pixels.
+        samples: number of samples per pixel.
+        bits: bits per sample.
+        compression: value of the compression tag; 1 for none.
+        area: pixels of all tiles or strips, which are decoded as a whole even where they extend beyond the page.
         piece: bytes of one decoded tile or strip.
-        counts, offsets: bytes of each stored tile or strip, and where it lies.
-        overview: whether it is a smaller copy or a mask of another page.
+        counts, offsets: bytes of each stored tile or strip, and its position in the file.
+        overview: whether the page is a smaller copy or a mask of another page.
     """
 
     width: int
@@ -55,15 +55,15 @@ class TiffHead:
 
     @property
     def bytes(self) -> int:
-        """Of the decoded page."""
+        """Size of the decoded page in bytes."""
         return self.area * self.samples * max(1, -(-self.bits // 8))
 
 
 def read_heads(path: Path) -> list[TiffHead]:
-    """Every page of a TIFF.
+    """Read the header of every page of a TIFF.
 
     Raises:
-        ValueError: no TIFF, a chain of pages that leads back or does not end, or heads that lie outside the file.
+        ValueError: not a TIFF, a cyclic or endless chain of pages, or headers outside the file.
     """
     with path.open("rb") as file:
         return _read(file, path.stat().st_size)
@@ -83,7 +83,7 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
     (offset,) = struct.unpack_from(f"{order}{offset_kind}", head, start)
     pages: list[TiffHead] = []
     seen: set[int] = set()
-    left = size  # bytes of lists that the pages may have beside each other: some share one long list, to take memory
+    left = size  # bytes of tag values that all pages together may have: malicious files share one long list
     while offset:
         if offset in seen:
             raise ValueError("the file is damaged: its pages lead back to each other")
@@ -123,7 +123,7 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
 def _values(
     file: BinaryIO, size: int, order: str, offset_kind: str, kind: str, length: int, inside: bytes
 ) -> tuple[int, ...]:
-    """The numbers of a tag, in its entry or where that points to."""
+    """Read the values of a tag, from its entry or from the position that the entry points to."""
     needed = length * struct.calcsize(kind)
     if needed <= len(inside):
         return struct.unpack_from(f"{order}{length}{kind}", inside)
@@ -165,14 +165,14 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffHead:
 
 
 def check_heads(pages: list[TiffHead], most: int | None) -> None:
-    """Refuse a TIFF that would take far more memory than an image of the most pixels allowed.
+    """Refuse a TIFF that would take far more memory than the largest image allowed.
 
     Args:
-        pages: from `read_heads`.
-        most: pixels; no limit when None.
+        pages: result of `read_heads`.
+        most: largest number of pixels; no limit when None.
 
     Raises:
-        ValueError: too many pixels, in its tiles if not in the image, or in all pages that are bands together.
+        ValueError: too many pixels in the image or in its tiles, or too many bytes in all bands together.
     """
     first = pages[0]
     if most is None:
@@ -189,11 +189,12 @@ def check_heads(pages: list[TiffHead], most: int | None) -> None:
 
 
 def check_inflated(path: Path, page: TiffHead) -> None:
-    """Refuse deflated or LZMA tiles that hold more than they should, where that could be very much, or very often:
-    tifffile unpacks whatever is in them.
+    """Refuse deflate or LZMA tiles that inflate to more than their size, as tifffile inflates all of their content.
+
+    Only tiles that could inflate to very much are checked, but all tiles if the page lists one of them twice.
 
     Raises:
-        ValueError: there is such a tile.
+        ValueError: a tile is too large, or damaged.
     """
     ratio, opener = {8: (1032, zlib.decompressobj), 32946: (1032, zlib.decompressobj)}.get(
         page.compression, (7200, lzma.LZMADecompressor)

@@ -17,7 +17,7 @@ from scenedistill.data.images.tiff_heads import TiffHead, check_heads, check_inf
 Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
 
 _OTHERS, _GDALS = "`pip install imagecodecs`", "`pip install 'scenedistill[use]'` (or imagecodecs)"
-#: Compressions that Pillow and tifffile read only with help: name, and what brings the help.
+#: Compressions that Pillow and tifffile read only with another package: name, and how to install the package.
 CODECS = {
     5: ("LZW", _GDALS),
     6: ("old JPEG", _OTHERS),
@@ -42,16 +42,17 @@ _USUAL = (1, 2, 3, 4, 8, 32773, 32946)  # none, fax, deflate, PackBits
 
 
 def decode_tiff(path: Path, by_pillow: Callable[[], Pixels]) -> tuple[Pixels, float | None]:
-    """The bands of a TIFF, and where the file declares one, the no-data value.
+    """Decode the bands of a TIFF, and return them with the nodata value if the file declares one.
 
-    Pillow reads what it knows, tifffile the rest; what neither can unpack, GDAL does where rasterio is installed.
+    Pillow reads the files that it supports and tifffile the others; GDAL, if rasterio is installed, decompresses the
+    files that neither can.
 
     Args:
-        path: the file.
-        by_pillow: reads the file with Pillow.
+        path: path of the file.
+        by_pillow: function that reads the file with Pillow.
 
     Raises:
-        ValueError: too large, damaged, or in a compression that nothing here reads; and whatever the readers raise.
+        ValueError: too large, damaged, or in an unsupported compression. Errors of the readers pass unchanged.
     """
     heads = read_heads(path)
     check_heads(heads, Image.MAX_IMAGE_PIXELS)
@@ -64,7 +65,7 @@ def decode_tiff(path: Path, by_pillow: Callable[[], Pixels]) -> tuple[Pixels, fl
             page = tif.pages.first
             if page.compression in _USUAL:
                 raise
-            if page.photometric not in (0, 1, 2):  # what GDAL gives is no colours then
+            if page.photometric not in (0, 1, 2):  # GDAL would not return grey or RGB
                 what, _ = _codec(page)
                 raise ValueError(f"{what} in a TIFF cannot be unpacked: damaged, or it needs {_OTHERS}") from None
             return _decode(tif, path, heads)
@@ -76,7 +77,7 @@ def _is_plain(tif: tifffile.TiffFile) -> bool:
     if page.bitspersample > 8 or page.sampleformat != 1:
         return False
     if tif.is_bigtiff and tif.byteorder == ">" and page.photometric in (0, 1, 2):
-        return False  # Pillow knows no such file
+        return False  # not supported by Pillow
     if page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE):
         return page.samplesperpixel == 1 and len(_band_pages(tif)) == 1
     if page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4:
@@ -120,7 +121,7 @@ def _decode(tif: tifffile.TiffFile, path: Path, heads: list[TiffHead]) -> tuple[
 
 
 def negative(values: Pixels, bits: int) -> Pixels:
-    """Values of a file in which the smallest is white (PHOTOMETRIC=MINISWHITE), as if it were black."""
+    """Invert the values of a file whose smallest value is white (PHOTOMETRIC=MINISWHITE)."""
     if values.dtype.kind == "u":
         return np.asarray(values.dtype.type(2**bits - 1) - values)
     return np.asarray(~values if values.dtype.kind == "i" else -values)
@@ -133,7 +134,7 @@ def _negative_of(nodata: float, page: tifffile.TiffPage) -> float:
 
 
 def _unpacked(page: tifffile.TiffPage, path: Path) -> Pixels:
-    """Pixels of a page as tifffile has them, by GDAL where tifffile cannot."""
+    """Read the pixels of a page in tifffile's layout, with tifffile or else with GDAL."""
     code = int(page.compression)
     try:
         return np.asarray(page.asarray(maxworkers=1))
@@ -151,7 +152,7 @@ def _unpacked(page: tifffile.TiffPage, path: Path) -> Pixels:
             with rasterio.open(f"GTIFF_DIR:{page.index + 1}:{path}", driver="GTiff") as raster:
                 bands = raster.read()
     except rasterio.errors.RasterioError as problem:
-        while problem.__cause__ is not None:  # GDAL's own words
+        while problem.__cause__ is not None:  # the message of GDAL itself
             problem = problem.__cause__
         if "missing codec" in str(problem):
             raise ValueError(f"{what} in a TIFF needs {_OTHERS}") from problem
@@ -162,7 +163,7 @@ def _unpacked(page: tifffile.TiffPage, path: Path) -> Pixels:
 
 
 def _codec(page: tifffile.TiffPage) -> tuple[str, str]:
-    """What a page is packed with, and what brings the help to unpack it."""
+    """Return the name of the compression of a page, and how to install a package that reads it."""
     code = int(page.compression)
     if code in _USUAL:
         what = "the predictor of real numbers" if page.predictor == 3 else f"values of {page.bitspersample} bits"

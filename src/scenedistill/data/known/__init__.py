@@ -1,1 +1,1 @@
-"""Data sets that people know by name: what they hold, and how they are downloaded."""
+"""Well-known data sets: their content, and how they are downloaded."""

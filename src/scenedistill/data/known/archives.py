@@ -1,7 +1,7 @@
-"""Unpack archives that may have been made to do harm."""
+"""Unpack archives that may be malicious."""
 
-# by hand because tarfile's filters let links pass, zipfile renames what climbs out instead of refusing it, and neither
-# looks for bombs or for names that clash
+# not left to the standard library: tarfile's filters allow links, zipfile renames names that lead out of the folder
+# instead of refusing them, and neither detects decompression bombs or clashing names
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def extract(archive: Path, target: Path, *, limits: Limits | None = None, progre
     archive is kept. Permissions and owners are not taken over; macOS's `__MACOSX` is left out.
 
     Raises:
-        UserError: no archive, damaged, encrypted, over the limits, or hostile (absolute or climbing names, links,
+        UserError: no archive, damaged, encrypted, over the limits, or malicious (absolute names, `..`, links,
             devices, names that clash), or `target` exists.
     """
     limits = limits or Limits()
@@ -41,7 +41,7 @@ def extract(archive: Path, target: Path, *, limits: Limits | None = None, progre
     temporary = target.parent / f".unpacking-{target.name}"
     try:
         if temporary.exists():
-            shutil.rmtree(temporary)  # of a run that was stopped
+            shutil.rmtree(temporary)  # left by an interrupted run
         temporary.mkdir(parents=True)
         with byte_progress("unpacking", progress) as bar:
             _unpack(archive, temporary, limits, bar)
@@ -120,14 +120,14 @@ def _open_tar(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 class _Names:
-    """Accepts the names of an archive's members one by one, if safe and free of clashes on any file system."""
+    """Checks the names of an archive's members: each must be safe, and clash with no other on any file system."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.folders: set[str] = set()
 
     def accept(self, name: str, is_folder: bool) -> PurePosixPath | None:
-        """The relative path to write to; None for what is to be left out."""
+        """Return the relative path to write to; None for a member that is skipped."""
         path = PurePosixPath(name.replace("\\", "/"))
         odd = any(ord(letter) < 32 for letter in name)
         if odd or ".." in path.parts or PureWindowsPath(name).anchor or not (path.parts or is_folder):

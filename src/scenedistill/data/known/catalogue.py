@@ -26,10 +26,10 @@ CATALOG: dict[str, DatasetFacts] = {facts.key: facts for facts in ENTRIES}
 
 @dataclass(frozen=True)
 class CheckReport:
-    """How a folder compares with a catalogue entry; `str()` says it in a few lines.
+    """Comparison of a folder with a catalogue entry; `str()` describes it in a few lines.
 
-    `odd_counts` holds (class as the folder spells it, images found, images expected); `nearest` is, for a folder that
-    is no known set, one that shares at least half of its class names, and how many it shares.
+    `odd_counts` holds (class as the folder spells it, images found, images expected); `nearest` holds, for an unknown
+    data set, the entry that shares most of its class names (at least half) and how many it shares.
     """
 
     facts: DatasetFacts | None
@@ -41,7 +41,7 @@ class CheckReport:
 
     @property
     def complete(self) -> bool:
-        """Exactly the catalogue's classes, each with exactly its number of images."""
+        """Whether the classes are exactly those of the entry, each with the expected number of images."""
         return self.facts is not None and not (self.missing_classes or self.unknown_classes or self.odd_counts)
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ def recognise(index: SceneIndex) -> DatasetFacts | None:
 
 
 def lookup(name: str) -> DatasetFacts:
-    """The entry of that name, forgiving case and punctuation.
+    """Return the entry of that name, ignoring case and punctuation.
 
     Raises:
         UserError: no such entry; the nearest name is proposed.
@@ -136,7 +136,7 @@ def overview() -> Table:
 
 
 def normalise(name: str) -> str:
-    """Class or set name without case, spaces, underscores, hyphens or CamelCase: 'Bare_Land' -> 'bareland'."""
+    """Return a class or set name without case, spaces, underscores, hyphens or CamelCase: 'Bare_Land' -> 'bareland'."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 

@@ -1,4 +1,4 @@
-"""The well-known scene data sets as those who published them describe them."""
+"""The well-known scene data sets, as their publishers describe them."""
 
 from __future__ import annotations
 

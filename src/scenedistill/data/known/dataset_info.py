@@ -1,4 +1,4 @@
-"""What is known of one data set."""
+"""Facts about one data set, and its sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What is known of one data set.
+    """Facts about one data set.
 
     Attributes:
         key: short name for the command line, lower case.
@@ -16,10 +16,10 @@ class DatasetFacts:
         counts: images of each class, with the class names as the original folders are spelt.
         pixels: side of the original square images in pixels.
         resolution: ground resolution in metres a pixel, as text because it is often a range; "" where unstated.
-        licence: as stated by those who give it out, in their words where they have any.
-        train_ratios: training fractions the literature usually reports; empty where there is no habit.
+        licence: as stated by the publishers, in their own words if there are any.
+        train_ratios: training fractions the literature usually reports; empty where no ratio is usual.
         reference, doi: the paper to cite.
-        home: where people go to get it by hand.
+        home: web page for getting the data set by hand.
         sources: archives that can be downloaded without an account; empty where there are none.
         other_names: further names by which it is known.
         class_aliases: other spellings of a class -> the name in `counts`.

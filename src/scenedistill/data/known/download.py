@@ -1,7 +1,7 @@
 """Download a data set of the catalogue: resumable, checksummed, safe against hostile servers."""
 
-# by hand because a download that broke off could not be continued: pooch begins again, huggingface_hub 2 deletes the
-# part (and one source is on Zenodo, not on its hub)
+# not left to a library, because an interrupted download could not be resumed: pooch starts again, huggingface_hub 2
+# deletes the part (and one source is on Zenodo, not on its hub)
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def download(
 ) -> Path:
     """Fetch and unpack a data set to `folder/{facts.name}` and return the folder that holds its class folders.
 
-    What is there already is not fetched again. Until all is well everything lies in hidden folders beside it, so that a
-    download stopped at any moment continues with the same call, and `folder/{facts.name}` is never half full. The
-    sources of the entry are tried in turn; `url` is used in their place. A `url` that is not one of them has no known
-    checksum: only its length and the archive's own checks guard it, so look at `catalog.check` afterwards.
+    A data set that exists is not fetched again. Unfinished data is kept in hidden folders beside it, so that the same
+    call resumes an interrupted download, and `folder/{facts.name}` is never incomplete. The sources of the entry are
+    tried in turn; `url` is used in their place. A `url` that is not one of them has no known checksum: only its length
+    and the archive's own checksums are verified, so run `catalogue.check` afterwards.
 
     Raises:
         UserError: no stable source (says where to get it), refused or failing server, wrong checksum, disk too full,
@@ -65,12 +65,12 @@ def download(
                 if number == len(sources):
                     raise
         if target.is_dir():
-            target.rmdir()  # empty, as was seen above
+            target.rmdir()  # empty, as checked above
         try:
             extract(archive, target, limits=limits, progress=progress)
         except UserError:
             if not (source.md5 or source.sha256):
-                archive.unlink()  # no checksum vouches for it, so fetch it anew the next time
+                archive.unlink()  # it has no known checksum, so fetch it again the next time
             raise
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error}.") from error
@@ -81,8 +81,8 @@ def download(
 def fetch(source: Source, folder: Path, *, progress: bool = True, limits: Limits | None = None) -> Path:
     """Download one file into `folder`, continuing a `.part` file of the same address, and verify its checksum.
 
-    A part is continued only if the server says that the file is still the same (If-Range with a strong ETag or the
-    date, and the same total length) or if a checksum will tell; otherwise it starts again.
+    A part is continued only if the server confirms that the file is unchanged (If-Range with a strong ETag or the
+    date, and the same total length) or if a checksum can verify the result; otherwise the download starts again.
 
     Raises:
         UserError: as for `download`.
@@ -113,12 +113,12 @@ def fetch(source: Source, folder: Path, *, progress: bool = True, limits: Limits
 
 
 def part_name(url: str) -> str:
-    """What a file on its way is called: a second source of a data set leaves the bytes of the first one alone."""
+    """Return the name of an unfinished download, different for each address, so that sources do not mix bytes."""
     return f"archive-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 class _Part:
-    """A file on its way: its bytes so far, and what the server said of the file they belong to."""
+    """An unfinished download: the bytes received so far, and the headers that identify the file on the server."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.path = folder / f"{part_name(url)}.part"
@@ -136,7 +136,7 @@ class _Part:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range may hold: a strong ETag, or else the date."""
+        """Value for If-Range: a strong ETag, or else the date; None if neither is known."""
         etag = self.known.get("etag")
         return etag if etag and not etag.startswith("W/") else self.known.get("modified")
 
@@ -193,9 +193,9 @@ def _fetch_all(source: Source, part: _Part, limits: Limits, bar: Progress, task:
 
 
 def _fetch_some(source: Source, part: _Part, limits: Limits, bar: Progress, task: TaskID) -> bool:
-    """One request; True when the part is complete, False when the server stopped early or the file has changed."""
+    """Make one request; return True if the part is complete, False if the server stopped or the file changed."""
     if part.size() and not (part.validator or source.md5 or source.sha256):
-        part.discard()  # nothing would tell whether the rest belongs to the beginning
+        part.discard()  # nothing could verify that the rest belongs to the same file
     offset = part.size()
     if offset and offset == part.total:
         return True
@@ -278,7 +278,7 @@ def _wrong_checksum(path: Path, source: Source) -> str | None:
 
 
 def _class_root(folder: Path, sources: tuple[Source, ...]) -> Path:
-    """The folder of class folders in an unpacked archive: where the source says, else below any single folder."""
+    """Return the folder of class folders in an unpacked archive: as the source says, else below single folders."""
     for source in sources:
         if source.folder and (folder / source.folder).is_dir():
             return folder / source.folder

@@ -1,4 +1,4 @@
-"""What fetching shares with unpacking: limits, a progress bar, the size of a chunk."""
+"""Shared by downloading and unpacking: limits, a progress bar, the size of a chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK = 1 << 16  # bytes
 
 @dataclass(frozen=True)
 class Limits:
-    """What a download may cost; the defaults are far above any data set of the catalogue and far below a disk.
+    """Limits of a download; the defaults are far above any data set of the catalogue and below the size of a disk.
 
     `ratio` is the size unpacked over the size packed (images hardly shrink at all; archives made to fill a disk do).
     `attempts` counts failures in a row without a single new byte; `timeout` and `backoff` are in seconds, the wait
@@ -28,6 +28,6 @@ class Limits:
 
 
 def byte_progress(what: str, show: bool) -> Progress:
-    """A bar for bytes, labelled `what`; use it as a context manager."""
+    """Create a progress bar for bytes, labelled `what`; use it as a context manager."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     return Progress(*columns, disable=not show)

@@ -1,1 +1,1 @@
-"""Georeferenced rasters of any size: opened with care, and read in parts."""
+"""Georeferenced rasters of any size, opened safely and read in windows."""

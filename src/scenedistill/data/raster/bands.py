@@ -1,4 +1,4 @@
-"""Which bands of a raster a network sees, and how their values become its colours."""
+"""Choose the bands of a raster that a network takes, and how they become the bands of the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def choose_bands(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
-    """Band numbers, and how the network's bands are made of them."""
+    """Return the band numbers to read, and how the network's bands are made of them; see `Source.colour`."""
     from rasterio.enums import ColorInterp
 
     for band in bands:
@@ -39,8 +39,10 @@ def choose_bands(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tu
 
 
 def white_sum(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
-    """What a value and its negative add up to where the smallest value is white (PHOTOMETRIC=MINISWHITE), which GDAL
-    tells and leaves to its users; None where it is black. See `data.tiffs.negative`."""
+    """Return the sum of a value and its inverse if the smallest value is white (PHOTOMETRIC=MINISWHITE), else None.
+
+    GDAL reports the tag but does not invert the values. See `data.images.tiffs.negative`.
+    """
     if raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
         return None
     return {"u": 2.0**bits - 1, "i": -1.0}.get(kind.kind, 0.0)

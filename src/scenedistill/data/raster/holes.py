@@ -1,4 +1,4 @@
-"""How the pixels of a raster or of an image that hold no data are told."""
+"""Detect the pixels of a raster or of an image that hold no data (holes)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 
-#: A constant counts as far from the rest when it fills more than this share of the pixels, ...
+#: A constant is reported as likely nodata if it fills more than this share of the pixels, ...
 LEAST_SHARE = 0.01
-#: ... hardly any other lies within this share of their range from it, ...
+#: ... hardly any other value is closer to it than this share of the range of the others, ...
 MARGIN = 1 / 8
-#: ... and they have more than so many values: fewer are classes or levels, and no image.
+#: ... and there are more than this many other values: fewer are classes or levels, and not an image.
 LEVELS = 32
 
 
 class Constant(NamedTuple):
-    """A value far from all others, which most likely stands for no data and which no file says so of.
+    """A value far from all others, which most likely means nodata but is not declared as such in the file.
 
     Attributes:
-        value: in all bands.
-        share: of the pixels looked at, 0..1.
+        value: the value.
+        share: share of the sampled pixels that have it, 0..1.
         low: 1st percentile of the other values.
-        high: their 99th percentile.
+        high: 99th percentile of the other values.
     """
 
     value: float
@@ -50,11 +50,12 @@ class Constant(NamedTuple):
 
 
 def find_constant(values: np.ndarray) -> Constant | None:
-    """The constant far from the rest that fills most pixels, such as -9999, 0 or 65535, of all bands or else of one;
-    None where there is none.
+    """Find the most frequent constant far from the other values, such as -9999, 0 or 65535; None if there is none.
+
+    The constant must fill a pixel in all bands; if there is none, each band is searched by itself.
 
     Args:
-        values: finite, `[bands, n]`.
+        values: finite values, `[bands, n]`.
     """
     if values.size == 0:
         return None
@@ -74,14 +75,14 @@ def _constant_of_all(values: np.ndarray) -> Constant | None:
         low, high = np.percentile(rest, (1, 99))
         near = float((np.abs(rest - float(value)) <= MARGIN * (high - low)).all(0).sum()) / values.shape[1]
         if not low <= value <= high and near < share / 10:
-            shown = float(str(value))  # as short as its own type has it: -3.4028235e+38 of float32
+            shown = float(str(value))  # shortest form in its dtype, such as -3.4028235e+38 for float32
             whole = shown == int(shown) and abs(shown) < 2**53
             found.append(Constant(int(shown) if whole else shown, share, float(low), float(high)))
     return max(found, key=lambda one: one.share, default=None)
 
 
 def constants_text(found: Mapping[Path, Constant]) -> str:
-    """What a user should know of image files with such a constant; empty where there are none."""
+    """Describe image files with such a constant for the user; empty if there are none."""
     if not found:
         return ""
     path, constant = min(found.items())
@@ -93,15 +94,15 @@ def constants_text(found: Mapping[Path, Constant]) -> str:
 
 
 def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:
-    """How pixels without data are told: `hole` and `nodata` of a `Source`.
+    """Return how pixels without data are detected: `hole` and `nodata` of a `Source`.
 
     Args:
-        raster: opened.
-        bands: numbers of the bands read, from 1; of whole or real numbers.
-        nodata: value that means no data in all of them; what the file says when not given.
+        raster: the opened raster.
+        bands: numbers of the bands read, from 1; their values are whole or real numbers.
+        nodata: nodata value of all these bands; by default the values that the file declares.
 
     Raises:
-        UserError: a band cannot hold the value given.
+        UserError: a band cannot hold the given value.
     """
     from rasterio.enums import ColorInterp, MaskFlags
 
@@ -113,18 +114,18 @@ def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | No
                 raise UserError(f"--nodata {nodata:g}: band {band} of {raster.name} is {kind} and cannot hold it.")
         return "value", tuple(value for value in held if value is not None)
     if any(raster.colorinterp[band - 1] == ColorInterp.alpha for band in bands):
-        return "none", ()  # asked for as a band, such as a near infrared that was declared wrongly
+        return "none", ()  # alpha read as a band, such as near infrared that is declared wrongly
     flags = [raster.mask_flag_enums[band - 1] for band in bands]
     if all(MaskFlags.nodata in flag for flag in flags):
         held = [held_value(raster.nodatavals[band - 1], kind) for band, kind in zip(bands, kinds, strict=True)]
         values = tuple(value for value in held if value is not None)
-        # a hole is one in all bands: where a band cannot have any, there are none
+        # a hole has nodata in all bands: if one band cannot hold it, there are no holes
         return ("value", values) if len(values) == len(bands) else ("none", ())
     return ("none" if all(MaskFlags.all_valid in flag for flag in flags) else "mask"), ()
 
 
 def held_value(value: float | None, kind: np.dtype[Any]) -> float | None:
-    """A value as a band of a type holds it, 0.1 rounded for float32; None where it cannot, such as 256 as uint8."""
+    """Convert a value to the type of a band (0.1 is rounded for float32); None if impossible, such as 256 as uint8."""
     if value is None:
         return None
     if kind.kind == "f":

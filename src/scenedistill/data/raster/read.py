@@ -1,4 +1,4 @@
-"""Pixels of a raster as uint8: any bands, any depth, holes told from data, and GDAL's troubles in one line."""
+"""Read the pixels of a raster as uint8: any bands, any depth, with a mask of holes, and GDAL's errors in one line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from scenedistill.data.raster.stretch import parse_stretch, percentiles
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-#: Bytes of undecoded pixels held at once by one reader.
+#: Bytes of pixels, before they become uint8, that one reader holds at a time.
 SLAB_BYTES = 16 << 20
-#: Largest block, which GDAL decodes as a whole: a strip of a row, a tile, or all of an image in one piece.
+#: Bytes of the largest block. GDAL decodes a block as a whole: a strip of rows, a tile, or the entire image.
 BLOCK_BYTES = 512 << 20
 #: The percentiles of a stretch are taken from this many patches along each axis, of this many pixels a side.
 PATCHES, PATCH = 10, 256
@@ -33,18 +33,18 @@ PATCHES, PATCH = 10, 256
 
 @dataclass(frozen=True)
 class Source:
-    """How the pixels of a raster become what the network sees; plain values, so that other processes can read too.
+    """How the pixels of a raster become the network's input; plain values, so that other processes can read too.
 
     Attributes:
-        path: as GDAL takes it.
-        drivers: of GDAL that may open it; any when empty.
+        path: path or name that GDAL accepts.
+        drivers: GDAL drivers that may open it; any when empty.
         bands: numbers of the bands read, from 1.
-        colour: `bands` as they are, one band `repeated` three times, `grey` from the first three (ITU-R 601), a
-            `palette` looked up, or its `grey palette`.
+        colour: `bands` unchanged, one band `repeated` three times, `grey` from the first three (ITU-R 601), colours
+            from a `palette`, or `grey palette` for their grey.
         stretch: for each band read, the values that become 0 and 255, the larger one first where the smallest value is
             white; None for 8-bit values as they are.
-        hole: how pixels without data are told: by `value`, by the file's own `mask`, or there are `none`.
-        nodata: for each band read, the value that means no data; for `value`.
+        hole: how pixels without data are detected: by `value`, by the file's own `mask`, or there are `none`.
+        nodata: for each band read, the nodata value; with `hole` by `value` only.
     """
 
     path: str
@@ -57,10 +57,10 @@ class Source:
 
 
 def raster_library() -> Any:
-    """The module `rasterio`.
+    """Import and return the module `rasterio`.
 
     Raises:
-        UserError: not installed.
+        UserError: it is not installed.
     """
     try:
         import rasterio
@@ -75,13 +75,13 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
     """Open a raster for reading.
 
     Args:
-        path: a file, or anything that GDAL takes as a name.
-        drivers: of GDAL that may open it, such as `GTiff`; those that fit the content when empty, see `safe_drivers`.
-        vrt_sources: folders that a VRT's files may lie in, beside its own; see `safe_drivers`.
+        path: a file, or any name that GDAL accepts.
+        drivers: GDAL drivers that may open it, such as `GTiff`; those of `safe_drivers` when empty.
+        vrt_sources: further folders that the files of a VRT may be in; see `safe_drivers`.
 
     Raises:
-        UserError: GDAL cannot open it, it names other files that it must not, it holds nothing that is an image, or
-            blocks of more than `BLOCK_BYTES`.
+        UserError: GDAL cannot open the raster, it names files that are not allowed, it has no bands, or blocks of more
+            than `BLOCK_BYTES`.
     """
     rasterio = raster_library()
     opened: DatasetReader | None = None
@@ -121,7 +121,7 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
 
 
 def gdal_reason(problem: BaseException, path: str | Path = "") -> str:
-    """What GDAL said first, in one line."""
+    """Return GDAL's first error message, in one line."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
     text = " ".join((getattr(problem, "errmsg", "") or str(problem) or type(problem).__name__).split())
@@ -142,19 +142,19 @@ def describe(
     """Decide how a raster is read.
 
     Args:
-        raster: opened.
-        wanted: bands of the network.
+        raster: the opened raster.
+        wanted: number of bands of the network.
         bands: numbers of the bands to take, from 1, in the network's order; when empty the first ones that are not
             alpha.
         stretch: `auto`, `none`, `low%,high%` or `low,high`; see `RasterConfig`.
-        each_band: percentiles for each band by itself.
-        nodata: value that means no data; when not given, what the file says.
-        drivers: kept in the `Source`.
-        constants: a value far from all others is added, which most likely means no data; not looked for when None.
+        each_band: take the percentiles of each band by itself.
+        nodata: nodata value; by default the values that the file declares.
+        drivers: stored in the `Source`.
+        constants: list to which a constant that most likely means nodata is added; not looked for when None.
 
     Raises:
-        UserError: bands that are not there, values that are no image, a stretch that cannot be understood, or a
-            no-data value that the bands cannot hold.
+        UserError: missing bands, values that are neither whole nor real numbers, an invalid stretch, or a nodata value
+            that the bands cannot hold.
     """
     chosen, colour = choose_bands(raster, wanted, bands)
     kinds = {np.dtype(raster.dtypes[band - 1]) for band in chosen}
@@ -171,7 +171,7 @@ def describe(
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
     values: np.ndarray | None = None
     if constants is not None and "palette" not in colour:
-        with contextlib.suppress(UserError):  # a part that cannot be read is told of when its turn comes
+        with contextlib.suppress(UserError):  # an unreadable part is reported when it is read
             values = _patches_of(raster, source)
             constants += filter(None, [find_constant(values)])
     if "palette" in colour:
@@ -196,17 +196,17 @@ def describe(
 def read_pixels(
     raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a part of a raster.
+    """Read a window of a raster.
 
     Args:
-        raster: `source.path` opened, by this thread alone.
-        source: from `describe`.
-        row, column: first pixel of the part, down and across.
-        height, width: of the part in pixels; it lies within the raster.
+        raster: `source.path`, opened and used by this thread alone.
+        source: result of `describe`.
+        row, column: first row and first column of the window.
+        height, width: size of the window in pixels; it lies within the raster.
 
     Returns:
-        uint8 `[height, width, C]`, C the network's bands; and where there is data, bool `[height, width]`, or None
-        where that is everywhere.
+        Pixels, uint8 `[height, width, C]` with the network's C bands; and a mask that is true where there is data, bool
+        `[height, width]`, or None if that is everywhere.
 
     Raises:
         UserError: the file is damaged there.
@@ -229,7 +229,7 @@ def read_pixels(
 def _slabs(
     raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """First row, values `[bands, rows, width]` and mask of a part, some rows at a time."""
+    """Yield first row, values `[bands, rows, width]` and mask of a window, some rows at a time."""
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
@@ -261,7 +261,7 @@ def _slabs(
 
 
 def _read(raster: DatasetReader, bands: tuple[int, ...], window: Any) -> np.ndarray:
-    """Values `[bands, rows, width]`; of bands of different types in one that holds them all."""
+    """Read values `[bands, rows, width]`; bands of different types are promoted to a common type."""
     if len({raster.dtypes[band - 1] for band in bands}) == 1:
         values: np.ndarray = raster.read(list(bands), window=window)
         return values
@@ -269,14 +269,14 @@ def _read(raster: DatasetReader, bands: tuple[int, ...], window: Any) -> np.ndar
 
 
 def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
-    """Stretch `[bands, H, W]`; the same arithmetic as `data.images.read_image`."""
+    """Stretch `[bands, H, W]` to uint8 with the same arithmetic as `data.images.read.read_image`."""
     if source.stretch is None:
         return values
     found = np.empty(values.shape, np.uint8)
     for band, (low, high), out in zip(values, source.stretch, found, strict=True):
         if band.dtype.kind in "ui" and band.dtype.itemsize <= 2:
             unsigned = band.view(f"u{band.dtype.itemsize}")
-            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # nothing to clip, but no copy
+            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # never clips, avoids a copy
         else:
             out[:] = _scaled(band, low, high)
     return found
@@ -284,7 +284,7 @@ def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _table(kind: str, low: float, high: float) -> np.ndarray:
-    """What every value of an 8- or 16-bit type becomes, by its bits."""
+    """Return the stretched values of all values of an 8- or 16-bit type, indexed by their bits."""
     dtype = np.dtype(kind)
     return _scaled(np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype), low, high)
 
@@ -296,7 +296,7 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) -> np.ndarray:
-    """`[bands, H, W]` to what the network takes, `[H, W, C]`."""
+    """Convert `[bands, H, W]` to the network's input, `[H, W, C]`."""
     if palette is not None:
         coloured: np.ndarray = palette[values[0]]
         return _grey(coloured) if source.colour == "grey palette" else coloured
@@ -307,12 +307,12 @@ def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) ->
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` to `[H, W, 1]` with Pillow's own rounding, as when an image file is read."""
+    """Convert `[H, W, 3]` to grey `[H, W, 1]` with Pillow's rounding, as for image files."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
 
 
 def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
-    """Colours of the values, uint8 `[256, 3]`."""
+    """Return the colour of each value, uint8 `[256, 3]`; None without a palette."""
     if "palette" not in source.colour:
         return None
     table = np.zeros((256, 3), np.uint8)
@@ -322,7 +322,7 @@ def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
 
 
 def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
-    """Values `[bands, n]` that hold data, of patches spread evenly over the raster: of all of a small one."""
+    """Return the values with data, `[bands, n]`, of patches spread evenly over the raster, or of all of a small one."""
     found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
@@ -332,7 +332,7 @@ def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
 
 
 def _patches(length: int) -> list[tuple[int, int]]:
-    """First pixel and pixels of the patches along an axis, which do not overlap."""
+    """Return first pixel and length of the patches along an axis, which do not overlap."""
     if length <= PATCHES * PATCH:
         return [(start, min(PATCH, length - start)) for start in range(0, length, PATCH)]
     return [(int(start), PATCH) for start in np.linspace(0, length - PATCH, PATCHES).round()]

@@ -1,4 +1,4 @@
-"""Which of GDAL's drivers may open a file, so that it is read alone: no other file, no address on a network."""
+"""Choose the GDAL drivers that may open a file, so that no other file and no network address is read with it."""
 
 from __future__ import annotations
 
@@ -16,55 +16,57 @@ from scenedistill.data.images.tiff_heads import TIFF_HEADS, read_heads
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-#: Drivers of formats that hold their own pixels. Others of a local file are opened only where they are named: formats
-#: such as VRT, WMS, ERS, MRF and many products of agencies say in a few words which other file or address to read.
+#: Drivers of formats that contain their own pixels. Other drivers open a local file only if they are given explicitly:
+#: formats such as VRT, WMS, ERS, MRF and many agency products are short texts that name another file or address.
 OWN_PIXELS = (
     *("GTiff", "PNG", "JPEG", "WEBP", "JP2OpenJPEG", "JP2ECW", "JP2KAK", "JP2MrSID", "JPEGXL", "HEIF", "AVIF"),
     *("GIF", "BIGGIF", "BMP", "HFA", "KEA", "GPKG", "MBTiles", "ENVI", "EHdr", "AAIGrid", "GRASSASCIIGrid"),
     *("GSAG", "GSBG", "GS7BG", "GRIB", "NITF", "netCDF", "HDF5", "BAG", "RST", "SAGA", "RRASTER", "PCRaster"),
     *("USGSDEM", "DTED", "SRTMHGT", "XYZ", "PNM", "SGI", "TGA", "BT"),
 )
-#: In place of a folder: a VRT may name every file and address.
+#: In place of a folder: a VRT may name any file and address.
 ANY = "any"
 
 _SUBCLASSES = {
     *(None, "VRTWarpedDataset", "VRTPansharpenedDataset", "VRTSourcedRasterBand", "VRTDerivedRasterBand"),
     *("VRTWarpedRasterBand", "VRTPansharpenedRasterBand"),
 }
-# GDAL knows no namespaces, and takes names whatever their case, and an element for an attribute of its name.
+# GDAL ignores namespaces and case, and accepts an element in place of the attribute of the same name.
 _FILES = {"sourcefilename", "sourcedataset"}
-#: What else in a VRT makes GDAL open a file, or run code.
+#: Other parts of a VRT that make GDAL open a file, or run code.
 _REFUSED = {"dempath", "geoloctransformer", "array", "group", "pixelfunctioncode", "pixelfunctionlanguage"}
 _REFUSED |= {"subclass", "relativetovrt"}
 _REFUSED_KEYS = {"X_DATASET", "Y_DATASET", "RPC_DEM", "OVERVIEW_FILE"}
-#: How files begin that a VRT may name: with pixels of their own, whatever driver opens them. Others may name further
-#: files: text of all kinds, HDF5, ERDAS Imagine, a GeoPackage that is an index of tiles.
+#: First bytes of the files that a VRT may name: formats that contain their own pixels, whichever driver opens them.
+#: Others may name further files: text formats, HDF5, ERDAS Imagine, a GeoPackage that is an index of tiles.
 _OWN_PIXELS = (
     *TIFF_HEADS,
     *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"GIF8", b"BM"),
     *(b"\xff\x0a", b"\0\0\0\x0cJXL", b"NITF", b"GRIB", b"ncols", b"nrows", b"NCOLS", b"NROWS", b"CDF\x01", b"CDF\x02"),
 )
-#: An address, GDAL's name for a part of a file or for another file system, or a dataset as text.
+#: Names that are not plain files: an address, GDAL's name for a part of a file or for a virtual file system, or a
+#: dataset written as text.
 _NO_FILE = re.compile(r"$|\s*[<{]|/vsi|[\w+.-]{2,}:|.*://", re.IGNORECASE)
-#: How a file of HDF5 begins, which netCDF-4, BAG and KEA are too: the values of its arrays may lie in any other file.
-#: A block of its user's may come first.
+#: Signature of HDF5, also of netCDF-4, BAG and KEA: the values of an array may be in any other file. A user block may
+#: come first.
 _HDF5 = re.compile(rb"\A<HDF_UserBlock>|\x89HDF\r\n\x1a\n")
-_DEEPEST = 8  # VRTs within VRTs
+_DEEPEST = 8  # nesting of VRTs
 
 
 def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ...]:
-    """The drivers that may open a raster: the one of its content, or those of formats that hold their own pixels.
+    """Return the drivers that may open a raster: by its content, or those of formats that contain their own pixels.
 
-    A VRT is looked through first: all that it names, in VRTs within it too, must be files with pixels of their own,
-    below its own folder or one of `folders`. HDF5 is refused unless `folders` has `any`. What is no file but a name
-    that GDAL knows is the user's own word; only VRTs are left out there.
+    A VRT is checked first: everything that it or a nested VRT names must be a file with its own pixels, below the VRT's
+    folder or one of `folders`. HDF5 is refused unless `folders` has `any`. A name that is not a file is trusted as the
+    user's own input; only the VRT, derived and memory drivers are excluded for it.
 
     Args:
-        path: a file, or anything that GDAL takes as a name.
-        folders: further folders that a VRT's files may lie in, or `any`.
+        path: a file, or any name that GDAL accepts.
+        folders: further folders that the files of a VRT may be in, or `any`.
 
     Raises:
-        UserError: a VRT under another ending, one that names other things, HDF5, or a TIFF whose heads lead nowhere.
+        UserError: an unreadable file, a VRT under another ending, a VRT that names anything else, HDF5, or a TIFF with
+            invalid page headers.
     """
     file = Path(path)
     if not os.path.isfile(file):  # noqa: PTH113  (a name of GDAL's may be far too long for one)
@@ -95,21 +97,23 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
 
 
 def check_opened(raster: DatasetReader, path: str | Path, folders: Sequence[str] = ()) -> None:
-    """See that no other file is opened for the overviews of one, and for the pixels of an ERDAS Imagine file (HFA),
-    which names the .ige that holds them, only one beside it that is called after it.
+    """Check that an opened raster names no other files.
+
+    Overviews in a named file are refused. An ERDAS Imagine file (HFA) may name an .ige file with its pixels, but only
+    one in the same folder whose name begins with its stem.
 
     Args:
-        raster: `path` opened, nothing of it read; no VRT, which `safe_drivers` has looked through.
-        path: of a file; a name that only GDAL knows is its user's own word.
+        raster: `path` opened, before anything is read; a VRT is not checked, as `safe_drivers` has done that.
+        path: path of a file; a name that is not a file is trusted as the user's own input.
         folders: `any` allows everything.
 
     Raises:
-        UserError: it names other files.
+        UserError: the raster names other files.
     """
     file = Path(path)
     if ANY in folders or raster.driver == "VRT" or not os.path.isfile(file):  # noqa: PTH113  (see `safe_drivers`)
         return
-    if other := raster.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):  # before GDAL lists the files, for which it opens it
+    if other := raster.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):  # before `raster.files`, for which GDAL opens it
         raise _refused(str(path), f"names {other[:100]!r} for its overviews")
     for name in raster.files if raster.driver == "HFA" else ():
         beside = Path(name)
@@ -127,7 +131,7 @@ def _available() -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _check_vrt(path: str, stamp: tuple[int, int], folders: tuple[str, ...], depth: int = 0) -> None:
-    """Raise a UserError unless all that a VRT names may be read; `stamp` tells a changed file from the one before."""
+    """Raise a UserError unless all that a VRT names may be read; `stamp` makes a changed file be checked again."""
     if depth > _DEEPEST:
         raise UserError(f"{path}: VRTs within VRTs, more than {_DEEPEST} deep.")
     seen: set[str] = set()
@@ -159,8 +163,8 @@ def _check_vrt(path: str, stamp: tuple[int, int], folders: tuple[str, ...], dept
 
 
 def _named(path: str) -> list[tuple[str | None, str, bool]]:
-    """(tag, file, whether it is relative to the VRT) of all that a VRT names; the tag is None, and the text the reason,
-    where it holds what is refused."""
+    """Return (tag, file, whether relative to the VRT) of all that a VRT names, and (None, reason, False) of all content
+    that is refused."""
     found: list[tuple[str | None, str, bool]] = []
     try:
         with Path(path).open("rb") as file:
@@ -184,7 +188,7 @@ def _named(path: str) -> list[tuple[str | None, str, bool]]:
 
 
 def _plain(name: str) -> str:
-    """An element's or attribute's name as GDAL compares it, and without its namespace."""
+    """Return the name of an element or attribute as GDAL compares it: in lower case, without namespace."""
     return name.rpartition("}")[2].lower()
 
 

@@ -1,4 +1,4 @@
-"""Which values of a raster become black and white."""
+"""Contrast stretch of a raster: which values become black and white."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scenedistill.core.errors import UserError
 
 
 def parse_stretch(text: str) -> Any:
-    """`auto`, `none`, or ("%" or "", low, high).
+    """Parse the text of a stretch into `auto`, `none`, or ("%" or "", low, high).
 
     Raises:
-        UserError: anything else.
+        UserError: the text is anything else.
     """
     word = text.strip().lower()
     if word in ("auto", "none"):
@@ -31,18 +31,18 @@ def parse_stretch(text: str) -> Any:
 def percentiles(
     name: str, bands: np.ndarray, low: float, high: float, each_band: bool, *, whole: bool
 ) -> tuple[tuple[float, float], ...]:
-    """The ends of the stretch for each band.
+    """Return the values that become black and white in each band.
 
     Args:
-        name: of the raster.
-        bands: values with data, finite, `[bands, n]`.
+        name: name of the raster.
+        bands: finite values without nodata, `[bands, n]`.
         low: percentile that becomes black, 0..100.
-        high: the same for white.
-        each_band: for each band by itself.
-        whole: whether these are all values of the raster.
+        high: percentile that becomes white, 0..100.
+        each_band: take the percentiles of each band by itself.
+        whole: whether `bands` holds all values of the raster.
 
     Raises:
-        UserError: there are none.
+        UserError: `bands` is empty.
     """
     if not bands.size:
         if whole:

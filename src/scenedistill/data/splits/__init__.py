@@ -1,1 +1,1 @@
-"""Which images train, validate and test."""
+"""Splits of a data set into training, validation and test images."""

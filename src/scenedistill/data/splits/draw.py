@@ -24,8 +24,8 @@ class Split:
         train, val, test: sorted int64 positions in the index, disjoint; `val` may be empty.
         train_ratio: fraction given to `make_split` (training with validation); None for a split read from a file.
         seed: seed given to `make_split`; None for a split read from a file.
-        hash: 16 hex digits over (relative path, class name, part) of every image in a part, in whatever order; two
-            splits with the same hash are the same split.
+        hash: 16 hex digits over (relative path, class name, part) of every image in a part, independent of their
+            order; two splits with the same hash are the same split.
     """
 
     train: np.ndarray
@@ -95,14 +95,14 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
 
 
 def assemble(index: SceneIndex, part: np.ndarray, train_ratio: float | None, seed: int | None) -> Split:
-    """The split in which image i of the index is in part `PARTS[part[i]]`, or in none where that is -1; int `[N]`."""
+    """Make the split with image i of the index in part `PARTS[part[i]]`, or in none if that is -1; int `[N]`."""
     train, val, test = (np.flatnonzero(part == i).astype(np.int64) for i in range(len(PARTS)))
     members = ((index.paths[i], index.classes[index.labels[i]], PARTS[part[i]]) for i in np.flatnonzero(part >= 0))
     return Split(train, val, test, train_ratio, seed, split_hash(members))
 
 
 def split_hash(members: Iterable[tuple[str, str, str]]) -> str:
-    """16 hex digits over (relative path, class name, part) of every image of a split, in whatever order.
+    """Return 16 hex digits over (relative path, class name, part) of all images of a split, in any order.
 
     Examples:
         >>> from scenedistill.data.splits.draw import split_hash

@@ -88,10 +88,10 @@ def read_split(path: Path, index: SceneIndex) -> Split:
     """Read a split for `index` from our CSV, or from torchgeo's or RSP's lists.
 
     The layout is recognised by content: a CSV by its header path,label,split; RSP lists by lines that end in a label
-    index; otherwise one image a line. Which part a list is comes from the word train, val(id) or test in its name, as
-    nothing in the list says it. `path` is the CSV, one of the lists (the others are found beside it) or their folder.
-    In RSP's layout "valid" is the test part, unless there is a test list too. A label index need not be ours, as the
-    class comes from the folder, but one index must stand for one class. The folder of an index whose folders are parts
+    index; otherwise one image a line. The part of a list is taken from the word train, val(id) or test in its file
+    name. `path` is the CSV, one of the lists (the others are found beside it) or their folder. In RSP's layout "valid"
+    is the test part, unless there is a test list too. Label indices may differ from those of `index`, as the class
+    comes from the folder, but each must stand for one class. The root of an index whose folders are parts
     (`SceneIndex.parts`) is such a split itself.
 
     Raises:
@@ -129,7 +129,7 @@ def _entries(path: Path, index: SceneIndex) -> Iterator[tuple[int, str, str]]:
     if len(set(is_rsp.values())) > 1:
         raise UserError(f"{path}: lists of different layouts ({', '.join(f.name for f in lists.values())}).")
     if is_rsp["train"] and "test" not in rows and "val" in rows:
-        lists["test"], rows["test"] = lists.pop("val"), rows.pop("val")  # what RSP calls valid is what it tests on
+        lists["test"], rows["test"] = lists.pop("val"), rows.pop("val")  # "valid" is the test part of RSP
     if "test" not in rows:
         raise UserError(
             f"{lists['train']}: found no list of test images beside it; expected the same name with 'test' for 'train'."
@@ -206,7 +206,7 @@ def _group(files: Iterator[Path]) -> dict[str, dict[str, Path]]:
     groups: dict[str, dict[str, Path]] = defaultdict(dict)
     for file in files:
         words = re.split(r"([^a-z]+)", file.stem.lower())
-        # the last one: the data set's own name may hold such a word
+        # the last such word: the data set's name may contain another
         at = next((i for i in reversed(range(len(words))) if words[i] in PART_WORDS), None)
         if at is not None:
             part = PART_WORDS[words[at]]

@@ -1,4 +1,4 @@
-"""Which image of a data set a line of a split file means."""
+"""Find the image of a data set that a line of a split file refers to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scenedistill.data.walk import IMAGE_SUFFIXES
 
 
 class ImageFinder:
-    """Finds the position in the index of an image as a split file refers to it."""
+    """Find the position in the index of an image that a split file refers to."""
 
     def __init__(self, index: SceneIndex) -> None:
         self.index = index
@@ -41,9 +41,9 @@ class ImageFinder:
         raise UserError(f"{place}: no image {image!r} in {self.index.root}.{hint}")
 
     def candidates(self, image: str) -> list[int]:
-        """Positions that `image` may mean: its path from the root, the end of one, or a base name with any suffix.
+        """Return the positions that `image` may mean: a path from the root, the end of one, or a name with any suffix.
 
-        As it is written first; only then with blanks at its ends taken off, and back-slashes for slashes."""
+        It is tried as written, then with back-slashes as slashes, then without blanks at its ends."""
         if image in self.spelt:
             return [self.spelt[image]]
         return next((found for text in (image, image.strip()) if (found := self._like(text))), [])
@@ -58,14 +58,14 @@ class ImageFinder:
         if str(reference) in self.paths:
             return [self.paths[str(reference)]]
         is_image = reference.suffix.lower() in IMAGE_SUFFIXES
-        # torchgeo lists EuroSAT's GeoTIFFs as .jpg, hence the base name without its suffix as the last resort
+        # torchgeo lists EuroSAT's GeoTIFFs as .jpg, so the base name without its suffix is tried last
         same = self.names.get(reference.name) or (self.names.get(reference.stem, []) if is_image else [])
         if len(reference.parts) == 1:
             return same
         return [i for i in same if _same_folder(reference, PurePosixPath(nfc(self.index.paths[i])))]
 
     def with_class(self, text: str, place: str) -> tuple[int, str | None]:
-        """Position and class name of RSP's "image class" or "image", either of which may hold spaces."""
+        """Return position and class name of RSP's "image class" or "image", either of which may hold spaces."""
         cuts = [(text, None), *((text[: m.start()], text[m.end() :]) for m in re.finditer(r"\s+", text))]
         for image, given in cuts:
             found = self.candidates(image)

@@ -1,4 +1,4 @@
-"""A sheet of ground seen from above, with the brushes the generated scenes are drawn with."""
+"""The canvas of a generated scene, seen from above, with its drawing functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # points [..., 2], colours RGB 0..255 [..., 3], masks 0..1 [S, S]
 
-# What a pixel of each material may look like. The lists overlap on purpose: a dry meadow looks like soil, a murky
+# Colours that a pixel of each material may have. The lists overlap on purpose: a dry meadow looks like soil, a murky
 # pond like a winter field, a concrete roof like a road, so that colour by itself says little about the scene.
 MATERIALS: dict[str, list[tuple[int, int, int]]] = {
     "grass": [
@@ -51,8 +51,8 @@ MATERIALS: dict[str, list[tuple[int, int, int]]] = {
 class Canvas:
     """A square picture of `2 * size` pixels, addressed in scene coordinates that are turned and scaled at random.
 
-    A point `(u, v)` lies `zoom` half picture sides from the centre for each unit; whatever is drawn within `reach` of
-    the origin covers the whole picture. The light, the season and the materials are drawn once for each canvas.
+    One scene unit is `zoom` times half the picture side; the range from `-reach` to `reach` along both axes covers the
+    whole picture. The light, the season and the materials are drawn once for each canvas.
     """
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
@@ -68,7 +68,7 @@ class Canvas:
         self.u: Array = (turn[0, 0] * x + turn[1, 0] * y).astype(np.float32)  # scene coordinates of each pixel
         self.v: Array = (turn[0, 1] * x + turn[1, 1] * y).astype(np.float32)
         azimuth = rng.uniform(0, 2 * np.pi)
-        self.light = np.array([np.cos(azimuth), np.sin(azimuth)])  # the way shadows fall, in scene coordinates
+        self.light = np.array([np.cos(azimuth), np.sin(azimuth)])  # direction of the shadows, in scene coordinates
         self.shadow_length, self.shadow_depth = rng.uniform(0.4, 1.8), rng.uniform(0.4, 0.75)
         self.colours = {name: self.tint(name) for name in MATERIALS}
         self.roofs = np.stack([self.tint("roof") for _ in range(rng.integers(1, 4))])
@@ -77,7 +77,7 @@ class Canvas:
 
     # Chance -------------------------------------------------------------------------------------------------------
     def tint(self, material: str, spread: float = 0.08) -> Array:
-        """One colour of a material, a little off the list."""
+        """Draw a random colour of a material, slightly different from the list."""
         choices = MATERIALS[material]
         colour = np.array(choices[self.rng.integers(len(choices))], dtype=np.float64)
         return colour * self.rng.normal(1.0, spread) * self.rng.normal(1.0, spread / 3, 3)
@@ -105,14 +105,14 @@ class Canvas:
         return near
 
     def where(self, mask: Array, points: Array) -> Array:
-        """Those of the points `[K, 2]` that lie on the mask (points beyond the picture take its nearest border)."""
+        """Return those of the points `[K, 2]` on the mask (points outside the picture take its nearest border)."""
         column, row = np.clip(self.pixels(points).astype(int), 0, self.side - 1).T
         inside: Array = points[mask[row, column] > 0.5]
         return inside
 
     # Surfaces -----------------------------------------------------------------------------------------------------
     def pixels(self, points: Array) -> Array:
-        """Scene points `[..., 2]` as pixel positions `[..., 2]`."""
+        """Convert scene points `[..., 2]` to pixel positions `[..., 2]`."""
         turned: Array = points @ self.turn.T * self.unit
         return turned + self.side / 2
 
@@ -209,7 +209,7 @@ def enlarge(grid: Array, side: int) -> Array:
 
 
 def ink(colour: Array) -> tuple[int, int, int]:
-    """A colour as Pillow takes it."""
+    """Convert a colour to Pillow's integers, clipped to 0..255."""
     red, green, blue = np.clip(colour, 0, 255).astype(int).tolist()
     return red, green, blue
 

@@ -31,7 +31,7 @@ from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.synthetic.canvas import Canvas
 from scenedistill.data.synthetic.scenes import SCENES
 
-VERSION = 1  # raise it whenever a change alters the pictures, so that old folders are drawn anew
+VERSION = 1  # raise it whenever a change alters the pictures, so that old folders are drawn again
 RECIPE_FILE = ".demo.json"
 
 
@@ -41,7 +41,7 @@ def generate(root: Path, *, per_class: int = 100, size: int = 96, seed: int = 0,
     A picture depends on (seed, class, number, size) and on nothing else: asking for more pictures leaves the first
     ones as they are, whatever the number of processes. A folder that already holds this recipe is returned as it is;
     one with another recipe is replaced, provided that it holds nothing but generated pictures. The folder appears
-    at once when all is drawn; a call that was interrupted goes on where it stopped. One process draws for each core
+    only when all pictures are drawn; the next call resumes an interrupted one. One process draws for each core
     (`OMP_NUM_THREADS` does not matter); two calls for the same folder take turns.
 
     Raises UserError for a count below 1, a size below 16, a negative seed, or a folder that holds anything else.
@@ -71,7 +71,7 @@ def generate(root: Path, *, per_class: int = 100, size: int = 96, seed: int = 0,
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a folder of generated scenes holds; kept in it as `.demo.json`."""
+    """Parameters that determine the content of a folder of generated scenes; stored in it as `.demo.json`."""
 
     per_class: int
     size: int
@@ -80,11 +80,11 @@ class Recipe:
     classes: tuple[str, ...] = tuple(SCENES)
 
     def digest(self) -> str:
-        """Twelve hex digits that stand for the recipe."""
+        """Return a hash of the recipe, 12 hex digits."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
     def missing(self, folder: Path) -> list[tuple[Path, str, int]]:
-        """File, class and number of each picture that the folder does not hold."""
+        """Return file, class and number of each picture that the folder does not hold."""
         # The class is in the file's name too, because some split lists name files without their folder.
         wanted = [
             (folder / name / f"{name.replace(' ', '_')}_{number:05d}.jpg", name, number)
@@ -103,9 +103,9 @@ def picture(name: str, number: int, *, size: int = 96, seed: int = 0) -> Image.I
 
 
 def photograph(ground: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Take the picture of a ground of twice its size: lens, haze, clouds, exposure, colour balance, sensor noise.
+    """Simulate a photograph of a ground of twice its size: lens, haze, clouds, exposure, colour balance, sensor noise.
 
-    Exposure and contrast are set from the picture as a camera does, which leaves little to be told from brightness.
+    Exposure and contrast are set from the picture, as by a camera, so that brightness says little about the class.
     """
     photo = ground.reduce(2).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.1, 0.7))))
     light = np.asarray(photo, dtype=np.float32)
@@ -165,7 +165,7 @@ def _workers(tasks: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, end with it even where it was killed."""
+    """Leave Ctrl-C to the parent, and end this process with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -177,7 +177,7 @@ def _start_worker(parent: int) -> None:
 
 
 def _read(folder: Path) -> Recipe | None:
-    """The recipe of a folder of generated scenes; None for any other folder."""
+    """Read the recipe of a folder of generated scenes; None for any other folder."""
     try:
         found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         return Recipe(**{**found, "classes": tuple(found["classes"])})

@@ -1,4 +1,4 @@
-"""What a generated scene stands in: several of these grounds are other classes in a thinner or smaller form."""
+"""Backgrounds of generated scenes; several of them are other classes in a sparser or smaller form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scenedistill.data.synthetic.canvas import Array, Canvas
 
 
 def surroundings(c: Canvas) -> None:
-    """Any ground at all, often two kinds that meet along a ragged or a straight border."""
+    """Draw a random ground, often two kinds that meet along a ragged or a straight border."""
     kinds: list[Callable[[Canvas], None]] = [meadow, woods, fields, houses, yard]
     weights = np.array([0.26, 0.2, 0.2, 0.2, 0.14])
     kinds[c.rng.choice(5, p=weights)](c)
@@ -37,7 +37,7 @@ def meadow(c: Canvas) -> None:
 
 
 def woods(c: Canvas, cover: float | None = None) -> None:
-    """Crowns at random places; `cover` 0..1 is the part of the ground under trees."""
+    """Draw tree crowns at random places; `cover` 0..1 is the share of the ground under trees."""
     cover = c.rng.uniform(0.45, 0.95) if cover is None else cover
     step = c.rng.uniform(0.1, 0.2)
     c.lay(c.colours[c.rng.choice(["grass", "soil"])], grain=0.1, cells=8)
@@ -47,7 +47,7 @@ def woods(c: Canvas, cover: float | None = None) -> None:
 
 
 def fields(c: Canvas, splits: int | None = None) -> None:
-    """A patchwork of plots, each with its own crop and direction of tillage."""
+    """Draw a patchwork of plots, each with its own crop and direction of tillage."""
     plots = [np.array([[-2.2, -2.2], [2.2, -2.2], [2.2, 2.2], [-2.2, 2.2]])]
     for _ in range(int(c.rng.integers(4, 16)) if splits is None else splits):
         sizes = [np.abs((p[2] - p[0])[0] * (p[2] - p[0])[1]) for p in plots]
@@ -76,7 +76,7 @@ def fields(c: Canvas, splits: int | None = None) -> None:
 
 
 def houses(c: Canvas, share: float | None = None) -> None:
-    """Streets with small houses on both sides, gardens and trees; `share` of the plots are built on."""
+    """Draw streets with small houses on both sides, gardens and trees; `share` of the plots are built on."""
     share = c.rng.uniform(0.3, 0.8) if share is None else share
     c.lay(c.colours["grass"], grain=0.14, cells=14)
     row, plot = c.rng.uniform(0.5, 0.8), c.rng.uniform(0.2, 0.34)
@@ -102,13 +102,13 @@ def houses(c: Canvas, share: float | None = None) -> None:
 
 
 def bend(points: Array, height: float, rate: float, phase: float) -> Array:
-    """Move points across by a sine of their place along: straight streets become curved ones."""
+    """Shift the second coordinate of points by a sine of the first, which bends straight streets."""
     shift: Array = np.stack([np.zeros(points.shape[:-1]), height * np.sin(rate * points[..., 0] + phase)], -1)
     return points + shift
 
 
 def yard(c: Canvas) -> None:
-    """Paved ground with patches, a few sheds and some green."""
+    """Draw paved ground with patches, a few sheds and some green."""
     c.lay(c.colours[c.rng.choice(["paving", "paving", "soil"])], grain=0.07, cells=6)
     c.lay(c.colours["grass"], c.soft(c.noise(1.5, 3) - 0.7), grain=0.12)
     spots = c.lattice(0.6, 0.6, 0.4)
@@ -117,7 +117,7 @@ def yard(c: Canvas) -> None:
 
 
 def water(c: Canvas, where: Array) -> None:
-    """Water with faint waves over the mask."""
+    """Draw water with faint waves over the mask."""
     heading = c.rng.uniform(0, np.pi)
     waves = np.sin(60 * (c.u * np.cos(heading) + c.v * np.sin(heading)) + 2 * c.noise(4, 3))
     c.lay(c.colours["water"] * (1 + c.rng.uniform(0, 0.06) * waves)[..., None], where, grain=0.07, cells=2)

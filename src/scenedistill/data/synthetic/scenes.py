@@ -1,4 +1,4 @@
-"""The twelve kinds of generated scene; what tells them apart is what stands where, hardly its colour."""
+"""The twelve classes of generated scenes, which differ by their objects and layout and hardly by colour."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Images that have no labels, kept apart from those that test."""
+"""Unlabelled images for training, checked for copies of held-out images."""

@@ -1,4 +1,4 @@
-"""Find copies of images by what they show: turned, flipped, or written anew in another format."""
+"""Find copies of images by their content: turned, flipped, resized, or encoded again in another format."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from scenedistill.data.cache.files import Images
 Marks = npt.NDArray[np.void]  # [N] of `mark_type`
 Fetch = Callable[[npt.NDArray[np.int64]], Images]  # rows to uint8 [n, size, size, bands]
 
-#: Means are taken over a grid of this many cells a side, and cells that a symmetry of the square exchanges are one.
+#: Cells a side of the grid over which means are taken; cells that a symmetry of the square exchanges are averaged.
 CELLS = 8
-#: Largest difference of the means of two copies, root mean square in grey levels. On AID, a JPEG of quality 50 is 1.8
-#: at most from its original, and one image in a hundred has another one nearer than 2.2.
+#: Largest root mean square difference of the means of two copies, in grey levels. On AID, a JPEG of quality 50 differs
+#: from its original by at most 1.8, and one image in a hundred has a different image nearer than 2.2.
 NEAR = 2.2
-#: Side in pixels at which near images are compared, and least correlation of copies there, the mean of each band taken
-#: away. On AID, a JPEG of quality 50 has 0.92 at least with its original (0.96 at 75), different images 0.47 at most.
+#: Side in pixels at which near images are compared, and smallest correlation of copies there after the mean of each
+#: band is subtracted. On AID, the correlation of a JPEG of quality 50 with its original is at least 0.92 (0.96 at
+#: quality 75), and that of different images at most 0.47.
 LOOK, ALIKE = 32, 0.85
-#: Near images looked at for each image.
+#: Number of nearest images that each image is compared with.
 NEIGHBOURS = 8
 _BATCH = 64
 
 
 def mark_type(bands: int) -> np.dtype[np.void]:
-    """What is kept of an image: `digest`, 128 bits over its pixels, and `means`, which the symmetries of the square
-    leave as they are."""
+    """Return the type of the mark of an image: `digest`, 128 bits over its pixels, and `means`, which are invariant
+    under the symmetries of the square."""
     return np.dtype([("digest", "<u8", (2,)), ("means", "<f4", (_ORBITS * bands,))])
 
 
 def mark(images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] | None = None) -> Marks:
-    """The marks of images, uint8 `[N, size, size, bands]`, or of some rows of them; a batch at a time."""
+    """Compute the marks of images, uint8 `[N, size, size, bands]`, or of some of their rows, batch by batch."""
     rows = np.arange(len(images)) if rows is None else rows
     marks = np.empty(len(rows), mark_type(images.shape[3]))
     starts = range(0, len(rows), _BATCH)
@@ -55,21 +56,21 @@ def mark(images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] 
 
 
 def digest(image: Images) -> npt.NDArray[np.uint64]:
-    """128 bits over the pixels of an image, uint64 `[2]`."""
+    """Return 128 bits of a hash over the pixels of an image, uint64 `[2]`."""
     return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16], "<u8")
 
 
 def copies(marks: Marks, fetch: Fetch, of: Marks, fetch_of: Fetch) -> npt.NDArray[np.int64]:
-    """Pairs of an image and one that it is a copy of, int64 `[P, 2]`: rows of `marks` and of `of`.
+    """Return pairs of a copy and its original, int64 `[P, 2]`: rows of `marks` and of `of`.
 
     A copy may be flipped, turned by quarters, resized, or compressed to a JPEG of quality 50 or better: candidates are
     found by their means, and compared under the eight symmetries of the square.
 
     Args:
-        marks: of the images that may be copies.
-        fetch: gives them by rows.
-        of: marks of the images that may have copies.
-        fetch_of: gives those.
+        marks: marks of the images that may be copies.
+        fetch: function that returns these images by row.
+        of: marks of the images that may be originals.
+        fetch_of: function that returns those images by row.
     """
     pairs = [np.empty((0, 2), np.int64)]
     if len(marks) and len(of):
@@ -93,7 +94,7 @@ def _copies(start: int, marks: Marks, fetch: Fetch, tree: cKDTree, fetch_of: Fet
 
 
 def _likeness(images: Images, others: Images) -> npt.NDArray[np.float32]:
-    """Largest correlation of each image with the other of its row over the eight symmetries, -1..1, float32 `[n]`."""
+    """Return the largest correlation of each pair of images over the eight symmetries, -1..1, float32 `[n]`."""
     ours, theirs = (_centred(batch) for batch in (images, others))
     turned = (torch.rot90(side, quarter, (2, 3)) for side in (ours, ours.flip(3)) for quarter in range(4))
     found: npt.NDArray[np.float32] = torch.stack([(t * theirs).sum((1, 2, 3)) for t in turned]).amax(0).numpy()
@@ -101,7 +102,7 @@ def _likeness(images: Images, others: Images) -> npt.NDArray[np.float32]:
 
 
 def _centred(images: Images) -> Tensor:
-    """Small images, each band of mean 0, of length 1; flat ones become equal, for their means have been compared."""
+    """Reduce images to bands of mean 0 and to length 1; flat images become equal, as `means` was compared before."""
     small = _reduced(images, LOOK)
     small = small - small.mean((2, 3), keepdim=True)
     spread = small.square().mean((1, 2, 3), keepdim=True).sqrt()

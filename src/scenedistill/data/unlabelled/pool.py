@@ -1,4 +1,4 @@
-"""Images without labels: decoded, compared with those that have labels, and joined to one part."""
+"""Unlabelled images: decoded, compared with the labelled images, and combined into one part."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class UnlabelledPool:
-    """The images without labels that one split may be trained with.
+    """The unlabelled images that may be used for training with one split.
 
     Attributes:
         part: the images, with labels of -1.
-        report: what they are and what was left out, one line for people.
+        report: one line for the user about the images and what was left out.
         hash: 16 hex digits over the images in their order.
     """
 
@@ -52,10 +52,10 @@ class UnlabelledPart(ScenePart):
 
     Args:
         files: the caches' arrays, uint8 `[N, size, size, bands]` each.
-        source: int64 `[M]`, which of them each image is in.
-        positions: int64 `[M]`, its row there.
-        digests: uint64 `[M, 2]`, over its pixels.
-        bands: of each image.
+        source: int64 `[M]`, position in `files` of the array of each image.
+        positions: int64 `[M]`, row of each image in its array.
+        digests: uint64 `[M, 2]`, hash of the pixels of each image.
+        bands: number of bands of each image.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class UnlabelledPart(ScenePart):
         self.digests = digests
         self.ids = (digests[:, 0] >> np.uint64(1)).astype(np.int64)
         self._arrays: list[Images] | None = None
-        self._compared = np.zeros(len(positions), bool)  # with their digests
+        self._compared = np.zeros(len(positions), bool)  # images already compared with their digests
 
     def subset(self, rows: Positions) -> UnlabelledPart:
-        """The part of these rows."""
+        """Return a part with these rows only."""
         return UnlabelledPart(self.files, self.source[rows], self.positions[rows], self.digests[rows], self._bands)
 
     def images(self, rows: Positions) -> Images:
-        """The images of some rows, uint8 `[n, size, size, bands]`; each is compared with its digest the first time.
+        """Return the images of some rows, uint8 `[n, size, size, bands]`; the first time, their digests are verified.
 
         Raises:
-            Damaged: one is not what was decoded.
+            Damaged: an image does not match its digest.
         """
         shape = self._opened[0].shape[1:]
         found = np.empty((len(rows), *shape), np.uint8)
@@ -98,7 +98,7 @@ class UnlabelledPart(ScenePart):
 
     @property
     def bands(self) -> int:
-        """Bands of each image."""
+        """Number of bands of each image."""
         return self._bands
 
     @property
@@ -107,7 +107,7 @@ class UnlabelledPart(ScenePart):
         return int(np.prod(self._opened[0].shape[1:])) * len(self)
 
     def content_hash(self) -> str:
-        """16 hex digits over the images in their order; nothing is read for it."""
+        """Return 16 hex digits over the digests of the images in their order, without reading pixels."""
         return short_hash(np.ascontiguousarray(self.digests).data)
 
     @property
@@ -123,20 +123,20 @@ class UnlabelledPart(ScenePart):
         return self._arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes open the arrays themselves."""
+        """Leave out the opened arrays, which other processes open themselves."""
         return {**self.__dict__, "_arrays": None}
 
 
 @dataclass(frozen=True, eq=False)
 class UnlabelledImages:
-    """All images without labels that were found, and which of them are copies of labelled ones.
+    """All unlabelled images that were found, and which of them are copies of labelled ones.
 
     Attributes:
-        part: the images, each content once.
-        pairs: int64 `[P, 2]`, row of `part` and position in the labelled cache of which it is a copy.
+        part: the images, without duplicates.
+        pairs: int64 `[P, 2]`, row in `part` of each copy and position of its original in the labelled cache.
         bad: (path, reason) of each image or tile that cannot be read.
-        found: what they are, in words.
-        left_out: what is not among them, in words.
+        found: description of the images for the user.
+        left_out: descriptions of what was left out, for the user.
     """
 
     part: UnlabelledPart
@@ -146,11 +146,13 @@ class UnlabelledImages:
     left_out: tuple[str, ...]
 
     def pool(self, split: Split, transductive: bool = False) -> UnlabelledPool:
-        """Those that may be trained with: no copy of a training image, for it has a label, and none of a validation or
-        test image, unless the run is `transductive`.
+        """Return the images that may be used for training.
+
+        Copies of training images are left out, as those have labels, and unless the run is `transductive`, so are
+        copies of validation and test images.
 
         Raises:
-            UserError: none is left.
+            UserError: no image is left.
         """
         part = self.part
         held_out, training = np.zeros(len(part), bool), np.zeros(len(part), bool)
@@ -183,32 +185,32 @@ def collect_unlabelled(
     on_bad: Literal["stop", "skip"] = "stop",
     progress: bool = True,
 ) -> UnlabelledImages:
-    """Find images without labels, decode those that are new, and compare them with the labelled ones.
+    """Find unlabelled images, decode those that are new, and compare them with the labelled ones.
 
     Images are decoded as `read_scene` does, tiles as `TileReader` does, each source into a cache of its own
-    (see `build_cache`). What is the same image, turned or written anew in another format, is told by `copies`; among
-    each other, images are copies when all pixels are equal.
+    (see `build_cache`). `copies` finds copies of labelled images, even if turned or encoded again; among each other,
+    unlabelled images are copies only if all pixels are equal.
 
     Args:
         sources: folders, images, and rasters; see `find_sources`.
         size: side of the decoded images in pixels.
-        bands: of the decoded images.
+        bands: number of bands of the decoded images.
         tile: side of a raster's tiles in pixels of the raster; when not given, every file is an image.
         labelled: the labelled images, of the same size and bands.
-        cache_dir: the caches lie in `unlabelled` below it; `cache_home()` when not given.
-        workers: threads; default: one for each core this process may use.
+        cache_dir: the caches are in its sub-folder `unlabelled`; `cache_home()` when not given.
+        workers: number of threads; default: one for each core this process may use.
         on_bad: "stop" raises when an image or tile cannot be read, "skip" leaves it out.
         progress: show progress bars.
 
     Raises:
-        UserError: nothing at a source, unreadable images and `on_bad="stop"`, no readable image at all, rasterio is
+        UserError: no images at a source, unreadable images and `on_bad="stop"`, no readable image at all, rasterio is
             missing, too little disk space.
     """
     home = (cache_home() if cache_dir is None else Path(cache_dir).expanduser().resolve()) / "unlabelled"
     opened: list[_Opened] = []
     for source in find_sources(sources, tile):
         settings, paths, reader = _reading(source, tile, size, bands)
-        retry = on_bad == "stop" and isinstance(source, ImageFolder)  # tiles without data stay so
+        retry = on_bad == "stop" and isinstance(source, ImageFolder)  # a tile without data is not read again
         folder = home / folder_name(settings)
         stored, _ = stored_scenes(settings, paths, reader, folder, retry=retry, workers=workers, progress=progress)
         opened.append(_open(source, paths, stored, progress))
@@ -237,13 +239,13 @@ def collect_unlabelled(
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """What became of one source."""
+    """The cached scenes of one source."""
 
     root: Path
-    noun: str  # what its scenes are called
+    noun: str  # "image" or "tile"
     array: Path
-    rows: Positions  # of its scenes in the array
-    marks: Marks  # of those
+    rows: Positions  # rows of the scenes in the array
+    marks: Marks  # marks of these rows
     bad: tuple[tuple[str, str], ...]
     empty: int  # tiles without data
 
@@ -251,7 +253,7 @@ class _Opened:
 def _reading(
     source: ImageFolder | Raster, tile: int | None, size: int, bands: int
 ) -> tuple[CacheSettings, Sequence[str], SceneReader]:
-    """What a source's cache is made with, the scenes' paths, and their reader."""
+    """Return the cache settings, the scene paths and the reader of a source."""
     if isinstance(source, ImageFolder):
         return CacheSettings(str(source.root), size, bands, None), source.paths, FileReader(source.root, size, bands)
     assert tile is not None
@@ -270,11 +272,11 @@ def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCach
 
 
 def _marks(stored: StoredCache, progress: bool) -> Marks:
-    """The marks of all rows of a cache, from their file or computed and kept there."""
+    """Return the marks of all rows of a cache, read from their file or computed and stored there."""
     file, kind = marks_file(stored.array), mark_type(stored.images.shape[3])
     with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as opened:
         kept: Marks = np.load(opened)
-        told = opened.read()  # the checksum, which a file from before lacks
+        told = opened.read()  # the checksum; a file of an older version has none
         if kept.dtype == kind and len(kept) == len(stored.images) and told in (b"", _checksum(kept)):
             return kept
     if any(stored.is_damaged(row) for row in range(len(stored.images))):

@@ -1,4 +1,4 @@
-"""Which images and rasters without labels are meant by what somebody names."""
+"""Find the unlabelled images and rasters at the paths that the user gives."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Raster:
 
 
 def check_sources(given: Iterable[Path], tile: int | None) -> None:
-    """Say what is wrong with the names alone.
+    """Check the given paths without opening files.
 
     Raises:
-        UserError: nothing lies there, or a file is no image and no tile's size is given.
+        UserError: a path does not exist, or a file is not an image and no tile size is given.
     """
     for source in map(_plain, given):
         if not source.exists():
@@ -47,14 +47,14 @@ def check_sources(given: Iterable[Path], tile: int | None) -> None:
 
 
 def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | Raster]:
-    """The images and rasters behind folders, images and rasters, each file once, in the order they are named.
+    """Find the images and rasters at paths of folders, images and rasters, each file once, in the given order.
 
-    Folders are searched to the bottom, whatever their layout. With a tile's size, a TIFF is a raster when it holds a
-    tile and has a georeference, or when it holds `MANY_TILES`; so is any file that is named and has no image's ending,
-    such as a VRT. Everything else is an image.
+    Folders are searched at any depth, whatever their layout. With a tile size, a TIFF is a raster if it has a
+    georeference and room for a tile, or room for `MANY_TILES`; so is any given file without an image ending, such as a
+    VRT. Everything else is an image.
 
     Raises:
-        UserError: see `check_sources`; a folder without images.
+        UserError: see `check_sources`; also a folder without images.
     """
     check_sources(given, tile)
     found: list[ImageFolder | Raster] = []

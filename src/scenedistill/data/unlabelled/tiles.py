@@ -20,9 +20,9 @@ from scenedistill.data.raster.read import Source, describe, open_raster, read_pi
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-#: Why a tile is left out that holds no data at all.
+#: The reason why a tile without any data is left out.
 NO_DATA = "no data"
-#: A TIFF without a georeference is a raster when so many tiles or more can be cut from it.
+#: A TIFF without a georeference is a raster if at least this many tiles can be cut from it.
 MANY_TILES = 16
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, GeoKeys (OGC 19-008r4)
 
@@ -30,10 +30,10 @@ _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformat
 class TileReader:
     """The tiles of a raster on a grid from its upper left corner, each `tile` x `tile` pixels.
 
-    What is left at the right and the lower edge is not used. A tile's path is "row,column" of its first pixel.
+    Incomplete tiles at the right and the lower edge are dropped. A tile's path is "row,column" of its first pixel.
 
     Values deeper than 8 bits are stretched linearly from the 2nd to the 98th percentile of the whole raster (of patches
-    spread over it), all bands together, so that tiles keep their brightness to each other. Pixels without data are 0.
+    spread over it), all bands together, so that tiles keep their relative brightness. Pixels without data are 0.
 
     Args:
         path: the raster, as GDAL takes it.
@@ -65,14 +65,14 @@ class TileReader:
         self._lock, self._own = threading.Lock(), threading.local()
 
     def stamp(self, path: str) -> Stamp:
-        """Bytes and time of the raster's files."""
+        """Return the total size and the latest mtime of the raster's files."""
         return self._stamp
 
     def read(self, path: str) -> Images:
-        """A tile, uint8 `[size, size, bands]`.
+        """Read a tile, uint8 `[size, size, bands]`.
 
         Raises:
-            UnreadableImage: it holds no data, or the raster is damaged there.
+            UnreadableImage: the tile holds no data, or the raster is damaged there.
         """
         row, column = map(int, path.split(","))
         with self._lock:
@@ -89,7 +89,7 @@ class TileReader:
 
     @functools.cached_property
     def _source(self) -> Source:
-        """How its values are read; looked for when the first tile is."""
+        """How the raster's values are read; determined when the first tile is read."""
         with open_raster(self.path) as raster:
             try:
                 return describe(raster, self.bands)
@@ -99,7 +99,7 @@ class TileReader:
 
     @property
     def _raster(self) -> DatasetReader:
-        """Opened by this thread, closed with it: GDAL's handles are no two threads'."""
+        """The raster, opened by this thread and closed with it: threads cannot share a GDAL handle."""
         if not hasattr(self._own, "raster"):
             self._own.raster = open_raster(self.path)
             weakref.finalize(threading.current_thread(), self._own.raster.close)
@@ -114,13 +114,13 @@ def _colour_bands(raster: DatasetReader) -> int:
 
 
 def is_raster(path: Path, tile: int) -> bool:
-    """Whether tiles are to be cut from a TIFF: it holds one, and has a georeference or `MANY_TILES`; by its header."""
+    """Return whether a TIFF is to be cut into tiles, by its header: georeferenced and one fits, or `MANY_TILES` fit."""
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             width, height = page.imagewidth, page.imagelength
             placed = any(tag in page.tags for tag in _GEO_TAGS)
-    except Exception:  # tifffile has many for a damaged file; as an image it is then told what is wrong
+    except Exception:  # tifffile raises many for a damaged file; reading it as an image then gives the reason
         return False
     tiles = (width // tile) * (height // tile)
     return tiles >= (1 if placed else MANY_TILES)
