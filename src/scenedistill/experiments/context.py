@@ -1,4 +1,4 @@
-"""What the stages of an experiment share: its settings, images, device and folder, and of one seed its split."""
+"""State shared by the stages of an experiment (settings, images, device, folder) and of one seed (split)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from scenedistill.models.files import NetCard
 from scenedistill.training.runs import Stage
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
-#: Raised when the same settings come to mean another training: other views, another loss, another order of the images.
-#: What was trained under an older number is then trained again.
+#: Increased when the same settings lead to another training: other views, another loss, another order of the images.
+#: Stages of an older number are then trained again.
 METHOD_VERSION = 3
 
 
 def split_of(config: RunConfig, index: SceneIndex, seed: int) -> Split:
-    """The split of a seed, drawn or read.
+    """Draw or read the split of a seed.
 
     Raises:
-        UserError: it cannot be had, or has no validation images and the best epoch is asked for.
+        UserError: it cannot be drawn or read, or has no validation images and the best epoch is wanted.
     """
     settings = config.data
     file = settings.split_file or (None if index.parts is None else index.root)
@@ -51,15 +51,15 @@ def split_of(config: RunConfig, index: SceneIndex, seed: int) -> Split:
 
 @dataclass
 class Experiment:
-    """An experiment whose images are decoded and whose folder is made: `Experiment.open`.
+    """An experiment with decoded images and an existing folder, made by `Experiment.open`.
 
     Attributes:
         config: every setting.
-        images: decoded, and those without labels.
-        folder: of the run.
-        console: to print to; silent in all processes of a run but the first.
+        images: decoded images and unlabelled images.
+        folder: folder of the run.
+        console: console for the messages; silent in all processes of a run but the first.
         lead: whether this is the first process of the run.
-        device: that computes.
+        device: device of the computation.
         precision: `bf16`, `fp16` or `fp32`.
     """
 
@@ -88,12 +88,12 @@ class Experiment:
             data: folder with one sub-folder for each class, or a CSV manifest.
             out: the run's folder.
             config: every setting.
-            console: to print to.
+            console: console for the messages.
             index: the images of `data`, where they are known already.
-            opening: to print to while the images are opened; `console` when not given.
+            opening: console for the messages while the images are opened; `console` when not given.
 
         Raises:
-            UserError: images or folder cannot be used, or are smaller than the networks want them.
+            UserError: images or folder cannot be used, or images are stored smaller than the networks' input.
         """
         lead = not _get_rank()
         console, opening = (one if lead else Console(quiet=True) for one in (console, opening or console))
@@ -124,18 +124,18 @@ class Experiment:
 
     @property
     def knowledge_home(self) -> Path:
-        """Folder of all knowledge that is kept."""
+        """Folder of all stored teacher outputs."""
         return (self.config.data.cache_dir or cache_home()) / "knowledge"
 
     def card(self, name: str, dual_attention: bool, *, stride_in_first_convolution: bool = False) -> NetCard:
-        """The card of a network trained here."""
+        """Return the card of a network trained in this experiment."""
         data, size = self.config.data, self.config.image_size
         return NetCard(
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
 
     def of_seed(self, seed: int) -> SeedContext:
-        """The experiment with one seed, whose split is drawn or read, and told of."""
+        """Create the context of one seed: draw or read its split, and print its sizes."""
         split = split_of(self.config, self.images.cache.index, seed)
         sizes = (
             f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
@@ -148,13 +148,13 @@ class Experiment:
 
 @dataclass
 class SeedContext:
-    """What all stages of one seed share.
+    """State shared by all stages of one seed.
 
     Attributes:
         experiment: settings, images, device and folder.
-        seed: of split, start and views.
-        split: of the images.
-        knowledge: of the teacher that was asked last, and what it depends on.
+        seed: seed of the split, the initial weights and the views.
+        split: split of the images.
+        knowledge: the teacher outputs opened last, with the key of what they depend on.
     """
 
     experiment: Experiment
@@ -169,16 +169,16 @@ class SeedContext:
 
     @property
     def folder(self) -> Path:
-        """Of the seed's stages in a run."""
+        """Folder of the seed's stages in a run."""
         return self.experiment.folder.path / f"seed{self.seed}"
 
     def say(self, text: str) -> None:
-        """Print a line below the seed's own."""
+        """Print an indented line below that of the seed."""
         self.experiment.console.print(f"  {text}", markup=False)
 
     def keep(self) -> None:
-        """Have the settings and the split written into the run's folder as soon as a stage is held there, and the
-        images compared with those that were seen before."""
+        """Schedule for when a stage is first locked: write the settings and the split into the run's folder, and
+        compare the images with those used before."""
         experiment = self.experiment
 
         def write() -> None:
@@ -187,11 +187,11 @@ class SeedContext:
         experiment.folder.before_first_stage.append(write)
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep other runs out of all stages of the seed."""
+        """Lock all stages of the seed against other runs."""
         return self.experiment.folder.hold_seed(self.seed)
 
     def stage(self, folder: Path, settings: Mapping[str, Any]) -> Stage:
-        """A stage whose fingerprint covers all that its outcome depends on."""
+        """Return a stage whose fingerprint covers all that its result depends on."""
         experiment, config, split = self.experiment, self.config, self.split
         shared = {
             "method": METHOD_VERSION,

@@ -40,16 +40,17 @@ def evaluate(
     """Test a network and write `metrics.json` and its confusion matrix.
 
     Args:
-        weights: `weights.safetensors` of a finished training, or the folder that it lies in.
+        weights: `weights.safetensors` of a finished training, or its folder.
         data: folder with the network's classes as sub-folders (it may lack some), or a CSV manifest.
         out: folder for the figures.
-        split: split file; when not given, every image counts, or those in the folder of the part where there is one.
-        part: of the split.
-        precision: `bf16`, `fp16`, `fp32` or `auto`; with that of the run it finds the run's figures again.
-        console: to print to.
+        split: split file; when not given, all images are tested, or those in the folder of the part if there is one.
+        part: part of the split.
+        precision: `bf16`, `fp16`, `fp32` or `auto`; the precision of the run reproduces its figures.
+        console: console for the messages.
 
     Raises:
-        UserError: no such network, a run's folder (its students are named), or a class the network does not know.
+        UserError: no such network, a run's folder (the message lists its students), or a class the network does not
+            know.
     """
     net, card = load_net(_file_of(weights, data) if weights.is_dir() else weights)
     index = scan(data)
@@ -83,7 +84,7 @@ def evaluate(
 
 
 def _file_of(folder: Path, data: Path) -> Path:
-    """The network's file in the folder of a training or of an export."""
+    """Find the network's file in the folder of a training or of an export."""
     files = [folder / name for name in (WEIGHTS, EXPORTED[0])]
     if found := next((file for file in files if file.is_file()), None):
         return found
@@ -100,7 +101,7 @@ def _file_of(folder: Path, data: Path) -> Path:
 
 
 def _labels(index: SceneIndex, card: NetCard) -> np.ndarray:
-    """The folder's labels in the network's own order."""
+    """Convert the labels of the folder to the network's class order."""
     numbers = np.array(positions_in(index.classes, card.classes), dtype=np.int64)
     if unknown := [name for name, number in zip(index.classes, numbers, strict=True) if number < 0]:
         raise UserError(

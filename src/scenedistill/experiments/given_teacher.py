@@ -1,4 +1,4 @@
-"""A teacher that needs no training here: one of an earlier run, or a network that somebody trained elsewhere."""
+"""Teachers that the run does not train: a network of an earlier run, or one trained elsewhere."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from scenedistill.training.runs import Stage
 
 
 def teacher_as_it_is(context: SeedContext, stage: Stage, file: str | None) -> Stage:
-    """Take the network of `--teacher.weights` with its own head, its logits in the order of the run's classes.
+    """Load the network of `--teacher.weights` with its own head, its logits in the order of the run's classes.
 
     Args:
-        context: of the seed.
-        stage: of the teacher, not done yet.
+        context: context of the seed.
+        stage: stage of the teacher, not done yet.
         file: hash of the file.
 
     Raises:
-        UserError: the file holds no whole network of that name with a head, or its classes are not those of the images.
+        UserError: the file has no complete network of that name with a head, or its classes are not those of the
+            images.
     """
     experiment, config, settings = context.experiment, context.config.teacher, context.config
     net, account = build_with_head(
@@ -49,7 +50,7 @@ def teacher_as_it_is(context: SeedContext, stage: Stage, file: str | None) -> St
 
 
 def read_classes(given: Sequence[str] | str | None) -> list[str] | None:
-    """Names of classes from a list, or a text file with one a line, or names with commas between them.
+    """Read class names from a list, a text file with one name per line, or comma-separated text.
 
     Raises:
         UserError: no such file, or a name twice.
@@ -73,17 +74,17 @@ def read_classes(given: Sequence[str] | str | None) -> list[str] | None:
 
 
 def class_rows(classes: Sequence[str], names: Sequence[str] | None, logits: int, file: str) -> list[int]:
-    """For each class of the images, the number of its logit; names are compared without case, spaces and underscores
-    where they are not the same.
+    """Find the number of the logit of each class of the images; names without an exact match are compared without case,
+    spaces and underscores.
 
     Args:
-        classes: of the images, in their order.
-        names: of the head's classes in the order of its logits; None when they are `classes`.
+        classes: class names of the images, in their order.
+        names: class names of the head in the order of its logits; None when they are `classes`.
         logits: number of logits of the head.
-        file: for the messages.
+        file: name of the file for the messages.
 
     Raises:
-        UserError: another number of names than logits, or a class that the head does not know.
+        UserError: the numbers of names and logits differ, or the head lacks a class.
     """
     if names is None:
         if logits != len(classes):
@@ -108,7 +109,7 @@ def class_rows(classes: Sequence[str], names: Sequence[str] | None, logits: int,
 
 
 def given_teacher(context: SeedContext, checkpoint: Path, stage: Stage) -> Stage:
-    """Take the network that `--teacher.checkpoint` names, of an earlier run."""
+    """Load the network of an earlier run that `--teacher.checkpoint` names."""
     classes, bands = context.experiment.classes, context.config.data.bands
     net, card = load_net(checkpoint)
     if not same_names(card.classes, classes):
@@ -121,7 +122,7 @@ def given_teacher(context: SeedContext, checkpoint: Path, stage: Stage) -> Stage
         raise UserError(f"{checkpoint} takes {card.bands} bands and --data.bands is {bands}; both must be the same.")
     _check_size(context, net, card, checkpoint)
     if stage.done:
-        if stage.record["weights_hash"] != weights_hash(net):  # the settings hold the file's name alone
+        if stage.record["weights_hash"] != weights_hash(net):  # the settings hold only the file name
             raise UserError(
                 f"{stage.folder} was taken from another file than {checkpoint}, and what follows was made with "
                 "that one. Give another run folder with --out."
@@ -131,7 +132,7 @@ def given_teacher(context: SeedContext, checkpoint: Path, stage: Stage) -> Stage
 
 
 def _check_size(context: SeedContext, net: SceneNet, card: NetCard, checkpoint: Path) -> None:
-    """A teacher may be used at another size than its own, on purpose; that is said, and refused where it cannot be."""
+    """Report a teacher that is used at another image size than it was trained at; refuse one that cannot take it."""
     settings, stored = context.config, card.stored_size or context.config.data.stored_size
     if (card.image_size, stored) == (settings.image_size, settings.data.stored_size):
         return

@@ -1,4 +1,4 @@
-"""The images of an experiment: decoded, compared with each other, and those without labels."""
+"""Images of an experiment: decoding, duplicates, and unlabelled images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from scenedistill.data.unlabelled.pool import UnlabelledImages, UnlabelledPool, 
 
 @dataclass
 class ExperimentImages:
-    """Labelled images, decoded, and the images without labels that the settings name.
+    """Decoded labelled images, and the unlabelled images of the settings.
 
     Attributes:
         cache: the decoded images.
-        name: of the data set.
-        settings: of the data.
-        console: to print to.
+        name: name of the data set.
+        settings: settings of the data.
+        console: console for the messages.
         lead: whether this is the first process of the run.
     """
 
@@ -40,7 +40,7 @@ class ExperimentImages:
 
     @property
     def record(self) -> dict[str, str]:
-        """Where they are, for those who open the run later."""
+        """Name and location of the images, for the record of a stage."""
         return {
             "name": self.name,
             "root": str(self.cache.index.root.resolve()),
@@ -49,7 +49,7 @@ class ExperimentImages:
 
     @cached_property
     def duplicates(self) -> Duplicates:
-        """The images that there are more than once."""
+        """Images that occur more than once."""
         return duplicates_in_cache(self.cache)
 
     @cached_property
@@ -71,7 +71,7 @@ class ExperimentImages:
         return found
 
     def unlabelled(self, split: Split) -> UnlabelledPool | None:
-        """The images without labels that a split may be trained with; None where the settings name none."""
+        """Return the unlabelled images that may be used to train with a split; None where the settings name none."""
         if not self.settings.unlabelled:
             return None
         if split.hash not in self._pools:
@@ -80,7 +80,7 @@ class ExperimentImages:
         return self._pools[split.hash]
 
     def unlabelled_settings(self, split: Split) -> dict[str, Any]:
-        """What the outcome of a training with these images depends on; empty where there are none."""
+        """Return the settings of the unlabelled images that determine a training; empty where there are none."""
         pool, settings = self.unlabelled(split), self.settings
         if pool is None:
             return {}
@@ -89,7 +89,7 @@ class ExperimentImages:
 
     @property
     def notes(self) -> str:
-        """What a reader of the results must know of the images."""
+        """Note on the unlabelled images used, for the results; empty where there are none."""
         if not self._pools:
             return ""
         numbers = sorted({len(pool) for pool in self._pools.values()})
@@ -102,17 +102,17 @@ class ExperimentImages:
 
 
 def decode(index: SceneIndex, data: Path, settings: DataConfig, console: Console, lead: bool) -> ExperimentImages:
-    """Decode the images and say what they are.
+    """Decode the images and print what they are.
 
     Args:
-        index: of the images.
-        data: folder or manifest they come from, after which an unknown data set is named.
-        settings: of the data.
-        console: to print to.
+        index: index of the images.
+        data: folder or manifest of the images; an unknown data set is named after it.
+        settings: settings of the data.
+        console: console for the messages.
         lead: whether to show the progress.
 
     Raises:
-        UserError: an image cannot be read, and the settings do not say to leave it out.
+        UserError: an image cannot be read, and the settings do not allow to skip it.
     """
     for note in index.notes:
         console.print(note, markup=False)

@@ -1,4 +1,4 @@
-"""Table 3 of a run or a grid: what its teacher and students cost to keep and to run, beside what they know."""
+"""Table 3 of a run or a grid: size, operations, latency and accuracy of its teacher and students."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def measure_costs(
     same.
 
     Args:
-        folder: of a run or a grid; training need not be complete.
+        folder: folder of a run or a grid; training need not be complete.
         cell: data set and ratio of a grid, such as `AID-20`; the first one when not given.
-        beside: names of further networks, with random weights, before the others: what the first one costs is what the
-            others are compared with.
+        beside: names of further networks, with random weights, before the others: the first one is the reference to
+            which the others are compared.
         batch_sizes: images in a pass, each >= 1.
         repeats: timed passes, >= 1.
-        threads: of the CPU; all cores when not given.
+        threads: CPU threads; all cores when not given.
         experiment: name of the record.
-        command: what repeats it, for the record.
+        command: command that repeats the measurement, for the record.
 
     Raises:
         UserError: no such folder, cell or network, or a number below 1.

@@ -21,10 +21,10 @@ TEACHER = "resnet10t"  # learns these small images in fewer minutes than a ResNe
 
 
 def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConfig:
-    """The quickstart's settings: a teacher from scratch and the light student of Table 1.
+    """Return the quickstart's settings: a teacher from scratch and the light student of Table 1.
 
-    The views leave the small images nearly whole, and the batches are small for the sake of more steps. The triplets
-    are semihard, because the hardest ones make a network that starts from scratch collapse.
+    The crops are large because the images are small, and the batches are small to allow more steps. The triplets are
+    semihard, because the hardest ones make a network trained from scratch collapse.
     """
     return RunConfig(
         image_size=SIZE,
@@ -46,14 +46,14 @@ def settings(teacher: str | None = None, seeds: Sequence[int] = (0,)) -> RunConf
 def quickstart(
     folder: Path, *, teacher: str | None = None, seeds: Sequence[int] = (0,), command: str = "", console: Console
 ) -> Result:
-    """Generate scenes, then `run` on them, and say where everything lies.
+    """Generate scenes, then `run` on them, and print where the results are.
 
     Args:
-        folder: for the scenes and the run.
+        folder: folder of the scenes and the run.
         teacher: another teacher than the default.
         seeds: one full run for each.
-        command: what repeats it, for the record.
-        console: to print to.
+        command: command that repeats the experiment, for the record.
+        console: console for the messages.
     """
     started = time.monotonic()
     console.print("scenedistill quickstart: generated scenes, a teacher, a plain and a distilled student", style="bold")

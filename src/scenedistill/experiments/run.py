@@ -55,20 +55,20 @@ def run(
 
     Args:
         data: folder with one sub-folder for each class, or a CSV manifest.
-        out: the run's folder. An interrupted run goes on with the same call, and what is done with the same settings is
-            not done again.
+        out: the run's folder. An interrupted run continues with the same call; stages that are done with the same
+            settings are skipped.
         config: every setting.
         parts: which of `teacher`, `plain` and `distilled` to do; a distilled student needs its teacher.
-        name: of the experiment; the run folder's name when not given.
-        command: what repeats it, for the record.
-        clear_knowledge: delete the teachers' knowledge that this run has kept or read, once all is done.
-        console: to print to.
+        name: name of the experiment; the run folder's name when not given.
+        command: command that repeats the experiment, for the record.
+        clear_knowledge: delete the stored teacher outputs that this run wrote or read, once all is done.
+        console: console for the messages.
 
     Returns:
-        The result, which also lies in the folder as `summary.json` and `summary.md`.
+        The result, also written to the folder as `summary.json` and `summary.md`.
 
     Raises:
-        UserError: something the user can mend.
+        UserError: a problem that the user can correct.
     """
     config = config or RunConfig()
     check_settings(config)
@@ -99,13 +99,13 @@ def run(
                     rows.append(test(context, stage, "plain"))
             if "distilled" in parts:
                 distilled = [(folder / student.name / student.method, student) for student in students]
-                # kept knowledge is there for each of them; a teacher that is asked anew answers all of them at once
+                # stored teacher outputs serve each student alone; a teacher run in every step can serve all students
                 alone = kept_views(config.student) or not config.side_by_side
                 for group in [[one] for one in distilled] if alone else [distilled]:
                     for stage in train_students(context, group, teacher):
                         trained.append(stage)
                         rows.append(test(context, stage, config.student.method))
-        context.knowledge = None  # its arrays and the teacher's weights
+        context.knowledge = None  # frees its arrays and the teacher's weights
     result = summarise(contexts, rows, name=name or Path(out).resolve().name, command=command)
     if clear_knowledge and experiment.lead:
         used = {stage.record.get("knowledge") for stage in trained}
@@ -116,10 +116,10 @@ def run(
 
 
 def check_settings(config: RunConfig) -> None:
-    """Say what is wrong with the settings before hours of work.
+    """Check the settings before hours of work.
 
     Raises:
-        UserError: a seed, a name or a range that makes no sense, or a device that is not there.
+        UserError: an invalid seed, name or range, or a device that does not exist.
     """
     if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds is {config.seeds}; expected one or more whole numbers from 0, each once.")
@@ -186,8 +186,8 @@ def _check_groups(teacher: TeacherConfig) -> None:
 
 
 def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
-    """One training step of every network that was not begun in the folder before: what cannot be trained is said before
-    images are decoded and a teacher is trained, and so is a given teacher that is no network of ours."""
+    """Run one training step of every network that has no stage in the folder yet, and load a given teacher: one that
+    cannot be trained or loaded is reported before images are decoded and a teacher is trained."""
     if config.teacher.checkpoint:
         load_net(config.teacher.checkpoint)
     device = compute_device(config.machine.accelerator)
@@ -196,7 +196,7 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
     begun = [settings for settings in begun if settings.get("image_size") == config.image_size]
 
     def new(name: str, settings: dict[str, Any], fit: FitConfig) -> bool:
-        """Whether no stage has such settings; what is left to the number of images may be whatever it is."""
+        """Return whether no stage has these settings; open ones that depend on the number of images are ignored."""
         left = [item for item in ("epochs", "batch_size") if getattr(fit, item) is None]
         networks = [one[name] for one in (*begun, {name: settings}) if isinstance(one.get(name), dict)]
         told = [{**one, "fit": {k: v for k, v in one["fit"].items() if k not in left}} for one in networks]
@@ -216,9 +216,9 @@ def _try_networks(config: RunConfig, out: Path, parts: Sequence[str]) -> None:
 
 
 def _check_images(index: SceneIndex, config: RunConfig, parts: Sequence[str]) -> None:
-    """Say before images are decoded what their list alone tells: no such split, or too few images for a batch."""
+    """Check before decoding, from the list of images alone, that the split exists and has enough images for a batch."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a split leaves out is said when it is used
+        warnings.simplefilter("ignore")  # the warnings of a split are shown when it is used
         split = split_of(config, index, config.seeds[0])
     world, labels = count_devices(config.machine), index.labels[split.train]
     teacher, fit = config.teacher, config.teacher.schedule(len(labels))
@@ -255,7 +255,7 @@ def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
 
 
 def _check_unlabelled(config: RunConfig) -> None:
-    """Whether the images without labels are there, and their settings make sense."""
+    """Check that the unlabelled images exist and their settings are valid."""
     data = config.data
     if not 0 < data.unlabelled_share < 1:
         raise UserError(
@@ -271,7 +271,7 @@ def _check_unlabelled(config: RunConfig) -> None:
 
 
 def _check_networks(config: RunConfig) -> None:
-    """Build the students and their losses once: a wrong name should not wait until the teacher has been trained."""
+    """Build the students and their losses once, so that a wrong name is reported before the teacher is trained."""
     student = config.student
     weights = resolve_weights(student.method, student.losses)
     if student.method == "plain":
@@ -295,7 +295,7 @@ def _check_networks(config: RunConfig) -> None:
 
 
 def _check_first_size(name: str, net: SceneNet, config: RunConfig, fit: FitConfig) -> None:
-    """Whether the network takes the small views with which it is to begin; most transformers take one size alone."""
+    """Check that the network accepts the small views of the first epochs; most transformers accept one size only."""
     side = view_size(0, fit.epochs, config.image_size, fit.first_size)
     if side == config.image_size:
         return

@@ -1,4 +1,4 @@
-"""The folder of a run while it is written: who may write a stage, whether it is done, and finishing it."""
+"""Writing the folder of a run: locking a stage, checking whether it is done, and finishing it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from scenedistill.training.runs import Stage
 
 @dataclass
 class RunFolder:
-    """Where the stages of a run lie.
+    """Folder of the stages of a run.
 
     Attributes:
-        path: of the folder.
-        console: to print to.
-        lead: whether this is the first process of the run, which alone writes.
-        before_first_stage: what is written as soon as a stage is held, and not before: what lies in the folder may be
-            another run's.
+        path: path of the folder.
+        console: console for the messages.
+        lead: whether this is the first process of the run, the only one that writes.
+        before_first_stage: functions called as soon as a stage is locked, to write shared files; not earlier, because
+            the folder may belong to another run.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class RunFolder:
         """Make the folder.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,8 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be the run's folder: {reason}. Give another with --out.") from problem
 
     def write_seed(self, seed: int, settings: str, split: Split, cache: SceneCache) -> None:
-        """Write the settings and a seed's split, and say so when what is done of it was made from images of the same
-        names and other content."""
+        """Write the settings and a seed's split; print a warning if the finished stages used images of the same names
+        with other content."""
         folder = self.path / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         for place in (self.path, folder):
@@ -82,10 +82,10 @@ class RunFolder:
 
     @contextmanager
     def hold(self, stage: Stage) -> Iterator[None]:
-        """Keep other runs out of a stage; of the processes of one run, the first does it for all.
+        """Lock a stage against other runs; the first process of a run locks it for all.
 
         Raises:
-            UserError: another process holds it, or somebody has removed its folder meanwhile.
+            UserError: another process holds the lock, or the folder of the stage was removed meanwhile.
         """
         with stage.held() if self.lead else nullcontext():
             while self.lead and self.before_first_stage:
@@ -101,15 +101,15 @@ class RunFolder:
                 ) from problem
 
     def hold_seed(self, seed: int) -> AbstractContextManager[None]:
-        """Keep other runs out of all stages of a seed."""
+        """Lock all stages of a seed against other runs."""
         return Stage(self.path / f"seed{seed}", {}).held() if self.lead else nullcontext()
 
     def name_of(self, stage: Stage) -> Path:
-        """A stage's place below the folder."""
+        """Return the path of a stage below the folder."""
         return stage.folder.relative_to(self.path)
 
     def done(self, stage: Stage) -> bool:
-        """Whether the stage can be skipped; if not, its folder is made ready.
+        """Return whether the stage can be skipped; if not, prepare its folder.
 
         A stage with a damaged or missing file is not done.
         """
@@ -128,7 +128,7 @@ class RunFolder:
         return stage.done
 
     def reopen(self, stage: Stage) -> None:
-        """Take a finished stage as begun, and its test as not made."""
+        """Mark a finished stage as unfinished, and delete its test."""
         if self.lead:
             shutil.rmtree(stage.folder / "evaluation", ignore_errors=True)
             stage.reopen()
@@ -142,8 +142,8 @@ class RunFolder:
         best: Best | None = None,
         logs: Path | None = None,
     ) -> Stage:
-        """Keep the network, and its best epoch where that is asked for, and mark the stage as done; every process
-        returns when it is."""
+        """Save the network, and its best epoch if given, and mark the stage as done; every process returns after
+        that."""
         if not self.lead:
             stage.wait()
             return stage
@@ -154,5 +154,5 @@ class RunFolder:
             save_net(net, card, stage.folder / BEST_WEIGHTS)
             finished["best"] = {"epoch": best.epoch, "val_oa": best.val_oa}
         stage.finish(finished, [WEIGHTS, BEST_WEIGHTS] if best else [WEIGHTS])
-        (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # the optimiser's state has served
+        (stage.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)  # optimiser state, no longer needed
         return stage

@@ -1,4 +1,4 @@
-"""Settings as plain values: for a fingerprint, and as YAML to be given back."""
+"""Settings as plain values for a fingerprint, and as YAML for --config."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scenedistill.config import RunConfig, StudentFitConfig
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON values, without the settings that came later (`config.LATER`) and have their default; of
-    paths only the file name, so that moving a file changes no fingerprint."""
+    """Convert a dataclass to JSON values, without the settings that were added later (`config.LATER`) and have their
+    default. A path is reduced to the file name, so that moving a file does not change a fingerprint."""
     values: dict[str, Any] = _values(_without_later(config, asdict(config)), lambda path: Path(path).name)
     return values
 
@@ -31,8 +31,8 @@ def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings as YAML, to be given back with --config; what was left open is what was chosen, but for what depends
-    on the number of images."""
+    """Return the settings as YAML for --config; open settings are replaced by the chosen values, except those that
+    depend on the number of images."""
     open_fit = config.student.fit
     chosen = vars(config.student.schedule(1)) | {"epochs": open_fit.epochs, "batch_size": open_fit.batch_size}
     config = replace(config, student=replace(config.student, fit=StudentFitConfig(**chosen)))

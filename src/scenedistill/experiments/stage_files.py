@@ -1,4 +1,4 @@
-"""The files of a finished training: their names, and whether they still hold what was written."""
+"""Files of a finished training: names, loading and integrity checks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEIGHTS, BEST_WEIGHTS = "weights.safetensors", "best.safetensors"
 
 
 def open_net(stage: Stage) -> tuple[SceneNet, NetCard]:
-    """The network of a finished training, which is the one that its record speaks of.
+    """Load the network of a finished training and compare it with the hash in its record.
 
     Raises:
-        Damaged: it is another one.
+        Damaged: the weights are damaged or those of another training.
     """
     net, card = load_net(stage.folder / WEIGHTS)
     if weights_hash(net) != stage.record.get("weights_hash", weights_hash(net)):
@@ -30,16 +30,16 @@ def open_net(stage: Stage) -> tuple[SceneNet, NetCard]:
 
 
 def log_hashes(stage: Stage, folder: Path | None) -> dict[str, str]:
-    """Checksums of what a training has logged, by the path of each file from the stage's folder."""
+    """Compute the checksums of a training's log files, by the path of each file from the stage's folder."""
     files = sorted((folder or stage.folder).glob("logs/attempt_*/metrics.csv"))
     return {Path(os.path.relpath(file, stage.folder)).as_posix(): file_hash(file) for file in files}
 
 
 def stage_damage(stage: Stage) -> str:
-    """What is wrong with the files of a finished training, in words; empty where nothing is."""
+    """Describe the damage to the files of a finished training; empty where there is none."""
     if problem := stage.damage():
         return problem
-    try:  # a folder from before there were checksums of files knows at least its network
+    try:  # an older folder has no checksums of files, but the hash of its network
         kept = stage.record.get("weights_hash")
         if read_stage(stage.folder).get("files") or not kept:
             return ""

@@ -1,4 +1,4 @@
-"""The stages of one seed: train the teacher, train a student, look at the test split."""
+"""Stages of one seed: train or load the teacher, and test a finished network."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from scenedistill.training.teacher import TeacherTraining
 
 
 def train_teacher(context: SeedContext, folder: Path) -> Stage:
-    """Train the teacher in the triplet Siamese frame, or take the one that `--teacher.checkpoint` names or, with
-    `--teacher.as_is`, the one of `--teacher.weights`."""
+    """Train the teacher in the triplet Siamese frame, or load the one of `--teacher.checkpoint` or, with
+    `--teacher.as_is`, of `--teacher.weights`."""
     images, run = len(context.split.train), context.experiment.folder
     config = context.config.teacher.closed(images)
     stage = context.stage(folder, teacher_settings(config, images))
@@ -54,7 +54,7 @@ def train_teacher(context: SeedContext, folder: Path) -> Stage:
 
 
 def teacher_settings(config: TeacherConfig, images: int) -> dict[str, Any]:
-    """What the outcome of a teacher's training on so many images depends on: not on how good it has to be."""
+    """Return the settings that determine a teacher's training on so many images; `min_oa` is not one of them."""
     settings = plain(replace(config, min_oa=None, classes=read_classes(config.classes)))
     return {"teacher": settings | {"fit": plain(config.schedule(images))}}
 
@@ -90,9 +90,9 @@ def _train_teacher(context: SeedContext, config: TeacherConfig, stage: Stage, fi
 
 
 def test(context: SeedContext, stage: Stage, variant: str) -> Row:
-    """Look at the test split, once for each finished network, and keep what was seen.
+    """Test a finished network on the test split, once, and store the results.
 
-    At the size of the run: a teacher that was given and trained at another one is tested as it teaches.
+    The image size is that of the run, also for a given teacher that was trained at another size.
     """
     folder, split = context.experiment.folder, context.split
     final = Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": split.hash})
@@ -130,7 +130,7 @@ def test(context: SeedContext, stage: Stage, variant: str) -> Row:
 
 
 def _test_best(experiment: Experiment, stage: Stage, part: ScenePart) -> dict[str, float]:
-    """Number and OA of the epoch that was best on the validation images, where that was asked for."""
+    """Test the weights of the best validation epoch, if they were stored; return the number of the epoch and its OA."""
     kept = stage.record.get("best")
     if not kept:
         return {}
@@ -142,7 +142,7 @@ def _test_best(experiment: Experiment, stage: Stage, part: ScenePart) -> dict[st
 
 
 def _test(context: SeedContext, final: Stage, stage: Stage) -> None:
-    """By all processes that have trained together, each its share of the images; the first one keeps what was found."""
+    """Run the test in all processes of the training, each on its share of the images; the first stores the results."""
     net, card = open_net(stage)
     experiment, split, size = context.experiment, context.split, context.config.image_size
     part = ScenePart(experiment.images.cache, split.test)

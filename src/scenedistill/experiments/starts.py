@@ -1,4 +1,4 @@
-"""What a network of a run started from, for its record; another file under the same name is noticed."""
+"""Initial weights of a network, for its record; a changed file under the same name is detected."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scenedistill.training.runs import Stage
 
 
 def start_hash(weights: str, model: str) -> str | None:
-    """Of the local file that `weights` means, where there is one."""
+    """Hash the local file that `weights` refers to; None where there is none."""
     path = None if weights == "none" else local_file(weights, model)
     return file_hash(path) if path and path.is_file() else None
 
 
 def start_record(weights: str, account: WeightAccount | None, file: str | None) -> dict[str, Any]:
-    """What a stage's record says of the start: what was taken, and the hash of the file where there was one."""
+    """Return the record entries of the initial weights: what was loaded, and the hash of the file if there is one."""
     taken = {"weights_taken": str(account) if account else weights}
     return {**taken, "weights_file_hash": file} if file else taken
 
 
 def check_start(stage: Stage, weights: str, file: str | None) -> None:
-    """Refuse a finished stage that was started from a file of another content: the settings hold its name alone.
+    """Check that a finished stage started from a file of the same content; its settings hold only the file name.
 
     Raises:
-        UserError: it was.
+        UserError: the file had other content.
     """
     if file and stage.record.get("weights_file_hash", file) != file:
         raise UserError(

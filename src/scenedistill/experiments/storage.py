@@ -1,4 +1,4 @@
-"""What lies in the cache folder, and clearing it: decoded images and the teachers' knowledge."""
+"""Listing and clearing the cache folder: decoded images and stored teacher outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scenedistill.training.teacher_outputs.store import ABOUT, VIEW, size_text
 
 @dataclass(frozen=True)
 class Stored:
-    """One folder of decoded images or of a teacher's knowledge."""
+    """One folder of decoded images or of stored teacher outputs."""
 
     kind: str  # "images" or "knowledge"
     folder: Path
@@ -29,15 +29,15 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """How a person names it."""
+        """Name of the folder, as used on the command line."""
         return self.folder.name
 
 
 def stored(root: Path | None = None) -> list[Stored]:
-    """Everything kept under a cache folder, the largest first; `cache_home()` when not given."""
+    """List everything stored under a cache folder, the largest first; `cache_home()` when not given."""
     root = cache_home() if root is None else root
     found = []
-    # a folder given as --data.cache_dir holds decoded images itself, those without labels and knowledge below
+    # a folder given as --data.cache_dir holds decoded images itself; unlabelled ones and teacher outputs are below it
     for manifest in [path for kind in ("", "scenes/*/", "unlabelled/*/") for path in root.glob(f"{kind}manifest.json")]:
         if read_json(manifest).get("kind") != KIND:
             continue
@@ -56,11 +56,11 @@ def stored(root: Path | None = None) -> list[Stored]:
 
 
 def clear(names: Sequence[str], root: Path | None = None) -> list[Stored]:
-    """Delete stores by name, or all of a kind by `images` or `knowledge`, or everything by `all`; what is needed again
-    is made again.
+    """Delete stores by name, or all of a kind by `images` or `knowledge`, or everything by `all`; deleted data is
+    created again when needed.
 
     Raises:
-        UserError: nothing has a name that was given; nothing is deleted then.
+        UserError: a name is unknown; nothing is deleted.
     """
     there = stored(root)
     chosen: list[Stored] = []
@@ -76,13 +76,13 @@ def clear(names: Sequence[str], root: Path | None = None) -> list[Stored]:
         remove_arrays(entry.folder, keep="")
         (entry.folder / "manifest.json").unlink()
         (entry.folder / "build.lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is something else in it
+        with contextlib.suppress(OSError):  # the folder holds other files
             entry.folder.rmdir()
     return chosen
 
 
 def stored_table(entries: Sequence[Stored]) -> Table:
-    """For the terminal."""
+    """Create the table of the entries for the terminal."""
     table = Table("name", "kind", "what", "size", box=None)
     for entry in entries:
         table.add_row(*map(Text, (entry.name, entry.kind, entry.what, size_text(entry.bytes))))

@@ -1,4 +1,4 @@
-"""The students of one seed: trained alone, or side by side where one teacher pass can serve them all."""
+"""Training of the students of one seed: alone, or side by side where they can share a teacher pass."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def train_students(
 ) -> list[Stage]:
     """Train students, with a teacher by Algorithm 1 or, without one, plain; each in its folder, and once.
 
-    Several are trained side by side, on one view and one teacher pass of each batch: their settings may differ in all
-    but the training's schedule and the kept views.
+    Several students are trained side by side, on one view and one teacher pass of each batch: their settings may differ
+    except for the schedule of the training and the stored views.
     """
     run = context.experiment.folder
     wanted = [(folder, config.closed(len(context.split.train))) for folder, config in wanted]
@@ -52,15 +52,15 @@ def train_students(
             if stage.done:
                 check_start(stage, config.weights, start_hash(config.weights, config.name))
         if todo and _checkpoint(_shared_folder(context, everyone)).exists():
-            todo = everyone  # killed on the way: what was trained together goes on together
+            todo = everyone  # interrupted: a training side by side continues as such
         if todo:
             _train(context, todo, teacher)
     return stages
 
 
 def _same_teacher(context: SeedContext, stage: Stage, teacher: Stage | None) -> bool:
-    """Whether a finished student was taught by the teacher as it is; one that was damaged and trained again may differ
-    by a rounding."""
+    """Return whether a finished student was distilled from the present weights of the teacher, and reopen it if not; a
+    damaged teacher that was trained again may differ by rounding."""
     taught_by = stage.record.get("teacher_hash")
     if not (teacher and taught_by) or taught_by == teacher.record.get("weights_hash", taught_by):
         return True
@@ -71,7 +71,7 @@ def _same_teacher(context: SeedContext, stage: Stage, teacher: Stage | None) -> 
 
 
 def student_stage(context: SeedContext, folder: Path, config: StudentConfig, teacher: Stage | None) -> Stage:
-    """The stage in which a student is trained, with a teacher or plain."""
+    """Return the stage of a student that is trained with a teacher or plain."""
     settings: dict[str, Any] = {"student": student_settings(config, len(context.split.train))}
     if teacher:
         settings["teacher"] = teacher.fingerprint
@@ -79,13 +79,13 @@ def student_stage(context: SeedContext, folder: Path, config: StudentConfig, tea
             settings["also"] = [file_hash(path) for path in further_teachers(config, context.seed)]
         if config.unlabelled:
             settings |= context.experiment.images.unlabelled_settings(context.split)
-    if context.config.best_epoch:  # else as it was before there was such a setting
+    if context.config.best_epoch:  # left out otherwise, as before this setting existed
         settings["best_epoch"] = True
     return context.stage(folder, settings)
 
 
 def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
-    """What the outcome of a student's training on so many images depends on, but for files and images."""
+    """Return the settings that determine a student's training on so many images, except files and images."""
     settings = plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
     used = {config.method, *resolve_weights(config.method, config.losses)}
     revisions = {name: number for name, number in REVISIONS.items() if name in used}
@@ -140,7 +140,7 @@ def _train(context: SeedContext, todo: Sequence[tuple[Stage, StudentConfig]], te
         knowledge.check_untouched()
         if knowledge.store:
             record["knowledge"] = knowledge.store.folder.name
-    # the time of one teacher pass for all is shared out evenly
+    # the time of the shared training is divided evenly
     record["seconds"] = round(record["seconds"] / len(todo), 1)
     for stage, _ in todo:
         name = title_of(stage.folder)
@@ -155,7 +155,7 @@ def _train(context: SeedContext, todo: Sequence[tuple[Stage, StudentConfig]], te
 
 
 def _shared_folder(context: SeedContext, students: Sequence[tuple[Stage, StudentConfig]]) -> Path:
-    """Folder of a training side by side."""
+    """Return the folder of a training side by side."""
     name = fingerprint({"stages": [stage.fingerprint for stage, _ in students]})
     return context.folder / f"together-{name}"
 
@@ -165,7 +165,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _own(metrics: dict[str, float], title: str, students: int) -> dict[str, float]:
-    """One student's part of what several reported."""
+    """Select the metrics of one student from those of several."""
     if students == 1:
         return metrics
     return {name.removeprefix(f"{title} "): value for name, value in metrics.items() if name.startswith(f"{title} ")}
@@ -203,7 +203,7 @@ def _module(
 
 
 def plain_student(config: StudentConfig) -> StudentConfig:
-    """The same student trained on the labels alone, all else equal."""
+    """Return the settings of the same student trained on the labels alone, all else equal."""
     return replace(
         config,
         method="plain",

@@ -1,4 +1,4 @@
-"""What a run found: a table on the terminal, `summary.json` and `summary.md`."""
+"""Summary of a run: a table on the terminal, `summary.json` and `summary.md`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "pa
 
 
 def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str, command: str) -> Result:
-    """Write and print what the rows say.
+    """Write and print the summary of the rows.
 
     Args:
-        contexts: of the seeds, of one experiment; `summary.json` and `summary.md` go into its folder.
+        contexts: contexts of the seeds of one experiment; `summary.json` and `summary.md` go into its folder.
         rows: one for each trained network.
-        name: of the experiment.
-        command: what repeats it.
+        name: name of the experiment.
+        command: command that repeats the experiment.
 
     Returns:
-        The result. Its wall seconds are those of training and testing, over all tries.
+        The result. Its wall seconds are those of training and testing, over all attempts.
     """
     experiment, images = contexts[0].experiment, len(contexts[-1].split.train)
     config = experiment.config
@@ -59,7 +59,7 @@ def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str
 
 
 def terminal_table(result: Result) -> Table:
-    """The result's table for the terminal: the columns that fit one; `summary.md` has all of them."""
+    """Create the terminal table of a result, with the columns that fit; `summary.md` has all of them."""
     head, lines = cells(result)
     shown = [number for number, heading in enumerate(head) if heading in SHOWN]
     table = Table(title=Text(f"{result.data}, {result.pixels} pixels"))

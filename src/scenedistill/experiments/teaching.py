@@ -1,4 +1,4 @@
-"""What a student is taught from: its training images, the teachers' answers, and whether these are good enough."""
+"""Inputs of a distillation: training images, teacher outputs, and the check of the teacher's accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) -> Knowledge:
-    """The checked teacher's knowledge, shared by all students of one seed that are taught alike."""
+    """Check the teacher and open its outputs, shared by all students of one seed with the same `taught` settings."""
     experiment, views = context.experiment, kept_views(config)
     key = (teacher.fingerprint, *taught(config))
     if context.knowledge is None or context.knowledge[0] != key:
@@ -55,13 +55,13 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
 
 
 def taught(config: StudentConfig) -> tuple[Any, ...]:
-    """What students must have in common to be taught from the same knowledge."""
+    """Return the settings that students must have in common to use the same teacher outputs."""
     asked = (config.ask_size, config.symmetries, *config.also)
     return kept_views(config), config.mixup, config.unlabelled, *asked
 
 
 def _training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
-    """The images that a distilled student trains on."""
+    """Return the images that a distilled student trains on."""
     images, split = context.experiment.images, context.split
     pool = images.unlabelled(split) if config.unlabelled else None
     return TrainingPart(
@@ -74,10 +74,10 @@ def _training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
 
 
 def further_teachers(config: StudentConfig, seed: int) -> list[Path]:
-    """Weights of the teachers that a seed's answers are averaged with.
+    """Return the weights files of the further teachers of a seed, whose outputs are averaged with the teacher's.
 
     Raises:
-        UserError: one is not there.
+        UserError: a file does not exist.
     """
     paths = [Path(path.replace("{seed}", str(seed))) for path in config.also]
     for path in paths:
@@ -100,11 +100,11 @@ def _further_teacher(experiment: Experiment, path: Path) -> SceneNet:
 
 
 def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
-    """Refuse a teacher that knows next to nothing: by the validation images, or the training images where there are
-    none. The test images stay unseen.
+    """Check the OA of the teacher on the validation images, or on the training images where there are none. The test
+    images are not used.
 
     Raises:
-        UserError: its OA is below the least that the settings ask for.
+        UserError: the OA is below the minimum of the settings.
     """
     experiment, config, split = context.experiment, context.config.teacher, context.split
     if len(split.val):
@@ -131,7 +131,7 @@ def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
 
 
 def kept_views(config: StudentConfig) -> int:
-    """Number of distinct views whose teacher outputs are kept; 0 where the teacher is asked anew, as it is for a loss
-    that looks at whole feature maps, which are too large to be kept."""
+    """Return the number of distinct views whose teacher outputs are stored; 0 where the teacher runs in every step, as
+    it does for a loss on whole feature maps, which are too large to store."""
     weights = resolve_weights(config.method, config.losses)
     return 0 if any(LOSSES[name].needs_features for name in weights) else config.knowledge_views

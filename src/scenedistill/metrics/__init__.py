@@ -1,1 +1,1 @@
-"""What a network is worth: accuracy, calibration, cost, and where it looks."""
+"""Evaluation of networks: accuracy, calibration, cost, differences and class-activation maps."""

@@ -1,4 +1,4 @@
-"""How often a classifier is right: OA, AA, kappa, macro F1, per-class accuracy and the confusion matrix."""
+"""Classification metrics: OA, AA, kappa, macro F1, per-class accuracy and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class SceneMetrics:
 
     All fractions lie in 0..1, kappa in -1..1. A class is *present* when at least one image has it as its true class.
     AA and macro F1 are means over the present classes only, and `per_class` holds only these; images of present
-    classes that were taken for an absent one still count as errors.
+    classes that are predicted as an absent one still count as errors.
     """
 
-    oa: float  # overall accuracy: right images / all images
+    oa: float  # overall accuracy: correct images / all images
     aa: float  # average accuracy: mean of the present classes' accuracies
-    kappa: float  # Cohen's kappa; 0 where it is undefined (one class is both all the truth and all the answers)
+    kappa: float  # Cohen's kappa; 0 where it is undefined (all labels and predictions are of one class)
     macro_f1: float  # mean of the present classes' F1
     per_class: dict[str, float]  # accuracy (recall) of each present class
     confusion: np.ndarray  # int64 [C, C]; rows the true class, columns the predicted one
@@ -51,10 +51,14 @@ def scene_metrics(
 ) -> SceneMetrics:
     """Compare predicted with true classes.
 
-    predictions, labels: integers [N] in 0..C-1, on any device, or anything NumPy takes for such an array.
-    classes: the C class names, in the order of the integers.
+    Args:
+        predictions: predicted classes, integers `[N]` in 0..C-1, a tensor on any device or array-like.
+        labels: true classes, in the same form.
+        classes: the C class names, in the order of the integers.
 
-    Raises UserError when there are no images, ValueError when lengths, types or ranges do not fit.
+    Raises:
+        UserError: there are no images.
+        ValueError: lengths, types or ranges do not fit.
 
     Examples:
         >>> from scenedistill.metrics.accuracy import scene_metrics
@@ -91,7 +95,7 @@ def scene_metrics(
 
 
 def class_numbers(given: ArrayLike | torch.Tensor, what: str, classes: Sequence[str]) -> torch.Tensor:
-    """int64 [N] on the CPU, every value a class; ValueError otherwise."""
+    """Convert class numbers to int64 `[N]` on the CPU; raise ValueError where one is no class."""
     numbers = given.detach().cpu() if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(given))
     if numbers.ndim != 1:
         raise ValueError(f"{what} have shape {list(numbers.shape)}; expected [N], one class number for each image")

@@ -1,4 +1,4 @@
-"""Whether a network's confidence may be believed: expected calibration error and the reliability diagram's data."""
+"""Calibration of a network's confidence: expected calibration error and the data of the reliability diagram."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BINS = 15  # as in the source's tables
+BINS = 15  # as in the tables of Guo et al.
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,13 @@ class Calibration:
     """Confidence against accuracy in M bins of equal width; the confidence is the largest class probability.
 
     Attributes:
-        edges: of the bins, float64 `[M + 1]`, 0 to 1; a bin holds its upper edge and not its lower one.
+        edges: bin edges, float64 `[M + 1]`, 0 to 1; a bin includes its upper edge and excludes its lower edge.
         counts: images in each bin, int64 `[M]`.
         confidence: mean confidence in each bin, float64 `[M]`; NaN in an empty one.
-        accuracy: share of right images in each bin, float64 `[M]`; NaN in an empty one.
-        ece: expected calibration error: mean over the images of the gap between the two in their bin, 0..1.
+        accuracy: share of correct images in each bin, float64 `[M]`; NaN in an empty one.
+        ece: expected calibration error: mean over the images of |confidence - accuracy| of their bin, 0..1.
         mce: maximum calibration error: the largest such gap, 0..1.
-        mean_confidence: over all images, 0..1.
+        mean_confidence: mean confidence over all images, 0..1.
         oa: overall accuracy, 0..1.
     """
 
@@ -35,7 +35,7 @@ class Calibration:
 
     @property
     def words(self) -> str:
-        """What the figures say, in a sentence."""
+        """Summary of the calibration in one sentence."""
         off, sure, right = (100 * value for value in (self.ece, self.mean_confidence, self.oa))
         if self.ece < 0.02:
             return f"Its confidence may be taken at its word: its expected calibration error (ECE) is {off:.1f} points."
@@ -47,12 +47,12 @@ class Calibration:
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> Calibration:
-    """Expected calibration error with equal-width bins (Guo et al., ICML 2017, equations 2 to 5).
+    """Compute the expected calibration error with equal-width bins (Guo et al., ICML 2017, equations 2 to 5).
 
     Args:
-        probabilities: of each class, float `[N, K]`, each row summing to 1.
+        probabilities: class probabilities, float `[N, K]`, each row summing to 1.
         labels: true classes, int `[N]`.
-        bins: M, 1 or more.
+        bins: number of bins M, 1 or more.
 
     Raises:
         ValueError: no images, shapes that do not fit, or values that are no probabilities.

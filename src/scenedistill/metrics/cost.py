@@ -1,4 +1,4 @@
-"""What a model costs to keep and to run: parameters, bytes, operations and time for each image."""
+"""Cost of a model: parameters, bytes, operations and latency per image."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ class ModelCost:
     """The cost of one model at one input size on one device."""
 
     parameters: int  # learnable values, frozen ones too
-    bytes: int  # its state stored with every floating-point value as float32, batch-norm statistics included
+    bytes: int  # size of the state with floating-point values as float32, batch-norm statistics included
     operations: int  # multiply-accumulates for one image: convolutions, matrix products, attention
     milliseconds: float  # for one image: median over the repeats
     milliseconds_low: float  # lower quartile
     milliseconds_high: float  # upper quartile
-    batch_size: int  # images in each timed pass; the times are the pass's divided by it
-    threads: int  # of PyTorch on the CPU
-    device: str  # "cpu" or "cuda"; results.hardware() says which
+    batch_size: int  # images in each timed pass; times are pass times divided by it
+    threads: int  # PyTorch threads on the CPU
+    device: str  # "cpu" or "cuda"; its name is in results.record.hardware()
     repeats: int
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time for one image in milliseconds, over the timed passes: each pass's time divided by its batch."""
+    """Latency per image in milliseconds over the timed passes: the time of a pass divided by its batch size."""
 
     device: str  # "cpu" or "cuda"
     batch_size: int  # images in each pass
     mean: float
-    p50: float  # half of the passes took no longer
+    p50: float  # median
     p90: float
-    p99: float  # with fewer than 100 passes near the slowest of them
+    p99: float  # close to the maximum for fewer than 100 passes
     passes: int
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs to keep and to run."""
+    """Size, operations and latencies of one network."""
 
     parameters: int
     bytes: int  # see ModelCost
     operations: int  # multiply-accumulates for one image
-    latencies: tuple[Latency, ...]  # for each device and batch size
+    latencies: tuple[Latency, ...]  # one for each device and batch size
 
 
 def cost_table(
@@ -65,19 +65,19 @@ def cost_table(
     repeats: int = 100,
     warm_up: int = 10,
 ) -> dict[str, NetworkCost]:
-    """Compare networks as they are used: float32, eval mode, logits only, channels-last in memory.
+    """Measure the cost of networks at inference: float32, eval mode, logits only, channels-last.
 
-    The networks take turns pass by pass, so that whatever else the machine does hits all alike. The input is random:
-    times depend on its shape alone. Copies are measured; the networks given are left as they are, where they are.
+    The networks take turns pass by pass, so that other load on the machine affects all of them equally. The input is
+    random, as latency depends only on its shape. Copies are measured; the given networks stay as they are.
 
     Args:
-        networks: by name.
+        networks: networks by name.
         size: side of the input in pixels.
-        bands: of the input.
-        batch_sizes: images in a pass; each is timed.
+        bands: number of bands of the input.
+        batch_sizes: numbers of images in a pass; each is timed.
         devices: `cpu`, `cuda`; the CPU, and the GPU where there is one, when not given.
         repeats: timed passes of each network, batch size and device, >= 1.
-        warm_up: passes before them that are not timed, >= 0.
+        warm_up: untimed passes before them, >= 0.
     """
     if repeats < 1 or warm_up < 0 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats {repeats}, warm_up {warm_up}, batch_sizes {batch_sizes}: expected >= 1, >= 0, >= 1")
@@ -110,7 +110,7 @@ def cost_table(
 
 
 class _Used(nn.Module):
-    """A network without the account of its attention, which only training asks for."""
+    """Wrap a network to return its logits only, without the attention output that only training uses."""
 
     def __init__(self, net: SceneNet) -> None:
         super().__init__()
@@ -130,16 +130,16 @@ def _latency(device: str, batch_size: int, seconds: Sequence[float]) -> Latency:
 def model_cost(
     model: nn.Module, size: int, bands: int = 3, batch_size: int = 1, *, repeats: int = 30, warm_up: int = 5
 ) -> ModelCost:
-    """Measure a model where it is, on random images in 0..1 of its own dtype, [batch_size, bands, size, size].
+    """Measure a model on its current device, on random images in 0..1 of its dtype, [batch_size, bands, size, size].
 
-    The model runs in eval mode without gradients and is left as it was found: the mode of every sub-module, its
-    values, and the random state. On CUDA each pass is timed until the device has finished. Normalisations, activations
-    and pooling are not counted as operations.
+    The model runs in eval mode without gradients. The mode of every sub-module, the model's values and the random state
+    are preserved. On CUDA each pass is timed until the device has finished. Normalisations, activations and pooling are
+    not counted as operations.
     """
     if repeats < 1 or batch_size < 1 or warm_up < 0:
         raise ValueError(f"repeats {repeats}, batch_size {batch_size}, warm_up {warm_up}: expected >= 1, >= 1, >= 0")
     like = next((value for value in model.parameters() if value.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)  # its own, so that the run's random state stays
+    generator = torch.Generator().manual_seed(0)  # leaves the global random state unchanged
     images = torch.rand(batch_size, bands, size, size, generator=generator).to(like.device, like.dtype)
     with evaluating(model):
         operations = count_operations(model, images[:1])
@@ -160,7 +160,7 @@ def model_cost(
 
 
 def count_operations(model: nn.Module, image: torch.Tensor) -> int:
-    """Multiply-accumulates of one pass over image [1, bands, size, size]; the model is in eval mode."""
+    """Count the multiply-accumulates of one pass over image [1, bands, size, size]; the model is in eval mode."""
     plain = getattr(model, "_orig_mod", model)  # operations inside a torch.compile'd graph cannot be seen
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain(image)
@@ -168,7 +168,7 @@ def count_operations(model: nn.Module, image: torch.Tensor) -> int:
 
 
 def time_passes(model: nn.Module, images: torch.Tensor, repeats: int, warm_up: int) -> list[float]:
-    """Seconds of each of `repeats` passes, after `warm_up` passes that are thrown away."""
+    """Return the seconds of each of `repeats` passes, after `warm_up` untimed passes."""
     seconds = []
     with torch.inference_mode():
         for turn in range(warm_up + repeats):
@@ -182,12 +182,12 @@ def time_passes(model: nn.Module, images: torch.Tensor, repeats: int, warm_up: i
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the model's state with floating-point values as float32 and others as they are."""
+    """Return the bytes of the model's state with floating-point values as float32 and others as they are."""
     state = model.state_dict().values()
     return sum(value.numel() * (4 if value.is_floating_point() else value.element_size()) for value in state)

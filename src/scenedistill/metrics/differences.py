@@ -1,4 +1,4 @@
-"""Where two or more networks differ on the same test images: matrices, classes, confused pairs, single images."""
+"""Differences between networks on the same test images: confusion matrices, classes, confused pairs, single images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scenedistill.metrics.outputs import KeptOutputs
 
 
 class ClassGain(NamedTuple):
-    """One class before and after, accuracies in 0..1.
+    """Accuracy of one class before and after, in 0..1.
 
     Attributes:
-        name: of the class.
-        images: of the class in the test.
-        before: share of right ones.
-        after: share of right ones.
+        name: name of the class.
+        images: number of its test images.
+        before: share of correct ones before.
+        after: share of correct ones after.
     """
 
     name: str
@@ -27,19 +27,19 @@ class ClassGain(NamedTuple):
 
     @property
     def points(self) -> float:
-        """What was gained, in points."""
+        """Gain in percentage points."""
         return 100 * (self.after - self.before)
 
 
 class ConfusedPair(NamedTuple):
-    """Images of one class taken for another.
+    """Images of one class predicted as another.
 
     Attributes:
         true: number of the true class.
-        named: number of the class they were taken for.
-        images: how many.
-        share: of the images of the true class, 0..1.
-        examples: positions in the outputs of some of them, the most certain mistakes first.
+        named: number of the predicted class.
+        images: number of these images.
+        share: their share of the images of the true class, 0..1.
+        examples: positions of some of them in the outputs, the most confident errors first.
     """
 
     true: int
@@ -50,13 +50,13 @@ class ConfusedPair(NamedTuple):
 
 
 class Disagreement(NamedTuple):
-    """One image that the networks see differently.
+    """One image on which the networks disagree.
 
     Attributes:
-        position: in the outputs.
+        position: position of the image in the outputs.
         label: number of its true class.
-        divergence: Jensen-Shannon divergence of their class probabilities, 0 (all say the same) to 1.
-        named: network to the number of the class it names.
+        divergence: Jensen-Shannon divergence of the networks' class probabilities, 0 (all equal) to 1.
+        named: number of the predicted class by network.
     """
 
     position: int
@@ -66,7 +66,7 @@ class Disagreement(NamedTuple):
 
 
 def row_percent(confusion: np.ndarray) -> np.ndarray:
-    """Percent of each true class in each predicted one, float64 `[K, K]`; NaN in the row of a class without images.
+    """Convert counts to percent of each true class, float64 `[K, K]`; NaN in the row of a class without images.
 
     Examples:
         >>> import numpy as np
@@ -81,14 +81,14 @@ def row_percent(confusion: np.ndarray) -> np.ndarray:
 
 
 def confusion_difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How the second matrix differs from the first, in points of each true class.
+    """Subtract the first confusion matrix from the second, in percentage points of each true class.
 
     Args:
         before: counts, int `[K, K]`, rows the true class; may be a sum over seeds.
         after: counts of the same classes.
 
     Returns:
-        float64 `[K, K]` in -100..100; NaN in the row of a class that one of them has no images of.
+        float64 `[K, K]` in -100..100; NaN in the row of a class without images in one of them.
 
     Examples:
         >>> import numpy as np
@@ -103,7 +103,7 @@ def confusion_difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def class_gains(before: np.ndarray, after: np.ndarray, classes: Sequence[str]) -> list[ClassGain]:
-    """The classes that both tests have images of, from the largest gain to the largest loss.
+    """List the classes that have images in both tests, from the largest gain to the largest loss.
 
     Args:
         before: counts, int `[K, K]`, rows the true class.
@@ -129,12 +129,12 @@ def class_gains(before: np.ndarray, after: np.ndarray, classes: Sequence[str]) -
 
 
 def confused_pairs(outputs: KeptOutputs, *, limit: int = 10, examples: int = 4) -> list[ConfusedPair]:
-    """The pairs of classes most often taken one for the other; a pair counts in each direction by itself.
+    """List the most frequent confusions of two classes; each direction counts separately.
 
     Args:
-        outputs: of one network.
-        limit: most pairs to name.
-        examples: most images to name of each.
+        outputs: outputs of one network.
+        limit: maximum number of pairs.
+        examples: maximum number of example images of each pair.
     """
     named, sure = outputs.predicted, outputs.probabilities.max(1)
     wrong = np.flatnonzero(named != outputs.labels)
@@ -153,18 +153,18 @@ def confused_pairs(outputs: KeptOutputs, *, limit: int = 10, examples: int = 4) 
 def most_different(
     networks: Mapping[str, KeptOutputs], *, limit: int = 8, per_class: int | None = 1
 ) -> list[Disagreement]:
-    """The images that the networks see most differently, the most different first.
+    """List the images on which the networks disagree most, the largest divergence first.
 
-    By the generalised Jensen-Shannon divergence of their class probabilities (Lin, IEEE Trans. Information Theory
-    1991), in units of its largest possible value.
+    The measure is the generalised Jensen-Shannon divergence of their class probabilities (Lin, IEEE Trans. Information
+    Theory 1991), divided by its largest possible value.
 
     Args:
-        networks: two or more by name, of the same images in the same order.
-        limit: most images to name.
-        per_class: most images of one true class; None for any number.
+        networks: outputs of two or more networks by name, of the same images in the same order.
+        limit: maximum number of images.
+        per_class: maximum number of images of one true class; None for no limit.
 
     Raises:
-        ValueError: fewer than two networks, or other images.
+        ValueError: fewer than two networks, or different images.
     """
     if len(networks) < 2:
         raise ValueError(f"{len(networks)} networks; a difference needs two or more")
@@ -189,7 +189,7 @@ def most_different(
 
 
 def _entropy(shares: np.ndarray) -> np.ndarray:
-    """In nats, over the last axis."""
+    """Compute the entropy in nats over the last axis."""
     entropy: np.ndarray = -(shares * np.log(np.maximum(shares, 1e-30))).sum(-1)
     return entropy
 

@@ -1,4 +1,4 @@
-"""Embeddings of the test images on a plane (t-SNE), and how well their neighbours share a class."""
+"""Two-dimensional maps of embeddings (t-SNE), and the class purity of their neighbourhoods."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import evaluation_view
 from scenedistill.models.network import SceneNet
 
-COMPONENTS = 50  # kept by the principal component analysis before t-SNE, as its authors do
-FEWEST = 5  # images of which there is a map
+COMPONENTS = 50  # principal components kept before t-SNE, as its authors do
+FEWEST = 5  # images needed for a map
 
 
 def embedding_map(embeddings: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) by scikit-learn, started from the principal components.
+    """Map embeddings to a plane by scikit-learn's t-SNE (van der Maaten and Hinton, JMLR 2008), initialised by PCA.
 
-    The same embeddings give the same map on the same machine. Only neighbourhood means something in it: sizes of
-    clusters and distances between them do not. Half a minute for 1500 images on one core.
+    The same embeddings give the same map on the same machine. Only neighbourhoods are meaningful: cluster sizes and
+    distances between clusters are not. Takes half a minute for 1500 images on one core.
 
     Args:
         embeddings: float `[N, D]`, 5 images or more.
-        perplexity: number of neighbours in mind; lowered where there are few images.
-        seed: of what is random in it.
+        perplexity: effective number of neighbours; lowered where there are few images.
+        seed: random seed.
 
     Returns:
-        float32 `[N, 2]` in -1..1, the wider of the two directions filling it.
+        float32 `[N, 2]` in -1..1; the wider of the two axes spans this range.
 
     Raises:
         UserError: fewer than 5 images, all embeddings the same, or scikit-learn is not installed.
@@ -60,19 +60,19 @@ def embedding_map(embeddings: np.ndarray, *, perplexity: float = 30.0, seed: int
 
 
 def neighbour_purity(embeddings: np.ndarray, labels: np.ndarray, *, neighbours: int = 10) -> float:
-    """Mean share, 0..1, of an image's nearest others (by cosine) that are of its class: the number behind the picture.
+    """Compute the mean share, 0..1, of an image's nearest neighbours (by cosine) that are of its class.
 
     Args:
         embeddings: float `[N, D]`, 2 images or more.
         labels: true classes, int `[N]`.
-        neighbours: how many to look at; all others where there are fewer.
+        neighbours: number of neighbours; all other images where there are fewer.
     """
     if len(embeddings) < 2 or len(embeddings) != len(labels):
         raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels; expected as many, 2 or more")
     unit = F.normalize(torch.from_numpy(embeddings).float(), dim=1)
     wanted, classes = min(neighbours, len(unit) - 1), torch.from_numpy(labels)
     shares = []
-    for start in range(0, len(unit), 1024):  # not all N x N at once
+    for start in range(0, len(unit), 1024):  # avoids the whole N x N matrix
         alike = unit[start : start + 1024] @ unit.T
         own = torch.arange(start, start + len(alike))
         alike[own - start, own] = -torch.inf
@@ -84,13 +84,13 @@ def neighbour_purity(embeddings: np.ndarray, labels: np.ndarray, *, neighbours: 
 def embeddings_of(
     net: SceneNet, part: ScenePart, *, image_size: int, device: torch.device, precision: str, batch_size: int = 100
 ) -> np.ndarray:
-    """Embedding of each image's evaluation view, float32 `[N, D]`, in the order of the part.
+    """Compute the embedding of each image's evaluation view, float32 `[N, D]`, in the order of the part.
 
     Args:
-        net: put into eval mode, and onto the device.
+        net: network; set to eval mode and moved to the device.
         part: N images.
         image_size: side of the evaluation view in pixels.
-        device: to compute on.
+        device: device of the computation.
         precision: `bf16`, `fp16` or `fp32`.
         batch_size: images of one pass.
     """
@@ -104,11 +104,11 @@ def embeddings_of(
 
 
 def even_sample(labels: np.ndarray, limit: int) -> np.ndarray:
-    """Positions of at most `limit` images, of each class its share, evenly spaced and in order, int64.
+    """Return the positions of at most `limit` images, stratified by class and evenly spaced, in order, int64.
 
     Args:
         labels: int `[N]`.
-        limit: 1 or more.
+        limit: maximum number of images, 1 or more.
     """
     by_class = np.argsort(labels, kind="stable")
     if len(labels) <= limit:

@@ -1,4 +1,4 @@
-"""Where a network looks for a class (Grad-CAM), and how much two networks agree on it."""
+"""Class-activation maps (Grad-CAM), and the agreement between the maps of two networks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from scenedistill.models.attention import AttendedStage
 from scenedistill.models.network import SceneNet
 from scenedistill.models.wrap import evaluating
 
-#: What `agreement` computes, as a reader calls it.
+#: Name of what `agreement` computes, for reports.
 AGREEMENT = "Pearson correlation of Grad-CAM maps"
 
 
 def class_activation(net: SceneNet, images: Tensor, *, size: int, classes: Tensor | None = None) -> Tensor:
-    """Grad-CAM of the last stage's gated feature (Selvaraju et al., ICCV 2017), by the library `grad-cam`.
+    """Compute Grad-CAM of the last stage's gated feature (Selvaraju et al., ICCV 2017) with the package `grad-cam`.
 
-    The map is resized bilinearly to the view and scaled to 0..1 image by image; it is 0 everywhere where nothing in the
-    image speaks for the class. The network keeps its modes and values, but not the `grad` of its parameters. Hooks sit
-    in it meanwhile: two threads must not do this with one network at once.
+    Each map is resized bilinearly to the view and scaled to 0..1; it is 0 everywhere if the image has no positive
+    evidence for the class. The modes and values of the network are preserved, the `grad` of its parameters is not.
+    Hooks are registered on the network during the call: two threads must not call this with the same network.
 
     Args:
-        net: of K classes, in float32; the images are taken to its device.
-        images: uint8 `[B, H, W, bands]`, as `data.images.read_scene` gives them.
+        net: network of K classes, in float32; the images are moved to its device.
+        images: uint8 `[B, H, W, bands]`, as `data.images.read_scene` returns them.
         size: side of the evaluation view in pixels: the network's `image_size`.
-        classes: whose evidence to show, int64 `[B]`; the predicted ones when not given.
+        classes: classes to explain, int64 `[B]`; the predicted ones when not given.
 
     Returns:
         float32 `[B, size, size]` in 0..1, on the CPU.
@@ -53,7 +53,7 @@ def class_activation(net: SceneNet, images: Tensor, *, size: int, classes: Tenso
     stage = _watched_stage(net)
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
-        # the gradient goes back to the stage and no further: what lies before it is only run, not recorded
+        # the gradient stops at the stage: the layers before it run without recording a graph
         start = stage.register_forward_hook(lambda module, given, feature: feature.detach().requires_grad_())
         net.requires_grad_(False)
         try:
@@ -69,14 +69,14 @@ def class_activation(net: SceneNet, images: Tensor, *, size: int, classes: Tenso
 
 
 def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of two maps of each image, float32 `[B]` in -1..1; 0 where one of the maps is flat.
+    """Compute Pearson's correlation of two maps of each image, float32 `[B]` in -1..1; 0 where a map is constant.
 
-    The measure "CC" for saliency maps of Bylinskii et al. (IEEE TPAMI 2019): symmetric, and blind to the scale and the
-    offset of a map, which Grad-CAM leaves open.
+    This is the saliency metric "CC" of Bylinskii et al. (IEEE TPAMI 2019): symmetric, and invariant to the scale and
+    the offset of a map, which Grad-CAM does not define.
 
     Args:
-        a: float `[B, H, W]`.
-        b: of the same shape.
+        a: maps, float `[B, H, W]`.
+        b: maps of the same shape.
     """
     if a.shape != b.shape or a.ndim != 3:
         raise ValueError(f"maps of {list(a.shape)} and {list(b.shape)}; expected [B, H, W] of one shape")
@@ -95,16 +95,16 @@ def agreement_with_teacher(
     device: torch.device | None = None,
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-    """The agreement of each student with the teacher on every image, each asked for the evidence of the true class.
+    """Compute the agreement of each student's map of the true class with the teacher's, on every image.
 
-    Costs about a forward pass of each network.
+    Takes about as long as one forward pass of each network.
 
     Args:
-        teacher: put onto the device.
-        students: by name; put onto the device.
+        teacher: teacher; moved to the device.
+        students: students by name; moved to the device.
         part: N images.
         size: side of the evaluation view in pixels.
-        device: to compute on; where the teacher is when not given.
+        device: device of the computation; the teacher's when not given.
         batch_size: images of one pass.
 
     Returns:
@@ -123,7 +123,7 @@ def agreement_with_teacher(
 
 
 class _Logits(nn.Module):
-    """A network as the library wants it: images in, scores out."""
+    """Wrap a network for the library: images in, logits out."""
 
     def __init__(self, net: SceneNet) -> None:
         super().__init__()
@@ -134,14 +134,14 @@ class _Logits(nn.Module):
 
 
 def _watched_stage(net: SceneNet) -> AttendedStage:
-    """The last stage whose positions the score depends on: where a transformer's class token is read after the last
-    block, what that block says of the other tokens is never asked for."""
+    """Return the last stage whose positions affect the logits: the last but one where a transformer reads only the
+    class token after its last block, because the other tokens of that block are not used."""
     by_token = getattr(net.backbone, "global_pool", "") == "token" and getattr(net.backbone, "num_prefix_tokens", 0)
     return net.stages[-2 if by_token else -1]
 
 
 def _as_map(stage: AttendedStage, feature: Tensor) -> Tensor:
-    """A stage's feature, or its gradient, in whichever layout, as `[B, C, H, W]`."""
+    """Convert a stage's feature, or its gradient, from any layout to `[B, C, H, W]`."""
     if feature.ndim == 4:
         return feature.permute(0, 3, 1, 2) if stage.channels_last else feature
     tokens = feature.shape[1]

@@ -1,4 +1,4 @@
-"""What a network said of each test image, kept beside its figures for whoever looks closer."""
+"""Logits of a network for each test image, stored beside its metrics for later analysis."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OUTPUTS = "outputs.npz"
 
 
 class KeptOutputs(NamedTuple):
-    """Of N test images and K classes.
+    """Outputs of a network for N test images and K classes.
 
     Attributes:
-        logits: class scores before the softmax, float32 `[N, K]` (kept in half precision).
+        logits: logits, float32 `[N, K]` (stored in half precision).
         labels: the true classes, int64 `[N]`.
         rows: number of each image in the scene index, int64 `[N]`.
     """
@@ -37,13 +37,13 @@ class KeptOutputs(NamedTuple):
 
     @property
     def predicted(self) -> np.ndarray:
-        """The named classes, int64 `[N]`."""
+        """Predicted classes, int64 `[N]`."""
         named: np.ndarray = self.logits.argmax(1)
         return named
 
 
 def save_outputs(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray, path: Path) -> None:
-    """Write them, whole or not at all; half precision keeps three digits of a score."""
+    """Write the outputs atomically; half precision keeps three digits of a logit."""
     with whole_file(path) as file:
         np.savez(file, logits=logits.astype(np.float16), labels=labels, rows=rows)
 
@@ -53,7 +53,7 @@ def load_outputs(path: Path) -> KeptOutputs:
 
     Raises:
         OSError: no such file.
-        Damaged: it does not hold what was written.
+        Damaged: the file is damaged or holds other arrays.
     """
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

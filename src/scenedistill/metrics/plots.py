@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from scenedistill.data.names import as_cell
 from scenedistill.metrics.accuracy import SceneMetrics
 
-CELL = 0.36  # inches: three digits are readable
+CELL = 0.36  # inches: leaves room for three readable digits
 LONGEST_NAME = 28  # characters in the picture; the CSV has the whole name
 PLAIN_FONT = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more
 
@@ -41,7 +41,7 @@ def write_confusion(metrics: SceneMetrics, folder: Path, stem: str) -> tuple[Pat
 
 
 def confusion_figure(metrics: SceneMetrics) -> Figure:
-    """The picture: percent of each true class in each predicted one, zeros left empty, rows without images grey."""
+    """Draw the confusion matrix in percent of each true class, zeros left empty, rows without images grey."""
     count = len(metrics.classes)
     labels, families = readable_names(metrics.classes)
     margin = 0.6 + 0.085 * max(len(label) for label in labels)  # inches, for the names
@@ -52,8 +52,8 @@ def confusion_figure(metrics: SceneMetrics) -> Figure:
 
     totals = metrics.confusion.sum(axis=1, keepdims=True)
     percent = np.where(totals > 0, 100 * metrics.confusion / np.maximum(totals, 1), np.nan)
-    axes.set_facecolor("0.88")  # shows where there is no image
-    axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", norm=PowerNorm(0.5, 0, 100))  # few per cent show
+    axes.set_facecolor("0.88")  # visible in rows without images
+    axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", norm=PowerNorm(0.5, 0, 100))  # shows low values
     for row, column in np.argwhere(np.nan_to_num(percent) >= 0.5):
         value = percent[row, column]
         colour = "white" if value > 35 else "black"
@@ -69,7 +69,7 @@ def confusion_figure(metrics: SceneMetrics) -> Figure:
 
 
 def name_classes(axes: Axes, labels: Sequence[str], families: Sequence[str]) -> None:
-    """Names at the rows (true) and columns (predicted) of a confusion matrix, and lines between its cells."""
+    """Label the rows (true) and columns (predicted) of a confusion matrix, and draw lines between its cells."""
     places = np.arange(len(labels))
     axes.set_xticks(places, labels, rotation=90, fontsize=8.5, fontfamily=families, parse_math=False)
     axes.set_yticks(places, labels, fontsize=8.5, fontfamily=families, parse_math=False)
@@ -82,10 +82,10 @@ def name_classes(axes: Axes, labels: Sequence[str], families: Sequence[str]) -> 
 
 
 def readable_names(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The names as the picture can show them, and the font families that do so.
+    """Return the names as the figure can show them, and the font families needed.
 
-    The fonts are matplotlib's own and, for characters it lacks, whatever is installed. A name no font can show becomes
-    its row number (from 1) in the CSV.
+    The fonts are that of matplotlib and, for characters it lacks, any installed font. A name that no font can show is
+    replaced by its row number (from 1) in the CSV.
     """
     tidy = [" ".join(unicodedata.normalize("NFC", name).split()) for name in names]
     families = [PLAIN_FONT]
@@ -102,11 +102,11 @@ def readable_names(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def font_with(character: int) -> str | None:
-    """The first installed family, in alphabetical order, whose regular face has this character."""
+    """Find the first installed family, in alphabetical order, whose regular face has this character."""
     regular = {
         entry.name for entry in fontManager.ttflist if entry.style == "normal" and entry.weight in (400, "normal")
     }
-    for family in sorted(name for name in regular if not name.startswith("Last Resort")):  # that one has only boxes
+    for family in sorted(name for name in regular if not name.startswith("Last Resort")):  # its glyphs are only boxes
         if character in characters(findfont(FontProperties(family=[family]))):
             return family
     return None
@@ -114,5 +114,5 @@ def font_with(character: int) -> str | None:
 
 @cache
 def characters(font_file: str) -> frozenset[int]:
-    """Code points a font file can show."""
+    """Return the code points that a font file can show."""
     return frozenset(get_font(font_file).get_charmap())

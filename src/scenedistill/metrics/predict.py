@@ -1,4 +1,4 @@
-"""What a network says of every image of a part, from the evaluation view."""
+"""Predictions of a network for every image of a part, from the evaluation view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scenedistill.training.distributed import gather_rows, share_of_rows
 def predict(
     net: SceneNet, part: ScenePart, *, image_size: int, device: torch.device, precision: str, batch_size: int = 100
 ) -> np.ndarray:
-    """Predicted class of each image, int64 `[N]`, in the order of the part; see `predict_logits`."""
+    """Predict the class of each image, int64 `[N]`, in the order of the part; see `predict_logits`."""
     scores = predict_logits(net, part, image_size=image_size, device=device, precision=precision, batch_size=batch_size)
     named: np.ndarray = scores.argmax(1)
     return named
@@ -24,15 +24,15 @@ def predict(
 def predict_logits(
     net: SceneNet, part: ScenePart, *, image_size: int, device: torch.device, precision: str, batch_size: int = 100
 ) -> np.ndarray:
-    """Class scores before the softmax of each image, in the order of the part.
+    """Compute the logits of each image, in the order of the part.
 
-    Processes that were joined for training share the images out: all of them must call this, and each gets the whole.
+    The processes of a distributed training divide the images: all of them must call this, and each gets all logits.
 
     Args:
-        net: of K classes; put into eval mode, and onto the device.
+        net: network of K classes; set to eval mode and moved to the device.
         part: N images.
         image_size: side of the evaluation view in pixels.
-        device: to compute on.
+        device: device of the computation.
         precision: `bf16`, `fp16` or `fp32`.
         batch_size: images of one pass.
 

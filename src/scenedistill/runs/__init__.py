@@ -1,1 +1,1 @@
-"""A run's folder as it is read afterwards: its networks, images, curves and outputs."""
+"""Reading the folder of a finished run: networks, images, learning curves and outputs."""

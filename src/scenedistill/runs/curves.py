@@ -1,4 +1,4 @@
-"""Learning curves of a finished or running training, and a word where one part of its loss drowns the others."""
+"""Learning curves of a finished or running training, and hints where one loss term dominates the others."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from scenedistill.losses.registry import METHODS, resolve_weights
 from scenedistill.training.gradients import CLIPPED, PULL, VITAL_SIGNS
 from scenedistill.training.runs import read_stage, title_of
 
-DROWNING = 0.9  # share of all pulls above which one part leaves the others without a say
-IDLE = 0.02  # share below which a part has none
+DROWNING = 0.9  # share of the summed gradient norms above which one loss term dominates
+IDLE = 0.02  # share below which a loss term has hardly any effect
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a training logged in E epochs; a value that was not logged is NaN, one that was not finite is infinite.
+    """Logged values of a training in E epochs; a value that was not logged is NaN, a non-finite one is infinite.
 
     Attributes:
-        epochs: from 1, int64 `[E]`.
-        parts: mean of each part of the loss, before it is weighted, float64 `[E]`.
-        weights: of the parts; those that are not known are missing.
-        pulls: norm of the gradient of each weighted part, in the epochs where it was measured, float64 `[E]`.
+        epochs: epoch numbers from 1, int64 `[E]`.
+        parts: mean of each loss term before weighting, float64 `[E]`.
+        weights: weights of the loss terms; unknown ones are missing.
+        pulls: gradient norm of each weighted loss term, in the epochs where it was measured, float64 `[E]`.
         accuracies: `train_oa` on the training views, `val_oa` where there is a validation part, 0..1, float64 `[E]`.
     """
 
@@ -41,7 +41,7 @@ class Curves:
 
     @property
     def pull_shares(self) -> dict[str, float]:
-        """Each part's share of all pulls, median over the measured epochs, 0..1; empty where none were measured."""
+        """Median share of each loss term in the summed gradient norms, 0..1; empty where none were measured."""
         if not self.pulls:
             return {}
         lengths = np.stack(list(self.pulls.values()))
@@ -53,10 +53,10 @@ class Curves:
 
 
 def read_curves(stage: Path) -> Curves:
-    """The curves of a stage's folder, over all its tries: where a killed one was repeated, the later one counts.
+    """Read the curves of a stage's folder over all its attempts; for a repeated epoch the later attempt counts.
 
     Raises:
-        Damaged: a log does not hold what the training has logged.
+        Damaged: a log file is damaged or missing.
         UserError: nothing was logged.
     """
     content = read_stage(stage)
@@ -65,7 +65,7 @@ def read_curves(stage: Path) -> Curves:
     damaged = [stage / name for name, checksum in kept.items() if file_damage(stage / name, checksum)]
     if damaged:
         raise Damaged(f"{damaged[0]} is damaged or gone: it does not hold what the training has logged.")
-    # students that were trained side by side have one log, beside them
+    # students trained side by side share one log, outside their folders
     rows = _rows([stage / name for name in kept] or list(stage.glob("logs/attempt_*/metrics.csv")))
     prefix = f"{title_of(stage)} " if record.get("together", 1) > 1 else ""
     if not rows:
@@ -94,7 +94,7 @@ def read_curves(stage: Path) -> Curves:
 
 
 def hints(curves: Curves) -> list[str]:
-    """What a reader should know of the parts of the loss, each in a sentence or two; nothing where all is well."""
+    """Describe problems of the loss terms, each in one or two sentences; empty if there are none."""
     said = []
     for name, values in curves.parts.items():
         if np.isinf(values).any():
@@ -124,7 +124,7 @@ def hints(curves: Curves) -> list[str]:
 
 
 def _rows(files: Sequence[Path]) -> list[dict[str, float]]:
-    """The lines of the logs of all tries, oldest first, without their blanks."""
+    """Read the rows of the logs of all attempts, oldest first, without empty values."""
     rows = []
     for path in sorted(files, key=lambda path: int(path.parent.name.rpartition("_")[2])):
         with path.open(encoding="utf-8", newline="") as file:
@@ -136,13 +136,13 @@ def _rows(files: Sequence[Path]) -> list[dict[str, float]]:
 
 
 def _number(text: str) -> float:
-    """A logged value; what is not a number is told apart from what was not logged."""
+    """Parse a logged value; NaN becomes infinity, because NaN means that nothing was logged."""
     value = float(text)
     return math.inf if math.isnan(value) else value
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, float]:
-    """Of the parts of the loss that a stage's settings speak of."""
+    """Return the weights of the loss terms in a stage's settings."""
     student, teacher = settings.get("student"), settings.get("teacher")
     if isinstance(student, dict) and student.get("method") in METHODS:
         return resolve_weights(str(student["method"]), dict(student.get("losses") or {}))

@@ -1,4 +1,4 @@
-"""Which network of a run's folder a path means."""
+"""Finding the network that a path refers to."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from scenedistill.runs.network import PLAIN, WEIGHTS, Network
 from scenedistill.training.runs import ASIDE, RECORD
 
 ENDINGS = (".safetensors", ".onnx", ".pt2")
-#: What `export` calls its files, the one that is opened first where a folder holds several.
+#: File names of `export`, in the order in which they are looked for in a folder.
 EXPORTED = ("model.safetensors", "model.onnx", "model.int8.onnx", "model.pt2")
 
 
 def find_model(path: Path) -> Path:
-    """The file of the network that a path means: a file itself, a run's distilled student, a training's network, or the
-    student of a folder of exports.
+    """Find the file of the network that a path refers to: the file itself, a run's distilled student, the network of a
+    training, or the student in a folder of exports.
 
     Raises:
         UserError: nothing there, a file of another kind, or several candidates.
@@ -29,7 +29,7 @@ def find_model(path: Path) -> Path:
 
 
 def find_network(path: Path) -> Network:
-    """The trained network that a folder means: its own, or the only distilled student below it.
+    """Find the trained network that a folder refers to: its own, or the only distilled student below it.
 
     Raises:
         UserError: nothing there, or several candidates.
@@ -51,6 +51,6 @@ def find_network(path: Path) -> Network:
 
 
 def networks_below(path: Path) -> list[Network]:
-    """The trained networks in a folder, without those that were moved aside."""
+    """List the trained networks below a folder, without those that were moved aside."""
     folders = [record.parent for record in sorted(path.rglob(RECORD)) if (record.parent / WEIGHTS).is_file()]
     return [Network.at(folder) for folder in folders if ASIDE not in str(folder.relative_to(path))]

@@ -1,4 +1,4 @@
-"""The images of a run, found again: training ones to calibrate on, test ones to check with."""
+"""Images of a finished run: training images for calibration, test images for checks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from scenedistill.data.splits.files import read_split
 from scenedistill.models.files import NetCard
 from scenedistill.runs.network import Network
 
-#: Test images that are drawn where all are too many.
+#: Number of test images drawn where the whole test split is too large.
 SAMPLE = 1000
 
 
 class RunImages(NamedTuple):
-    """Of S pixels, as `read_scene` decodes them.
+    """Images of S pixels, as `read_scene` decodes them.
 
     Attributes:
-        training: uint8 `[C, S, S, bands]`.
-        test: uint8 `[N, S, S, bands]`.
-        labels: of the test images, in the network's own order, int64 `[N]`.
-        files: of the test images; they may be gone.
+        training: C training images, uint8 `[C, S, S, bands]`.
+        test: N test images, uint8 `[N, S, S, bands]`.
+        labels: labels of the test images in the network's class order, int64 `[N]`.
+        files: paths of the test images; the files may no longer exist.
         of: number of images in the whole test split.
     """
 
@@ -52,10 +52,10 @@ class _Decoded:
     checksums: np.ndarray | None = None
 
     def taken(self, positions: np.ndarray) -> Images:
-        """The images at some places of the index.
+        """Return the images at these positions of the index.
 
         Raises:
-            Damaged: one of them is not what was decoded.
+            Damaged: an image differs from its checksum.
         """
         found: Images = self.images[self.rows[positions]]
         if self.checksums is not None:
@@ -71,18 +71,18 @@ class _Decoded:
 def run_images(
     network: Network, card: NetCard, data: Path | None, *, calibration: int, test: int | None, most: int = 0
 ) -> RunImages:
-    """Images of the split that a network was trained and tested on, drawn at random but always the same.
+    """Draw images of the split that a network was trained and tested on, with a fixed random seed.
 
     Args:
-        network: whose images.
-        card: of the network.
-        data: the folder or manifest it was trained on; the run's decoded images serve when not given.
+        network: network whose images are wanted.
+        card: card of the network.
+        data: the folder or manifest it was trained on; the run's decoded images are used when not given.
         calibration: number of training images wanted.
         test: number of test images wanted; 0 takes all; None takes all where they are `most` or fewer, else `SAMPLE`.
         most: see `test`.
 
     Raises:
-        UserError: the images cannot be found, or are split otherwise than the run says.
+        UserError: the images cannot be found, or their split is not the one of the run.
     """
     if network.split_file is None:
         raise UserError(
@@ -129,7 +129,7 @@ def _from_folder(data: Path, size: int, bands: int) -> _Decoded:
 
 
 def _from_cache(network: Network, card: NetCard, size: int) -> _Decoded | None:
-    """The decoded images that the run has used, where they are still there; the images themselves may be gone."""
+    """Open the decoded images of the run if they still exist; the original image files are not needed."""
     assert network.split_file is not None
     folder = Path(network.record.get("images", {}).get("cache", ""))
     root = (read_manifest(folder) or {}).get("settings", {}).get("root", "") if folder.is_absolute() else ""
@@ -148,7 +148,7 @@ def _from_cache(network: Network, card: NetCard, size: int) -> _Decoded | None:
 
 
 def _numbers(names: Sequence[str], card: NetCard) -> np.ndarray:
-    """The position of each class name in the network's own order, int64."""
+    """Return the position of each class name in the network's class order, int64."""
     numbers = np.array(positions_in(names, card.classes), dtype=np.int64)
     if (numbers < 0).any():
         unknown = next(name for name, number in zip(names, numbers, strict=True) if number < 0)

@@ -1,4 +1,4 @@
-"""One trained network of a run: its settings, its record, its test, and the networks that belong to it."""
+"""A trained network of a run: settings, record, test results and related networks."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Network:
-    """A teacher, or a student trained in one way with one seed; it need not be finished.
+    """A teacher, or a student trained by one method with one seed; it may be unfinished.
 
     A run is laid out as `RUN/seedN/teacher` and `RUN/seedN/STUDENT/LABEL`, each with a `stage.json`.
 
     Attributes:
-        folder: of its stage, which holds `stage.json`, and `weights.safetensors` once it is trained.
-        label: how it was trained: `teacher`, or the name of the student's folder, such as `plain` or `dkd`; of a grid
+        folder: folder of its stage, with `stage.json`, and `weights.safetensors` once it is trained.
+        label: how it was trained: `teacher`, or the name of the student's folder, such as `plain` or `dkd`; in a grid
             the method's label.
         stage: content of its `stage.json`; empty where there is none.
-        tuning: one of a grid's tuning runs, which see no test image.
+        tuning: whether it is one of a grid's tuning runs, which use no test image.
     """
 
     folder: Path
@@ -46,29 +46,29 @@ class Network:
 
     @classmethod
     def at(cls, folder: Path, *, tuning: bool = False) -> Network:
-        """The network of a stage's folder."""
+        """Create the network from a stage's folder."""
         stage = read_stage(folder)
         student = (stage.get("settings") or {}).get("student")
         return cls(folder, folder.resolve().name if student else TEACHER, stage, tuning)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything its outcome depended on."""
+        """Settings that determine the training."""
         return dict(self.stage.get("settings") or {})
 
     @property
     def record(self) -> dict[str, Any]:
-        """What its training left."""
+        """Record of the training."""
         return dict(self.stage.get("record") or {})
 
     @property
     def weights(self) -> Path:
-        """The network's file."""
+        """Path of the weights file."""
         return self.folder / WEIGHTS
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the training."""
         return int(self.settings.get("seed", 0))
 
     @property
@@ -85,7 +85,7 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Of the network."""
+        """Name of the network."""
         return self.student or str(self.record.get("name") or self.settings.get("teacher", {}).get("name", TEACHER))
 
     @property
@@ -95,13 +95,13 @@ class Network:
 
     @property
     def finished(self) -> bool:
-        """Trained and tested; a tuning run is never tested."""
+        """Whether it is trained and tested; a tuning run is never tested."""
         return bool(self.stage.get("finished")) and ("oa" in self.tested or self.tuning)
 
     @cached_property
     def tested(self) -> dict[str, Any]:
-        """What the test found (`oa`, `aa`, `kappa`, `per_class`, `cost`, ...); empty before the test, and where another
-        training's weights were tested."""
+        """Test results (`oa`, `aa`, `kappa`, `per_class`, `cost`, ...); empty before the test, and where other weights
+        were tested."""
         test = read_stage(self.folder / "evaluation")
         if not test.get("finished") or test.get("settings", {}).get("of") != self.stage.get("fingerprint"):
             return {}
@@ -109,14 +109,14 @@ class Network:
 
     @cached_property
     def outputs(self) -> KeptOutputs | None:
-        """What it said of each test image, where that was kept."""
+        """Logits of each test image; None where they were not stored."""
         with contextlib.suppress(OSError, Damaged):
             return load_outputs(self.folder / "evaluation" / OUTPUTS)
         return None
 
     @cached_property
     def confusion(self) -> np.ndarray | None:
-        """Counts, int64 `[K, K]`, rows the true class; None where they were not kept."""
+        """Confusion matrix, counts, int64 `[K, K]`, rows the true class; None where it was not stored or is damaged."""
         path = self.folder / "evaluation" / "test_confusion.csv"
         if (kept := self.tested.get("files", {}).get(path.name)) and file_damage(path, kept):
             return None
@@ -128,7 +128,7 @@ class Network:
 
     @cached_property
     def test_paths(self) -> tuple[str, ...]:
-        """Path of each test image below the data folder, in the order of `outputs`; empty where they do not fit."""
+        """Path of each test image below the data folder, in the order of `outputs`; empty where they do not match."""
         if self.split_file is None or self.outputs is None:
             return ()
         paths = _test_paths(self.split_file, self.classes, str(self.settings.get("data", {}).get("split", "")))
@@ -137,7 +137,7 @@ class Network:
 
     @property
     def seed_folder(self) -> Path | None:
-        """Folder of the networks of its seed; None for a network that was taken out of its run."""
+        """Folder of all networks of its seed; None for a network outside a run."""
         return next((above for above in self.folder.resolve().parents if SEED.fullmatch(above.name)), None)
 
     @property
@@ -147,13 +147,13 @@ class Network:
 
     @property
     def split_file(self) -> Path | None:
-        """The split of its seed, `split.csv`."""
+        """Path of the `split.csv` of its seed; None where there is none."""
         file = self.seed_folder / "split.csv" if self.seed_folder else None
         return file if file and file.is_file() else None
 
     @property
     def teacher(self) -> Network | None:
-        """The network that taught it, where the run still holds that."""
+        """The teacher it was distilled from; None where the run no longer has it."""
         wanted = self.settings.get("teacher")
         if self.seed_folder is None or not isinstance(wanted, str):
             return None
@@ -162,8 +162,8 @@ class Network:
 
     @property
     def plain(self) -> Network | None:
-        """The plain student of the same seed and name, itself where it is one; of several the one with DA modules as
-        this has them."""
+        """The plain student of the same seed and name, or the network itself if it is plain; of several, one with the
+        same setting of DA modules is preferred."""
         if self.method in (None, PLAIN):
             return self if self.method else None
         beside = [Network.at(folder) for folder in sorted(self.folder.resolve().parent.iterdir()) if folder.is_dir()]
@@ -177,8 +177,8 @@ class Network:
 
 
 def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[str, int]]:
-    """Path and label of each test image, in the order of a `SceneIndex`; none where the file is not the split that is
-    wanted, which another run may have put there."""
+    """Read path and label of each test image, in the order of a `SceneIndex`; empty where the hash of the file is not
+    `wanted`, because another run may have replaced it."""
     number = {nfc(name): position for position, name in enumerate(classes)}
     try:
         with split.open(encoding="utf-8", newline="") as file:
@@ -189,5 +189,5 @@ def _test_paths(split: Path, classes: Sequence[str], wanted: str) -> list[tuple[
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return []
     if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path, _ in found):
-        return []  # the report shows images below the data folder, whatever a run's folder says
+        return []  # the report shows only images below the data folder
     return sorted(found, key=lambda entry: (entry[1], nfc(entry[0]), entry[0]))

@@ -1,4 +1,4 @@
-"""What a network's file says of itself beside its weights: where it was trained, how, and how good it is."""
+"""Metadata in the file of a network: training data, method and accuracy."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from scenedistill.models.network import SceneNet
 from scenedistill.runs.network import Network
 from scenedistill.training.runs import started_from
 
-#: Keys of a file's metadata: the card, as in every `weights.safetensors`, and what is known beside it.
+#: Keys of a file's metadata: the card, as in every `weights.safetensors`, and the provenance.
 CARD, ABOUT = "scenedistill", "about"
 
 
 def find_about(weights: Path) -> Mapping[str, Any]:
-    """What is known of the network of a safetensors file: from the file itself when it was exported, else from the run
-    it lies in; empty when there is none."""
+    """Return the provenance of the network in a safetensors file: from the file itself if it was exported, else from
+    its run; empty if there is none."""
     with safe_open(weights, "pt") as file:
         own = (file.metadata() or {}).get(ABOUT)
     return json.loads(own) if own else about_training(Network.at(weights.parent))
 
 
 def about_training(training: Network) -> dict[str, Any]:
-    """What a run says of one of its networks; a key is left out where the run does not say.
+    """Collect the provenance of a network from its run; unknown keys are left out.
 
     Returns:
-        Of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`, `licence`,
-        `reference`, `doi`, `method`, `started_from` (the pretrained weights, where there were some), `teacher`,
-        `teacher_oa`, `weights_hash`, `precision` and `scenedistill`: plain JSON values.
+        JSON values of `oa` (on the test split, 0..1), `test_images`, `split_hash`, `train_ratio`, `seed`, `data`,
+        `licence`, `reference`, `doi`, `method`, `started_from` (pretrained weights, if any), `teacher`, `teacher_oa`,
+        `weights_hash`, `precision` and `scenedistill`.
     """
     if not training.settings:
         return {}
@@ -69,23 +69,23 @@ def about_training(training: Network) -> dict[str, Any]:
 
 
 def normalisation(net: SceneNet) -> dict[str, list[float]]:
-    """Mean and standard deviation of each band, of images in 0..1, with which the network normalises."""
+    """Return the mean and standard deviation of each band with which the network normalises images in 0..1."""
     return {name: [round(float(value), 6) for value in getattr(net, name).flatten()] for name in ("mean", "std")}
 
 
 def completed(card: NetCard, training: Network) -> NetCard:
-    """The card with the stored size that the run has used, where an older file does not say it."""
+    """Add the run's stored size to the card of an older file that lacks it."""
     size = training.settings.get("data", {}).get("stored_size")
     return replace(card, stored_size=size) if card.stored_size is None and size else card
 
 
 def as_metadata(card: NetCard, about: Mapping[str, Any]) -> dict[str, str]:
-    """The two entries of a file's metadata."""
+    """Return the two metadata entries of a file as JSON text."""
     return {CARD: json.dumps(asdict(card), ensure_ascii=False), ABOUT: json.dumps(about, ensure_ascii=False)}
 
 
 def read_about(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[str, Any]]:
-    """The card and what else a file's metadata says.
+    """Read the card and the provenance from a file's metadata.
 
     Raises:
         UserError: the file was not made by `export`.
@@ -101,28 +101,28 @@ def read_about(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[s
 
 
 def data_name(training: Network) -> str | None:
-    """Of the images that a network was trained on; None where the run does not say."""
+    """Return the name of the data set that a network was trained on; None if unknown."""
     if name := training.record.get("images", {}).get("name"):
         return str(name)
-    run = training.run_folder  # an older run says it in its summary alone
+    run = training.run_folder  # an older run has it only in its summary
     return read_json(run / "summary.json").get("data") if run else None
 
 
 def _ratio(training: Network) -> float | None:
-    """Share of the images that trained; None where a split file was given."""
+    """Return the training ratio; None where a split file was given or the ratio is unknown."""
     if "split" in training.record:
         return dict(training.record["split"]).get("train_ratio")
     if training.run_folder is None:
         return None
-    try:  # an older run says it there alone
+    try:  # an older run has it only there
         settings = read_yaml(training.run_folder / "settings.yaml", unchanged=True)["data"]
-    except (UserError, KeyError):  # damaged, or changed: what it says is not what the run did
+    except (UserError, KeyError):  # damaged or changed: may differ from what the run did
         return None
     return None if settings.get("split_file") else settings.get("train_ratio")
 
 
 def _facts(name: str | None, classes: Sequence[str]) -> DatasetFacts | None:
-    """The catalogue's entry of that name, where its classes are these: any folder may be called so."""
+    """Look up the catalogue entry of a name; None where fewer than half of the classes match: any name is possible."""
     try:
         facts = lookup(name or "")
     except UserError:

@@ -1,4 +1,4 @@
-"""A run's or a grid's folder as one object: the networks in it, finished or not."""
+"""The folder of a run or a grid as one object, with its finished and unfinished networks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Cell:
     """All networks of one data set and ratio: a run, or a part of a grid.
 
     Attributes:
-        folder: that holds `seed0`, `seed1`, ...
-        key: its place in the folder of all cells; empty for a run.
-        networks: finished ones, teachers first, then each student: plain first, then by label; seeds within.
+        folder: folder of `seed0`, `seed1`, ...
+        key: path below the folder of all cells; empty for a run.
+        networks: finished networks: teachers first, then each student, plain first, then by label; seeds within.
         settings: the run's settings as they were given.
         summary: the record in its `results.json` or `summary.json`, or in the grid's; empty while there is none.
     """
@@ -40,30 +40,30 @@ class Cell:
 
     @property
     def ratio(self) -> float | None:
-        """Share of the images that train, 0..1; None where a split file was given."""
-        if "split" in (record := self.networks[0].record):  # what was done, whatever another run has written since
+        """Training ratio, 0..1; None where a split file was given."""
+        if "split" in (record := self.networks[0].record):  # the settings may be of a later run
             return dict(record["split"]).get("train_ratio")
         data = self.settings.get("data") or {}
         return None if data.get("split_file") else data.get("train_ratio")
 
     def groups(self) -> dict[tuple[str, str], list[Network]]:
-        """(network's name, label) to the networks that differ by seed only, in order."""
+        """Group the networks that differ only by seed, by (name of the network, label), in order."""
         found: dict[tuple[str, str], list[Network]] = {}
         for network in self.networks:
             found.setdefault((network.name, network.label), []).append(network)
         return found
 
     def students(self) -> list[str]:
-        """Names of the students, in order."""
+        """List the names of the students, in order."""
         return list(dict.fromkeys(network.student for network in self.networks if network.student))
 
     def one(self, student: str | None, label: str, seed: int) -> Network | None:
-        """The network trained so with this seed."""
+        """Find the network of a student, label and seed; None if there is none."""
         wanted = (student, label, seed)
         return next((n for n in self.networks if (n.student, n.label, n.seed) == wanted), None)
 
     def seeds(self) -> list[int]:
-        """All seeds, in order."""
+        """List all seeds, in order."""
         return sorted({network.seed for network in self.networks})
 
 
@@ -72,17 +72,17 @@ class Run:
     """A run's or a grid's folder, read when it is opened.
 
     Attributes:
-        folder: that was given.
-        root: of all cells: the folder itself, or the one above it for a grid that shares that one with another.
-        name: of the experiment.
-        cells: with at least one finished network.
+        folder: the given folder.
+        root: folder of all cells: the folder itself, or its parent for a grid that shares the parent with another grid.
+        name: name of the experiment.
+        cells: cells with at least one finished network.
         unfinished: trainings that were begun and are not done.
-        others: of other settings or another teacher than the rest of their seed, and so not in the cells.
+        others: networks with other settings or another teacher than the rest of their seed; they are not in the cells.
         grid: the grid's resolved configuration; empty for a run.
         tuning: scores and choices of a grid's tuning; empty where there was none.
-        failures: cell of a grid to what went wrong.
+        failures: reason of failure by cell of a grid.
         damaged: folders of trainings whose record cannot be read.
-        unreadable: files of settings that were changed since they were written, or are no YAML.
+        unreadable: settings files that were changed since they were written, or are not YAML.
     """
 
     folder: Path
@@ -99,15 +99,15 @@ class Run:
 
     @property
     def baseline(self) -> str:
-        """Label of the training that gains are over."""
+        """Label of the method over which gains are computed."""
         return str(self.grid.get("baseline") or PLAIN)
 
     def data_of(self, cell: Cell) -> str:
-        """Name of a cell's data set."""
+        """Return the name of a cell's data set."""
         return cell.key.rpartition("-")[0] or cell.key or str(cell.summary.get("data") or self.name)
 
     def title_of(self, cell: Cell) -> str:
-        """A cell in words."""
+        """Return the title of a cell: data set and training ratio."""
         ratio = f", {100 * cell.ratio:g} % training" if cell.ratio else ""
         return self.data_of(cell) + ratio
 
@@ -115,8 +115,8 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Read a run's or a grid's folder.
 
-        What another run has moved aside is left out, and so are a test of other weights than those that are there, and
-        of a grid the cells of others in the same folder.
+        Stages that another run moved aside are left out, and so are tests of other weights than the present ones and,
+        for a grid, the cells of other grids in the same folder.
 
         Raises:
             UserError: no such folder, or no finished network in it.
@@ -177,7 +177,7 @@ def _open(folder: Path) -> Run:
 
 
 def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    """Every network below a folder with the key of its cell; none whose record is damaged."""
+    """Yield every network below a folder with the key of its cell, except those with a damaged record."""
     for path, place in _places(folder).items():
         seed = max(number for number, part in enumerate(place) if SEED.fullmatch(part))
         network = Network.at(path, tuning=place[0] == "tuning")
@@ -186,7 +186,7 @@ def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
 
 
 def _places(folder: Path) -> dict[Path, tuple[str, ...]]:
-    """The folder of every stage below a folder, with the names that lead to it."""
+    """Find the folder of every stage below a folder, with the parts of its relative path."""
     found = {path.parent: path.parent.relative_to(folder).parts for path in sorted(folder.rglob(RECORD))}
     return {
         path: place
@@ -198,7 +198,7 @@ def _places(folder: Path) -> dict[Path, tuple[str, ...]]:
 
 
 def _order_of(network: Network, methods: Sequence[str]) -> tuple[str, int, str, int]:
-    """Teachers, then each student: plain, then the methods as the grid has them, then by name."""
+    """Return the sort key: teachers, then each student: plain, the methods in the grid's order, then others by name."""
     known = [TEACHER, PLAIN, *methods]
     rank = known.index(network.label) if network.label in known else len(known)
     return (network.student or "", rank, network.label, network.seed)

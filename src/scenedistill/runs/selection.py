@@ -1,4 +1,4 @@
-"""Which of the networks in a folder belong to a grid, and which may stand beside each other."""
+"""Selecting the networks of a grid, and those of a cell that can be compared."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SHARED = ("method", "image_size", "views", "precision", "data")  # settings that
 
 
 def of_grid(network: Network, block: str, grid: Mapping[str, Any], tuning: Mapping[str, Any]) -> Network | None:
-    """A network under its method's label; None where it is another grid's, or has another weight than tuning chose.
+    """Label a network with its method; None where it is another grid's, or has another weight than tuning chose.
 
     Args:
-        network: as it was found.
+        network: network in the folder.
         block: folder of its data set and ratio.
-        grid: the grid's settings; empty for a run, to which everything belongs.
+        grid: the grid's settings; empty for a run, to which every network belongs.
         tuning: the grid's tuning.json.
     """
     label, _, factor = network.label.partition("@")
@@ -42,10 +42,10 @@ def of_grid(network: Network, block: str, grid: Mapping[str, Any], tuning: Mappi
 
 
 def of_one_setting(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """Those networks of a cell that may be compared, and the others.
+    """Divide the networks of a cell into those that can be compared, and the others.
 
-    Of each seed the teacher's settings count, where there is no teacher those of most networks; a student of another
-    teacher than the one that is there is among the others.
+    For each seed the teacher's settings are the reference, or the most frequent settings where there is no teacher. A
+    student of another teacher than the present one is among the others.
     """
     kept: list[Network] = []
     others: list[Network] = []
@@ -65,7 +65,7 @@ def _shared(network: Network) -> str:
 
 
 def _at(content: Any, *names: str) -> Any:
-    """What lies below these names; None where one is not there."""
+    """Return the value below these nested keys; None where one is missing."""
     for name in names:
         content = content.get(name) if isinstance(content, dict) else None
     return content

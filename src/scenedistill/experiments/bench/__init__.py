@@ -1,1 +1,1 @@
-"""How fast a distillation is, beside its parts and a naive loop."""
+"""Speed of a distillation, compared with its parts and a naive loop."""

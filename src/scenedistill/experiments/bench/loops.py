@@ -1,4 +1,4 @@
-"""The loops whose speed is measured: ours, its parts, and what people write without it."""
+"""Loops whose speed is measured: the parts of ours and a naive loop, and the settings that all loops share."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 VIEWS = ViewConfig()
 WARM_UP = 4  # steps
-WORKERS = 2  # of the naive loop
-METHOD = "kd"  # plain knowledge distillation: every code has it
+WORKERS = 2  # data loader workers of the naive loop
+METHOD = "kd"  # plain knowledge distillation, which every package has
 
 
 @dataclass
 class Bench:
-    """What all loops of one measurement share.
+    """Settings and data shared by all loops of one measurement.
 
     Attributes:
         data: folder with one sub-folder for each class.
-        pixels: side of what the networks see.
+        pixels: side of the network input.
         teacher: name of the teacher.
         student: name of the student.
         batch_size: images of a step.
-        steps: timed in each turn.
-        device: to compute on.
-        precision: of our own loops.
+        steps: timed steps of each turn.
+        device: device of the computation.
+        precision: precision of our own loops.
         compiled: whether our own loops compile the networks.
         scratch: folder for whatever a loop writes.
         repeats: turns of every loop.
@@ -79,36 +79,36 @@ class Bench:
         self.part = ScenePart(self.cache, np.arange(len(self.cache.index)))
 
     def __reduce__(self) -> tuple[type[Bench], tuple[object, ...]]:
-        """Another process opens the decoded images anew, instead of being sent them."""
+        """Pickle only the settings; another process opens the decoded images itself."""
         return Bench, tuple(getattr(self, item.name) for item in fields(self))
 
     @property
     def slow_steps(self) -> int:
-        """Steps of a turn of a loop that is many times slower than ours."""
+        """Steps per turn of a loop that is many times slower than ours."""
         return slow_steps(self.steps)
 
     @property
     def images_wanted(self) -> int:
-        """Images of all turns of a loop."""
+        """Number of images in all turns of a loop."""
         return (WARM_UP + self.repeats * self.steps) * self.batch_size
 
     def new_teacher(self) -> SceneNet:
-        """The same untrained teacher each time: speed does not ask what it knows."""
+        """Build the same untrained teacher each time: speed does not depend on its weights."""
         torch.manual_seed(0)
         return build_teacher(self.teacher, self.classes, image_size=self.pixels).eval()
 
     def new_student(self) -> SceneNet:
-        """The same fresh student each time."""
+        """Build the same untrained student each time."""
         torch.manual_seed(0)
         return build_student(self.student, self.classes, image_size=self.pixels)
 
     def view(self) -> Tensor:
-        """A batch's views, on the device."""
+        """Return the views of one batch, on the device."""
         batch = self.part.fetch(range(self.batch_size)).to(self.device)
         return training_view(batch.images, batch.ids, seed=0, epoch=0, size=self.pixels, config=VIEWS)
 
     def training(self, knowledge: Knowledge | None) -> StudentTraining:
-        """The student's training as a run has it."""
+        """Build the student's training as in a run."""
         fit = StudentFitConfig(epochs=1, batch_size=self.batch_size)
         config = StudentConfig(name=self.student, method=METHOD, fit=fit)
         return StudentTraining(
@@ -123,13 +123,13 @@ class Bench:
 
 
 class Loop(Protocol):
-    """Something that takes steps; made ready and warmed up by its constructor."""
+    """Interface of a measured loop; its constructor prepares it and warms it up."""
 
     def seconds(self) -> float:
-        """Take a turn and say how long a step took."""
+        """Run one turn and return the seconds per step."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
 
 
 class Repeated:
@@ -154,7 +154,7 @@ class Repeated:
 
 
 def teacher_forward(bench: Bench) -> Loop:
-    """The frozen teacher alone, on a view in memory."""
+    """Build the loop of the frozen teacher alone, on a view in memory."""
     frozen = freeze(
         bench.new_teacher(),
         precision=bench.precision,
@@ -167,7 +167,8 @@ def teacher_forward(bench: Bench) -> Loop:
 
 
 def student_step(bench: Bench) -> Loop:
-    """Forward, loss, backward and update of the student alone: view and teacher's answer lie in memory."""
+    """Build the loop of the student alone: forward, loss, backward and update, with views and teacher outputs in
+    memory."""
     view, labels = bench.view(), bench.part.fetch(range(bench.batch_size)).labels.to(bench.device)
     with torch.no_grad():
         target = bench.new_teacher().to(bench.device)(view, attention=False)
@@ -195,7 +196,7 @@ def student_step(bench: Bench) -> Loop:
 
 
 def data_only(bench: Bench) -> Loop:
-    """Batches from the cache and their views, and nothing else."""
+    """Build the loop of the data alone: batches from the cache and their views."""
     order = EpochBatches(bench.part.labels, bench.batch_size, seed=0)
     batches = SceneBatches(bench.part, order, bench.device)
 
@@ -212,7 +213,7 @@ def data_only(bench: Bench) -> Loop:
 
 
 class Naive:
-    """What one writes first: PIL and torchvision's transforms in worker processes, both networks in fp32."""
+    """Straightforward loop: PIL and torchvision's transforms in worker processes, both networks in fp32."""
 
     description = f"PIL, torchvision, fp32, {WORKERS} workers"
 

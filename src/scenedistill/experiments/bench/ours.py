@@ -1,4 +1,4 @@
-"""Our own distillation as a measured loop: one training that takes a few steps a turn and waits in between."""
+"""Our own distillation as a measured loop: one training that takes a few steps per turn and waits between turns."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 class Ours:
-    """A process for a distillation as `scenedistill run` does it, Lightning and all; timed between the ends of steps.
+    """Process function of a distillation as in `scenedistill run`, with Lightning; timed between the ends of steps.
 
-    All turns lie within one epoch, so that what is compiled is compiled once.
+    All turns are in one epoch, so that the networks are compiled only once.
 
     Args:
-        views: kept views of each image; 0 asks the teacher.
+        views: stored views of each image; 0 runs the teacher in every step.
     """
 
     def __init__(self, views: int) -> None:
         self.views = views
 
     def __call__(self, pipe: Connection, bench: Bench) -> None:
-        """Train, a turn for each asking; see `bench_apart.Serve`."""
+        """Train one turn for each request; see `processes.Serve`."""
         keep_memory()
         images = len(bench.cache.index)
         split = assemble(bench.cache.index, np.full(images, PARTS.index("train"), np.int8), None, None)
-        split = replace(split, train=np.resize(np.arange(images), bench.images_wanted))  # again and again, if need be
+        split = replace(split, train=np.resize(np.arange(images), bench.images_wanted))  # repeated if too few
         knowledge = Knowledge(
             bench.new_teacher(),
             ScenePart(bench.cache, split.train),
@@ -56,7 +56,7 @@ class Ours:
             root=bench.scratch / "knowledge",
             compiled=bench.compiled,
         )
-        if self.views:  # filled before the clock starts, as in every epoch but the first
+        if self.views:  # filled before the timing starts, as in every epoch but the first
             knowledge.open(0, bench.device)
         with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
             fit(
@@ -71,7 +71,7 @@ class Ours:
 
 
 class _Turns(Callback):
-    """Lets the training take the steps of a turn, says how long one took, and waits for the next turn."""
+    """Callback that lets the training take the steps of a turn, sends the seconds per step, and waits for the next."""
 
     def __init__(self, pipe: Connection, bench: Bench) -> None:
         self.pipe, self.bench = pipe, bench

@@ -1,4 +1,4 @@
-"""Measured loops in processes of their own, so that no loop's memory or settings reach another's."""
+"""Measured loops in separate processes, so that the memory and settings of one do not affect another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scenedistill.core.processes import forking_context
 from scenedistill.experiments.bench.loops import Bench, Loop
 
 SECONDS, END = "seconds", "end"
-#: What a process does: it sends one answer when it is ready and one for each message, until `END`.
+#: Function that a process runs: it sends one answer when it is ready and one for each message, until `END`.
 Serve = Callable[[Connection, Bench], None]
 
 
@@ -22,12 +22,12 @@ class Apart:
     """A loop in another process.
 
     Args:
-        bench: what is measured.
-        serve: what that process does; importable by name.
+        bench: settings and data of the measurement.
+        serve: function that the process runs; importable by name.
 
     Raises:
-        ImportError: a package is missing that the loop needs.
-        RuntimeError: anything else goes wrong in it, here or in a turn.
+        ImportError: a package that the loop needs is missing.
+        RuntimeError: any other error in the process, here or in a turn.
     """
 
     def __init__(self, bench: Bench, serve: Serve) -> None:
@@ -44,7 +44,7 @@ class Apart:
         return float(self._answer())  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """See `Loop.close`; also of one that has failed."""
+        """See `Loop.close`; works for a failed loop too."""
         with contextlib.suppress(OSError):  # it has ended already
             self._pipe.send(END)
         self._pipe.close()
@@ -63,7 +63,7 @@ class Apart:
 
 
 class Theirs:
-    """A process for a loop as others have it: torch's own settings, memory allocator included.
+    """Process function of a loop with torch's default settings, memory allocator included.
 
     Args:
         make: the loop's class or function, importable by name.
@@ -73,7 +73,7 @@ class Theirs:
         self.make = make
 
     def __call__(self, pipe: Connection, bench: Bench) -> None:
-        """Make the loop, then a turn for each asking."""
+        """Make the loop, then run one turn for each request."""
         loop = self.make(bench)
         pipe.send(getattr(loop, "description", ""))
         while pipe.recv() == SECONDS:
@@ -82,7 +82,7 @@ class Theirs:
 
 
 class Kept(Theirs):
-    """The same with the memory kept as a run of ours keeps it: for a part of ours, and for others at their best."""
+    """Process function of a loop with the memory settings of our runs: for parts of ours, and for tuned others."""
 
     def __call__(self, pipe: Connection, bench: Bench) -> None:
         """See `Theirs`."""
@@ -92,13 +92,13 @@ class Kept(Theirs):
 
 
 def _begin(serve: Serve, pipe: Connection, bench: Bench) -> None:
-    """In the new process."""
+    """Run `serve` in the new process, and send an exception if it fails."""
     try:
         if bench.threads:
             torch.set_num_threads(bench.threads)
         serve(pipe, bench)
     except ImportError as problem:
         pipe.send(problem)
-    except Exception as problem:  # in a line: not every exception can be sent
+    except Exception as problem:  # as one line: not every exception can be pickled
         traceback.print_exc()
         pipe.send(RuntimeError(f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"))

@@ -1,4 +1,4 @@
-"""How fast a distillation is, and how near to what the machine allows: every loop in turns, in one run."""
+"""Speed of a distillation, and its share of the machine's limits: all loops in turns, in one run."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ Factory = Callable[[Bench], Loop]
 
 
 def apart(serve: Serve) -> Factory:
-    """A loop in a process of its own."""
+    """Return the factory of a loop in a process of its own."""
     return lambda bench: Apart(bench, serve)
 
 
 COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
 GENERATED = 1200  # images, where no data are given
-#: Our own loops by the name that results carry.
+#: Our own loops by their name in the results.
 LOOPS: dict[str, Factory] = {
     TEACHER: apart(Kept(teacher_forward)),
     STUDENT: apart(Kept(student_step)),
@@ -77,16 +77,16 @@ def bench(
     keep: Path | None = None,
     console: Console,
 ) -> SpeedResult:
-    """Measure every loop at every size: warmed up, then in turns, so that what else the machine does hits all alike.
+    """Measure every loop at every size: warmed up, then in turns, so that other load on the machine affects all alike.
 
     Args:
         data: folder with one sub-folder for each class; generated scenes when not given.
-        config: what is measured.
+        config: settings of the measurement.
         more: further loops, such as those of other packages: name -> (settings, factory).
-        command: what repeats it, for the record.
-        keep: file for the result, written anew after each size and student: a measurement that is stopped leaves what
-            it has.
-        console: to print to.
+        command: command that repeats the measurement, for the record.
+        keep: file for the result, written again after each size and student, so that an interrupted measurement leaves
+            its rows.
+        console: console for the messages.
 
     Raises:
         UserError: too few images.
@@ -153,7 +153,7 @@ def _compiled(make: Factory) -> Factory:
 
 
 def _check(config: BenchConfig, data: Path | None) -> None:
-    """Raise a UserError for settings that make no sense, before anything is measured."""
+    """Raise a UserError for invalid settings, before anything is measured."""
     for name in ("steps", "repeats"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} is {getattr(config, name)}; expected 1 or more.")
@@ -173,12 +173,12 @@ def _check(config: BenchConfig, data: Path | None) -> None:
 
 
 def _batch_sizes(config: BenchConfig) -> list[int]:
-    """For each size."""
+    """Return the batch size of each image size."""
     return config.batch_size * len(config.pixels) if len(config.batch_size) == 1 else config.batch_size
 
 
 def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float, console: Console) -> list[SpeedRow]:
-    """One size and student: every loop in turns."""
+    """Measure every loop in turns, for one size and student."""
     console.print(f"{bench.teacher} teaches {bench.student} at {bench.pixels} pixels, batches of {bench.batch_size}")
     made: dict[str, Loop] = {}
     speeds: dict[str, list[float]] = {}
@@ -200,7 +200,7 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
             loop.close()
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     operations = _operations(bench)
-    # the parts at their best, on data in memory; the store's limit has no teacher
+    # limits from the parts at their best, on data in memory; that of the stored loop has no teacher pass
     teacher, student = (max(medians.get(part, 0.0), medians.get(part + COMPILED, 0.0)) for part in (TEACHER, STUDENT))
     online = 1 / (1 / teacher + 1 / student) if teacher and student else 0.0
     rows = []
@@ -229,7 +229,7 @@ def _measure(bench: Bench, loops: Mapping[str, tuple[str, Factory]], peak: float
 
 
 def _operations(bench: Bench) -> dict[str, float]:
-    """Floating-point operations of each loop for one image; a backward pass costs two forward passes."""
+    """Count the floating-point operations of each loop for one image; a backward pass costs two forward passes."""
     image = torch.zeros(1, 3, bench.pixels, bench.pixels)
     teacher = 2.0 * count_operations(bench.new_teacher(), image)
     student = 3 * 2.0 * count_operations(bench.new_student().eval(), image)
@@ -237,7 +237,7 @@ def _operations(bench: Bench) -> dict[str, float]:
 
 
 def machine_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
-    """Operations a second of a large matrix product: the most that networks could get of the machine."""
+    """Measure the operations per second of a large matrix product: the upper limit for networks on the machine."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=TYPES.get(precision, torch.float32)) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds

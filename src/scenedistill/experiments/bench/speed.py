@@ -12,12 +12,12 @@ KIND = "speed"
 TEACHER, STUDENT, DATA = "frozen teacher alone", "student step alone", "data alone"
 PARTS = (TEACHER, STUDENT, DATA)
 NAIVE, ONLINE, STORE = "naive loop", "scenedistill, online", "scenedistill, from the store"
-COMPILED = ", compiled"  # after a loop's name
-DEFAULT, TUNED = "-default", "-tuned"  # after the name of another package's loop
+COMPILED = ", compiled"  # suffix of a loop's name
+DEFAULT, TUNED = "-default", "-tuned"  # suffix of the name of another package's loop
 
 
 def slow_steps(steps: int) -> int:
-    """Steps of a turn of a loop that is many times slower than ours, which takes so many."""
+    """Return the steps per turn of a loop that is many times slower than ours, from the steps of ours."""
     return max(2, steps // 3)
 
 
@@ -26,15 +26,15 @@ class SpeedRow:
     """One loop with one student at one size."""
 
     loop: str
-    settings: str  # what is switched on
+    settings: str  # enabled options
     student: str
     pixels: int
     batch_size: int
     images_per_second: float  # median over the repeats
     min: float
     max: float
-    share_of_limit: float | None  # of the sum of its parts at their best; None for the parts
-    share_of_peak: float | None  # of the operations a matrix product gets of the machine
+    share_of_limit: float | None  # of the speed of its parts in sequence at their best; None for the parts
+    share_of_peak: float | None  # of the operations per second of a matrix product
     gflops_per_image: float | None
     device: str
 
@@ -54,11 +54,11 @@ class SpeedResult(Measurement):
 
 
 def speed_table(result: SpeedResult) -> str:
-    """A Markdown table, a column for each size, for every loop and student, with a line of facts below it; then, where
-    loops of other packages were measured too, how many times as fast ours are.
+    """Format a Markdown table of every loop and student, a column for each size, with a line of facts below it; then,
+    where loops of other packages were measured too, a table of how many times as fast ours are.
 
-    A cell: median images/s (smallest to largest), the share of the sum of the loop's parts where it has one, and of the
-    operations that the machine gets through at its best.
+    A cell has the median images/s (smallest to largest), the share of the speed of the loop's parts in sequence where
+    it has parts, and the share of the machine's peak operations per second.
     """
     sizes = sorted({row.pixels for row in result.rows})
     lines: dict[tuple[str, str, str], dict[int, SpeedRow]] = {}
@@ -83,7 +83,7 @@ def speed_table(result: SpeedResult) -> str:
 
 
 def _ratios(result: SpeedResult) -> str:
-    """A Markdown table: our loops, and the most that the parts allow, against the fastest of the others."""
+    """Format a Markdown table of our loops, and of the limit set by their parts, against the fastest of the others."""
     sizes = sorted({row.pixels for row in result.rows})
     lines = []
     for student in dict.fromkeys(row.student for row in result.rows):
@@ -113,7 +113,7 @@ def _ratios(result: SpeedResult) -> str:
 
 
 def _operations(result: SpeedResult) -> str:
-    """What an image costs each network, in a sentence."""
+    """Describe the operations of each network for an image, in one sentence."""
     costs: dict[str, dict[int, float]] = {}
     for row in result.rows:
         network = {TEACHER: result.teacher, STUDENT: f"a step of {row.student}"}.get(row.loop)
@@ -132,8 +132,8 @@ def _cell(row: SpeedRow | None) -> str:
 
 
 def draw_speed(result: SpeedResult, path: Path) -> Path:
-    """A picture: bars of images/s for each size, one panel for each student; other loops grey, ours green, the parts
-    light, without the data, which would dwarf all."""
+    """Draw bars of images/s, one panel for each student and size: other loops grey, ours green, the parts light grey.
+    The data loop is left out, as it is much faster than the rest."""
     from matplotlib.figure import Figure
 
     students = list(dict.fromkeys(row.student for row in result.rows))
@@ -163,7 +163,7 @@ def draw_speed(result: SpeedResult, path: Path) -> Path:
 
 
 def _rank(loop: str) -> tuple[int, str]:
-    """Place of a loop in the picture: others by what they have switched on, then ours, then the parts."""
+    """Return the position of a loop in the figure: other loops from naive to tuned, then ours, then the parts."""
     kind = loop.removesuffix(COMPILED)
     if kind in (ONLINE, STORE):
         return (3 if kind == ONLINE else 4), loop

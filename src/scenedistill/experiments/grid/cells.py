@@ -1,4 +1,4 @@
-"""The trainings a grid is made of: which there are, where each lies, whether it is done, and doing one."""
+"""Cells of a grid, each one training: planning, paths, state and execution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scenedistill.experiments.teaching import kept_views, taught
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
 
-DIVERGED = "diverged"  # in the record of a tuning run
+DIVERGED = "diverged"  # key in the record of a tuning run
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Cell:
 
     Attributes:
         block: folder name of its data set and ratio.
-        seed: of split, start and views.
-        student: its name; None for the teacher.
-        label: of the method; `teacher` for the teacher.
-        factor: on the method's weight, of a tuning run.
-        tuning: whether it is a run of the tuning, which leaves a validation part out and is never tested.
+        seed: seed of the split, the initial weights and the views.
+        student: name of the student; None for the teacher.
+        label: label of the method; `teacher` for the teacher.
+        factor: factor on the method's weight, in a tuning run.
+        tuning: whether it is a tuning run, which holds out a validation part and is never tested.
     """
 
     block: str
@@ -46,19 +46,19 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Its place below the grid's folder, before a factor is chosen."""
+        """Path below the grid's folder, before a factor is chosen."""
         upper = Path("tuning") / self.block if self.tuning else Path(self.block)
         label = self.label if self.factor is None else f"{self.label}@{self.factor:g}"
         return upper / f"seed{self.seed}" / (Path(self.student) / label if self.student else "teacher")
 
     def place(self, factor: float = 1.0) -> Path:
-        """The same once it is: a weight that tuning has changed has a place of its own, so that grids with and without
-        tuning may share a folder."""
+        """Return the path for the chosen factor: a weight changed by tuning has its own path, so that grids with and
+        without tuning may share a folder."""
         return self.folder if self.tuning or factor == 1 else self.folder.with_name(f"{self.label}@{factor:g}")
 
     @property
     def name(self) -> str:
-        """How it is called in tables and files."""
+        """Name in tables and files."""
         return self.folder.as_posix()
 
     @property
@@ -67,13 +67,13 @@ class Cell:
         return replace(self, student=None, label="teacher", factor=None)
 
     def log(self, out: Path) -> Path:
-        """The file of what it prints."""
+        """Return the path of its log file."""
         folder = out / "logs" / self.folder
         return folder.with_name(f"{folder.name}.log")
 
 
 def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
-    """Every cell, what others need before those: the tuning, then seed by seed the teacher and all methods.
+    """List every cell in order of dependency: the tuning, then seed by seed the teacher and all methods.
 
     Args:
         config: the grid.
@@ -96,19 +96,19 @@ def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
 
 
 def asks(config: GridConfig, student: str, label: str) -> bool:
-    """Whether a method's student asks the teacher."""
+    """Return whether a method's student uses the teacher."""
     return needs_teacher(student_of(config, student, label))
 
 
 def needs(config: GridConfig, cell: Cell) -> list[Cell]:
-    """The cells that must be done before this one."""
+    """List the cells that must be done before this one."""
     if cell.student is None or not asks(config, cell.student, cell.label):
         return []
     return [cell.teacher, *([] if cell.tuning else trials(config, cell))]
 
 
 def trials(config: GridConfig, cell: Cell) -> list[Cell]:
-    """The tuning runs from which a cell's weight is chosen."""
+    """List the tuning runs from which a cell's weight is chosen."""
     if not config.tuning or cell.student is None or not asks(config, cell.student, cell.label):
         return []
     run = replace(cell, seed=config.tuning.seed, tuning=True)
@@ -116,7 +116,7 @@ def trials(config: GridConfig, cell: Cell) -> list[Cell]:
 
 
 def cell_student(config: GridConfig, cell: Cell, factor: float = 1.0) -> StudentConfig:
-    """With which settings a student's cell is trained; the factor is the one that tuning has chosen."""
+    """Return the settings of a student's cell; the factor is the one that tuning has chosen."""
     assert cell.student is not None
     student = student_of(config, cell.student, cell.label)
     if cell.tuning:
@@ -134,13 +134,13 @@ def open_experiment(
     threads: int | None = None,
     opening: Console | None = None,
 ) -> Experiment:
-    """The images of a data set and ratio, decoded, and the folder of its runs."""
+    """Open the experiment of a cell: the decoded images and the folder of its data set and ratio."""
     block, tuning = cell.block, cell.tuning
     data, ratio = config.blocks()[block]
     base = config.base
     cache = base.data.cache_dir
     if cache and len(config.datasets) > 1:
-        cache = cache / data  # a folder holds the images of one data set
+        cache = cache / data  # a cache folder holds the images of only one data set
     base = replace(
         base,
         seeds=config.seeds,
@@ -156,7 +156,7 @@ def open_experiment(
 
 
 def stage_of(context: SeedContext, config: GridConfig, out: Path, cell: Cell, factor: float = 1.0) -> Stage:
-    """A cell's stage as `train_teacher` and `train_students` make it, to be looked at without holding it."""
+    """Return a cell's stage as `train_teacher` and `train_students` make it, for reading without a lock."""
     if cell.student is None:
         settings = teacher_settings(context.config.teacher, len(context.split.train))
         return context.stage(out / cell.folder, settings)
@@ -166,7 +166,7 @@ def stage_of(context: SeedContext, config: GridConfig, out: Path, cell: Cell, fa
 
 
 def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
-    """Whether one teacher pass can serve both: students of one seed that ask it anew in every step."""
+    """Return whether two cells can share a teacher pass: students of one seed that run the teacher in every step."""
     if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
         return False
     if not all(asks(config, str(one.student), one.label) for one in (cell, other)):
@@ -184,11 +184,11 @@ def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
 def do_cells(
     config: GridConfig, out: Path, cells: Sequence[tuple[Cell, float]], threads: int | None, console: Console
 ) -> None:
-    """Train and test a cell with the factor on its weight, or several side by side; or go on where an earlier try has
-    ended. What they need must be done.
+    """Train and test a cell with the factor on its weight, or several side by side; an interrupted attempt is
+    continued. The cells that they need must be done.
 
     Raises:
-        UserError: something the user can mend, such as another process that works on it.
+        UserError: a problem that the user can correct, such as another process that works on the cell.
     """
     first, _ = cells[0]
     context = open_experiment(config, out, first, console, threads=threads).of_seed(first.seed)
@@ -203,7 +203,7 @@ def do_cells(
         except Diverged as problem:
             if not first.tuning or len(cells) > 1:
                 raise
-            # a weight too large for the method is what tuning is there to find, and need not be found again
+            # a weight that is too large is a result of the tuning, recorded so that it is not tried again
             stage_of(context, config, out, first).finish({"seconds": 0.0, DIVERGED: str(problem)})
     if not first.tuning:
         for (cell, _), stage in zip(cells, stages, strict=True):
@@ -211,13 +211,13 @@ def do_cells(
 
 
 class Board:
-    """What is done and what came out, read from the cells' folders.
+    """State and results of the cells, read from their folders.
 
     Args:
         config: the grid.
         out: its folder.
-        console: to say what the data sets are.
-        home: folder for the experiments' own files, when not `out`: to look without leaving a trace.
+        console: console for the messages on the data sets.
+        home: folder for the experiments' own files, `out` when not given; another one leaves `out` unchanged.
     """
 
     def __init__(self, config: GridConfig, out: Path, console: Console, home: Path | None = None) -> None:
@@ -228,7 +228,7 @@ class Board:
         self._broken: dict[tuple[str, bool, int], str] = {}
 
     def broken(self, cell: Cell) -> str:
-        """Why the images of a cell cannot be used, in one line; empty where they can."""
+        """Return why the images of a cell cannot be used, in one line; empty where they can."""
         key = (cell.block, cell.tuning, cell.seed)
         if key not in self._broken:
             try:
@@ -239,7 +239,7 @@ class Board:
         return self._broken[key]
 
     def experiment(self, cell: Cell) -> Experiment:
-        """The cell's experiment, opened when first asked for."""
+        """Return the cell's experiment, opened on first use."""
         key = (cell.block, cell.tuning)
         if key not in self._experiments:
             known = any(block == cell.block for block, _ in self._experiments)
@@ -250,21 +250,21 @@ class Board:
         return self._experiments[key]
 
     def context(self, cell: Cell) -> SeedContext:
-        """The cell's experiment and split."""
+        """Return the cell's experiment and split."""
         key = (cell.block, cell.tuning, cell.seed)
         if key not in self._contexts:
             self._contexts[key] = self.experiment(cell).of_seed(cell.seed)
         return self._contexts[key]
 
     def stage(self, cell: Cell) -> Stage | None:
-        """The cell's stage; None while its weight is not chosen."""
+        """Return the cell's stage; None while its weight is not chosen."""
         factor = self.factor(cell)
         if factor is None:
             return None
         return stage_of(self.context(cell), self.config, self.out, cell, factor)
 
     def done(self, cell: Cell) -> bool:
-        """Trained, and tested where it is to be."""
+        """Return whether the cell is trained and, except for a tuning run, tested."""
         stage = self.stage(cell)
         if stage is None or not stage.done or stage_damage(stage):
             return False
@@ -275,14 +275,15 @@ class Board:
         train_teacher(self.context(cell), self.out / cell.folder)
 
     def factor(self, cell: Cell) -> float | None:
-        """The factor on the method's weight; None while the tuning is not complete, or where all of it diverged."""
+        """Return the factor on the method's weight; None while the tuning is not complete, or where all runs
+        diverged."""
         if cell.tuning or not trials(self.config, cell):
             return 1.0
         choice = self.choice(cell)
         return choice.factor if choice else None
 
     def choice(self, cell: Cell) -> Choice | None:
-        """What the tuning of a cell's method has found, once it is complete; no factor where all of them diverged."""
+        """Return the tuning result of a cell's method, once it is complete; no factor where all runs diverged."""
         scores: dict[float, float | None] = {}
         for trial in trials(self.config, cell):
             stage = self.stage(trial)
@@ -294,26 +295,26 @@ class Board:
         return Choice(cell.block, str(cell.student), cell.label, scores, choose(scores), epochs)
 
     def validation_oa(self, cell: Cell) -> float | None:
-        """Of the last epoch of a finished tuning run, 0..1; None where it diverged."""
+        """Return the validation OA of the last epoch of a finished tuning run, 0..1; None where it diverged."""
         stage = self.stage(cell)
         assert stage
         return None if DIVERGED in stage.record else stage.record.get("last_epoch", {}).get("val_oa")
 
     def seconds(self, cell: Cell) -> float:
-        """What a finished cell took, training and test."""
+        """Return the seconds of a finished cell, training and test."""
         stage = self.stage(cell)
         assert stage
         tested = 0.0 if cell.tuning else float(self._test(cell, stage).record["seconds"])
         return float(stage.record["seconds"]) + tested
 
     def epochs(self, cell: Cell) -> int:
-        """Of a cell's training."""
+        """Return the number of epochs of a cell's training."""
         context = self.context(cell)
         network = context.config.teacher if cell.student is None else cell_student(self.config, cell)
         return network.schedule(len(context.split.train)).epochs
 
     def row(self, cell: Cell) -> Row:
-        """What a finished cell has shown."""
+        """Return the result row of a finished cell."""
         stage = self.stage(cell)
         assert stage
         context = self.context(cell)

@@ -1,4 +1,4 @@
-"""Cells of a grid as tasks of a Ray cluster, started again elsewhere when a worker dies."""
+"""Running the cells of a grid as tasks of a Ray cluster, restarted elsewhere when a worker dies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from scenedistill.experiments.grid.local import Ended, Order, attempt, one_line,
 
 
 def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
-    """A grid's engine on its cluster, and the grid with absolute paths and the precision of the cluster's devices.
+    """Return the grid with absolute paths and the precision of its cluster's devices, and its engine on the cluster.
 
-    The precision is part of what a cell's outcome depends on.
+    The precision is part of the settings that determine the result of a cell.
 
     Raises:
         UserError: Ray is not installed, there is no such cluster, or it has no room for one cell.
@@ -50,25 +50,25 @@ def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
 
 
 def _absolute(path: Path | None) -> Path | None:
-    """As a worker with another working folder finds it."""
+    """Make a path absolute, for a worker with another working folder."""
     return path and Path(path).resolve()
 
 
 class RayEngine:
-    """Cells as Ray tasks, each with its share of a GPU and its CPU cores.
+    """Run cells as Ray tasks, each with its share of a GPU and its CPU cores.
 
-    The grid's folder, the images and the cache must lie where every worker finds them under the same path. A task whose
-    worker dies is started again and goes on from its last epoch.
+    The grid's folder, the images and the cache must be at the same path for every worker. A task whose worker dies is
+    restarted and continues from its last epoch.
 
     Args:
-        cluster: which one, and what a cell takes of it.
+        cluster: address of the cluster, and the resources of a cell.
     """
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self._ray = _ray()
         self._own = not self._ray.is_initialized()
         if self._own:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
             local = {} if cluster.address else {"include_dashboard": False}
             try:
                 self._ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, **local)
@@ -94,16 +94,16 @@ class RayEngine:
         self._running: dict[Any, Order] = {}
 
     def precision(self, machine: MachineConfig) -> Any:
-        """In which the workers compute."""
+        """Return the precision in which the workers compute."""
         asked = self._ray.remote(_precision).options(**self._options)
         return self._ray.get(asked.remote(machine))
 
     def start(self, order: Order) -> None:
-        """Hand it to the cluster."""
+        """Submit an order to the cluster."""
         self._running[self._task.remote(replace(order, out=order.out.resolve()))] = order
 
     def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
-        """What has ended."""
+        """Return the orders that have ended, after at most so many seconds."""
         done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds) if self._running else ([], [])
         found = []
         for reference in done:
@@ -115,7 +115,7 @@ class RayEngine:
         return found
 
     def close(self) -> None:
-        """End what runs, and the cluster where it was started here."""
+        """Cancel the running tasks, and shut down the cluster if it was started here."""
         for reference in getattr(self, "_running", {}):
             self._ray.cancel(reference, force=True)
         if self._own:
@@ -123,13 +123,13 @@ class RayEngine:
 
 
 def room(has: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """How many cells a machine of a cluster holds at once: a cell does not spread over two."""
+    """Return how many cells fit on a machine of a cluster; a cell does not span two machines."""
     cells = int(has.get("CPU", 0) / cpus)
     return min(cells, int(has.get("GPU", 0) / gpus)) if gpus else cells
 
 
 def _remote(order: Order) -> Ended:
-    """On a worker."""
+    """Run an order on a worker."""
     try:
         with open_log(order) as log:
             return attempt(order, plain_console(file=log, width=160))

@@ -1,4 +1,4 @@
-"""What a grid of experiments is made of, as plain dataclasses, and the student that each of its methods trains."""
+"""Settings of a grid of experiments, as plain dataclasses, and the student settings of each of its methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 
-#: Settings of a training that a method of a grid may have for itself.
+#: Settings of a training that a method of a grid may override.
 NUMBERS = ("lr", "fresh_lr_factor", "weight_decay", "warmup_epochs", "clip_norm", "ema_decay", "first_size")
 LABEL = re.compile(r"\w[\w.+-]*")
 TAKEN = re.compile(r"teacher|evaluation|seed\d+|.*\.previous-.*")  # names of other folders of a run
@@ -34,7 +34,7 @@ class MethodConfig:
         method: named set of losses; the method's label when not given.
         losses: weights that replace or extend those of the method, such as `{ss: 0}`; 0 leaves the loss out.
         loss_options: settings of single losses, such as `{kd: {temperature: 2}}`.
-        weights: what the student starts from.
+        weights: initial weights of the student.
         dual_attention: DA modules after the student's stages.
         knowledge_views: number of distinct views of each image whose teacher outputs are kept.
         mixup: share of the images of a batch that are mixed with another one.
@@ -42,7 +42,7 @@ class MethodConfig:
         symmetries: average the teacher's answers over the eight symmetries of each view.
         also: weights of further teachers.
         unlabelled: train on the images of `base.data.unlabelled` too.
-        epochs: of the training.
+        epochs: epochs of the training.
         fit: further settings of the training, such as `{ema_decay: 0.998, first_size: 0.6}`.
     """
 
@@ -63,13 +63,13 @@ class MethodConfig:
 
 @dataclass
 class TuningConfig:
-    """The budget with which every method that asks the teacher is tuned, the same for all.
+    """Tuning budget, the same for every method that uses the teacher.
 
     Attributes:
-        factors: on the weight of all losses that ask the teacher, each > 0; one short training for each.
+        factors: factors on the weight of all losses that use the teacher, each > 0; one short training for each.
         val_fraction: share of the training part on which they are compared, in (0, 1); the test part stays unseen.
-        epochs: of a student's tuning run; those of the real one when not given.
-        seed: of the split, the teacher and the tuning runs.
+        epochs: epochs of a student's tuning run; those of the full training when not given.
+        seed: seed of the split, the teacher and the tuning runs.
     """
 
     factors: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0])
@@ -83,9 +83,9 @@ class ClusterConfig:
     """How cells are spread over a Ray cluster.
 
     Attributes:
-        address: of the cluster, such as `auto`; a cluster is started on this machine when not given.
-        gpus: GPUs of one cell; a share such as 0.5 puts two cells on a GPU. One where the cluster has GPUs when not
-            given.
+        address: address of the cluster, such as `auto`; a cluster is started on this machine when not given.
+        gpus: GPUs of one cell; a share such as 0.5 puts two cells on a GPU. When not given, one if the cluster has
+            GPUs.
         cpus: CPU cores of one cell, >= 1.
         retries: how often a cell is started again after its worker has died.
     """
@@ -101,12 +101,12 @@ class GridConfig:
     """Cells (data set x ratio x student x method), each with every seed.
 
     Attributes:
-        name: of the experiment.
+        name: name of the experiment.
         datasets: label to the folder of the images (or CSV manifest).
         ratios: training ratios, in (0, 1).
         seeds: one split, teacher and set of students for each.
         students: names of the students.
-        weights: name of a student to what it starts from; as in `base.student` for those that are not named.
+        weights: initial weights by name of the student; those of `base.student` for students that are not named.
         methods: label to what differs from `base.student`; a label that is a method's name may stand alone.
         baseline: label of the method to which the others are compared, seed by seed.
         tuning: budget for choosing the weight of each method; none when not given.
@@ -127,12 +127,12 @@ class GridConfig:
     base: RunConfig = field(default_factory=RunConfig)
 
     def blocks(self) -> dict[str, tuple[str, float]]:
-        """Folder name of each (data set, ratio), such as `AID-20`."""
+        """Map the name of a folder, such as `AID-20`, to its (data set, ratio)."""
         return {f"{data}-{100 * ratio:g}": (data, ratio) for data in self.datasets for ratio in self.ratios}
 
 
 def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
-    """The settings with which a student is trained by a method: for `plain` and `dkd` those of `scenedistill run`."""
+    """Return the settings of a student for a method: for `plain` and `dkd` those of `scenedistill run`."""
     method = config.methods[label]
     base = replace(config.base.student, name=student, fit=replace(config.base.student.fit))
     made = replace(
@@ -155,15 +155,15 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
 
 
 def needs_teacher(student: StudentConfig) -> bool:
-    """Whether one of the student's losses asks the teacher."""
+    """Return whether one of the student's losses uses the teacher."""
     return any(LOSSES[name].needs_teacher for name in resolve_weights(student.method, student.losses))
 
 
 def grid_home(config: GridConfig, out: Path) -> Path:
-    """Where a grid's own files go: its folder, or below that one of its name where another grid's are there already.
+    """Return the folder of a grid's own files: `out`, or a sub-folder of the grid's name if `out` has another grid's.
 
     Raises:
-        UserError: it would have to be a folder of its name, and that cannot be.
+        UserError: the name of the sub-folder is taken or invalid.
     """
     try:
         other = read_yaml(out / "grid.yaml")["name"]
@@ -184,7 +184,7 @@ def grid_home(config: GridConfig, out: Path) -> Path:
 
 
 def grid_text(config: GridConfig) -> str:
-    """The grid as YAML, to be given to `scenedistill grid` again."""
+    """Return the grid as YAML for `scenedistill grid`."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
@@ -197,10 +197,10 @@ def _plain(value: Any) -> Any:
 
 
 def check_grid(config: GridConfig) -> None:
-    """Say what is wrong with a grid before days of work.
+    """Check a grid before days of work.
 
     Raises:
-        UserError: an empty or impossible setting, a name that nobody knows, data that are not there.
+        UserError: an empty or invalid setting, an unknown name, or missing data.
     """
     for name in ("datasets", "ratios", "seeds", "students", "methods"):
         if not getattr(config, name):
@@ -236,7 +236,7 @@ def check_grid(config: GridConfig) -> None:
             seeds=config.seeds,
             students=config.students,
             also_students=[],
-            student=replace(config.base.student, method="dkd", weights="none"),  # each student's own comes below
+            student=replace(config.base.student, method="dkd", weights="none"),  # checked below by student
         )
     )
     _check_methods(config)
@@ -313,13 +313,13 @@ _BASE = "|".join(item.name for item in fields(RunConfig) if item.name not in ("s
 
 
 def grid_words(text: str) -> str:
-    """What a run says of a mistake, with the options as `scenedistill grid` calls them."""
+    """Replace the options in an error message of a run by those of `scenedistill grid`."""
     text = text.replace("--data.train_ratio", "--ratios").replace("--student.method", "--methods")
     return re.sub(rf"--(?=(?:{_BASE})\b)", "--base.", text)
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """That nobody knows a name, and which one may be meant."""
+    """Format the message on an unknown name, with the closest known one."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"no {what} is called '{name}'. " + (
         f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."

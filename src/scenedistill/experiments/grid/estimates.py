@@ -1,4 +1,4 @@
-"""How long the cells of a grid will take: from finished cells of the same kind, or from a few measured batches."""
+"""Estimated time of the cells of a grid, from finished cells of the same kind or from a few measured batches."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from scenedistill.experiments.teaching import kept_views
 from scenedistill.training.runs import Stage
 
 Fit = TypeVar("Fit", bound=FitConfig)
-BATCHES = 4  # of a measurement
+BATCHES = 4  # batches of a measurement
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for each training image: of an epoch, and of asking the teacher about one view."""
+    """Seconds per training image: of an epoch, and of the teacher's pass over one view."""
 
     epoch: float
     ask: float = 0.0
 
 
 class Clock:
-    """Estimates; a cell's kind is what it trains, and cells of one kind take as long for each image of each epoch.
+    """Estimate the time of cells; cells of one kind (what they train) take equally long per image and epoch.
 
     Args:
-        board: of the grid.
+        board: board of the grid.
     """
 
     def __init__(self, board: Board) -> None:
@@ -47,18 +47,18 @@ class Clock:
         self._measured: dict[tuple[str, ...], Pace] = {}
 
     def add(self, cell: Cell) -> None:
-        """Learn from a finished cell."""
+        """Add the time of a finished cell."""
         seconds = self.board.seconds(cell)
-        if seconds > 0:  # a teacher that was given took none
+        if seconds > 0:  # a given teacher took none
             for kind in self._kinds(cell):
                 self._seen.setdefault(kind, []).append(seconds / self._work(cell))
 
     def seconds(self, cell: Cell, *, first: bool = False) -> float | None:
-        """Of a cell from its start to its end; None where nothing like it is known.
+        """Estimate the seconds of a cell from its start to its end; None where no cell of its kind is known.
 
         Args:
-            cell: which one.
-            first: whether it is the one that asks the teacher for all that is kept for the others.
+            cell: the cell.
+            first: whether it computes the teacher outputs that are stored for the others.
         """
         for kind in self._kinds(cell):
             if kind in self._seen:
@@ -70,7 +70,7 @@ class Clock:
         return None
 
     def measure(self, cells: Sequence[Cell], threads: int | None) -> int:
-        """Train on a few batches of each kind of which nothing is known, in a folder that is then gone.
+        """Train on a few batches of each kind without an estimate, in a temporary folder.
 
         Returns:
             The number of kinds measured.
@@ -82,12 +82,12 @@ class Clock:
                 try:
                     self._measured[kinds[-1]] = _measure(self.board, cell, threads)
                     count += 1
-                except (UserError, RuntimeError):  # its cell will say why; another of its kind may do
+                except (UserError, RuntimeError):  # the cell itself will report it; another of its kind may work
                     failed.add(kinds[0])
         return count
 
     def _kinds(self, cell: Cell) -> list[tuple[str, ...]]:
-        """The finest first."""
+        """Return the kinds of a cell, the most specific first."""
         if cell.student is None:
             return [("teacher",)]
         taught = "taught" if asks(self.board.config, cell.student, cell.label) else "alone"
@@ -97,7 +97,7 @@ class Clock:
         return len(self.board.context(cell).split.train) * self.board.epochs(cell)
 
     def _asked(self, cell: Cell, first: bool) -> int:
-        """Views for which the teacher is asked."""
+        """Return the number of views for which the teacher is run."""
         if cell.student is None:
             return 0
         student, images = cell_student(self.board.config, cell), len(self.board.context(cell).split.train)
@@ -109,7 +109,7 @@ class Clock:
 
 
 def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
-    """The pace of a kind on a few batches, without compiling."""
+    """Measure the pace of a cell's kind on a few batches, without compiling."""
     split = board.context(cell).split
     images = len(split.train)
     with TemporaryDirectory() as name:
@@ -134,17 +134,17 @@ def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
 
 
 def _teacher(board: Board, cell: Cell, context: SeedContext, folder: Path) -> Stage:
-    """The cell's own teacher where it is done, else one that has learnt next to nothing."""
+    """Return the cell's own teacher where it is done, else one trained on a few batches."""
     own = board.stage(cell.teacher)
     return own if own and own.done else train_teacher(context, folder / "teacher")
 
 
 def _small(experiment: Experiment, folder: Path, images: int, threads: int | None, console: Console) -> Experiment:
-    """The same images, in a folder for a measurement."""
+    """Open the same images with the settings and the folder of a measurement."""
     config = experiment.config
     config = replace(
         config,
-        best_epoch=False,  # the few images that train leave none to validate on
+        best_epoch=False,  # the reduced split has no validation images
         machine=replace(config.machine, threads=threads, compile=False),
         teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.closed(images).fit)),
     )
@@ -156,7 +156,7 @@ def _short(fit: Fit) -> Fit:
 
 
 def _part(split: Split, images: int) -> Split:
-    """So many of the training images, evenly spread over the classes, and no validation."""
+    """Reduce a split to so many training images, evenly spread over the classes, and no validation images."""
     count = min(images, len(split.train))
     rows = split.train[np.linspace(0, len(split.train) - 1, count).astype(int)]
     return replace(split, train=rows, val=split.val[:0], hash=f"{split.hash}-{count}")

@@ -1,4 +1,4 @@
-"""Doing cells in processes of their own, so that none takes the others down, several at once where asked."""
+"""Running cells in separate processes, so that a crash does not affect the others, several at a time if wanted."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from scenedistill.experiments.grid.config import GridConfig, grid_words
 
 @dataclass(frozen=True)
 class Order:
-    """A cell to do, or several side by side, and with what.
+    """A cell to run, or several side by side, with their settings.
 
     Attributes:
         config: the grid.
         out: its folder.
         work: each cell with the factor on its method's weight.
-        threads: of the CPU.
+        threads: CPU threads.
     """
 
     config: GridConfig
@@ -41,12 +41,12 @@ class Order:
 
     @property
     def cells(self) -> list[Cell]:
-        """Which ones."""
+        """The cells to run."""
         return [cell for cell, _ in self.work]
 
     @property
     def log(self) -> Path:
-        """Of what is printed about all of them."""
+        """Path of the log of all cells."""
         return self.cells[0].log(self.out)
 
 
@@ -56,7 +56,7 @@ class Ended:
 
     Attributes:
         reason: why it failed, in one line; empty when it is done.
-        full: the disk is full.
+        full: whether the disk is full.
     """
 
     reason: str = ""
@@ -64,27 +64,27 @@ class Ended:
 
 
 class Engine(Protocol):
-    """What does cells, several at once."""
+    """Interface of what runs cells, several at a time."""
 
     slots: int  # orders at a time
-    threads: int | None  # of the CPU, for each of them
+    threads: int | None  # CPU threads of each order
 
     def start(self, order: Order) -> None:
-        """Begin and return at once."""
+        """Start an order and return immediately."""
 
     def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
-        """What has ended, after at most so many seconds."""
+        """Return the orders that have ended, after at most so many seconds."""
 
     def close(self) -> None:
-        """End what still runs; it goes on from its last epoch another time."""
+        """Stop the running orders; a later call continues them from their last epoch."""
 
 
 class LocalEngine:
-    """Cells as processes of this machine; their threads and GPUs are divided between them.
+    """Run cells as processes of this machine, which divide its threads and GPUs between them.
 
     Args:
-        jobs: processes at once.
-        threads: of the CPU, for all of them; all cores when not given.
+        jobs: processes at a time.
+        threads: CPU threads of all processes together; all cores when not given.
         share_gpus: give each process one of several GPUs.
     """
 
@@ -97,7 +97,7 @@ class LocalEngine:
         self._running: dict[Any, tuple[Order, Any, Any, int]] = {}  # sentinel: order, process, answer, slot
 
     def start(self, order: Order) -> None:
-        """Begin in a process of its own."""
+        """Start an order in a new process."""
         slot = self._free.pop(0)
         gpu = self._gpus[slot % len(self._gpus)] if len(self._gpus) > 1 else None
         answer, theirs = self._context.Pipe(duplex=False)
@@ -107,7 +107,7 @@ class LocalEngine:
         self._running[process.sentinel] = (order, process, answer, slot)
 
     def wait(self, seconds: float) -> list[tuple[Order, Ended]]:
-        """What has ended."""
+        """Return the orders that have ended, after at most so many seconds."""
         if not self._running:
             time.sleep(min(seconds, 0.05))
         found = []
@@ -117,14 +117,14 @@ class LocalEngine:
             self._free.append(slot)
             try:
                 ended = answer.recv()
-            except EOFError:  # it had no time to say why
+            except EOFError:  # it was ended before it could answer
                 ended = Ended(f"its process was ended from outside ({_signal(process.exitcode)})")
             answer.close()
             found.append((order, ended))
         return found
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         running = [process for _, process, _, _ in self._running.values()]
         for process in running:
             process.terminate()
@@ -137,7 +137,7 @@ class LocalEngine:
 
 
 def attempt(order: Order, console: Console) -> Ended:
-    """Do it; whatever goes wrong is told in one line, and in full in the log."""
+    """Run an order; an error is returned in one line, and logged in full."""
     try:
         do_cells(order.config, order.out, order.work, order.threads, console)
     except KeyboardInterrupt:
@@ -152,7 +152,7 @@ def attempt(order: Order, console: Console) -> Ended:
 
 
 def one_line(problem: BaseException) -> str:
-    """A problem in one line."""
+    """Format an exception in one line."""
     if isinstance(problem, UserError):
         return grid_words(" ".join(str(problem).split()))
     first = str(problem).strip().partition("\n")[0]
@@ -160,14 +160,14 @@ def one_line(problem: BaseException) -> str:
 
 
 def share(threads: int | None, jobs: int) -> int | None:
-    """Threads of one of several processes, out of those given or all cores; one process alone has what it is given."""
+    """Return the threads of one of several processes, out of those given or all cores; unchanged for one process."""
     if jobs == 1:
         return threads
     return max(1, (threads or usable_cores()) // jobs)
 
 
 def visible_gpus() -> Sequence[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    """List the GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
     if not torch.cuda.is_available():
         return []
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -175,7 +175,7 @@ def visible_gpus() -> Sequence[str]:
 
 
 def open_log(order: Order) -> TextIO:
-    """The log of an order, to be added to; those of the cells beside the first say where to look."""
+    """Open the log of an order for appending; the logs of the cells after the first refer to it."""
     order.log.parent.mkdir(parents=True, exist_ok=True)
     for cell in order.cells[1:]:
         path = cell.log(order.out)
@@ -186,7 +186,7 @@ def open_log(order: Order) -> TextIO:
 
 
 def _child(order: Order, gpu: str | None, answer: Any) -> None:
-    """In the new process."""
+    """Run an order in the new process, and send how it ended."""
     end_with_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -1,4 +1,4 @@
-"""What the finished cells of a grid say: a Result for each data set and ratio, `summary.md` and a table to print."""
+"""Results of the finished cells of a grid: a Result for each data set and ratio, `summary.md` and a table to print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scenedistill.experiments.summary import summarise
 from scenedistill.losses.registry import LOSSES, resolve_weights
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
-#: How a loss differs from its paper's, for the record; its class says more.
+#: How a loss differs from that of its paper, for the record; details are in its class.
 DIFFERENCES = {
     "cc": "no linear layer to a common width, and a weight of our own",
     "crd": "negatives of the student from all training images, of the teacher from the batch, by InfoNCE",
@@ -36,7 +36,7 @@ DIFFERENCES = {
 
 
 def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, console: Console) -> dict[str, Result]:
-    """Write into `home` and print what all finished cells of the grid say, also those that were not asked for now."""
+    """Write to `home` and print the results of all finished cells of the grid, also of those not requested now."""
     config = board.config
     cells = [cell for cell in plan(config) if not (cell.tuning or board.broken(cell)) and board.done(cell)]
     choices = keep_choices(board, home)
@@ -69,7 +69,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
 
 
 def keep_choices(board: Board, home: Path) -> list[Choice]:
-    """What tuning has found, of every method with which it is through; kept in `tuning.json`."""
+    """Collect the choices of every method whose tuning is complete, and write them to `tuning.json`."""
     config, found = board.config, list[Choice]()
     for cell in plan(config):
         if board.broken(cell) or any(board.broken(trial) for trial in trials(config, cell)):
@@ -84,7 +84,7 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
 
 
 def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
-    """What a reader of the figures must know of the tuning; "" where there was none."""
+    """Return the note on the tuning for the results; "" where there was none."""
     if not config.tuning or not choices:
         return ""
     seed, factors = config.tuning.seed, sorted(config.tuning.factors)
@@ -98,8 +98,8 @@ def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
 
 
 def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
-    """Which losses of these cells are not quite those of their papers, or train on other views than the rest; "" where
-    none is."""
+    """Return the note on losses of these cells that differ from their papers, or train on other views than the rest; ""
+    where there are none."""
     students = [student_of(config, cell.student, cell.label) for cell in cells if cell.student]
     used = {name for student in students for name in resolve_weights(student.method, student.losses)}
     told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
@@ -151,12 +151,12 @@ def _failure_section(failures: Mapping[str, str]) -> list[str]:
 
 
 def read_failures(home: Path) -> dict[str, str]:
-    """Why cells failed the last time, by name."""
+    """Read the reasons of the cells that failed in the last call, by name."""
     return read_json(home / FAILURES)
 
 
 def write_failures(failures: Mapping[str, str], home: Path) -> None:
-    """Keep why cells failed; no file where none did."""
+    """Write the reasons of the failed cells; delete the file where there are none."""
     if failures:
         write_json(home / FAILURES, failures)
     else:

@@ -1,4 +1,4 @@
-"""A grid of experiments: every cell done once, whatever happens on the way, and what came out beside a baseline."""
+"""Running a grid of experiments: every cell once, also after interruptions, and its results against a baseline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scenedistill.experiments.teaching import kept_views
 
 @dataclass(frozen=True)
 class GridOutcome:
-    """What a grid left: a Result for each data set and ratio that has a finished cell, and why cells failed."""
+    """Outcome of a grid: a Result for each data set and ratio with a finished cell, and the reasons of failed cells."""
 
     results: Mapping[str, Result]
     failures: Mapping[str, str]
@@ -43,24 +43,24 @@ def grid(
     command: str = "",
     console: Console | None = None,
 ) -> GridOutcome:
-    """Do every cell that is not done, and write `results.json`, `summary.md` and, where cells failed, `failures.json`;
-    where these are another grid's, into a folder of this one's name.
+    """Run every cell that is not done, and write `results.json`, `summary.md` and, where cells failed, `failures.json`;
+    where the folder has these of another grid, into a sub-folder of this grid's name.
 
-    Each cell is a process of its own: call this below `if __name__ == "__main__":` in a script. A grid that was stopped
-    goes on with the same call; what is done with the same settings is not done again. A cell that fails is named with
-    its reason, and the others go on.
+    Each cell runs in its own process: call this below `if __name__ == "__main__":` in a script. An interrupted grid
+    continues with the same call; cells that are done with the same settings are skipped. A failed cell is reported with
+    its reason, and the others continue.
 
     Args:
         config: the grid.
-        out: its folder; several grids may share it, and with it the cells that they have in common.
-        only: labels of the methods to do; what was done of others is reported too.
+        out: its folder; several grids may share it, and thus the cells that they have in common.
+        only: labels of the methods to run; finished cells of others are reported too.
         jobs: cells at a time on this machine, which share its cores and GPUs.
-        engine: what does the cells, when not this machine.
-        command: what repeats it, for the record.
-        console: to print to.
+        engine: engine that runs the cells; this machine when not given.
+        command: command that repeats the grid, for the record.
+        console: console for the messages.
 
     Raises:
-        UserError: something the user can mend, found before the first cell.
+        UserError: a problem that the user can correct, found before the first cell.
         OSError: the disk is full; every finished epoch is kept.
     """
     console, out = console or plain_console(), Path(out)
@@ -95,11 +95,11 @@ def dry_run(
 ) -> float | None:
     """Print every cell, whether it is done, and how long the rest will take; nothing is written to the grid's folder.
 
-    Images are decoded if they are not, as the grid will need them. Where no finished cell tells how long its kind
-    takes, a few batches are trained and thrown away.
+    Images are decoded if they are not, as the grid will need them. Where there is no finished cell of a kind, its time
+    is measured by training on a few batches.
 
     Returns:
-        Seconds that the rest will take; None where that cannot be said.
+        Estimated seconds of the rest; None where they are unknown.
     """
     console = console or plain_console()
     check_grid(config)
@@ -142,10 +142,10 @@ def _check_call(config: GridConfig, only: Sequence[str], jobs: int) -> None:
 
 
 def _check_data(board: Board, cells: Sequence[Cell]) -> None:
-    """One data set that cannot be used does not stop the others; there must be one that can.
+    """Check that at least one data set can be used; others that cannot are left out.
 
     Raises:
-        UserError: there is none.
+        UserError: no data set can be used.
     """
     reasons = list(dict.fromkeys(board.broken(cell) for cell in cells))
     if "" not in reasons:
@@ -153,9 +153,9 @@ def _check_data(board: Board, cells: Sequence[Cell]) -> None:
 
 
 def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]) -> dict[Cell, Cell]:
-    """Cell -> the one that asks the teacher for what both read afterwards, perhaps itself, where that is not kept yet.
+    """Map each cell that reads teacher outputs not stored yet to the cell (perhaps itself) that computes them.
 
-    Two at once would both ask for all of it.
+    Two cells at the same time would both compute all of them.
     """
     first: dict[tuple[Cell, int], Cell | None] = {}
     leaders: dict[Cell, Cell] = {}
@@ -169,8 +169,8 @@ def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]
 
 
 class _Work:
-    """Gives cells to the engine in their order, as soon as what they need is done; side by side where one teacher pass
-    can serve them."""
+    """Scheduler that passes cells to the engine in their order, as soon as the cells they need are done; side by side
+    where they can share a teacher pass."""
 
     def __init__(self, board: Board, cells: Sequence[Cell], engine: Engine, console: Console, home: Path) -> None:
         self.board, self.engine, self.console, self.home = board, engine, console, home
@@ -179,12 +179,12 @@ class _Work:
         self.progress = Progress(cells, engine.slots)
         self.display = Display(self.progress, console)
         self.failures: dict[str, str] = {}
-        self._logs: dict[Cell, tuple[Path, int]] = {}  # the log of a running cell, and where it began
-        self._orders = 0  # that run
-        self._alone: set[Cell] = set()  # what could not be done side by side
+        self._logs: dict[Cell, tuple[Path, int]] = {}  # the log of a running cell, and the byte where it began
+        self._orders = 0  # running orders
+        self._alone: set[Cell] = set()  # cells that failed side by side
 
     def run(self) -> dict[str, str]:
-        """All cells; why some have failed, by name."""
+        """Run all cells; return the reasons of those that failed, by name."""
         told = set[str]()
         for cell in self.progress.cells:
             if reason := self.board.broken(cell):
@@ -229,13 +229,13 @@ class _Work:
             self.engine.start(order)
 
     def _beside(self, cell: Cell) -> list[tuple[Cell, float]]:
-        """What can start beside a cell, on the same teacher pass."""
+        """Return the cells that can start side by side with a cell, on the same teacher pass."""
         others = [other for other in self.progress.left if companions(self.config, cell, other)]
         free = [other for other in others if not {cell, other} & self._alone]
         return [(other, factor) for other in free if (factor := self._ready(other)) is not None]
 
     def _ready(self, cell: Cell) -> float | None:
-        """The factor on the weight of a cell that can start now; one that never will has failed."""
+        """Return the factor on the weight of a cell if it can start now; one that can never start is marked failed."""
         progress = self.progress
         if cell in progress.running or cell in progress.failed:
             return None
@@ -254,7 +254,7 @@ class _Work:
     def _ended(self, order: Order, ended: Ended) -> None:
         self._orders -= 1
         cells = order.cells
-        # the time of one teacher pass for all is shared out evenly
+        # the time of cells side by side is divided evenly
         seconds = (time.monotonic() - self.progress.running[cells[0]]) / len(cells)
         for cell in cells:
             del self.progress.running[cell]
@@ -289,7 +289,7 @@ class _Work:
             self.progress.expected[cell] = self.clock.seconds(cell)
 
     def _look(self) -> None:
-        """See in the logs how far the running cells are."""
+        """Read the progress of the running cells from their logs."""
         for cell in self.progress.running:
             if found := epochs_of(*self._logs[cell]):
                 self.progress.epochs[cell] = found

@@ -1,4 +1,4 @@
-"""What a grid is doing, as a table that keeps up with it, or as a line for each cell where there is no terminal."""
+"""Progress of a grid, as a live table or, without a terminal, as a line for each finished cell."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from scenedistill.core.text import duration, spread
 from scenedistill.experiments.grid.cells import Cell
 
 EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
-TAIL = 4096  # bytes of a log in which the last epoch is looked for
+TAIL = 4096  # bytes at the end of a log that are searched for the last epoch
 
 
 @dataclass
 class Progress:
-    """Where a grid stands.
+    """Progress of a grid.
 
     Attributes:
-        cells: all of them, in their order.
+        cells: all cells, in their order.
         slots: cells at a time.
-        oa: of the finished ones: OA in 0..1, on the test part or, of a tuning run, on the validation part.
-        failed: reason by cell.
-        running: when each began, in seconds of `time.monotonic`.
-        epochs: of the running ones: epochs trained and epochs in all.
-        expected: seconds of each cell as a whole; None where nothing is known.
+        oa: OA of the finished cells, 0..1, on the test part or, for a tuning run, on the validation part.
+        failed: reason of each failed cell.
+        running: start of each running cell, in seconds of `time.monotonic`.
+        epochs: epochs trained and total epochs of the running cells.
+        expected: expected seconds of each whole cell; None where unknown.
     """
 
     cells: Sequence[Cell]
@@ -44,11 +44,11 @@ class Progress:
 
     @property
     def left(self) -> list[Cell]:
-        """The cells that are not at their end."""
+        """Cells that are neither finished nor failed."""
         return [cell for cell in self.cells if cell not in self.oa and cell not in self.failed]
 
     def seconds_left(self, now: float) -> float | None:
-        """Until all is done; None while that cannot be said."""
+        """Estimate the seconds until all cells are done; None while they are unknown."""
         each = [self._seconds_left(cell, now) for cell in self.left]
         known = [seconds for seconds in each if seconds is not None]
         return None if len(known) < len(each) else max([sum(known) / self.slots, *known], default=0.0)
@@ -58,13 +58,13 @@ class Progress:
         if begun is None:
             return whole
         done, total = self.epochs.get(cell, (0, 0))
-        if done:  # nearer to the truth than what others took
+        if done:  # more accurate than the expected seconds alone
             return (now - begun) / done * (total - done) if whole is None else whole * (1 - done / total)
         return None if whole is None else max(whole - (now - begun), 0.0)
 
 
 def summary_line(progress: Progress, now: float) -> str:
-    """How much is done and how long the rest will take."""
+    """Format the numbers of finished, running and failed cells and the time left."""
     parts = [f"{len(progress.oa)} of {len(progress.cells)} done"]
     if progress.running:
         parts.append(f"{len(progress.running)} running")
@@ -77,7 +77,7 @@ def summary_line(progress: Progress, now: float) -> str:
 
 
 def progress_table(progress: Progress, now: float) -> Table:
-    """One line for each network of each data set and ratio, over its seeds."""
+    """Create the progress table: one line for each network of each data set and ratio, over its seeds."""
     table = Table(title=summary_line(progress, now), title_justify="left", title_style="")
     for heading in ("data", "network", "method"):
         table.add_column(heading)
@@ -109,7 +109,7 @@ def _now(progress: Progress, cells: Sequence[Cell]) -> Text:
 
 
 def plan_table(cells: Sequence[Cell], done: Mapping[Cell, bool], expected: Mapping[Cell, float | None]) -> Table:
-    """What there is to do, for a dry run: one line for each cell."""
+    """Create the table of a dry run: one line for each cell."""
     table = Table()
     for heading in ("cell", "state"):
         table.add_column(heading, overflow="fold")
@@ -122,7 +122,7 @@ def plan_table(cells: Sequence[Cell], done: Mapping[Cell, bool], expected: Mappi
 
 
 def epochs_of(log: Path, start: int) -> tuple[int, int] | None:
-    """The last epoch that a log tells of after byte `start`, and the number of all."""
+    """Read the last epoch in a log after byte `start`, and the total number of epochs; None where there is none."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, 2)
@@ -134,11 +134,11 @@ def epochs_of(log: Path, start: int) -> tuple[int, int] | None:
 
 
 class Display:
-    """Shows the progress: a live table on a terminal, elsewhere a line when a cell ends.
+    """Display of the progress: a live table on a terminal, otherwise a line when a cell ends.
 
     Args:
-        progress: what to show.
-        console: where.
+        progress: progress to show.
+        console: console to show it on.
     """
 
     def __init__(self, progress: Progress, console: Console) -> None:
@@ -156,12 +156,12 @@ class Display:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Draw the table anew."""
+        """Draw the table again."""
         if self._live:
             self._live.update(progress_table(self.progress, time.monotonic()), refresh=True)
 
     def ended(self, cell: Cell, seconds: float) -> None:
-        """Tell of a cell's end."""
+        """Report the end of a cell."""
         if self._live:
             self.refresh()
             return

@@ -1,1 +1,1 @@
-"""What was found, as files that are checked when read, and as tables."""
+"""Results as files that are checked when read, and as tables."""

@@ -1,4 +1,4 @@
-"""A record of what networks cost to keep and to run, and its table."""
+"""Record of the size, operations and latency of networks, and its table."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class CostRow:
 
 @dataclass(frozen=True)
 class CostResult(Measurement):
-    """One measurement; the first network's rows are what the others are compared with."""
+    """One cost measurement; the first network is the reference to which the others are compared."""
 
     pixels: int
-    threads: int  # of PyTorch on the CPU
+    threads: int  # PyTorch threads on the CPU
     precision: str
     rows: tuple[CostRow, ...]
     notes: str = ""
@@ -47,12 +47,12 @@ class CostResult(Measurement):
 
 
 def cost_rows(label: str, network: str, cost: NetworkCost, oas: Sequence[float]) -> Iterator[CostRow]:
-    """A row for each device and batch size.
+    """Yield a row for each device and batch size.
 
     Args:
         label: how the network was trained.
-        network: its name.
-        cost: what was measured.
+        network: name of the network.
+        cost: measured cost.
         oas: overall accuracy of each seed, 0..1; may be empty.
     """
     for latency in cost.latencies:
@@ -76,7 +76,7 @@ def cost_rows(label: str, network: str, cost: NetworkCost, oas: Sequence[float])
 
 
 def costs_table(result: CostResult) -> str:
-    """A Markdown table, a line for each network, with lines of facts and of ratios below it.
+    """Format a Markdown table with a line for each network, and lines of facts and of ratios below it.
 
     A time is the mean for one image, then the 50th, 90th and 99th percentile over the passes.
     """
@@ -106,7 +106,7 @@ def costs_table(result: CostResult) -> str:
 def _ratios(
     networks: Mapping[tuple[str, str], Mapping[tuple[str, int], CostRow]], places: Sequence[tuple[str, int]]
 ) -> str:
-    """How much less each architecture costs than the first one, in a sentence each."""
+    """Describe how much less each architecture costs than the first one, in one sentence each."""
     (first, whole), *others = networks.items()
     said: dict[str, str] = {}
     for (name, _), cells in others:

@@ -1,4 +1,4 @@
-"""What the records of measurements share: how they are written, read and attributed to a machine."""
+"""Common parts of the records of measurements: fields, writing, reading and the text of the machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Record = TypeVar("Record")
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What begins the record of every measurement; a kind of measurement adds its settings, its rows and its name.
+    """First fields of the record of every measurement; a subclass adds its settings, its rows and its kind.
 
     Attributes:
         experiment: name; the file is results/<experiment>.json.
-        command: what repeats it.
+        command: command that repeats the measurement.
         date: ISO 8601.
-        hardware: of `results.hardware`.
-        versions: of `results.versions`.
+        hardware: from `record.hardware`.
+        versions: from `record.versions`.
         data: name of the data set.
     """
 
@@ -37,7 +37,7 @@ class Measurement:
 
 
 def write_record(record: Any, path: Path) -> Path:
-    """Write a dataclass with `rows` of dataclasses as JSON, whole or not at all."""
+    """Write a dataclass with `rows` of dataclasses as JSON, atomically."""
     content = dataclasses.asdict(record)
     content["rows"] = [{name: tidy(value) for name, value in row.items()} for row in content["rows"]]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def write_record(record: Any, path: Path) -> Path:
 
 
 def read_record(path: Path, kind: type[Record], row: type[Any]) -> Record:
-    """Read what `write_record` wrote of a `kind` with rows of a kind of their own.
+    """Read a record of the class `kind` with rows of the class `row`, as `write_record` wrote it.
 
     Raises:
-        UserError: no such file, or no such record.
+        UserError: no such file, or another kind of record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def read_record(path: Path, kind: type[Record], row: type[Any]) -> Record:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind a result file says it is; None for a table of trained networks, or where there is no such file."""
+    """Read the kind of a result file; None for a table of trained networks, or where the file cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def machine_text(hardware: Mapping[str, Scalar]) -> str:
-    """A machine in a few words."""
+    """Describe a machine in a few words."""
     cores = f"{hardware['cores']} cores" if hardware.get("cores") else None
     parts = [hardware.get("gpu"), hardware.get("cpu"), cores]
     return ", ".join(str(part) for part in parts if part) or "an unnamed machine"

@@ -1,4 +1,4 @@
-"""Gains over a baseline, seed by seed, with what the number of seeds allows to say."""
+"""Gains over a baseline, paired by seed, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scenedistill.core.text import NONE, spread
 from scenedistill.experiments.results.record import Result, Row
 
 LEVEL = 0.95
-OURS = ("dkd", "dkd_plus")  # the methods that every other one is compared with, beside the baseline
+OURS = ("dkd", "dkd_plus")  # our methods, to which every other one is compared, as to the baseline
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of the differences over n seeds that both have, with its confidence interval by Student's t (n - 1 degrees
-    of freedom); the interval is None for one seed, which has no spread. The unit is that of what was compared."""
+    """Mean of the differences over n common seeds, with its confidence interval by Student's t (n - 1 degrees of
+    freedom); the interval is None for one seed. The unit is that of the compared values."""
 
     mean: float
     low: float | None
@@ -26,20 +26,19 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
     def text(self) -> str:
-        """In points, with the interval where there is one."""
+        """The mean as text, with the interval where there is one."""
         return f"{self.mean:+.2f}" + ("" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]")
 
 
 def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Gain | None:
-    """The gain of ours over theirs on the seeds both have; None where there is no such seed.
+    """Compute the gain of ours over theirs on the common seeds; None where there is none.
 
-    A pair shares the split, and the teacher where both ask one, so that what these do to both falls out of the
-    difference.
+    A pair shares the split, and the teacher where both use one, so that their common effect cancels in the difference.
 
     Examples:
         >>> from scenedistill.experiments.results.pairs import paired_gain
@@ -61,25 +60,25 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
 
 
 def own_methods(labels: Sequence[str], baseline: str) -> list[str]:
-    """Those of OURS that have another method than the baseline beside them."""
+    """Return the methods of OURS among the labels, if there is another method than the baseline to compare to."""
     others = [label for label in labels if label != baseline]
     return [own for own in OURS if own in others and len(others) > 1]
 
 
 def own_heading(own: str) -> str:
-    """Of the column that says how far one of OURS is ahead of each other method."""
+    """Return the heading of the column with the lead of one of OURS over each other method."""
     return f"{own} minus it (points)"
 
 
 def by_seed(rows: Sequence[Row], student: str | None, variant: str) -> dict[int, float]:
-    """OA in percent of one network trained one way."""
+    """Return the OA in percent by seed, of one student and method."""
     return {row.seed: 100 * row.oa for row in rows if row.student == student and row.variant == variant}
 
 
 def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines: the teacher, then for each student every method with OA, AA and kappa (mean ± sample standard
-    deviation) and the gain over the baseline in points of OA, with its interval and the number n of seeds it rests on;
-    then how far each of OURS is ahead of it.
+    """Return the headings and lines of the comparison: the teacher, then for each student every method with OA, AA and
+    kappa (mean ± sample standard deviation), the gain over the baseline in points of OA with its interval and number n
+    of seeds, and the lead of each of OURS over the method.
     """
     own = own_methods([label for label in labels if any(row.variant == label for row in result.rows)], baseline)
     head = [
@@ -114,7 +113,7 @@ def pairs_lines(result: Result, labels: Sequence[str], baseline: str) -> tuple[l
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:
-    """Number of seeds, OA, AA, kappa."""
+    """Format the number of seeds, OA, AA and kappa."""
     aa = [100 * row.aa for row in rows if row.aa is not None]
     kappa = [row.kappa for row in rows if row.kappa is not None]
     return [str(len(rows)), spread([100 * row.oa for row in rows]), spread(aa), spread(kappa, "{:.4f}")]

@@ -1,7 +1,7 @@
-"""Accuracies that others have published on the same data sets, to be shown beside ours and never mixed with them.
+"""Accuracies published by others on the same data sets, shown beside ours and never mixed with them.
 
-Each figure says where it was read and what is not certain about it. A method whose figures could not be read anywhere
-is left out, and so is a figure that says nothing of its training ratio.
+Each figure has its source and a note on what is uncertain about it. Methods whose figures could not be read anywhere
+are left out, and so are figures without a training ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scenedistill.core.text import markdown_table, plus_minus
 from scenedistill.data.known.catalogue import lookup
 from scenedistill.experiments.results.published_entries import ENTRIES, Entry
 
-#: What has to be said wherever these figures are shown.
+#: Caution to show with these figures everywhere.
 CAUTION = (
     "Figures of other people, as published: with other splits, image sizes, pretraining, tuning and ways to choose the "
     "epoch than ours, so a small difference from ours means nothing."
@@ -24,21 +24,21 @@ UNVERIFIED = "†"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One accuracy that somebody has published.
+    """One published accuracy.
 
     Attributes:
         method: name of the method and its network.
         data: key of the data set in the catalogue, such as `aid`.
-        ratio: share of the images that trained, 0..1.
+        ratio: training ratio, 0..1.
         oa: overall accuracy on the rest, 0..1.
         std: standard deviation over repeated runs, in the unit of `oa`; None where none was given.
         teaching: pretraining or teacher, in words; "" where not stated.
-        parameters: of the network; None where not stated.
-        source: who, when, and which table.
-        url: a DOI or address that leads there.
-        verified: True where the figure was read at its authors', in their text or their repository; False where it
-            was only had from others, worked out, or where something about it is open, which the note says.
-        note: what to know about it.
+        parameters: number of parameters; None where not stated.
+        source: authors, year and table.
+        url: DOI or address of the source.
+        verified: True where the figure was read in its authors' text or repository; False where it was quoted by
+            others, computed, or is uncertain, which the note explains.
+        note: remarks on the figure.
     """
 
     method: str
@@ -55,11 +55,11 @@ class PublishedResult:
 
 
 def published(data: str, ratio: float | None = None) -> tuple[PublishedResult, ...]:
-    """What is known for a data set, and a training ratio, the highest OA first.
+    """List the published results for a data set and a training ratio, by ratio and then the highest OA first.
 
     Args:
-        data: the data set's name or key, in any of the catalogue's spellings; nothing is known of other data.
-        ratio: share of the images that trains, 0..1; all ratios when not given.
+        data: the data set's name or key, in any of the catalogue's spellings; other data sets have no results.
+        ratio: training ratio, 0..1; all ratios when not given.
     """
     try:
         key = lookup(data).key
@@ -72,7 +72,7 @@ def published(data: str, ratio: float | None = None) -> tuple[PublishedResult, .
 
 
 def published_rows(results: tuple[PublishedResult, ...]) -> tuple[list[str], list[list[str]]]:
-    """The headings of a table of published figures and its lines, as text; a figure that is not verified has a †.
+    """Return the headings and lines of a table of published figures, as text; a figure that is not verified has a †.
 
     Columns: method, pretraining or teacher, OA in %, parameters in millions where any are stated, source.
     """
@@ -88,7 +88,8 @@ def published_rows(results: tuple[PublishedResult, ...]) -> tuple[list[str], lis
 
 
 def published_table(data: str, ratio: float) -> str:
-    """Markdown: a heading, the table with linked sources, the notes and the caution; "" where nothing is known."""
+    """Format the results as Markdown: a heading, the table with linked sources, the notes and the caution; "" where
+    there are none."""
     results = published(data, ratio)
     if not results:
         return ""
@@ -100,7 +101,7 @@ def published_table(data: str, ratio: float) -> str:
 
 
 def notes(results: tuple[PublishedResult, ...]) -> list[str]:
-    """What is to be known of single figures, each thing said once."""
+    """List the notes on single figures, each distinct note once."""
     said: dict[str, list[str]] = {}
     for result in results:
         if result.note:
@@ -112,7 +113,7 @@ def notes(results: tuple[PublishedResult, ...]) -> list[str]:
 
 
 def _results(entry: Entry) -> list[PublishedResult]:
-    """The figures of one method, each its own result; what an entry gives in percent becomes a share."""
+    """Convert an entry to one result for each figure, from percent to 0..1."""
     return [
         PublishedResult(
             method=entry.method,

@@ -1,4 +1,4 @@
-"""The published figures themselves, grouped by source, in percent as they are printed there."""
+"""Published figures, grouped by source, in percent as printed there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AID20, AID50, NWPU10, NWPU20 = ("aid", 0.2), ("aid", 0.5), ("resisc45", 0.1), ("
 
 @dataclass(frozen=True)
 class Published:
-    """Where figures were read: who, when and which table; and what leads there."""
+    """Source of figures: authors, year and table, with its address."""
 
     name: str
     url: str
@@ -22,7 +22,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method's figures in one source; `doubtful` says, for a data set, what is open about its figures."""
+    """Figures of one method in one source; `doubtful` maps a data set to what is uncertain about its figures."""
 
     method: str
     teaching: str
@@ -35,7 +35,7 @@ class Entry:
 
 
 def _figures(*percents: float | tuple[float, float] | None) -> Figures:
-    """Figures in the usual order: AID 20 %, AID 50 %, NWPU-RESISC45 10 %, 20 %; None where there is none."""
+    """Build figures from the order AID 20 %, AID 50 %, NWPU-RESISC45 10 %, 20 %; None where there is none."""
     pairs = zip((AID20, AID50, NWPU10, NWPU20), percents, strict=False)
     return {
         setting: found if isinstance(found, tuple) else (found, None) for setting, found in pairs if found is not None

@@ -1,4 +1,4 @@
-"""The record every experiment is kept as: `results/<name>.json`, written by the program and checked when read."""
+"""Record of an experiment, `results/<name>.json`: written by the program and checked when read."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class Row:
     macro_f1: float | None = None  # 0..1
     parameters: int | None = None
     milliseconds: float | None = None  # for one image
-    more: dict[str, Scalar] = field(default_factory=dict)  # anything else; its keys stand beside the others in the file
+    more: dict[str, Scalar] = field(default_factory=dict)  # further values; in the file beside the other keys
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What no two rows of a result share; teachers sort first, then plain students, then methods by name."""
+        """Unique key of a row in its result; teachers sort first, then plain students, then methods by name."""
         order = {"teacher": "0", "plain": "1"}.get(self.variant, "2")
         return (self.student or "", order + self.variant, self.teacher or "", self.seed)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One experiment: how it was made, on what, and what came out."""
+    """Result of one experiment, with its settings and environment."""
 
     experiment: str  # name; the file is results/<experiment>.json
     command: str  # the command that repeats it
@@ -60,19 +60,22 @@ class Result:
     hardware: dict[str, Scalar]  # from hardware()
     versions: dict[str, Scalar]  # from versions()
     data: str  # name of the data set
-    pixels: int  # side of the images the networks saw
+    pixels: int  # side of the network input
     train_ratio: float | None  # 0..1; None when the split came from files without one
     split_hash: str | dict[str, str]  # of the one split, or seed -> hash
     epochs: int | dict[str, int]  # of all networks, or of each, such as {"student": 45, "teacher": 25}
     wall_seconds: float
     rows: tuple[Row, ...]
-    notes: str = ""  # what a reader must know besides
+    notes: str = ""  # further remarks
 
 
 def write_result(result: Result, path: Path) -> Path:
-    """Write the result to `<experiment>.json`, whole or not at all; equal results give equal bytes.
+    """Write the result to `<experiment>.json`, atomically; equal results give equal bytes.
 
-    Rows are sorted, figures kept to six decimals. Raises UserError when the result is not valid (see `read_result`).
+    Rows are sorted, figures rounded to six decimals.
+
+    Raises:
+        UserError: the result is not valid (see `read_result`).
     """
     record = to_json(result)
     from_json(record, path)  # nothing is written that could not be read
@@ -83,16 +86,16 @@ def write_result(result: Result, path: Path) -> Path:
 
 
 def named(result: Result, experiment: str) -> Result:
-    """The same result under another experiment's name."""
+    """Return the same result under another name of the experiment."""
     return dataclasses.replace(result, experiment=experiment)
 
 
 def read_result(path: Path) -> Result:
     """Read and check a result file.
 
-    Raises UserError when the file is missing or no JSON, when a key is missing, unknown or of the wrong kind, when a
-    figure is out of its range or not finite, when two rows are the same network, or when the file is not named as the
-    experiment.
+    Raises:
+        UserError: the file is missing or not JSON, a key is missing, unknown or of the wrong type, a figure is out of
+            its range or not finite, two rows are the same network, or the file is not named after the experiment.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +107,7 @@ def read_result(path: Path) -> Result:
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """The result as plain dictionaries and lists, in the order it is written."""
+    """Convert a result to plain dictionaries and lists, in the order of the file."""
     record: dict[str, Any] = {item.name: getattr(result, item.name) for item in dataclasses.fields(result)}
     for name in ("hardware", "versions", "split_hash", "epochs"):
         if isinstance(record[name], dict):
@@ -116,7 +119,7 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """The row's figures that are known, then `more` by name."""
+    """Convert a row to a dictionary: its known figures, then `more` by name."""
     named = {item.name: getattr(row, item.name) for item in dataclasses.fields(row) if item.name != "more"}
     always = ("variant", "student", "teacher")
     known = {name: value for name, value in named.items() if value is not None or name in always}
@@ -127,13 +130,13 @@ def row_to_json(row: Row) -> dict[str, Any]:
 
 
 def tidy(value: Any) -> Any:
-    """Floats to six decimals, a ten-thousandth of a point, free of float32's noise; NumPy's numbers become Python's."""
+    """Round floats to six decimals (1e-4 points) to drop float32 noise, and convert NumPy scalars to Python's."""
     value = value.item() if isinstance(value, np.generic) else value
     return round(value, 6) if isinstance(value, float) else value
 
 
 def from_json(record: object, path: Path) -> Result:
-    """The checked result; `path` is for the messages and the name. Raises UserError."""
+    """Convert and check a result; `path` is for the messages and the name. Raises UserError."""
     known = {item.name: item for item in dataclasses.fields(Result)}
     given = keys(record, "the result", path, set(known), set(known) - {"notes"}, closed=True)
     check(given["experiment"] == path.stem, path, "experiment", given["experiment"], f"{path.stem!r}, the file's name")
@@ -178,7 +181,7 @@ def from_json(record: object, path: Path) -> Result:
 
 
 def row_from_json(record: object, where: str, path: Path) -> Row:
-    """The checked row. Raises UserError."""
+    """Convert and check a row. Raises UserError."""
     known = {item.name for item in dataclasses.fields(Row)} - {"more"}
     given = keys(record, where, path, known, {"variant", "student", "teacher", "seed", "oa"}, closed=False)
     check(is_text(given["variant"]), path, f"{where}, variant", given["variant"], "text")
@@ -212,7 +215,7 @@ def row_from_json(record: object, where: str, path: Path) -> Row:
 
 
 def keys(record: object, where: str, path: Path, known: set[str], needed: set[str], *, closed: bool) -> dict[str, Any]:
-    """The record as a dictionary that has every needed key, and when closed no unknown one."""
+    """Check that a record is a dictionary with every needed key and, when closed, no unknown one."""
     check(isinstance(record, dict), path, where, record, "names with values")
     assert isinstance(record, dict)
     missing = sorted(needed - set(record))
@@ -229,7 +232,7 @@ def keys(record: object, where: str, path: Path, known: set[str], needed: set[st
 
 
 def check(fits: bool, path: Path, where: str, found: object, expected: str) -> None:
-    """Raise a UserError saying what was found where and what was expected, unless it fits."""
+    """Raise a UserError with the place, the value found and the value expected, unless it fits."""
     if not fits:
         shown = repr(found)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
@@ -253,7 +256,7 @@ def is_scalar(value: object) -> bool:
 
 
 def hardware() -> dict[str, Scalar]:
-    """The machine in words: CPU name, usable cores, memory in GiB, GPU name or None. No host name, no path."""
+    """Describe the machine: CPU name, usable cores, memory in GiB, GPU name or None. No host name, no path."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     many = f"{len(gpus)} x " if len(gpus) > 1 else ""
     gpu = many + gpus[0] if gpus else None
@@ -261,7 +264,7 @@ def hardware() -> dict[str, Scalar]:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """Return the name of the processor where the system provides it, else its architecture."""
     system = platform.system()
     if system == "Linux" and Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -278,7 +281,7 @@ def cpu_name() -> str:
 
 
 def memory_gib() -> float | None:
-    """The machine's memory in GiB, or None where the system does not tell."""
+    """Return the machine's memory in GiB, or None where it is unknown."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
@@ -286,11 +289,11 @@ def memory_gib() -> float | None:
 
 
 def versions() -> dict[str, Scalar]:
-    """Python's version and those of the libraries a figure depends on; None for what is not there."""
+    """Return the versions of Python and of the libraries that affect results; None for a missing library."""
     found: dict[str, Scalar] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = getattr(sys.modules.get(name), "__version__", None)  # run from its source, not installed
+            found[name] = getattr(sys.modules.get(name), "__version__", None)  # run from source, not installed
     return found

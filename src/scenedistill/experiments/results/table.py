@@ -13,13 +13,13 @@ from scenedistill.experiments.results.record import Result, Row
 
 
 def result_table(result: Result) -> str:
-    """A Markdown table with a line of facts below it.
+    """Format a result as a Markdown table with a line of facts below it.
 
-    Teachers first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
+    Teachers come first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
     sample standard deviation where there are two seeds or more. The gain is the OA in points over the plain student of
-    the same name, taken seed by seed over the seeds both have; so is what our own methods are ahead of another one,
-    with the interval in brackets. Where a figure rests on fewer seeds than its row has, their number follows it.
-    Columns no row has a figure for are left out. A pure function: equal results, equal text.
+    the same name, paired over the common seeds; so is the lead of our own methods over another one, with the interval
+    in brackets. Where a figure has fewer seeds than its row, their number follows it. Columns without a figure are left
+    out. Equal results give equal text.
     """
     table = markdown_table(*cells(result))
     meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
@@ -27,7 +27,7 @@ def result_table(result: Result) -> str:
 
 
 def cells(result: Result) -> tuple[list[str], list[list[str]]]:
-    """The headings of a result's table and its lines, as text; the first two columns are words, the rest figures."""
+    """Return the headings and lines of a result's table, as text; the first two columns are words, the rest figures."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(result.rows, key=lambda row: row.key):
         groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
@@ -40,7 +40,7 @@ def cells(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
-    """Column heading -> text for the rows of one network trained one way, which differ by seed only."""
+    """Return the text of each column, by heading, for the rows of one network and method, which differ only by seed."""
 
     def known(name: str, factor: float = 1) -> list[float]:
         return [factor * value for row in rows if (value := getattr(row, name)) is not None]
@@ -66,42 +66,45 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
 
 
 def started_from(rows: Sequence[Row]) -> str:
-    """The pretrained weights; none where the network started from nothing, or the rows do not say."""
+    """Return the names of the pretrained weights; NONE where the network was trained from scratch or they are
+    unknown."""
     known = dict.fromkeys(str(row.more.get("weights") or "none") for row in rows)
     return ", ".join(name for name in known if name != "none") or NONE
 
 
 def training(variant: str, teacher: str) -> str:
-    """How the network was trained, in a word or two."""
+    """Describe how the network was trained: its variant and teacher."""
     return f"{variant}, from {teacher}" if teacher and variant != "teacher" else variant
 
 
 def middle(values: Sequence[float]) -> str:
-    """Median, for what does not depend on the seed but for noise."""
+    """Format the median, for values that depend on the seed only through noise."""
     return f"{statistics.median(values):.2f}" if values else NONE
 
 
 def gains(rows: Sequence[Row], everything: Sequence[Row]) -> list[float]:
-    """OA in points over the plain student of the same name, for each seed both have; none for plain and teacher."""
+    """Return the OA gain in points over the plain student of the same name for each common seed; empty for plain and
+    teacher."""
     ours, plain = _compared(rows, everything)
     return [ours[seed] - plain[seed] for seed in ours if seed in plain]
 
 
 def interval(rows: Sequence[Row], everything: Sequence[Row]) -> str:
-    """Of the gain, by Student's t over the seeds; none for a single one."""
+    """Format the interval of the gain, by Student's t over the seeds; NONE for a single seed."""
     gain = paired_gain(*_compared(rows, everything))
     return NONE if gain is None or gain.low is None else f"{gain.low:+.2f} to {gain.high:+.2f}"
 
 
 def ahead(own: str, rows: Sequence[Row], everything: Sequence[Row]) -> str:
-    """How far one of our methods is ahead of another one, seed by seed; none of itself, plain and teacher."""
+    """Format the lead of one of our methods over another one, paired by seed; NONE for itself, plain and teacher."""
     theirs, _ = _compared(rows, everything)
     gain = paired_gain(by_seed(everything, rows[0].student, own), theirs) if rows[0].variant != own else None
     return gain.text if gain else NONE
 
 
 def _compared(rows: Sequence[Row], everything: Sequence[Row]) -> tuple[dict[int, float], dict[int, float]]:
-    """OA in percent by seed, and that of the plain student of the same name; nothing for plain and teacher."""
+    """Return the OA in percent by seed, of the rows and of the plain student of the same name; empty for plain and
+    teacher."""
     first = rows[0]
     if first.variant in ("teacher", "plain"):
         return {}, {}
@@ -109,7 +112,7 @@ def _compared(rows: Sequence[Row], everything: Sequence[Row]) -> tuple[dict[int,
 
 
 def facts(result: Result) -> str:
-    """One line: the data, the settings, the time, the machine and the notes."""
+    """Format one line of the data, the settings, the time, the machine and the notes."""
     if isinstance(result.epochs, dict):
         epochs = ", ".join(f"{count} epochs ({name})" for name, count in result.epochs.items())
     else:
