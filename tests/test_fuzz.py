@@ -28,7 +28,7 @@ from torch import nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.read import UnreadableImage, read_image
-from scenedistill.data.images.tiff_heads import check_heads, read_heads
+from scenedistill.data.images.tiff_heads import check_decoded_size, read_page_headers
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.splits.draw import make_split
 from scenedistill.data.splits.files import read_split, write_split
@@ -159,7 +159,7 @@ def test_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", TIFFS)
 def test_heads_of_tiffs(name: str, tmp_path: Path) -> None:
     def read(path: Path) -> None:
-        check_heads(read_heads(path), PIXELS)
+        check_decoded_size(read_page_headers(path), PIXELS)
 
     read_heads_only = outcomes(TIFFS[name], tmp_path / "a", 150, read, ValueError)
     assert read_heads_only > 20

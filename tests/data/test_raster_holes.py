@@ -11,7 +11,7 @@ import tifffile
 from scenedistill.cli import main
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.images.read import read_image
-from scenedistill.data.raster.holes import Constant, find_constant
+from scenedistill.data.raster.holes import Constant, find_suspected_nodata
 from scenedistill.data.scenes import scan
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def holed(values: np.ndarray, constant: float, share: float) -> np.ndarray:
 )
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
 def test_a_constant_far_from_the_rest_is_found(values: np.ndarray, constant: float, shown: str, share: float) -> None:
-    found = find_constant(holed(values, constant, share))
+    found = find_suspected_nodata(holed(values, constant, share))
     assert found is not None and found.share == pytest.approx(share, abs=0.002)
     assert np.asarray(found.value).astype(values.dtype) == np.asarray(constant).astype(values.dtype)
     assert str(found).startswith(f"About {share:.0%} of the pixels are {shown}, far from all others (")
@@ -56,7 +56,7 @@ def test_a_constant_far_from_the_rest_is_found(values: np.ndarray, constant: flo
 
 def test_a_constant_of_one_band_alone_is_found() -> None:
     values = np.stack([holed(REFLECTANCE, -9999, 0.2)[0], *REFLECTANCE[1:]])
-    found = find_constant(values)
+    found = find_suspected_nodata(values)
     assert found is not None and found.value == -9999 and found.share == pytest.approx(0.2, abs=0.002)
 
 
@@ -76,13 +76,13 @@ def test_a_constant_of_one_band_alone_is_found() -> None:
     ],
 )
 def test_an_image_without_such_a_constant_has_none(values: np.ndarray) -> None:
-    assert find_constant(values) is None
+    assert find_suspected_nodata(values) is None
 
 
 @pytest.mark.shared_data
 def test_hardly_any_real_image_has_one(aid_folder: Path) -> None:
     paths = sorted(aid_folder.rglob("*.jpg"))[::100]
-    found = [find_constant(read_image(path).reshape(-1, 3).T) for path in paths]
+    found = [find_suspected_nodata(read_image(path).reshape(-1, 3).T) for path in paths]
     assert len(paths) > 50 and sum(one is not None for one in found) <= len(paths) // 50
 
 

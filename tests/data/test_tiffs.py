@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from scenedistill.data.images.read import UnreadableImage, read_image
-from scenedistill.data.images.tiff_heads import read_heads
+from scenedistill.data.images.tiff_heads import read_page_headers
 
 DOWN, RIGHT = np.mgrid[0:40, 0:48]
 COLOUR = np.stack([DOWN * 6, RIGHT * 5, 255 - DOWN - RIGHT], axis=-1).astype(np.uint8)
@@ -145,7 +145,7 @@ def test_tiles_that_are_one_and_the_same_are_looked_into(tmp_path: Path) -> None
 )
 def test_the_heads_of_sound_files(tmp_path: Path, options: dict[str, object]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", COLOUR.astype(np.uint16), photometric="rgb", **options)
-    (head,) = read_heads(tmp_path / "a.tif")
+    (head,) = read_page_headers(tmp_path / "a.tif")
     assert (head.width, head.height, head.samples, head.bits, head.compression) == (48, 40, 3, 16, 1)
     assert head.area == (48 * 48 if "tile" in options else 48 * 40)
     assert head.bytes == head.area * 6 and len(head.counts) == len(head.offsets)
@@ -241,6 +241,6 @@ def test_pages_that_share_one_long_list_take_no_memory(tmp_path: Path) -> None:
     path.write_bytes(data)
     tracemalloc.start()
     with pytest.raises(ValueError, match="its pages share one list of tiles"):
-        read_heads(path)
+        read_page_headers(path)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()

@@ -26,7 +26,7 @@ from scenedistill.metrics.outputs import load_outputs
 from scenedistill.models.files import weights_hash
 from scenedistill.runs.curves import read_curves
 from scenedistill.runs.find import find_network
-from scenedistill.runs.provenance import about_training
+from scenedistill.runs.provenance import training_provenance
 from scenedistill.runs.run import Run
 from scenedistill.training.runs import Stage
 
@@ -232,7 +232,7 @@ def test_a_report_says_what_was_done_and_not_what_lies_beside_it(copy: Path) -> 
     (cell,) = Run.open(copy).cells
     assert cell.ratio == 0.5 and cell.settings == {}
     assert all(network.test_paths == () for network in cell.networks)
-    assert about_training(find_network(copy))["train_ratio"] == 0.5
+    assert training_provenance(find_network(copy))["train_ratio"] == 0.5
 
 
 def test_what_a_kill_has_left_half_written_goes(copy: Path, tiny_scenes: Path, config: RunConfig) -> None:
@@ -310,7 +310,7 @@ def test_damaged_run_folders_end_in_the_same_answer_or_one_line(
         return torch.load(checkpoint)["state"].tolist()
 
     def of_stage() -> Any:
-        about = about_training(find_network(student))
+        about = training_provenance(find_network(student))
         return {name: about.get(name) for name in ("oa", "seed", "method", "weights_hash", "split_hash")}
 
     def of_manifest() -> Any:

@@ -30,7 +30,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import assemble
 from scenedistill.data.splits.files import read_split, write_split
-from scenedistill.experiments.grid.cells import Board, Cell, companions, do_cells, needs, plan
+from scenedistill.experiments.grid.cells import Board, Cell, can_share_teacher_pass, do_cells, needs, plan
 from scenedistill.experiments.grid.config import (
     GridConfig,
     MethodConfig,
@@ -481,12 +481,12 @@ def test_what_fails_side_by_side_is_done_alone(make: Make, tmp_path: Path) -> No
 def test_who_can_share_a_teacher_pass(make: Make) -> None:
     config = fresh({**METHODS, "long": MethodConfig("dkd", epochs=2)}, make)
     da, dkd, plain, long = (Cell("scenes-50", 0, STUDENT, label) for label in ("da", "dkd", "plain", "long"))
-    assert companions(config, da, dkd)
+    assert can_share_teacher_pass(config, da, dkd)
     for other in (da, plain, long, da.teacher, dataclasses.replace(dkd, seed=1)):
-        assert not companions(config, da, other), other
-    assert not companions(make(), da, dkd), "what the teacher says is kept: it is asked once anyway"
+        assert not can_share_teacher_pass(config, da, other), other
+    assert not can_share_teacher_pass(make(), da, dkd), "what the teacher says is kept: it is asked once anyway"
     config.base.side_by_side = False
-    assert not companions(config, da, dkd)
+    assert not can_share_teacher_pass(config, da, dkd)
 
 
 class Full:

@@ -36,7 +36,7 @@ from scenedistill.experiments.students import student_settings
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.runs.network import Network
-from scenedistill.runs.provenance import about_training
+from scenedistill.runs.provenance import training_provenance
 from scenedistill.training.runs import fingerprint
 
 NAME = "table1_printed"
@@ -150,7 +150,7 @@ def test_plain_and_distilled_start_from_the_file_and_say_so(start: Path, tiny_sc
         assert stage["settings"]["student"]["weights"] == "start.safetensors"
         assert stage["record"]["weights_taken"].startswith("start.safetensors: ")
         assert len(stage["record"]["weights_file_hash"]) == 16
-        assert about_training(Network.at(folder / method))["started_from"] == "start.safetensors"
+        assert training_provenance(Network.at(folder / method))["started_from"] == "start.safetensors"
     torch.testing.assert_close(*heads, rtol=0, atol=1e-7)
     assert {row.variant: row.more["weights"] for row in result.rows} == {
         "teacher": "none",
@@ -159,7 +159,7 @@ def test_plain_and_distilled_start_from_the_file_and_say_so(start: Path, tiny_sc
     }
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "started from |" in summary and "| start.safetensors |" in summary
-    assert "started_from" not in about_training(Network.at(out / "seed0" / "teacher"))
+    assert "started_from" not in training_provenance(Network.at(out / "seed0" / "teacher"))
 
     # done stays done, and another file of the same name is noticed
     again = io.StringIO()

@@ -13,7 +13,7 @@ from scenedistill.export.check import FileCheck
 from scenedistill.export.model_card import model_card
 from scenedistill.models.files import NetCard
 from scenedistill.runs.network import Network
-from scenedistill.runs.provenance import about_training
+from scenedistill.runs.provenance import training_provenance
 
 EUROSAT = CATALOG["eurosat"]
 
@@ -42,7 +42,7 @@ def run_of(folder: Path, data: str | None, classes: tuple[str, ...] = EUROSAT.cl
     ],
 )
 def test_the_runs_own_word_counts(tmp_path: Path, data: str | None, licence: str | None, old: bool) -> None:
-    about = about_training(Network.at(run_of(tmp_path, data, old=old)))
+    about = training_provenance(Network.at(run_of(tmp_path, data, old=old)))
     assert (about.get("data"), about.get("licence")) == (data, licence)
 
 
@@ -55,10 +55,10 @@ def page_of(about: dict[str, object]) -> tuple[dict[str, object], str]:
 
 
 def test_a_page_names_the_data_where_the_run_does(tmp_path: Path) -> None:
-    head, text = page_of({**about_training(Network.at(run_of(tmp_path / "unknown", None))), "oa": 0.9})
+    head, text = page_of({**training_provenance(Network.at(run_of(tmp_path / "unknown", None))), "oa": 0.9})
     assert "EuroSAT" not in text and "# table1_printed for remote-sensing scenes" in text
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "unnamed"  # type: ignore[index]
-    head, text = page_of(about_training(Network.at(run_of(tmp_path / "known", "EuroSAT"))))
+    head, text = page_of(training_provenance(Network.at(run_of(tmp_path / "known", "EuroSAT"))))
     assert "# table1_printed for scenes of EuroSAT" in text
 
 

@@ -43,12 +43,12 @@ def test_the_curves_of_a_real_run(tiny_run: Path) -> None:
     for name, values in found.pulls.items():
         assert np.isnan(values[:-1]).all(), "few steps: the last epoch alone is measured"
         assert values[-1] > 0, name
-    assert sum(found.pull_shares.values()) == pytest.approx(1)
+    assert sum(found.gradient_shares.values()) == pytest.approx(1)
 
     teacher = read_curves(tiny_run / "seed3" / "teacher")
     assert set(teacher.parts) == {"ce", "triplet"} == set(teacher.weights)
     plain = read_curves(tiny_run / "seed3" / "table1_printed" / "plain")
-    assert (set(plain.parts), plain.pulls, plain.pull_shares, hints(plain)) == ({"ce"}, {}, {}, [])
+    assert (set(plain.parts), plain.pulls, plain.gradient_shares, hints(plain)) == ({"ce"}, {}, {}, [])
 
 
 def test_a_repeated_epoch_counts_as_the_later_try_had_it(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from scenedistill.models.network import SceneNet
 from scenedistill.runs.find import find_network
 from scenedistill.runs.images import RunImages, run_images
 from scenedistill.runs.network import WEIGHTS, Network
-from scenedistill.runs.provenance import about_training, as_metadata, completed, normalisation
+from scenedistill.runs.provenance import as_metadata, normalisation, training_provenance, with_stored_size
 
 CPU = torch.device("cpu")
 NAMES: dict[Format, str] = {
@@ -92,8 +92,8 @@ def export(
     folder = Path(out) if out else training.folder / "export"
     claim(folder)
     net, card = load_net(training.weights)
-    card = completed(card, training)
-    about = {**about_training(training), "normalisation": normalisation(net)}
+    card = with_stored_size(card, training)
+    about = {**training_provenance(training), "normalisation": normalisation(net)}
     images = run_images(
         training,
         card,
@@ -244,7 +244,7 @@ def _time(
         beside["PyTorch bf16"] = TorchSceneModel(net, card, {}, training.weights, device=CPU, precision="bf16")
     if (teacher := training.teacher) and teacher.weights.is_file():
         large, its = load_net(teacher.weights)
-        its = completed(its, teacher)
+        its = with_stored_size(its, teacher)
         name = f"teacher {its.name}, fp32"
         beside[name] = TorchSceneModel(large, its, {}, teacher.weights, device=CPU, precision="fp32")
     before = torch.get_num_threads()

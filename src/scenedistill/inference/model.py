@@ -20,7 +20,7 @@ from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
 from scenedistill.runs.find import find_model
 from scenedistill.runs.network import Network
-from scenedistill.runs.provenance import completed, find_about, read_about
+from scenedistill.runs.provenance import find_provenance, read_provenance, with_stored_size
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -175,7 +175,7 @@ class OnnxSceneModel(SceneModel):
             notes = self.session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as problem:
             raise UserError(f"{path} cannot be read as an ONNX file: its notes are damaged.") from problem
-        card, about = read_about(notes, path)
+        card, about = read_provenance(notes, path)
         super().__init__(card, about, path)
 
     def _prepared(self, images: Images) -> np.ndarray:
@@ -210,7 +210,7 @@ class ProgramSceneModel(SceneModel):
             program = torch.export.load(path, extra_files=files)
         except Exception as problem:  # a zip archive with anything in it
             raise UserError(f"{path} cannot be read as an exported program: {str(problem)[:150]}") from problem
-        card, about = read_about(files, path)
+        card, about = read_provenance(files, path)
         super().__init__(card, about, path)
         self.program = program.module()
 
@@ -256,7 +256,7 @@ def open_model(
             )
         return ProgramSceneModel(file)
     net, card = load_net(file)
-    card, about = completed(card, Network.at(file.parent)), find_about(file)
+    card, about = with_stored_size(card, Network.at(file.parent)), find_provenance(file)
     place = compute_device(device)
     return TorchSceneModel(net, card, about, file, device=place, precision=resolve_precision(precision, place))
 

@@ -81,7 +81,7 @@ def cost_table(
     """
     if repeats < 1 or warm_up < 0 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats {repeats}, warm_up {warm_up}, batch_sizes {batch_sizes}: expected >= 1, >= 0, >= 1")
-    used = {name: _Used(copy.deepcopy(net).cpu().float()).eval() for name, net in networks.items()}
+    used = {name: _LogitsOnly(copy.deepcopy(net).cpu().float()).eval() for name, net in networks.items()}
     image = torch.rand(1, bands, size, size, generator=torch.Generator().manual_seed(0))
     operations = {name: count_operations(net, image) for name, net in used.items()}
     latencies: dict[str, list[Latency]] = {name: [] for name in used}
@@ -109,7 +109,7 @@ def cost_table(
     }
 
 
-class _Used(nn.Module):
+class _LogitsOnly(nn.Module):
     """Wrap a network to return its logits only, without the attention output that only training uses."""
 
     def __init__(self, net: SceneNet) -> None:

@@ -228,7 +228,7 @@ def parts_figure(curves: Curves, name: str) -> Figure:
         grid[0].plot(curves.epochs, (weight or 1) * curves.parts[part], label=label, **_style(number, marker=False))
         if part in curves.pulls:
             measured = np.isfinite(curves.pulls[part])
-            share = f"{label}, {100 * curves.pull_shares.get(part, 0):.0f} %"
+            share = f"{label}, {100 * curves.gradient_shares.get(part, 0):.0f} %"
             values = curves.pulls[part][measured]
             grid[1].plot(curves.epochs[measured], values, label=share, **_style(number))
     titles = (f"{name}: parts of the loss", "norm of their gradients; median share of all")

@@ -14,11 +14,11 @@ import numpy as np
 from scenedistill.core.disk import file_damage
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
-from scenedistill.training.gradients import CLIPPED, PULL, VITAL_SIGNS
+from scenedistill.training.gradients import CLIPPED, GRADIENT_PREFIX, VITAL_SIGNS
 from scenedistill.training.runs import read_stage, title_of
 
-DROWNING = 0.9  # share of the summed gradient norms above which one loss term dominates
-IDLE = 0.02  # share below which a loss term has hardly any effect
+DOMINANT_SHARE = 0.9  # share of the summed gradient norms above which one loss term dominates
+NEGLIGIBLE_SHARE = 0.02  # share below which a loss term has hardly any effect
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Curves:
     accuracies: dict[str, np.ndarray]
 
     @property
-    def pull_shares(self) -> dict[str, float]:
+    def gradient_shares(self) -> dict[str, float]:
         """Median share of each loss term in the summed gradient norms, 0..1; empty where none were measured."""
         if not self.pulls:
             return {}
@@ -81,14 +81,14 @@ def read_curves(stage: Path) -> Curves:
     }
     other = {"epoch", "step"}
     accuracies = {name for name in columns if name.endswith("_oa")}
-    pulls = {name for name in columns if name.startswith(PULL)}
+    pulls = {name for name in columns if name.startswith(GRADIENT_PREFIX)}
     other |= {name for name in columns if name.endswith("seconds") or name.startswith((CLIPPED, *VITAL_SIGNS))}
     parts = [name for name in columns if name not in other | accuracies | pulls]
     return Curves(
         epochs=np.array(epochs, dtype=np.int64) + 1,
         parts={name: columns[name] for name in parts},
         weights=_weights(content.get("settings") or {}),
-        pulls={name.removeprefix(PULL): columns[name] for name in sorted(pulls)},
+        pulls={name.removeprefix(GRADIENT_PREFIX): columns[name] for name in sorted(pulls)},
         accuracies={name: columns[name] for name in sorted(accuracies)},
     )
 
@@ -100,12 +100,12 @@ def hints(curves: Curves) -> list[str]:
         if np.isinf(values).any():
             first = curves.epochs[np.isinf(values)][0]
             said.append(f"'{name}' is not finite from epoch {first} on. Lower the learning rate or its weight.")
-    shares = curves.pull_shares
+    shares = curves.gradient_shares
     if len(shares) < 2:
         return said
     largest, second = sorted(shares, key=lambda name: -shares[name])[:2]
     weight = curves.weights.get(largest)
-    if shares[largest] > DROWNING:
+    if shares[largest] > DOMINANT_SHARE:
         advice = ""
         if weight is not None:
             level = weight * shares[second] / shares[largest]
@@ -115,7 +115,7 @@ def hints(curves: Curves) -> list[str]:
             f"median over the measured epochs.{advice}"
         )
     for name, share in shares.items():
-        if share < IDLE and name != largest:
+        if share < NEGLIGIBLE_SHARE and name != largest:
             said.append(
                 f"'{name}' hardly counts: {100 * share:.1f} % of the length of all gradients is its own. "
                 "Raise its weight if it is meant to matter."

@@ -25,15 +25,15 @@ from scenedistill.training.runs import started_from
 CARD, ABOUT = "scenedistill", "about"
 
 
-def find_about(weights: Path) -> Mapping[str, Any]:
+def find_provenance(weights: Path) -> Mapping[str, Any]:
     """Return the provenance of the network in a safetensors file: from the file itself if it was exported, else from
     its run; empty if there is none."""
     with safe_open(weights, "pt") as file:
         own = (file.metadata() or {}).get(ABOUT)
-    return json.loads(own) if own else about_training(Network.at(weights.parent))
+    return json.loads(own) if own else training_provenance(Network.at(weights.parent))
 
 
-def about_training(training: Network) -> dict[str, Any]:
+def training_provenance(training: Network) -> dict[str, Any]:
     """Collect the provenance of a network from its run; unknown keys are left out.
 
     Returns:
@@ -73,7 +73,7 @@ def normalisation(net: SceneNet) -> dict[str, list[float]]:
     return {name: [round(float(value), 6) for value in getattr(net, name).flatten()] for name in ("mean", "std")}
 
 
-def completed(card: NetCard, training: Network) -> NetCard:
+def with_stored_size(card: NetCard, training: Network) -> NetCard:
     """Add the run's stored size to the card of an older file that lacks it."""
     size = training.settings.get("data", {}).get("stored_size")
     return replace(card, stored_size=size) if card.stored_size is None and size else card
@@ -84,7 +84,7 @@ def as_metadata(card: NetCard, about: Mapping[str, Any]) -> dict[str, str]:
     return {CARD: json.dumps(asdict(card), ensure_ascii=False), ABOUT: json.dumps(about, ensure_ascii=False)}
 
 
-def read_about(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[str, Any]]:
+def read_provenance(metadata: Mapping[str, str], path: Path) -> tuple[NetCard, dict[str, Any]]:
     """Read the card and the provenance from a file's metadata.
 
     Raises:

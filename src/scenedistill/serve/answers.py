@@ -19,7 +19,7 @@ from PIL import Image
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.read import UnreadableImage, read_image, read_scene
-from scenedistill.data.images.tiff_heads import read_heads
+from scenedistill.data.images.tiff_heads import read_page_headers
 from scenedistill.data.names import as_cell
 from scenedistill.inference.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
 from scenedistill.inference.model import SceneModel, TorchSceneModel, open_model
@@ -285,7 +285,7 @@ def check_size(path: Path, limits: ServeLimits, kind: str) -> tuple[int, int]:
 def measured(path: Path) -> tuple[int, int, int]:
     """Width, height, and bytes in memory when worked on, from a file's head."""
     if path.suffix == ".tif":
-        heads = read_heads(path)
+        heads = read_page_headers(path)
         first = heads[0]
         # a tile is decoded as a whole, however little of it the image shows; pages may be the bands of one image
         area = sum(head.area for head in (heads if first.samples == 1 else heads[:1]))

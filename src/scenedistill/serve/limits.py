@@ -91,7 +91,7 @@ class Refused(Exception):
         self.status, self.line = status, line
 
 
-class Turnstile:
+class RequestLimit:
     """Counts the requests that are in, and lets no more than `parallel + waiting` in."""
 
     def __init__(self, limits: ServeLimits) -> None:

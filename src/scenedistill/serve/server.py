@@ -20,7 +20,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
 from scenedistill.serve.connections import HEAD_BYTES, MOST_RESTING, bounded_protocol
 from scenedistill.serve.files import DOWNLOADS, Shelf, receive, shown_name
-from scenedistill.serve.limits import Guard, Refused, ServeLimits, Turnstile, drain, limited
+from scenedistill.serve.limits import Guard, Refused, RequestLimit, ServeLimits, drain, limited
 from scenedistill.serve.worker import Answer, Workers
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def build_app(
         from starlette.routing import Route
     except ImportError as problem:
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
-    desk = Desk(workers, shelf, limits)
+    desk = Endpoints(workers, shelf, limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -198,11 +198,11 @@ def worker_setup(
     }
 
 
-class Desk:
+class Endpoints:
     """Where requests are answered: a place in the queue, the upload, the work, the results."""
 
     def __init__(self, workers: Workers, shelf: Shelf, limits: ServeLimits) -> None:
-        self.workers, self.shelf, self.limits, self.turnstile = workers, shelf, limits, Turnstile(limits)
+        self.workers, self.shelf, self.limits, self.limit = workers, shelf, limits, RequestLimit(limits)
         self.draining = 0
 
     async def about(self, request: Request) -> Response:
@@ -250,7 +250,7 @@ class Desk:
             raise Refused(400, "The side of a window must be a whole number of pixels, 8 or more.")
         if overlap not in OVERLAPS:
             raise Refused(400, f"overlap: found {overlap[:20]}, expected one of {', '.join(OVERLAPS)}.")
-        with self.turnstile.one(), self.shelf.folder() as folder:
+        with self.limit.one(), self.shelf.folder() as folder:
             chunks = limited(request.stream(), request.headers.get("content-length"), self.limits)
             upload = await receive(chunks, folder, name)
             map_settings = {"window": int(window) if window else None, "overlap": float(overlap)}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from scenedistill.models.network import SceneNet
 
 #: Begins the name of the column of a log that holds a part's gradient norm.
-PULL = "gradient_"
+GRADIENT_PREFIX = "gradient_"
 #: Begins the name of a column of a log that tells in which share of an epoch's steps a part of the gradient was
 #: clipped; with `SCALE` behind the name, of one that holds the median of what that part was multiplied with.
 CLIPPED, SCALE = "clipped_", "_scale"

@@ -16,7 +16,7 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather, gather_output
-from scenedistill.training.gradients import COLLAPSED, PULL, due, gradient_norms, vital_signs
+from scenedistill.training.gradients import COLLAPSED, GRADIENT_PREFIX, due, gradient_norms, vital_signs
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
@@ -67,7 +67,7 @@ class Distillation(SceneTraining):
             return
         self.measures = False
         norms = {
-            f"{prefix}{PULL}{name}": norm
+            f"{prefix}{GRADIENT_PREFIX}{name}": norm
             for prefix, student in students.items()
             if len(student.weights) > 1
             for name, norm in student.gradient_norms(batch, view, target).items()

@@ -12,7 +12,7 @@ import torch
 
 from scenedistill.metrics.differences import most_different
 from scenedistill.models.files import load_net, save_net
-from scenedistill.reporting.html.attention_maps import DRAWN, Lookers
+from scenedistill.reporting.html.attention_maps import DRAWN, ComparedNetworks
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.focus import choose
 from scenedistill.runs.run import Run
@@ -22,12 +22,12 @@ pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[rep
 
 
 @pytest.fixture(scope="module")
-def lookers(made: Any) -> Lookers:
+def lookers(made: Any) -> ComparedNetworks:
     networks = choose(Run.open(made.run), ReportConfig()).of_one_seed()
-    return Lookers(networks, made.manifest.parent, torch.device("cpu"))
+    return ComparedNetworks(networks, made.manifest.parent, torch.device("cpu"))
 
 
-def test_the_networks_see_the_test_images_as_they_were_tested(lookers: Lookers) -> None:
+def test_the_networks_see_the_test_images_as_they_were_tested(lookers: ComparedNetworks) -> None:
     """The networks name on these images what the kept outputs say: so these are the same images, the same view."""
     from scenedistill.data.views import evaluation_view
 
@@ -40,7 +40,7 @@ def test_the_networks_see_the_test_images_as_they_were_tested(lookers: Lookers) 
         assert np.abs(logits.numpy() - lookers.outputs[name].logits).max() < 0.02  # kept in half precision
 
 
-def test_the_most_different_images_come_first_then_some_drawn(lookers: Lookers) -> None:
+def test_the_most_different_images_come_first_then_some_drawn(lookers: ComparedNetworks) -> None:
     looks = lookers.side_by_side()
     differing = [lookers.paths[found.position] for found in most_different(lookers.outputs, limit=8)]
     assert [look.path for look in looks if not look.drawn] == differing
@@ -50,7 +50,7 @@ def test_the_most_different_images_come_first_then_some_drawn(lookers: Lookers) 
         assert look.path.split("/")[0] in {"car park", "fields", "forêt", "river"}
 
 
-def test_agreements_and_maps(lookers: Lookers) -> None:
+def test_agreements_and_maps(lookers: ComparedNetworks) -> None:
     part = lookers.part(lookers.sample(12))
     assert len(part) == 12 and sorted(set(part.labels.tolist())) == [0, 1, 2, 3]
     scores = lookers.agreements(part)
@@ -63,7 +63,7 @@ def test_agreements_and_maps(lookers: Lookers) -> None:
 def test_without_a_teacher_there_are_maps_and_no_agreement(made: Any) -> None:
     focus = choose(Run.open(made.run), ReportConfig())
     groups = {name: group for name, group in focus.groups.items() if name != "teacher"}
-    lookers = Lookers(
+    lookers = ComparedNetworks(
         dataclasses.replace(focus, groups=groups).of_one_seed(), made.manifest.parent, torch.device("cpu")
     )
     assert lookers.agreements(lookers.part([0, 1])) == {}
@@ -75,7 +75,7 @@ def test_a_given_teacher_of_another_size_looks_at_what_it_was_tested_on(copied: 
     net, card = load_net(weights)
     save_net(net, dataclasses.replace(card, image_size=48, stored_size=64), weights)
     networks = choose(Run.open(copied), ReportConfig()).of_one_seed()
-    lookers = Lookers(networks, made.manifest.parent, torch.device("cpu"))
+    lookers = ComparedNetworks(networks, made.manifest.parent, torch.device("cpu"))
     part = lookers.part(lookers.sample(8))
     assert part.fetch(range(1)).images.shape[1:3] == (40, 40)
     assert all(values.shape == (8,) for values in lookers.agreements(part).values())

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.tiff_heads import TIFF_HEADS
 from scenedistill.data.images.tiffs import Pixels, decode_tiff
-from scenedistill.data.raster.holes import Constant, find_constant
+from scenedistill.data.raster.holes import Constant, find_suspected_nodata
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 
@@ -56,7 +56,7 @@ def read_image(
         bands: number of bands wanted, 1 or more.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
         value_range: see above; ignored for 8-bit images.
-        constants: dict to which a constant that most likely means nodata (see `find_constant`) is added under the
+        constants: dict to which a constant that most likely means nodata (see `find_suspected_nodata`) is added under the
             path; the stretch still includes it. Not looked for when None.
 
     Raises:
@@ -71,7 +71,7 @@ def read_image(
         pixels = _take(pixels, bands)
         if constants is not None and pixels.dtype != np.uint8 and value_range is None:
             held = _valid(pixels, nodata).all(2)
-            if found := find_constant(pixels[held].T):
+            if found := find_suspected_nodata(pixels[held].T):
                 constants[path] = found
         return _to_bands(_to_uint8(pixels, nodata, value_range), bands)
     except Exception as error:  # decoders raise nearly any exception for a broken file

@@ -28,7 +28,7 @@ _KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 
 
 @dataclass(frozen=True)
-class TiffHead:
+class PageHeader:
     """Size and storage of a TIFF page.
 
     Attributes:
@@ -59,7 +59,7 @@ class TiffHead:
         return self.area * self.samples * max(1, -(-self.bits // 8))
 
 
-def read_heads(path: Path) -> list[TiffHead]:
+def read_page_headers(path: Path) -> list[PageHeader]:
     """Read the header of every page of a TIFF.
 
     Raises:
@@ -69,7 +69,7 @@ def read_heads(path: Path) -> list[TiffHead]:
         return _read(file, path.stat().st_size)
 
 
-def _read(file: BinaryIO, size: int) -> list[TiffHead]:
+def _read(file: BinaryIO, size: int) -> list[PageHeader]:
     head = file.read(16)
     if not head.startswith(TIFF_HEADS):
         raise ValueError("not a TIFF")
@@ -81,7 +81,7 @@ def _read(file: BinaryIO, size: int) -> list[TiffHead]:
     if len(head) < start + word:
         raise ValueError("the file is truncated")
     (offset,) = struct.unpack_from(f"{order}{offset_kind}", head, start)
-    pages: list[TiffHead] = []
+    pages: list[PageHeader] = []
     seen: set[int] = set()
     left = size  # bytes of tag values that all pages together may have: malicious files share one long list
     while offset:
@@ -134,7 +134,7 @@ def _values(
     return struct.unpack(f"{order}{length}{kind}", file.read(needed))
 
 
-def _page(tags: dict[int, tuple[int, ...]]) -> TiffHead:
+def _page(tags: dict[int, tuple[int, ...]]) -> PageHeader:
     def first(code: int, default: int) -> int:
         return next(iter(tags.get(code, ())), default)
 
@@ -150,7 +150,7 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffHead:
     area = -(-width // across) * across * (-(-height // down) * down if tile_width else height)
     samples, bits = max(1, first(_SAMPLES, 1)), max(tags.get(_BITS, (1,)), default=1)
     together = 1 if first(_PLANAR, 1) == 2 else samples
-    return TiffHead(
+    return PageHeader(
         width,
         height,
         samples,
@@ -164,11 +164,11 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffHead:
     )
 
 
-def check_heads(pages: list[TiffHead], most: int | None) -> None:
+def check_decoded_size(pages: list[PageHeader], most: int | None) -> None:
     """Refuse a TIFF that would take far more memory than the largest image allowed.
 
     Args:
-        pages: result of `read_heads`.
+        pages: result of `read_page_headers`.
         most: largest number of pixels; no limit when None.
 
     Raises:
@@ -188,7 +188,7 @@ def check_heads(pages: list[TiffHead], most: int | None) -> None:
         raise ValueError(f"{needed / 2**30:,.1f} GiB when decoded, more than the limit of {limit:,.1f}")
 
 
-def check_inflated(path: Path, page: TiffHead) -> None:
+def check_inflated(path: Path, page: PageHeader) -> None:
     """Refuse deflate or LZMA tiles that inflate to more than their size, as tifffile inflates all of their content.
 
     Only tiles that could inflate to very much are checked, but all tiles if the page lists one of them twice.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from scenedistill.data.images.tiff_heads import TiffHead, check_heads, check_inflated, read_heads
+from scenedistill.data.images.tiff_heads import PageHeader, check_decoded_size, check_inflated, read_page_headers
 
 Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
 
@@ -54,8 +54,8 @@ def decode_tiff(path: Path, by_pillow: Callable[[], Pixels]) -> tuple[Pixels, fl
     Raises:
         ValueError: too large, damaged, or in an unsupported compression. Errors of the readers pass unchanged.
     """
-    heads = read_heads(path)
-    check_heads(heads, Image.MAX_IMAGE_PIXELS)
+    heads = read_page_headers(path)
+    check_decoded_size(heads, Image.MAX_IMAGE_PIXELS)
     with tifffile.TiffFile(path) as tif:
         if not _is_plain(tif):
             return _decode(tif, path, heads)
@@ -95,7 +95,7 @@ def _band_pages(tif: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     return [page for page in pages if (page.shape, page.dtype, page.subfiletype) == kind]
 
 
-def _decode(tif: tifffile.TiffFile, path: Path, heads: list[TiffHead]) -> tuple[Pixels, float | None]:
+def _decode(tif: tifffile.TiffFile, path: Path, heads: list[PageHeader]) -> tuple[Pixels, float | None]:
     page = tif.pages.first
     pages = _band_pages(tif)
     for band in pages:  # tifffile fills missing data with zeros; a hole must not pass for a black scene

@@ -38,7 +38,7 @@ def choose_bands(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tu
     raise UserError(f"The network takes {wanted} bands; {found}.", advice=advice)
 
 
-def white_sum(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
+def inversion_sum(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> float | None:
     """Return the sum of a value and its inverse if the smallest value is white (PHOTOMETRIC=MINISWHITE), else None.
 
     GDAL reports the tag but does not invert the values. See `data.images.tiffs.negative`.

@@ -49,7 +49,7 @@ class Constant(NamedTuple):
         return f"If they are holes, give --nodata {self.value}."
 
 
-def find_constant(values: np.ndarray) -> Constant | None:
+def find_suspected_nodata(values: np.ndarray) -> Constant | None:
     """Find the most frequent constant far from the other values, such as -9999, 0 or 65535; None if there is none.
 
     The constant must fill a pixel in all bands; if there is none, each band is searched by itself.

@@ -15,8 +15,8 @@ from PIL import Image
 
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
-from scenedistill.data.raster.bands import choose_bands, white_sum
-from scenedistill.data.raster.holes import Constant, find_constant, find_holes
+from scenedistill.data.raster.bands import choose_bands, inversion_sum
+from scenedistill.data.raster.holes import Constant, find_holes, find_suspected_nodata
 from scenedistill.data.raster.sources import check_opened, safe_drivers
 from scenedistill.data.raster.stretch import parse_stretch, percentiles
 
@@ -165,7 +165,7 @@ def describe(
     limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
-    white = white_sum(raster, min(kinds, key=str), bits) if "palette" not in colour else None
+    white = inversion_sum(raster, min(kinds, key=str), bits) if "palette" not in colour else None
     if limits == "none" and not plain:
         found = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"--stretch none is for 8-bit values; {raster.name} has {found}. Give low,high or 2%,98%.")
@@ -173,7 +173,7 @@ def describe(
     if constants is not None and "palette" not in colour:
         with contextlib.suppress(UserError):  # an unreadable part is reported when it is read
             values = _patches_of(raster, source)
-            constants += filter(None, [find_constant(values)])
+            constants += filter(None, [find_suspected_nodata(values)])
     if "palette" in colour:
         return source
     if limits == "none" or (limits == "auto" and plain):

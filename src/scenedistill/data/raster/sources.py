@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.images.tiff_heads import TIFF_HEADS, read_heads
+from scenedistill.data.images.tiff_heads import TIFF_HEADS, read_page_headers
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 #: Drivers of formats that contain their own pixels. Other drivers open a local file only if they are given explicitly:
 #: formats such as VRT, WMS, ERS, MRF and many agency products are short texts that name another file or address.
-OWN_PIXELS = (
+SELF_CONTAINED_DRIVERS = (
     *("GTiff", "PNG", "JPEG", "WEBP", "JP2OpenJPEG", "JP2ECW", "JP2KAK", "JP2MrSID", "JPEGXL", "HEIF", "AVIF"),
     *("GIF", "BIGGIF", "BMP", "HFA", "KEA", "GPKG", "MBTiles", "ENVI", "EHdr", "AAIGrid", "GRASSASCIIGrid"),
     *("GSAG", "GSBG", "GS7BG", "GRIB", "NITF", "netCDF", "HDF5", "BAG", "RST", "SAGA", "RRASTER", "PCRaster"),
@@ -39,7 +39,7 @@ _REFUSED |= {"subclass", "relativetovrt"}
 _REFUSED_KEYS = {"X_DATASET", "Y_DATASET", "RPC_DEM", "OVERVIEW_FILE"}
 #: First bytes of the files that a VRT may name: formats that contain their own pixels, whichever driver opens them.
 #: Others may name further files: text formats, HDF5, ERDAS Imagine, a GeoPackage that is an index of tiles.
-_OWN_PIXELS = (
+SELF_CONTAINED_SIGNATURES = (
     *TIFF_HEADS,
     *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"GIF8", b"BM"),
     *(b"\xff\x0a", b"\0\0\0\x0cJXL", b"NITF", b"GRIB", b"ncols", b"nrows", b"NCOLS", b"NROWS", b"CDF\x01", b"CDF\x02"),
@@ -78,7 +78,7 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
         raise UserError(f"{path} cannot be read: {problem.strerror or problem}.") from problem
     if head.startswith(TIFF_HEADS):
         try:
-            read_heads(file)
+            read_page_headers(file)
         except ValueError as problem:
             raise UserError(f"{path} cannot be opened as a raster: {problem}.") from problem
         return ("GTiff",)
@@ -93,7 +93,7 @@ def safe_drivers(path: str | Path, folders: Sequence[str] = ()) -> tuple[str, ..
     if _HDF5.search(head) and ANY not in folders:
         raise _refused(str(path), "is HDF5 (or netCDF-4, BAG, KEA), whose values may lie in other files")
     known = _available()
-    return tuple(name for name in OWN_PIXELS if name in known)
+    return tuple(name for name in SELF_CONTAINED_DRIVERS if name in known)
 
 
 def check_opened(raster: DatasetReader, path: str | Path, folders: Sequence[str] = ()) -> None:
@@ -158,7 +158,7 @@ def _check_vrt(path: str, stamp: tuple[int, int], folders: tuple[str, ...], dept
         if b"<VRTDataset" in head:
             status = source.stat()
             _check_vrt(str(source), (status.st_size, status.st_mtime_ns), folders, depth + 1)
-        elif not head.startswith(_OWN_PIXELS):
+        elif not head.startswith(SELF_CONTAINED_SIGNATURES):
             raise _refused(path, f"names {source}, which may name further files")
 
 

@@ -23,11 +23,11 @@ Fetch = Callable[[npt.NDArray[np.int64]], Images]  # rows to uint8 [n, size, siz
 CELLS = 8
 #: Largest root mean square difference of the means of two copies, in grey levels. On AID, a JPEG of quality 50 differs
 #: from its original by at most 1.8, and one image in a hundred has a different image nearer than 2.2.
-NEAR = 2.2
+MAX_RMS = 2.2
 #: Side in pixels at which near images are compared, and smallest correlation of copies there after the mean of each
 #: band is subtracted. On AID, the correlation of a JPEG of quality 50 with its original is at least 0.92 (0.96 at
 #: quality 75), and that of different images at most 0.47.
-LOOK, ALIKE = 32, 0.85
+COMPARE_SIDE, MIN_CORRELATION = 32, 0.85
 #: Number of nearest images that each image is compared with.
 NEIGHBOURS = 8
 _BATCH = 64
@@ -83,13 +83,13 @@ def copies(marks: Marks, fetch: Fetch, of: Marks, fetch_of: Fetch) -> npt.NDArra
 def _copies(start: int, marks: Marks, fetch: Fetch, tree: cKDTree, fetch_of: Fetch) -> Iterator[npt.NDArray[np.int64]]:
     means = marks["means"]
     count = min(NEIGHBOURS, tree.n)
-    limit = NEAR * means.shape[1] ** 0.5
+    limit = MAX_RMS * means.shape[1] ** 0.5
     _, near = tree.query(means, k=count, distance_upper_bound=limit, workers=-1)
     mine, column = np.nonzero(near.reshape(-1, count) < tree.n)
     others = near.reshape(-1, count)[mine, column].astype(np.int64)
     for first in range(0, len(mine), _BATCH):
         here, there = mine[first : first + _BATCH] + start, others[first : first + _BATCH]
-        alike = _likeness(fetch(here), fetch_of(there)) >= ALIKE
+        alike = _likeness(fetch(here), fetch_of(there)) >= MIN_CORRELATION
         yield np.stack([here[alike], there[alike]], 1)
 
 
@@ -103,7 +103,7 @@ def _likeness(images: Images, others: Images) -> npt.NDArray[np.float32]:
 
 def _centred(images: Images) -> Tensor:
     """Reduce images to bands of mean 0 and to length 1; flat images become equal, as `means` was compared before."""
-    small = _reduced(images, LOOK)
+    small = _reduced(images, COMPARE_SIDE)
     small = small - small.mean((2, 3), keepdim=True)
     spread = small.square().mean((1, 2, 3), keepdim=True).sqrt()
     small = torch.where(spread < 0.5, torch.ones_like(small), small)

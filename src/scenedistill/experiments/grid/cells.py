@@ -165,7 +165,7 @@ def stage_of(context: SeedContext, config: GridConfig, out: Path, cell: Cell, fa
     return student_stage(context, out / cell.place(factor), student, teacher)
 
 
-def companions(config: GridConfig, cell: Cell, other: Cell) -> bool:
+def can_share_teacher_pass(config: GridConfig, cell: Cell, other: Cell) -> bool:
     """Return whether two cells can share a teacher pass: students of one seed that run the teacher in every step."""
     if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
         return False

@@ -15,7 +15,7 @@ from rich.console import Console
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.experiments.grid.cells import Board, Cell, asks, cell_student, companions, needs, plan
+from scenedistill.experiments.grid.cells import Board, Cell, asks, can_share_teacher_pass, cell_student, needs, plan
 from scenedistill.experiments.grid.config import GridConfig, check_grid, grid_home, grid_text, unknown
 from scenedistill.experiments.grid.estimates import Clock
 from scenedistill.experiments.grid.local import Ended, Engine, LocalEngine, Order, share
@@ -120,7 +120,7 @@ def dry_run(
         todo = [cell for cell in cells if not done[cell]]
         known = sum(clock.seconds(cell) is not None for cell in todo)
         measured = clock.measure(todo, threads)
-        ahead = _pathfinders(config, cells, [cell for cell in cells if done[cell]])
+        ahead = _output_writers(config, cells, [cell for cell in cells if done[cell]])
         seconds = {cell: clock.seconds(cell, first=ahead.get(cell) == cell) for cell in todo}
     console.print(plan_table(cells, done, seconds))
     progress = Progress(cells, jobs, {cell: None for cell in cells if done[cell]}, expected=seconds)
@@ -152,7 +152,7 @@ def _check_data(board: Board, cells: Sequence[Cell]) -> None:
         raise UserError("\n".join(reasons[:3]))
 
 
-def _pathfinders(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]) -> dict[Cell, Cell]:
+def _output_writers(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]) -> dict[Cell, Cell]:
     """Map each cell that reads teacher outputs not stored yet to the cell (perhaps itself) that computes them.
 
     Two cells at the same time would both compute all of them.
@@ -201,7 +201,7 @@ class _Work:
         if before:
             self.console.print(f"{before} of {len(self.progress.cells)} cells were done before with the same settings.")
         done = list(self.progress.oa)
-        self.leaders = _pathfinders(self.config, self.progress.cells, done)
+        self.leaders = _output_writers(self.config, self.progress.cells, done)
         try:
             with self.display:
                 while self.progress.left:
@@ -230,7 +230,7 @@ class _Work:
 
     def _beside(self, cell: Cell) -> list[tuple[Cell, float]]:
         """Return the cells that can start side by side with a cell, on the same teacher pass."""
-        others = [other for other in self.progress.left if companions(self.config, cell, other)]
+        others = [other for other in self.progress.left if can_share_teacher_pass(self.config, cell, other)]
         free = [other for other in others if not {cell, other} & self._alone]
         return [(other, factor) for other in free if (factor := self._ready(other)) is not None]
 

@@ -75,7 +75,7 @@ class Seen:
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-class Lookers:
+class ComparedNetworks:
     """A teacher and its students, or some of them, on the test images of one seed, at the size of their test.
 
     Args:

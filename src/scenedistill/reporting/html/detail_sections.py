@@ -142,7 +142,7 @@ def parts(focus: Focus) -> Section:
             drawn = line_chart(pulls, x_label="epoch", y_label="gradient norm", logarithmic=True)
             charts.append((f"{label}, seed {seed}: gradient norms", drawn))
         weights = ", ".join(f"{name} × {weight:g}" for name, weight in found.weights.items())
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.pull_shares.items())
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.gradient_shares.items())
         caption = f"Weights: {weights or 'not known'}." + (f" Shares of all pulls: {shares}." if shares else "")
         section.blocks.append(Charts(charts, [(name, colour_class(i), None) for i, name in enumerate(names)], caption))
         told = [replace(line, name=f"gradient of {line.name}") for line in pulls]

@@ -12,7 +12,7 @@ from scenedistill.core.precision import compute_device
 from scenedistill.data.batches import ScenePart
 from scenedistill.metrics.differences import confused_pairs
 from scenedistill.metrics.gradcam import AGREEMENT
-from scenedistill.reporting.html.attention_maps import Lookers, Seen
+from scenedistill.reporting.html.attention_maps import ComparedNetworks, Seen
 from scenedistill.reporting.html.blocks import Charts, Gallery, MatrixView, Section, Tile
 from scenedistill.reporting.html.charts import hue, point_chart
 from scenedistill.reporting.html.config import ReportConfig
@@ -71,7 +71,7 @@ def looks(
     if root is None or not focus.of_one_seed() or not (config.gradcam_images or config.map_images):
         return [camera, atlas]
     try:
-        lookers = Lookers(networks, root, compute_device(config.device))
+        lookers = ComparedNetworks(networks, root, compute_device(config.device))
         if config.gradcam_images and len(networks) > 1:
             say(f"Grad-CAM of {len(networks)} networks on {min(config.gradcam_images, len(lookers.paths))} test images")
             _camera(focus, lookers, lookers.part(lookers.sample(config.gradcam_images)), camera, seen)
@@ -83,7 +83,7 @@ def looks(
     return [camera, atlas]
 
 
-def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section, seen: Seen) -> None:
+def _camera(focus: Focus, lookers: ComparedNetworks, part: ScenePart, section: Section, seen: Seen) -> None:
     classes = focus.cell.classes
     section.help = (
         "Grad-CAM: bright is where the network finds evidence for the true class. The score is the "
@@ -124,7 +124,7 @@ def _camera(focus: Focus, lookers: Lookers, part: ScenePart, section: Section, s
     section.blocks.append(Gallery(strips, caption))
 
 
-def _atlas(focus: Focus, lookers: Lookers, positions: np.ndarray, section: Section, seen: Seen) -> None:
+def _atlas(focus: Focus, lookers: ComparedNetworks, positions: np.ndarray, section: Section, seen: Seen) -> None:
     section.help = (
         "Test images placed by t-SNE of their embeddings: neighbours are alike to the network. Sizes of clusters and "
         "distances between them mean nothing."
