@@ -30,7 +30,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import assemble
 from scenedistill.data.splits.files import read_split, write_split
-from scenedistill.experiments.grid.cells import Board, Cell, can_share_teacher_pass, do_cells, needs, plan
+from scenedistill.experiments.grid.cells import Board, Cell, can_share_teacher_pass, dependencies, do_cells, plan
 from scenedistill.experiments.grid.config import (
     GridConfig,
     MethodConfig,
@@ -46,7 +46,7 @@ from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.run import run
-from scenedistill.experiments.teaching import taught
+from scenedistill.experiments.teaching import distillation_inputs
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.runs.curves import read_curves
 
@@ -584,14 +584,14 @@ def test_the_plan_puts_before_each_cell_what_it_needs(make: Make) -> None:
     place = {cell: number for number, cell in enumerate(cells)}
     assert len(place) == len(cells) == 2 * (1 + 2 * 2) + 2 * 2 * (1 + 4)
     for cell in cells:
-        assert all(place[other] < place[cell] for other in needs(config, cell)), cell
+        assert all(place[other] < place[cell] for other in dependencies(config, cell)), cell
     dkd = Cell("scenes-20", 1, STUDENT, "dkd")
-    assert [other.name for other in needs(config, dkd)] == [
+    assert [other.name for other in dependencies(config, dkd)] == [
         "scenes-20/seed1/teacher",
         f"tuning/scenes-20/seed0/{STUDENT}/dkd@0.5",
         f"tuning/scenes-20/seed0/{STUDENT}/dkd@2",
     ]
-    assert needs(config, dataclasses.replace(dkd, label="plain_no_da")) == []
+    assert dependencies(config, dataclasses.replace(dkd, label="plain_no_da")) == []
     assert {cell.label for cell in plan(config, ["plain"])} == {"plain"}
 
 
@@ -780,7 +780,7 @@ def test_a_method_may_be_taught_and_trained_in_its_own_way(make: Make) -> None:
     )
     assert (made.fit.ema_decay, made.fit.first_size) == (0.9, 0.5) and made.fit.lr == base.fit.lr
     assert (base.mixup, base.ask_size, base.fit.ema_decay) == (0.0, None, 0.0), "the others stay as they are"
-    assert taught(made) != taught(base), "no pass of the teacher serves both"
+    assert distillation_inputs(made) != distillation_inputs(base), "no pass of the teacher serves both"
     config.methods["kd_own"].fit["epoch"] = 3
     with pytest.raises(UserError, match=r"methods.kd_own.fit: epoch is none of lr, "):
         check_grid(config)

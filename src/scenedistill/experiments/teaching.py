@@ -21,9 +21,9 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) -> Knowledge:
-    """Check the teacher and open its outputs, shared by all students of one seed with the same `taught` settings."""
+    """Check the teacher and open its outputs, shared by all students of one seed with the same `distillation_inputs` settings."""
     experiment, views = context.experiment, kept_views(config)
-    key = (teacher.fingerprint, *taught(config))
+    key = (teacher.fingerprint, *distillation_inputs(config))
     if context.knowledge is None or context.knowledge[0] != key:
         net, _ = open_net(teacher)
         knowledge = Knowledge(
@@ -54,7 +54,7 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
     return context.knowledge[1]
 
 
-def taught(config: StudentConfig) -> tuple[Any, ...]:
+def distillation_inputs(config: StudentConfig) -> tuple[Any, ...]:
     """Return the settings that students must have in common to use the same teacher outputs."""
     asked = (config.ask_size, config.symmetries, *config.also)
     return kept_views(config), config.mixup, config.unlabelled, *asked

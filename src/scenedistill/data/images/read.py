@@ -56,8 +56,8 @@ def read_image(
         bands: number of bands wanted, 1 or more.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels.
         value_range: see above; ignored for 8-bit images.
-        constants: dict to which a constant that most likely means nodata (see `find_suspected_nodata`) is added under the
-            path; the stretch still includes it. Not looked for when None.
+        constants: dict to which a constant that most likely means nodata (see `find_suspected_nodata`) is added under
+            the path; the stretch still includes it. Not looked for when None.
 
     Raises:
         UnreadableImage: missing, empty, truncated, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (in the

@@ -17,7 +17,7 @@ from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.stage_files import stage_damage
 from scenedistill.experiments.stages import teacher_settings, test, train_teacher
 from scenedistill.experiments.students import student_stage, train_students
-from scenedistill.experiments.teaching import kept_views, taught
+from scenedistill.experiments.teaching import distillation_inputs, kept_views
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
 
@@ -80,7 +80,7 @@ def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
         only: labels of the methods wanted; all when empty.
     """
     labels = [label for label in config.methods if not only or label in only]
-    taught = [label for label in labels if any(asks(config, student, label) for student in config.students)]
+    taught = [label for label in labels if any(uses_teacher(config, student, label) for student in config.students)]
     cells: list[Cell] = []
     for block in config.blocks() if config.tuning and taught else ():
         assert config.tuning
@@ -95,21 +95,21 @@ def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
     return cells
 
 
-def asks(config: GridConfig, student: str, label: str) -> bool:
+def uses_teacher(config: GridConfig, student: str, label: str) -> bool:
     """Return whether a method's student uses the teacher."""
     return needs_teacher(student_of(config, student, label))
 
 
-def needs(config: GridConfig, cell: Cell) -> list[Cell]:
+def dependencies(config: GridConfig, cell: Cell) -> list[Cell]:
     """List the cells that must be done before this one."""
-    if cell.student is None or not asks(config, cell.student, cell.label):
+    if cell.student is None or not uses_teacher(config, cell.student, cell.label):
         return []
     return [cell.teacher, *([] if cell.tuning else trials(config, cell))]
 
 
 def trials(config: GridConfig, cell: Cell) -> list[Cell]:
     """List the tuning runs from which a cell's weight is chosen."""
-    if not config.tuning or cell.student is None or not asks(config, cell.student, cell.label):
+    if not config.tuning or cell.student is None or not uses_teacher(config, cell.student, cell.label):
         return []
     run = replace(cell, seed=config.tuning.seed, tuning=True)
     return [replace(run, factor=factor) for factor in config.tuning.factors]
@@ -169,13 +169,13 @@ def can_share_teacher_pass(config: GridConfig, cell: Cell, other: Cell) -> bool:
     """Return whether two cells can share a teacher pass: students of one seed that run the teacher in every step."""
     if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
         return False
-    if not all(asks(config, str(one.student), one.label) for one in (cell, other)):
+    if not all(uses_teacher(config, str(one.student), one.label) for one in (cell, other)):
         return False
     first, second = cell_student(config, cell, 1), cell_student(config, other, 1)
     return (
         config.base.side_by_side
         and not kept_views(first)
-        and taught(first) == taught(second)
+        and distillation_inputs(first) == distillation_inputs(second)
         and first.fit == second.fit
         and first.weights == second.weights
     )
@@ -319,7 +319,7 @@ class Board:
         assert stage
         context = self.context(cell)
         row = test(context, stage, cell.label)
-        if cell.student and not asks(self.config, cell.student, cell.label):
+        if cell.student and not uses_teacher(self.config, cell.student, cell.label):
             row = replace(row, teacher=None)
         usual = self.config.base.student.schedule(len(context.split.train)).epochs
         if cell.student and (epochs := self.epochs(cell)) != usual:

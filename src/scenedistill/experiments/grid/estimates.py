@@ -16,7 +16,7 @@ from scenedistill.config import FitConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.context import Experiment, SeedContext
-from scenedistill.experiments.grid.cells import Board, Cell, asks, cell_student
+from scenedistill.experiments.grid.cells import Board, Cell, cell_student, uses_teacher
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import train_students
 from scenedistill.experiments.teaching import kept_views
@@ -90,7 +90,7 @@ class Clock:
         """Return the kinds of a cell, the most specific first."""
         if cell.student is None:
             return [("teacher",)]
-        taught = "taught" if asks(self.board.config, cell.student, cell.label) else "alone"
+        taught = "taught" if uses_teacher(self.board.config, cell.student, cell.label) else "alone"
         return [(cell.student, taught, cell.label), (cell.student, taught)]
 
     def _work(self, cell: Cell) -> int:
@@ -115,17 +115,17 @@ def _measure(board: Board, cell: Cell, threads: int | None) -> Pace:
     with TemporaryDirectory() as name:
         quiet, folder = Console(quiet=True), Path(name)
         experiment = _small(board.experiment(cell), folder, images, threads, quiet)
-        taught = experiment.config.teacher.schedule().batch_size
+        teacher_batch = experiment.config.teacher.schedule().batch_size
         if cell.student is None:
-            part = _part(split, BATCHES * taught)
+            part = _part(split, BATCHES * teacher_batch)
             stage = train_teacher(SeedContext(experiment, cell.seed, part), folder / "teacher")
         else:
             student = cell_student(board.config, cell).closed(images)
             part = _part(split, BATCHES * student.schedule().batch_size)
             student = replace(student, knowledge_views=0, fit=_short(student.fit))
             teacher = None
-            if asks(board.config, cell.student, cell.label):
-                few = SeedContext(experiment, cell.seed, _part(split, BATCHES * taught))
+            if uses_teacher(board.config, cell.student, cell.label):
+                few = SeedContext(experiment, cell.seed, _part(split, BATCHES * teacher_batch))
                 teacher = _teacher(board, cell, few, folder)
             context = SeedContext(experiment, cell.seed, part)
             (stage,) = train_students(context, [(folder / "student", student)], teacher)

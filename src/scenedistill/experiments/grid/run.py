@@ -15,7 +15,15 @@ from rich.console import Console
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.experiments.grid.cells import Board, Cell, asks, can_share_teacher_pass, cell_student, needs, plan
+from scenedistill.experiments.grid.cells import (
+    Board,
+    Cell,
+    can_share_teacher_pass,
+    cell_student,
+    dependencies,
+    plan,
+    uses_teacher,
+)
 from scenedistill.experiments.grid.config import GridConfig, check_grid, grid_home, grid_text, unknown
 from scenedistill.experiments.grid.estimates import Clock
 from scenedistill.experiments.grid.local import Ended, Engine, LocalEngine, Order, share
@@ -161,7 +169,7 @@ def _output_writers(config: GridConfig, cells: Sequence[Cell], done: Sequence[Ce
     leaders: dict[Cell, Cell] = {}
     for cell in [*done, *cells]:
         views = kept_views(cell_student(config, cell)) if cell.student else 0
-        if cell.student and views and asks(config, cell.student, cell.label):
+        if cell.student and views and uses_teacher(config, cell.student, cell.label):
             leader = first.setdefault((cell.teacher, views), None if cell in done else cell)
             if leader and cell not in done:
                 leaders[cell] = leader
@@ -239,7 +247,7 @@ class _Work:
         progress = self.progress
         if cell in progress.running or cell in progress.failed:
             return None
-        wanted = needs(self.config, cell)
+        wanted = dependencies(self.config, cell)
         if broken := next((other for other in wanted if other in progress.failed), None):
             self._failed(cell, f"it needs {broken.name}, which has failed", 0.0)
             return None
