@@ -21,7 +21,7 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) -> Knowledge:
-    """Check the teacher and open its outputs, shared by all students of one seed with the same `distillation_inputs` settings."""
+    """Check the teacher and open its outputs, shared by all students of a seed with the same `distillation_inputs`."""
     experiment, views = context.experiment, kept_views(config)
     key = (teacher.fingerprint, *distillation_inputs(config))
     if context.knowledge is None or context.knowledge[0] != key:
