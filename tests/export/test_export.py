@@ -219,10 +219,10 @@ def test_images_are_found_or_asked_for(
     for path in copy.rglob("stage.json"):
         stage = json.loads(path.read_text(encoding="utf-8"))
         del stage["checksum"]
-        if gone == "the decoded images" and "images" in stage["record"]:
-            stage["record"]["images"]["cache"] = str(tmp_path / "nowhere")
-        else:
-            stage["record"].pop("images", None)
+        if path.parent.name != "evaluation":
+            images = stage["record"].pop("images")
+            if gone == "the decoded images":
+                stage["record"]["images"] = {**images, "cache": str(tmp_path / "nowhere")}
         path.write_text(json.dumps(stage), encoding="utf-8")
     with pytest.raises(UserError, match="Give the folder they come from with --data"):
         export(copy, tmp_path / "out", QUICK, console=Console(quiet=True))

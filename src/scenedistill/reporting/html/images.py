@@ -112,7 +112,7 @@ def find_data(data: Run, cell: Cell, given: Path | Mapping[str, Path] | None) ->
     there = " and ".join(place.name for place in looked if place.exists())
     if there:
         return None, f"{sample} is not in {there}"
-    return None, f"there is no {looked[0].name}" if looked and given is not None else "the data folder is not known"
+    return None, f"there is no {looked[0].name}" if looked else "the data folder is not known"
 
 
 def _recorded(data: Run, cell: Cell, label: str) -> list[Path]:
