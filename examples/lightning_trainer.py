@@ -34,9 +34,9 @@ views, common = ViewConfig(), {"image_size": args.size, "seed": 0}
 fit = {"epochs": args.epochs, "batch_size": args.batch, "warmup_epochs": 1}
 
 
-def train(module: L.LightningModule, name: str, **batches: int) -> None:
+def train(module: TeacherTraining | StudentTraining, name: str, images_per_class: int = 0) -> None:
     """Train a network, and keep it as a file that `scenedistill predict`, `export` and `serve` take."""
-    data = SceneDataModule(cache, split, batch_size=args.batch, seed=0, **batches)
+    data = SceneDataModule(cache, split, batch_size=args.batch, seed=0, images_per_class=images_per_class)
     trainer = L.Trainer(
         max_epochs=args.epochs, default_root_dir=args.out / name, use_distributed_sampler=False, gradient_clip_val=1.0
     )
@@ -46,16 +46,16 @@ def train(module: L.LightningModule, name: str, **batches: int) -> None:
 
 
 net = build_teacher(args.teacher, len(index.classes), image_size=args.size)
-config = TeacherConfig(fit=TeacherFitConfig(**fit, optimizer="adamw", lr=1e-3))
-train(TeacherTraining(net, config, views, **common), "teacher", images_per_class=2)
+teaching = TeacherConfig(fit=TeacherFitConfig(**fit, optimizer="adamw", lr=1e-3))
+train(TeacherTraining(net, teaching, views, **common), "teacher", images_per_class=2)
 
 # the teacher is asked about the student's views, and stays outside the module that trains
 knowledge = Knowledge(net, ScenePart(cache, split.train), views=0, config=views, precision="fp32", **common)
 statistics, right = knowledge.statistics(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 print(f"The teacher is right on {right:.1%} of the training images.")
 student = build_student(args.student, len(index.classes), image_size=args.size)
-config = StudentConfig(fit=StudentFitConfig(**fit, optimizer="sgd", lr=0.05))
+learning = StudentConfig(fit=StudentFitConfig(**fit, optimizer="sgd", lr=0.05))
 train(
-    StudentTraining(student, config, METHODS["dkd"], views, knowledge=knowledge, statistics=statistics, **common),
+    StudentTraining(student, learning, METHODS["dkd"], views, knowledge=knowledge, statistics=statistics, **common),
     "student",
 )

@@ -47,7 +47,8 @@ def slow_ranking(student: Tensor, teacher: Tensor, margin: float) -> float:
 
 
 def outputs_of(net: SceneNet) -> SceneOutput:
-    return net(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    output: SceneOutput = net(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    return output
 
 
 torch.manual_seed(0)
@@ -56,7 +57,9 @@ loss = build_losses({"ranking": 1.0}, student.dims, teacher.dims, {"ranking": {"
 ours, theirs = outputs_of(student), outputs_of(teacher)
 value = loss(ours, theirs, torch.zeros(8, dtype=torch.long))
 value.backward()
+gradient = student.head.weight.grad
+assert gradient is not None
 expected = slow_ranking(ours.logits, theirs.logits, margin=0.5)
 assert abs(value.item() - expected) < 1e-5, (value.item(), expected)
 print(f"ranking loss {value.item():.4f}, by the loop {expected:.4f}; the student's head has a gradient of norm "
-      f"{float(student.head.weight.grad.norm()):.3f}")  # fmt: skip
+      f"{float(gradient.norm()):.3f}")  # fmt: skip

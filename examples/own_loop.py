@@ -47,11 +47,11 @@ else:
     student = SceneNet.wrap(torchvision.models.get_model(args.student, num_classes=classes), stages)
 student.to(device)
 
-losses = nn.ModuleList(kind(student.dims, teacher.dims) for kind in (DualAttentionLoss, SpatialStructureLoss))
+losses = [kind(student.dims, teacher.dims).to(device) for kind in (DualAttentionLoss, SpatialStructureLoss)]
 statistics = TeacherStatistics.measure(teacher, DataLoader(whole, args.batch))
-for loss in losses.to(device):
+for loss in losses:
     loss.prepare(statistics)
-trained = [*student.parameters(), *losses.parameters()]  # the losses' adapters learn too, and are thrown away
+trained = list(nn.ModuleList([student, *losses]).parameters())  # the losses' adapters learn too, and are thrown away
 optimizer = torch.optim.SGD(trained, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 for epoch in range(args.epochs):

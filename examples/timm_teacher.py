@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from scenedistill.losses import METHODS, TeacherStatistics, build_losses
+from scenedistill.losses import METHODS, DistillationLoss, TeacherStatistics, build_losses
 from scenedistill.models import SceneNet, build_student
 from scenedistill.models.freeze import freeze
 
@@ -38,7 +38,7 @@ loader = DataLoader(images, args.batch, shuffle=True, drop_last=True)
 measured = DataLoader(ImageFolder(args.images, whole), args.batch)
 
 network = timm.create_model(args.model, num_classes=len(images.classes), checkpoint_path=args.checkpoint)
-settings = timm.data.resolve_model_data_config(network)
+settings = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
 net = SceneNet.wrap(network, mean=settings["mean"], std=settings["std"], image_size=args.size)
 teacher = freeze(net, precision="bf16" if cuda else "fp32", device=device, image_size=args.size)
 right = sum(int((teacher(view.to(device)).logits.argmax(1).cpu() == labels).sum()) for view, labels in measured)
@@ -49,6 +49,7 @@ student = build_student(args.student, len(images.classes), image_size=args.size)
 losses = build_losses(weights, student.dims, teacher.dims).to(device)
 statistics = TeacherStatistics.measure(teacher, measured)
 for loss in losses.values():
+    assert isinstance(loss, DistillationLoss)
     loss.prepare(statistics)
 asked = {name: any(getattr(loss, f"needs_{name}") for loss in losses.values()) for name in ("attention", "features")}
 optimizer = torch.optim.AdamW([*student.parameters(), *losses.parameters()], 1e-3, weight_decay=0.05)

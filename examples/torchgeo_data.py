@@ -21,11 +21,10 @@ class Distillation(L.LightningModule):
         super().__init__()
         self.student = student
         self.teacher = [teacher.eval().requires_grad_(False)]  # in a list, a module is not a submodule
-        self.losses = nn.ModuleList(
-            kind(student.dims, teacher.dims) for kind in (DualAttentionLoss, SpatialStructureLoss)
-        )
-        for loss in self.losses:
+        losses = DualAttentionLoss(student.dims, teacher.dims), SpatialStructureLoss(student.dims, teacher.dims)
+        for loss in losses:
             loss.prepare(statistics)
+        self.losses = nn.ModuleList(losses)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         images, labels = batch["image"], batch["label"]
@@ -33,7 +32,8 @@ class Distillation(L.LightningModule):
         with torch.no_grad():
             target = teacher(images)
         output = self.student(images)
-        loss = F.cross_entropy(output.logits, labels) + sum(loss(output, target, labels) for loss in self.losses)
+        parts = [loss(output, target, labels) for loss in self.losses]
+        loss: Tensor = F.cross_entropy(output.logits, labels) + sum(parts)
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -49,7 +49,8 @@ def distil(data: L.LightningDataModule, network: nn.Module, stages: list[str], *
     teacher = SceneNet.wrap(network, stages, bands=bands)
     student = build_student("table1_resnet", teacher.dims.classes, bands=bands, normalise=False)
     data.setup("fit")
-    statistics = TeacherStatistics.measure(teacher, map(data.aug, data.train_dataloader()))
+    batches = map(data.aug, data.train_dataloader())  # type: ignore[attr-defined]  # torchgeo's
+    statistics = TeacherStatistics.measure(teacher, batches)
     trainer = L.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False)
     trainer.fit(Distillation(student, teacher, statistics), datamodule=data)
     return student

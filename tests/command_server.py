@@ -47,8 +47,8 @@ def run(request: dict[str, Any]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 70
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     return code
 
 

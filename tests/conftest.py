@@ -91,7 +91,8 @@ def draw_scene(name: str, rng: np.random.Generator, size: int = TINY_SIZE) -> np
         share = np.abs(across - across.mean() - 4 * np.sin(along / 8 + phase)) < 6
     image = np.array(base) + (np.array(ink) - np.array(base)) * np.asarray(share, dtype=np.float64)[..., None]
     image = image * rng.uniform(0.85, 1.15) + rng.normal(0, 8, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(image, 0, 255).astype(np.uint8)
+    return pixels
 
 
 #: A whole run that takes a second: three epochs at 32 pixels, to the same bits every time.

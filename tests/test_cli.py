@@ -24,7 +24,16 @@ from safetensors.torch import save_file
 
 from scenedistill.cli import COMMANDS, build_parser, main, once_interrupted
 from scenedistill.commands.parsing import repeatable
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    RunConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.data.known.catalogue import CATALOG
 from scenedistill.experiments import quickstart as quick
 from scenedistill.experiments.results.record import read_result
@@ -153,8 +162,8 @@ def test_quickstart(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     small = RunConfig(
         image_size=32,
         data=DataConfig(train_ratio=0.5, stored_size=32),
-        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=fit),
-        student=StudentConfig(name="table1_printed", fit=fit),
+        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(fit))),
+        student=StudentConfig(name="table1_printed", fit=StudentFitConfig(**vars(fit))),
         machine=MachineConfig(accelerator="cpu"),
     )
     monkeypatch.setattr(quick, "PER_CLASS", 8)

@@ -41,7 +41,8 @@ def test_every_offered_name_is_there_for_people_and_for_type_checkers(name: str)
 def test_every_loss_is_offered() -> None:
     from scenedistill import losses
 
-    for kind in (DistillationLoss, *LOSSES.values()):
+    kinds: list[type[DistillationLoss]] = [DistillationLoss, *LOSSES.values()]
+    for kind in kinds:
         assert getattr(losses, kind.__name__) is kind
 
 

@@ -223,7 +223,7 @@ def test_networks(network: Path, tmp_path: Path) -> None:
     assert outcomes(network.read_bytes(), tmp_path / "a.safetensors", 60, load_net) > 10
 
 
-VALUES = (
+VALUES: tuple[object, ...] = (
     None,
     True,
     -1,

@@ -60,7 +60,8 @@ def test_bytes_that_are_no_text_and_a_file_that_is_not_there(tmp_path: Path) -> 
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         read_yaml(tmp_path / "b.yaml")
-    check_size(tmp_path / "a.yaml"), check_size(tmp_path / "b.yaml")  # left to who reads them
+    check_size(tmp_path / "a.yaml")  # left to who reads them
+    check_size(tmp_path / "b.yaml")
 
 
 def test_aliases_that_people_use_are_taken(tmp_path: Path) -> None:

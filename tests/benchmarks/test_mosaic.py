@@ -31,7 +31,15 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
     save_net(net, NetCard("table1_printed", tuple(classes), 3, 32), tmp_path / "weights.safetensors")
     results = tmp_path / "use.json"
     results.write_text('{"other": 1}')
-    words = [sys.executable, SCRIPT, tiny_scenes, tmp_path / "weights.safetensors", results, "--out", tmp_path / "out"]
+    words: list[str | Path] = [
+        sys.executable,
+        SCRIPT,
+        tiny_scenes,
+        tmp_path / "weights.safetensors",
+        results,
+        "--out",
+        tmp_path / "out",
+    ]
     options = ["--side", "250", "--threads", "1", "--device", "cpu", "--precision", "fp32"]
     subprocess.run([*words, *options], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     content = json.loads(results.read_text(encoding="utf-8"))

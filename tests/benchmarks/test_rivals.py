@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def rivals() -> ModuleType:
 
 
 @pytest.fixture
-def settings(rivals: ModuleType, tiny_scenes: Path):
+def settings(rivals: ModuleType, tiny_scenes: Path) -> Any:
     """64 images of 4 classes in batches of 24: an epoch ends within three steps."""
     torch.manual_seed(0)
     teacher = build_teacher("resnet10t", 4, image_size=32)
@@ -48,12 +49,12 @@ def settings(rivals: ModuleType, tiny_scenes: Path):
     )
 
 
-def switches(rivals: ModuleType, tuned: bool):
+def switches(rivals: ModuleType, tuned: bool) -> Any:
     """Tuned without a trial: compiling takes minutes."""
     return rivals.Switches(tuned=True, bf16=True, channels_last=True, workers=1) if tuned else rivals.Switches()
 
 
-def loop_of(rivals: ModuleType, library: str):
+def loop_of(rivals: ModuleType, library: str) -> Any:
     return next(loop for loop in rivals.LOOPS if loop.name == library)
 
 
@@ -63,7 +64,9 @@ def weights(module: torch.nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["default", "tuned"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_loop_trains_the_student_and_not_the_teacher(rivals, settings, library: str, tuned: bool) -> None:
+def test_a_loop_trains_the_student_and_not_the_teacher(
+    rivals: ModuleType, settings: Any, library: str, tuned: bool
+) -> None:
     others = set(multiprocessing.active_children())  # such as the page's worker, which the tests of a process share
     rival = loop_of(rivals, library)(settings, switches(rivals, tuned))
     given, student, teacher = weights(settings.student), weights(rival.student), weights(rival.teacher)
@@ -89,7 +92,9 @@ def test_a_loop_trains_the_student_and_not_the_teacher(rivals, settings, library
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["default", "tuned"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_loss_is_cross_entropy_and_hintons_divergence(rivals, settings, library: str, tuned: bool) -> None:
+def test_the_loss_is_cross_entropy_and_hintons_divergence(
+    rivals: ModuleType, settings: Any, library: str, tuned: bool
+) -> None:
     rival = loop_of(rivals, library)(settings, switches(rivals, tuned))
     torch.manual_seed(1)
     images, labels = torch.rand(5, 3, 32, 32), torch.tensor([0, 3, 1, 1, 2])
@@ -107,7 +112,9 @@ def test_the_loss_is_cross_entropy_and_hintons_divergence(rivals, settings, libr
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("tuned", [False, True], ids=["default", "tuned"])
-def test_views_are_crops_of_the_wanted_size_in_0_to_1(rivals, settings, library: str, tuned: bool) -> None:
+def test_views_are_crops_of_the_wanted_size_in_0_to_1(
+    rivals: ModuleType, settings: Any, library: str, tuned: bool
+) -> None:
     rival = loop_of(rivals, library)(settings, replace(switches(rivals, tuned), workers=0))
     images, labels = next(iter(rival.batches()))
     assert images.shape == (24, 3, 32, 32)
@@ -117,7 +124,7 @@ def test_views_are_crops_of_the_wanted_size_in_0_to_1(rivals, settings, library:
     assert set(labels.tolist()) <= set(range(4))
 
 
-def test_every_rival_has_a_default_and_a_tuned_loop(rivals, settings) -> None:
+def test_every_rival_has_a_default_and_a_tuned_loop(rivals: ModuleType, settings: Any) -> None:
     assert set(rivals.RIVALS) == {f"{library}-{kind}" for library in LIBRARIES for kind in ("default", "tuned")}
     for library in LIBRARIES:
         rival = rivals.RIVALS[f"{library}-default"](settings)
@@ -125,12 +132,12 @@ def test_every_rival_has_a_default_and_a_tuned_loop(rivals, settings) -> None:
 
 
 def test_the_trial_takes_the_fastest_number_of_workers_and_compiles_where_it_pays(
-    rivals, settings, monkeypatch, tmp_path
+    rivals: ModuleType, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     speeds = {(0, ""): 1.0, (1, ""): 2.0, (1, "default"): 3.0}
     tried = []
 
-    def pace(rival, device) -> float:
+    def pace(rival: Any, device: torch.device) -> float:
         key = (rival.switches.workers, rival.switches.compile)
         tried.append(key)
         if not speeds[key]:
@@ -148,13 +155,13 @@ def test_the_trial_takes_the_fastest_number_of_workers_and_compiles_where_it_pay
         assert rivals.RIVALS["textbook-tuned"](settings).switches.compile == ""
 
 
-def test_too_few_images_for_a_batch_end_the_loop(rivals, settings) -> None:
+def test_too_few_images_for_a_batch_end_the_loop(rivals: ModuleType, settings: Any) -> None:
     rival = loop_of(rivals, "textbook")(replace(settings, batch_size=65))
     with pytest.raises(ValueError, match="fewer images than one batch of 65"):
         next(rival.steps())
 
 
-def test_large_jpeg_files_are_decoded_at_a_fraction(rivals, settings, tmp_path: Path) -> None:
+def test_large_jpeg_files_are_decoded_at_a_fraction(rivals: ModuleType, settings: Any, tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "field").mkdir()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_figure_changed_by_hand_is_found(tmp_path: Path) -> None:
     else:
         document, name = tmp_path / "README.md", "made_up"
         rows = (Row("plain", "light", None, 0, oa=0.7345),)
-        facts = {
+        facts: dict[str, Any] = {
             "hardware": {},
             "versions": {},
             "data": "d",

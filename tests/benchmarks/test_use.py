@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"
 def test_figures_and_targets_of_a_run(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     results = tmp_path / "use.json"
     results.write_text('{"other": 1}')
-    words = [sys.executable, SCRIPT, tiny_scenes, results, tiny_run, "--out", tmp_path / "out"]
+    words: list[str | Path] = [sys.executable, SCRIPT, tiny_scenes, results, tiny_run, "--out", tmp_path / "out"]
     options = ["--turns", "2", "--seconds", "0.01", "--files", "12", "--threads", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SCENEDISTILL_CACHE": str(tmp_path / "cache")}
     subprocess.run([*words, *options], check=True, env=environment)

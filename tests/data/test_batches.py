@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ def test_every_way_gives_the_same_batches(part: ScenePart, way: str) -> None:
 def test_who_leaves_early_leaves_no_thread_behind(part: ScenePart) -> None:
     before = threading.active_count()
     source = SceneBatches(part, ORDER, CPU)._ahead(part)
+    assert isinstance(source, Generator)
     next(source)
     assert threading.active_count() == before + 1, f"the thread waits: {AHEAD} of {len(ORDER)} batches are ready"
     source.close()

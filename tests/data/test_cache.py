@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def build(root: Path, folder: Path, **options: object) -> SceneCache:
+def build(root: Path, folder: Path, **options: Any) -> SceneCache:
     return build_cache(scan(root), SIZE, folder=folder, progress=False, **options)
 
 

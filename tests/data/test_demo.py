@@ -37,7 +37,9 @@ def test_index_and_files_are_as_promised(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".scenes.lock") == ["scenes"]
 
 
-def test_first_pictures_stay_whatever_the_count_and_the_processes(tmp_path: Path, monkeypatch) -> None:
+def test_first_pictures_stay_whatever_the_count_and_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, many = tmp_path / "few", tmp_path / "many"
     if hasattr(os, "sched_getaffinity"):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
@@ -110,8 +112,9 @@ def test_a_picture_that_was_lost_is_drawn_again(tmp_path: Path) -> None:
     assert contents(root) == old
 
 
-def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, monkeypatch) -> None:
-    root, drawn = tmp_path / "scenes", []
+def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "scenes"
+    drawn: list[str] = []
     real = demo.picture
 
     def failing(name: str, number: int, **how: int) -> Image.Image:

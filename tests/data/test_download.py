@@ -134,7 +134,7 @@ def ranges(server: Server) -> list[str | None]:
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
 def test_plain_download(server: Server, tmp_path: Path, kind: str) -> None:
-    assert get(server, tmp_path, **{kind: hashlib.new(kind, BODY).hexdigest()}) == BODY
+    assert get(server, tmp_path, FAST, **{kind: hashlib.new(kind, BODY).hexdigest()}) == BODY
     assert ranges(server) == [None]
     assert not list(tmp_path.glob("*.part"))
 

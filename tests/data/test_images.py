@@ -8,6 +8,7 @@ import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def with_alpha(pixels: np.ndarray, high: int = 255) -> np.ndarray:
 
 def stretched(values: np.ndarray) -> np.ndarray:
     low, high = np.percentile(values, (2, 98))
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
+    found: np.ndarray = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def stretched(values: np.ndarray) -> np.ndarray:
         ("A.PNG", {}),
     ],
 )
-def test_lossless_rgb_comes_back_exactly(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+def test_lossless_rgb_comes_back_exactly(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     Image.fromarray(COLOUR).save(tmp_path / name, **options)
     pixels = read_image(tmp_path / name)
     assert pixels.dtype == np.uint8
@@ -75,7 +77,7 @@ def test_lossless_rgb_comes_back_exactly(tmp_path: Path, name: str, options: dic
         ("jpeg.tif", {"compression": "jpeg", "quality": 95}),
     ],
 )
-def test_lossy_rgb_comes_back_closely(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+def test_lossy_rgb_comes_back_closely(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     Image.fromarray(COLOUR).save(tmp_path / name, **options)
     assert np.abs(read_image(tmp_path / name).astype(int) - COLOUR).mean() < 4
 
@@ -97,7 +99,7 @@ def test_one_band_of_colour_is_its_luminance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
 def test_alpha_is_dropped_and_the_colour_kept(tmp_path: Path, name: str) -> None:
-    options = {"lossless": True, "exact": True} if name.endswith("webp") else {}
+    options: dict[str, Any] = {"lossless": True, "exact": True} if name.endswith("webp") else {}
     Image.fromarray(with_alpha(COLOUR)).save(tmp_path / name, **options)
     np.testing.assert_array_equal(read_image(tmp_path / name), COLOUR)
 
@@ -113,7 +115,7 @@ def test_grey_with_alpha(tmp_path: Path, name: str) -> None:
 def test_palette_with_and_without_transparency(tmp_path: Path, name: str, transparency: int | bytes | None) -> None:
     picture = Image.fromarray(COLOUR).quantize(16)
     expected = np.asarray(picture.convert("RGB"))
-    options = {} if transparency is None or name == "a.tif" else {"transparency": transparency}
+    options: dict[str, Any] = {} if transparency is None or name == "a.tif" else {"transparency": transparency}
     picture.save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -182,10 +184,12 @@ def test_float_tiff_without_its_holes(tmp_path: Path, compression: str | None) -
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("compression", [None, "deflate"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_multi_band_tiff_chunky_and_planar(tmp_path: Path, planar: str, compression: str | None, dtype: type) -> None:
+def test_multi_band_tiff_chunky_and_planar(
+    tmp_path: Path, planar: str, compression: str | None, dtype: type[np.generic]
+) -> None:
     values = np.stack([DOWN * k + RIGHT * 3 for k in range(7)], axis=-1).astype(dtype)
     written = values if planar == "contig" else np.moveaxis(values, -1, 0)
-    options = {"planarconfig": planar, "photometric": "minisblack", "compression": compression}
+    options: dict[str, Any] = {"planarconfig": planar, "photometric": "minisblack", "compression": compression}
     tifffile.imwrite(tmp_path / "a.tif", written, **options)
     for bands in (7, 5, 3):
         chosen = values[:, :, :bands]
@@ -217,14 +221,14 @@ def test_alpha_of_a_deep_tiff_is_no_band(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_fourth_band_that_is_not_alpha_is_kept(tmp_path: Path, dtype: type) -> None:
+def test_a_fourth_band_that_is_not_alpha_is_kept(tmp_path: Path, dtype: type[np.generic]) -> None:
     values = with_alpha(COLOUR).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unspecified"])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 4), values if dtype == np.uint8 else stretched(values))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_negative_tiff_is_turned(tmp_path: Path, dtype: type) -> None:
+def test_a_negative_tiff_is_turned(tmp_path: Path, dtype: type[np.uint8 | np.uint16]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(dtype), photometric="miniswhite")
     negative = np.iinfo(dtype).max - GREY.astype(float)
     expected = negative if dtype == np.uint8 else stretched(negative)

@@ -101,7 +101,8 @@ def test_the_rest_left_out_is_another_one_every_epoch() -> None:
 @pytest.mark.parametrize("images_per_class", [0, 4])
 def test_the_order_is_a_pure_function_of_seed_and_epoch(images_per_class: int) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return EpochBatches(LABELS, 8, seed, images_per_class=images_per_class).order(epoch).tolist()
+        rows: list[int] = EpochBatches(LABELS, 8, seed, images_per_class=images_per_class).order(epoch).tolist()
+        return rows
 
     assert order(0, 3) == order(0, 3)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1, -1, 2**63) for epoch in (0, 1, 2)}) == 12

@@ -257,8 +257,8 @@ def two_types(folder: Path, first: np.ndarray, second: np.ndarray, nodata: tuple
 
 
 def test_bands_of_different_types_are_read_together(tmp_path: Path) -> None:
-    first = RNG.integers(1, 256, (20, 30), dtype=np.uint8)
-    second = RNG.integers(1, 4000, (20, 30), dtype=np.uint16)
+    first: np.ndarray = RNG.integers(1, 256, (20, 30), dtype=np.uint8)
+    second: np.ndarray = RNG.integers(1, 4000, (20, 30), dtype=np.uint16)
     first[:5], second[:5] = 0, 3999
     path = two_types(tmp_path, first, second, ("0", "3999"))
     pixels, valid = read(path, 2, stretch="0,3998")

@@ -140,7 +140,7 @@ def test_whoever_says_any_is_served(tmp_path: Path, network: tuple[int, Any]) ->
 
 
 RAW = ' subClass="VRTRawRasterBand"'
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a raw band": ({"band": RAW}, "has a VRTRawRasterBand"),
     "a raw band within a mask": (
         {"inside": f"<MaskBand><VRTRasterBand{RAW}><SourceFilename>a.tif</SourceFilename></VRTRasterBand></MaskBand>"},
@@ -184,7 +184,7 @@ def test_a_vrt_reads_no_more_than_rasters(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("DATA = /etc/passwd\n")
     (tmp_path / "service.xml").write_text("<GDAL_WMS><!-- é --><Service/></GDAL_WMS>", encoding="utf-8")
     (tmp_path / "index.gti.gpkg").write_bytes(b"SQLite format 3\0" + bytes(100))
-    vrt(tmp_path / "a.vrt", **{"source": "a.tif", **more})  # type: ignore[arg-type]
+    vrt(tmp_path / "a.vrt", **{"source": "a.tif", **more})
     with pytest.raises(UserError, match=re.escape(reason)) as caught:
         open_raster(tmp_path / "a.vrt")
     assert str(caught.value).endswith("If you trust it, give --vrt_sources '[any]'.")
@@ -194,7 +194,8 @@ def test_a_vrt_reads_no_more_than_rasters(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("way", ["up", "absolute", "link", "inner", "warped"])
 def test_a_vrt_names_files_below_its_folder_and_those_of_its_user(tmp_path: Path, way: str) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
-    inside.mkdir(), outside.mkdir()
+    inside.mkdir()
+    outside.mkdir()
     write(outside / "b.tif")
     path = inside / "a.vrt"
     if way == "up":
@@ -328,7 +329,7 @@ def test_an_image_in_one_huge_tile_is_refused_before_it_is_read(tmp_path: Path) 
 
 def files_of_one_answer(folder: Path) -> dict[str, Path]:
     deep, signed = GREY.astype(np.uint16) * 100, GREY.astype(np.int16) * 200 - 20_000
-    negative = {"photometric": "miniswhite"}
+    negative: dict[str, Any] = {"photometric": "miniswhite"}
     tifffile.imwrite(folder / "negative8.tif", GREY, **negative)
     tifffile.imwrite(folder / "negative16.tif", deep, **negative)
     tifffile.imwrite(folder / "negative signed.tif", signed, **negative)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -173,7 +174,8 @@ def test_without_test_images_the_validation_folder_is_the_test_part(tmp_path: Pa
 
 
 def test_a_class_is_one_whatever_the_normalisation_of_its_folder_in_each_part(tmp_path: Path) -> None:
-    for part, form in (("train", "NFC"), ("test", "NFD")):
+    forms: dict[str, Literal["NFC", "NFD"]] = {"train": "NFC", "test": "NFD"}
+    for part, form in forms.items():
         fill(tmp_path / part, **{unicodedata.normalize(form, "Äcker"): 1, "b": 1})
     assert [*scan(tmp_path).counts().values()] == [2, 2]
 

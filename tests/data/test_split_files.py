@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,12 +24,15 @@ def index_of(counts: dict[str, int], root: Path = Path("/data/Toy"), suffix: str
 TOY = index_of({"Airport": 10, "Beach": 15, "RiverLake": 20})
 
 
+Layout = Literal["csv", "torchgeo", "rsp"]
+
+
 def same(a: Split, b: Split) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a.parts().values(), b.parts().values(), strict=True))
 
 
 @pytest.mark.parametrize("layout", ["csv", "torchgeo", "rsp"])
-def test_round_trip(tmp_path: Path, layout: str) -> None:
+def test_round_trip(tmp_path: Path, layout: Layout) -> None:
     split = make_split(TOY, 0.3, 4, 0.0 if layout == "rsp" else 0.3)
     written = write_split(split, TOY, tmp_path / "split.csv" if layout == "csv" else tmp_path, layout)
     for where in (tmp_path, *written):  # the folder, or any of its files
@@ -262,7 +266,7 @@ BLANKS = index_of({" lead": 3, "trail ": 3, "=sum(1)": 3, "back\\slash": 3})
 
 
 @pytest.mark.parametrize("layout", ["csv", "torchgeo"])
-def test_names_come_back_as_they_are_with_blanks_at_their_ends_and_back_slashes(tmp_path: Path, layout: str) -> None:
+def test_names_come_back_as_they_are_with_blanks_at_their_ends_and_back_slashes(tmp_path: Path, layout: Layout) -> None:
     split = make_split(BLANKS, 0.5, 0)
     write_split(split, BLANKS, tmp_path, layout)
     assert read_split(tmp_path, BLANKS).hash == split.hash

@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_tiles_that_are_one_and_the_same_are_looked_into(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "options", [{}, {"tile": (16, 16)}, {"rowsperstrip": 7}, {"bigtiff": True}, {"byteorder": ">"}]
 )
-def test_the_heads_of_sound_files(tmp_path: Path, options: dict[str, object]) -> None:
+def test_the_heads_of_sound_files(tmp_path: Path, options: dict[str, Any]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", COLOUR.astype(np.uint16), photometric="rgb", **options)
     (head,) = read_page_headers(tmp_path / "a.tif")
     assert (head.width, head.height, head.samples, head.bits, head.compression) == (48, 40, 3, 16, 1)
@@ -204,7 +205,7 @@ def test_a_compression_that_gdal_does_not_read_either(tmp_path: Path, code: int)
 def test_a_hole_of_a_negative_is_a_hole(tmp_path: Path, kind: type) -> None:
     values = (RIGHT + 5).astype(kind)
     values[0, 0] = 7
-    options = {"photometric": "miniswhite", "extratags": [(42113, "s", 0, "7", True)]}
+    options: dict[str, Any] = {"photometric": "miniswhite", "extratags": [(42113, "s", 0, "7", True)]}
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
     pixels = read_image(
         tmp_path / "a.tif",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -18,7 +18,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from scenedistill.losses import LOSSES
 from scenedistill.models.create import build_student
@@ -116,7 +116,7 @@ class DictBatches(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         samples = [{"image": image, "label": i % self.classes} for i, image in enumerate(self.images)]
-        return DataLoader(samples, batch_size=4)
+        return DataLoader(cast(Dataset[dict[str, Any]], samples), batch_size=4)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         return self.aug(batch)

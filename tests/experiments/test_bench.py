@@ -14,7 +14,7 @@ from scenedistill.config import BenchConfig
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench.loops import Bench, Repeated
 from scenedistill.experiments.bench.processes import Theirs
-from scenedistill.experiments.bench.run import LOOPS, apart, bench
+from scenedistill.experiments.bench.run import LOOPS, Factory, apart, bench
 from scenedistill.experiments.bench.speed import (
     NAIVE,
     ONLINE,
@@ -37,7 +37,7 @@ TINY = BenchConfig(
 )  # fmt: skip
 
 
-class NotThere:
+class NotThere(Repeated):
     def __init__(self, bench: Bench) -> None:
         raise ImportError("no package of that name")
 
@@ -51,11 +51,11 @@ class Breaks(Repeated):
 def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeedResult, str]:
     """A tiny measurement, and what it printed."""
     said = io.StringIO()
-    more = {
+    more: dict[str, tuple[str, Factory]] = {
         "mine": ("as it is", lambda place: Repeated(place, lambda: None)),
         "theirs": ("", NotThere),
         "breaking": ("", lambda place: Breaks(place, lambda: None)),
-        "no loop": ("", apart(Theirs(len))),
+        "no loop": ("", apart(Theirs(len))),  # type: ignore[arg-type]
     }
     kept = tmp_path_factory.mktemp("bench") / "speed.json"
     console = Console(file=said, width=200)

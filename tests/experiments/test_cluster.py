@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import re
@@ -14,7 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    RunConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.grid.cluster import RayEngine, on_cluster, room
 from scenedistill.experiments.grid.config import ClusterConfig, GridConfig, MethodConfig
@@ -36,8 +44,8 @@ def config(tiny_scenes: Path, tmp_path: Path) -> GridConfig:
         base=RunConfig(
             image_size=32,
             data=DataConfig(stored_size=32, cache_dir=tmp_path / "cache"),
-            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=fit),
-            student=StudentConfig(knowledge_views=1, fit=dataclasses.replace(fit)),
+            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(fit))),
+            student=StudentConfig(knowledge_views=1, fit=StudentFitConfig(**vars(fit))),
             machine=MachineConfig(accelerator="cpu"),
         ),
     )

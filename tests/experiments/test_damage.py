@@ -16,7 +16,15 @@ import torch
 from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.disk import archive_damage, read_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.core.yaml_files import read_yaml
@@ -42,8 +50,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return RunConfig(
         image_size=32,
         data=DataConfig(train_ratio=0.5, stored_size=32, cache_dir=tmp_path_factory.mktemp("damage") / "cache"),
-        teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=fit),
-        student=StudentConfig(name=STUDENT, knowledge_views=1, fit=dataclasses.replace(fit)),
+        teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(fit))),
+        student=StudentConfig(name=STUDENT, knowledge_views=1, fit=StudentFitConfig(**vars(fit))),
         machine=MachineConfig(accelerator="cpu", precision="fp32"),
     )
 

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import timm
@@ -20,7 +21,16 @@ from torch import Tensor, nn
 
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import filled
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    RunConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.experiments.given_teacher import class_rows, read_classes
@@ -52,6 +62,7 @@ def lived_in(net: nn.Module) -> nn.Module:
     torch.manual_seed(3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -69,7 +80,7 @@ def answers(net: SceneNet, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_network_of_timm_gives_its_own_logits(name: str, tmp_path: Path) -> None:
-    size = {"img_size": 64} if name.startswith(("vit", "swin", "deit")) else {}
+    size: dict[str, Any] = {"img_size": 64} if name.startswith(("vit", "swin", "deit")) else {}
     theirs = lived_in(timm.create_model(name, num_classes=4, **size))
     torch.save({"state_dict": theirs.state_dict(), "arch": name}, tmp_path / "model_best.pth.tar")
     net, account = build_with_head(name, str(tmp_path / "model_best.pth.tar"), image_size=64)
@@ -175,13 +186,13 @@ def trained(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     images = evaluation_view(batch.images, size=32)
     torch.manual_seed(0)
     net = timm.create_model(NAME, num_classes=4)
-    config = net.pretrained_cfg
+    config = cast(dict[str, Any], net.pretrained_cfg)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     for _ in range(30):
         loss = nn.functional.cross_entropy(net((images - mean) / std), 3 - batch.labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     with torch.no_grad():
         found = net.eval()((images - mean) / std).argmax(1)
@@ -196,7 +207,7 @@ def make(trained: dict[str, Tensor], tmp_path: Path) -> Make:
     content = {"state_dict": {f"model.{key}": tensor for key, tensor in trained.items()}, "epoch": 3}
     torch.save({**content, "hyper_parameters": argparse.Namespace(lr=0.1)}, file)
 
-    def made(**teacher: object) -> RunConfig:
+    def made(**teacher: Any) -> RunConfig:
         return RunConfig(
             image_size=32,
             data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=tmp_path / "cache"),
@@ -204,7 +215,7 @@ def make(trained: dict[str, Tensor], tmp_path: Path) -> Make:
             student=StudentConfig(
                 name="table1_printed",
                 knowledge_views=2,
-                fit=FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0),
+                fit=StudentFitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0),
             ),
             machine=MachineConfig(accelerator="cpu", precision="fp32"),
         )
@@ -314,7 +325,12 @@ def test_what_is_wrong_is_said_in_one_line(case: str, make: Make, tiny_scenes: P
 def test_a_part_of_another_network_is_a_start_where_it_is_asked_for(
     make: Make, tiny_scenes: Path, tmp_path: Path
 ) -> None:
-    config = make(as_is=False, name="resnet18", min_oa=0.0, fit=FitConfig(epochs=1, batch_size=16, lr=1e-3))
+    config = make(
+        as_is=False,
+        name="resnet18",
+        min_oa=0.0,
+        fit=TeacherFitConfig(**vars(FitConfig(epochs=1, batch_size=16, lr=1e-3))),
+    )
     with pytest.raises(UserError, match="set partial to true"):
         run(tiny_scenes, tmp_path / "out", config, parts=("teacher",), console=Console(quiet=True))
     config.teacher = dataclasses.replace(config.teacher, partial=True)

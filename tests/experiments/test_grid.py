@@ -24,7 +24,16 @@ import yaml
 from rich.console import Console
 
 from scenedistill.commands.grid import command, grid_config, parser
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    RunConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.disk import disk_full
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
@@ -90,8 +99,8 @@ def make(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         base = RunConfig(
             image_size=32,
             data=DataConfig(stored_size=40, cache_dir=cache),
-            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=fit),
-            student=StudentConfig(knowledge_views=1, fit=dataclasses.replace(fit)),
+            teacher=TeacherConfig(name=STUDENT, weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(fit))),
+            student=StudentConfig(knowledge_views=1, fit=StudentFitConfig(**vars(fit))),
             machine=MachineConfig(accelerator="cpu", precision="fp32", threads=1),
         )
         config = GridConfig(
@@ -100,7 +109,7 @@ def make(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
             ratios=[0.5],
             seeds=[0, 1],
             students=[STUDENT],
-            methods=dict(METHODS),
+            methods={label: dataclasses.replace(method) for label, method in METHODS.items()},  # each its own
             base=base,
         )
         return dataclasses.replace(config, **changes)
@@ -604,6 +613,11 @@ def test_several_blocks_have_a_result_each(make: Make, tmp_path: Path) -> None:
         assert read_result(tmp_path / f"tiny_{block}.json").train_ratio == ratio
 
 
+def given_teacher(config: GridConfig) -> None:
+    config.tuning = TuningConfig()
+    config.base.teacher.checkpoint = Path("x")
+
+
 CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     "no data": (lambda c: c.datasets.clear(), "datasets is empty; expected {AID: path/to/AID}"),
     "data that are not there": (lambda c: c.datasets.update(x="nowhere"), "datasets.x: there is no nowhere"),
@@ -644,7 +658,7 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     ),
     "all validation": (lambda c: setattr(c, "tuning", TuningConfig(val_fraction=1)), "tuning.val_fraction is 1"),
     "a given teacher": (
-        lambda c: (setattr(c, "tuning", TuningConfig()), setattr(c.base.teacher, "checkpoint", Path("x"))),
+        given_teacher,
         "Tuning needs a teacher that has not seen the validation images",
     ),
     "the cluster": (lambda c: setattr(c.cluster, "cpus", 0), "cluster.cpus is 0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 import shutil
@@ -16,7 +15,15 @@ from PIL import Image
 from rich.console import Console
 
 from scenedistill import RunConfig, load_net, run
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.errors import UserError
 from scenedistill.models.files import weights_hash
 
@@ -27,8 +34,8 @@ def settings(cache: Path, **changes: Any) -> RunConfig:
     config = RunConfig(
         image_size=32,
         data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=cache),
-        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=FIT),
-        student=StudentConfig(name="table1_printed", knowledge_views=2, fit=dataclasses.replace(FIT)),
+        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(FIT))),
+        student=StudentConfig(name="table1_printed", knowledge_views=2, fit=StudentFitConfig(**vars(FIT))),
         machine=MachineConfig(accelerator="cpu", precision="fp32"),
     )
     for name, value in changes.items():

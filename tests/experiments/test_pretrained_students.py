@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,8 +109,8 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "start.safetensors"
 
 
-def settings(tmp_path: Path, **student: object) -> RunConfig:
-    fit = FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0)
+def settings(tmp_path: Path, **student: Any) -> RunConfig:
+    fit = TeacherFitConfig(**vars(FitConfig(epochs=1, batch_size=16, lr=0.02, warmup_epochs=0)))
     return RunConfig(
         image_size=32,
         data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=tmp_path / "cache"),
@@ -181,7 +182,8 @@ def test_v1_blocks_of_a_students_weights_are_kept_in_its_file(tiny_scenes: Path,
     config.student.name = "resnet26"
     run(tiny_scenes, tmp_path / "out", config, parts=("plain",), console=Console(quiet=True))
     net, card = load_net(tmp_path / "out" / "seed0" / "resnet26" / "plain" / "weights.safetensors")
-    assert card.stride_in_first_convolution and net.backbone.get_submodule("layer2").stage[0].conv1.stride == (2, 2)
+    assert card.stride_in_first_convolution
+    assert net.backbone.get_submodule("layer2.stage.0.conv1").stride == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -152,5 +153,5 @@ def test_teachers_and_methods_do_not_mix() -> None:
         ({"notes": "One reading."}, "2026-01-31. One reading."),
     ],
 )
-def test_the_line_of_facts(change: dict[str, object], part: str) -> None:
+def test_the_line_of_facts(change: dict[str, Any], part: str) -> None:
     assert part in result_table(dataclasses.replace(example(), **change))

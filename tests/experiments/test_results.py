@@ -34,7 +34,8 @@ def example() -> Result:
             Row("dkd", "table1_resnet", "resnet101", 0, oa=0.8, more={"alpha": 1.0, "view": "same"}),
             Row("plain", "table1_resnet", None, 1, oa=0.71, aa=0.7, kappa=0.69, macro_f1=0.7, parameters=5_000_000),
             Row("plain", "table1_resnet", None, 0, oa=0.7, milliseconds=3.25),
-            Row("teacher", None, "resnet101", 0, oa=np.float32(0.9)),  # NumPy's numbers are taken too
+            # NumPy's numbers are taken too
+            Row("teacher", None, "resnet101", 0, oa=np.float32(0.9)),  # type: ignore[arg-type]
         ),
     )
 
@@ -57,7 +58,7 @@ def test_equal_results_give_equal_bytes_whatever_their_order(tmp_path: Path) -> 
         example(),
         rows=example().rows[::-1],
         epochs={"teacher": 25, "student": 45},
-        split_hash={0: "a" * 16, 1: "b" * 16},  # seeds as numbers
+        split_hash={0: "a" * 16, 1: "b" * 16},  # type: ignore[dict-item]  # seeds as numbers
     )
     assert write_result(turned, tmp_path / "aid20.json").read_bytes() == first
     assert write_result(read_result(tmp_path / "aid20.json"), tmp_path / "aid20.json").read_bytes() == first

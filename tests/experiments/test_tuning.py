@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scenedistill.config import DataConfig, FitConfig, RunConfig, StudentConfig
+from scenedistill.config import DataConfig, FitConfig, RunConfig, StudentConfig, StudentFitConfig
 from scenedistill.experiments.grid.config import TuningConfig
 from scenedistill.experiments.grid.tuning import Choice, choose, tuned, tuning_settings, tuning_student, write_choices
 from scenedistill.losses.registry import resolve_weights
@@ -49,7 +49,7 @@ def test_tuning_runs_leave_a_validation_part_out_and_change_nothing_else() -> No
     assert (made.seeds, made.data.val_fraction, made.data.train_ratio) == ([7], 0.25, 0.2)
     assert made.teacher == base.teacher and made.views == base.views and base.data.val_fraction == 0
 
-    student = StudentConfig(method="dkd", fit=FitConfig(epochs=30))
+    student = StudentConfig(method="dkd", fit=StudentFitConfig(**vars(FitConfig(epochs=30))))
     assert tuning_student(student, 1, TuningConfig()).fit.epochs == 30
     short = tuning_student(student, 10, TuningConfig(epochs=4))
     assert short.fit.epochs == 4 and weights(short)["da"] == 10 and student.fit.epochs == 30

@@ -21,7 +21,7 @@ def images(tiny_scenes: Path) -> np.ndarray:
 class Altered(SceneModel):
     """A network whose logits are changed on their way out."""
 
-    def __init__(self, inner: SceneModel, shift: np.ndarray) -> None:
+    def __init__(self, inner: SceneModel, shift: np.ndarray | np.float32) -> None:
         super().__init__(inner.card, inner.about, inner.source)
         self.inner, self.shift = inner, shift
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,13 +19,16 @@ from scenedistill.inference.model import open_model
 from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[use]'")
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")
 
 OWN_FOLDERS = re.compile(rb"site-packages|scenedistill/|, line \d|/(?:home|root|work|tmp|Users)/\w")
 
 
-def prepared(path: Path) -> ort.InferenceSession:
+def prepared(path: Path) -> InferenceSession:
     """The graph with its steps of preparation as further outputs."""
     model = onnx.load(path)
     for name, kind in (("prepare/stored", onnx.TensorProto.UINT8), ("prepare/view", onnx.TensorProto.FLOAT)):
@@ -32,7 +36,7 @@ def prepared(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString())
 
 
-def check_preparation(session: ort.InferenceSession, files: list[Path]) -> None:
+def check_preparation(session: InferenceSession, files: list[Path]) -> None:
     wrong = total = 0
     for file in files:
         image, scene = read_image(file), read_scene(file, 40).copy()

@@ -63,7 +63,8 @@ def main() -> None:
     if kind == "raster":
         from raster_worker import Colours
 
-        from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
+        from scenedistill.inference.raster.config import RasterConfig
+        from scenedistill.inference.raster.pipeline import map_raster
 
         def same(out: Path) -> Any:
             return map_raster(Colours(), given[0], out, RasterConfig(window=20))

@@ -44,7 +44,8 @@ class Colours(SceneModel):
 def main() -> None:
     """Map, and print the largest memory this process held, in KiB; 0 where there is no /proc."""
     from scenedistill.inference.model import open_model
-    from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
+    from scenedistill.inference.raster.config import RasterConfig
+    from scenedistill.inference.raster.pipeline import map_raster
 
     raster, out, settings, name = sys.argv[1:]
     if name.endswith("colours"):

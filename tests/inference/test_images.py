@@ -85,7 +85,12 @@ def test_folders_files_and_patterns_give_each_image_once_in_order(tmp_path: Path
         "b.png",
         "x[1].png",
     ]
-    given = [tmp_path / "b.png", f"{tmp_path}/*.png", tmp_path / "x[1].png", tmp_path / "deep" / ".." / "b.png"]
+    given: list[Path | str] = [
+        tmp_path / "b.png",
+        f"{tmp_path}/*.png",
+        tmp_path / "x[1].png",
+        tmp_path / "deep" / ".." / "b.png",
+    ]
     found = find_inputs(given)
     assert [path.name for path in found.images] == ["b.png", "a b.png", "x[1].png"] and found.twice == 3
     for pattern, names in (
@@ -129,7 +134,7 @@ def test_a_file_with_a_georeference_is_a_raster_where_it_is_named_itself(tmp_pat
 def test_without_rasterio_a_georeferenced_tiff_is_not_taken_for_a_photograph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    geokeys = [(34735, "H", 4, (1, 1, 0, 0))]
+    geokeys = [(34735, "H", 4, (1, 1, 0, 0), False)]
     tifffile.imwrite(tmp_path / "map.tif", np.zeros((40, 40, 3), np.uint8), extratags=geokeys)
     tifffile.imwrite(tmp_path / "plain.tif", np.zeros((40, 40, 3), np.uint8))
     (tmp_path / "broken.tif").write_bytes(b"II*")

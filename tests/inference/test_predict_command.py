@@ -176,8 +176,8 @@ def test_names_that_are_no_utf_8_pass_through_the_whole_program(network: Path, t
     (tmp_path / "a.png").rename(odd / "a.png")
     (odd / "bad.jpg").write_text("no image")
 
-    def program(*arguments: object, folder: Path = tmp_path) -> tuple[int, str, str]:
-        words = [sys.executable, "-m", "scenedistill.cli", "predict", network, *arguments]
+    def program(*arguments: str | Path, folder: Path = tmp_path) -> tuple[int, str, str]:
+        words: list[str | Path] = [sys.executable, "-m", "scenedistill.cli", "predict", network, *arguments]
         environment = {**os.environ, "PYTHONPATH": str(SRC), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
         done = subprocess.run([os.fspath(word) for word in words], capture_output=True, env=environment, cwd=folder)
         return done.returncode, done.stdout.decode(), done.stderr.decode()

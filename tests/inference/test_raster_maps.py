@@ -20,7 +20,8 @@ import rasterio.shutil
 
 from scenedistill.core.errors import UserError
 from scenedistill.inference.raster import maps as raster_maps
-from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
+from scenedistill.inference.raster.config import RasterConfig
+from scenedistill.inference.raster.pipeline import map_raster
 from scenedistill.inference.raster.progress import DONE, PROBABILITIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

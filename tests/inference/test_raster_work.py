@@ -21,7 +21,8 @@ from scenedistill.commands import predict
 from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
 from scenedistill.inference.model import open_model
-from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
+from scenedistill.inference.raster.config import RasterConfig
+from scenedistill.inference.raster.pipeline import map_raster
 from scenedistill.inference.raster.work import _how
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -30,7 +30,8 @@ from rasterio.windows import Window
 from scenedistill.commands.parsing import CommandParser, filled
 from scenedistill.core.errors import UserError
 from scenedistill.inference.model import SceneModel, open_model
-from scenedistill.inference.raster.pipeline import RasterConfig, RasterResult, map_raster
+from scenedistill.inference.raster.config import RasterConfig, RasterResult
+from scenedistill.inference.raster.pipeline import map_raster
 from scenedistill.inference.raster.work import Times
 from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, save_net

@@ -77,8 +77,8 @@ def test_the_sum_of_its_parts_by_loops(
         expected += 0.4 * loop_channel_distance(
             ours.descriptor,
             theirs.descriptor,
-            loss.carry[stage].weight.detach(),
-            loss.carry[stage].bias.detach(),
+            loss.carry[stage].get_parameter("weight").detach(),
+            loss.carry[stage].get_parameter("bias").detach(),
             statistics.descriptor_mean[stage].double(),
             statistics.descriptor_std[stage].double(),
         )
@@ -137,8 +137,8 @@ def test_channel_distance_by_hand() -> None:
     loss = DualAttentionLoss(dims, dims, energy=0, channel=1)
     loss.prepare(TeacherStatistics(torch.zeros(2), (torch.tensor([1.0, 0.0]),), (torch.tensor([2.0, 1.0]),)))
     with torch.no_grad():
-        loss.carry[0].weight.copy_(torch.eye(2))
-        loss.carry[0].bias.zero_()
+        loss.carry[0].get_parameter("weight").copy_(torch.eye(2))
+        loss.carry[0].get_parameter("bias").zero_()
 
     def output(descriptor: list[float]) -> SceneOutput:
         stage = StageAttention(
@@ -158,10 +158,10 @@ def test_the_coarsest_stages_are_compared(output: MakeOutput) -> None:
     assert float(loss(student, teacher, LABELS)) == pytest.approx(expected)
     # the statistics are those of the same stages
     loss = DualAttentionLoss(theirs, ours)
-    loss.prepare(
-        TeacherStatistics(torch.zeros(4), *(tuple(torch.full((w,), v) for w in ours.stages) for v in (3.0, 2.0)))
-    )
-    assert torch.equal(loss.mean_0, torch.full((5,), 3.0)) and torch.equal(loss.std_0, torch.full((5,), 2.0))
+    mean, std = (tuple(torch.full((w,), v) for w in ours.stages) for v in (3.0, 2.0))
+    loss.prepare(TeacherStatistics(torch.zeros(4), mean, std))
+    assert torch.equal(loss.get_buffer("mean_0"), torch.full((5,), 3.0))
+    assert torch.equal(loss.get_buffer("std_0"), torch.full((5,), 2.0))
 
 
 def test_a_channel_that_never_varies_stays_finite(output: MakeOutput) -> None:
@@ -175,4 +175,4 @@ def test_all_but_dead_channels_do_not_drown_the_others() -> None:
     dims = FeatureDims(2, 2, (3,))
     loss = DualAttentionLoss(dims, dims)
     loss.prepare(TeacherStatistics(torch.zeros(2), (torch.zeros(3),), (torch.tensor([2.0, 1.0, 1e-9]),)))
-    assert torch.allclose(loss.std_0, torch.tensor([2.0, 1.0, 0.05]))  # 5 % of the mean, which is 1
+    assert torch.allclose(loss.get_buffer("std_0"), torch.tensor([2.0, 1.0, 0.05]))  # 5 % of the mean, which is 1

@@ -59,7 +59,8 @@ def test_its_gradient_is_the_slope_of_its_value(
     labels = torch.tensor([0, 1, 2, 1])
 
     def value(*inputs: Tensor) -> Tensor:
-        return loss(tree_unflatten(inputs, tree_structure(student)), teacher, labels)
+        found: Tensor = loss(tree_unflatten(inputs, tree_structure(student)), teacher, labels)
+        return found
 
     assert torch.autograd.gradcheck(value, tensors(with_gradients(student)))
 

@@ -154,7 +154,7 @@ def test_simple_recipe_by_a_loop(output: MakeOutput, student_dims: FeatureDims, 
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     projected = [
         [sum(w * u for w, u in zip(row, image, strict=True)) for image in student.embedding.tolist()]
-        for row in loss.projector.weight.tolist()
+        for row in loss.projector.get_parameter("weight").tolist()
     ]
     total = 0.0
     for ours, theirs in zip(projected, teacher.embedding.T.tolist(), strict=True):  # channel by channel
@@ -173,7 +173,7 @@ def test_simple_recipe_by_a_loop(output: MakeOutput, student_dims: FeatureDims, 
 def test_simple_recipe_by_hand() -> None:
     dims = FeatureDims(2, 1, ())
     loss = SimpleRecipe(dims, dims)
-    nn.init.ones_(loss.projector.weight)
+    nn.init.ones_(loss.projector.get_parameter("weight"))
     # of two images normalised values are 1 and -1; the student's the other way round: 2 log(2^4 + 2^4)
     student = SceneOutput(torch.zeros(2, 2), torch.tensor([[0.0], [20.0]]), ())
     teacher = SceneOutput(torch.zeros(2, 2), torch.tensor([[7.0], [-5.0]]), ())
@@ -189,7 +189,7 @@ def test_simple_recipe_as_torchdistill_has_it(
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     norm = nn.BatchNorm1d(teacher_dims.embedding, eps=1e-4, affine=False).double()
     linear = nn.Linear(student_dims.embedding, teacher_dims.embedding).double()
-    linear.weight = loss.projector.weight  # and a bias of its own, which the norm takes away
+    linear.weight = loss.projector.get_parameter("weight")  # and a bias of its own, which the norm takes away
 
     def modules(feature: Tensor, logits: Tensor) -> dict[str, dict[str, Tensor]]:
         return {"feature": {"output": norm(feature)}, "logits": {"output": logits}}
@@ -209,4 +209,5 @@ def test_simple_recipe_without_a_part_and_on_one_image(
     one = output(student_dims, 1).map(lambda t: t.requires_grad_())
     alone(one, output(teacher_dims, 1, seed=1), LABELS[:1]).backward()
     assert one.embedding.grad is not None and (one.embedding.grad == 0).all()
-    assert alone.projector.weight.grad is not None and (alone.projector.weight.grad == 0).all()
+    gradient = alone.projector.get_parameter("weight").grad
+    assert gradient is not None and (gradient == 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_ensemble_by_a_loop(
 
 def test_the_ensembles_layers_start_apart(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     loss = ProjectorEnsemble(student_dims, teacher_dims)
-    weights = [layer.weight for layer in loss.projectors]
+    weights = [layer.get_parameter("weight") for layer in loss.projectors]
     assert len(weights) == 3 and not torch.equal(weights[0], weights[1])
     with pytest.raises(ValueError, match="projectors is 0; expected 1 or more"):
         ProjectorEnsemble(student_dims, teacher_dims, projectors=0)
@@ -63,7 +64,7 @@ def test_the_projection_by_a_loop_keeps_lengths_and_angles(narrow: int, wide: in
     teacher = SceneOutput(torch.zeros(5, 3), torch.randn(5, wide).double(), ())
     values = []
     for _ in range(3):  # it stays orthogonal while it learns
-        matrix = loss.projection.weight
+        matrix = cast(Tensor, loss.projection.weight)
         product = matrix.T @ matrix if narrow < wide else matrix @ matrix.T
         torch.testing.assert_close(product, torch.eye(min(narrow, wide), dtype=torch.float64), atol=1e-5, rtol=0)
         total = 0.0

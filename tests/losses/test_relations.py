@@ -92,9 +92,9 @@ def test_similarity_as_torchdistill_has_it(
     theirs = mid_level.SPKDLoss("net", "net", "batchmean")
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     # theirs divides each row by the sum of its absolute values, where the paper takes its length
-    rows = [theirs.matmul_and_normalize(features(net)) for net in (student, teacher)]
+    rows: list[Tensor] = [theirs.matmul_and_normalize(features(net)) for net in (student, teacher)]
     torch.testing.assert_close(rows[0].abs().sum(1), torch.ones(5, dtype=torch.float64))
-    distance = torch.dist(*(nn.functional.normalize(row, dim=1) for row in rows))
+    distance = torch.dist(nn.functional.normalize(rows[0], dim=1), nn.functional.normalize(rows[1], dim=1))
     found = kind(student_dims, teacher_dims)(student, teacher, LABELS)
     torch.testing.assert_close(found, distance**2 / 25)
 
@@ -156,7 +156,8 @@ def test_relational_knowledge_by_hand() -> None:
     angle = 2 * (0.5**2 + 0.1**2 + 0.3**2) / 2 / 27
 
     def value(**weights: float) -> float:
-        return RelationalKnowledge(DIMS, DIMS, **weights)(right, even, LABELS[:3]).item()
+        found: float = RelationalKnowledge(DIMS, DIMS, **weights)(right, even, LABELS[:3]).item()
+        return found
 
     assert value() == pytest.approx(25 * distance + 50 * angle, rel=1e-5)
     assert value(distance=3.0, angle=0.0) == pytest.approx(3 * distance, rel=1e-5)

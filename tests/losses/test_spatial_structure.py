@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from scenedistill.losses.spatial_structure import (
     relation_divergence,
 )
 from scenedistill.models.output import FeatureDims, SceneOutput
+
+Head = tuple[nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
 
 MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
@@ -86,7 +89,7 @@ def test_the_sum_of_its_parts_by_loops(
     ).double()
     loss.prepare(statistics)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
-    linear, norm, _, last = loss.head
+    linear, norm, _, last = cast(Head, tuple(loss.head))
     hidden = student.embedding @ linear.weight.T
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt()
     carried = [unit(row) for row in (hidden.clamp(min=0) @ last.weight.T + last.bias).tolist()]
@@ -146,7 +149,7 @@ def test_the_bank_holds_all_training_images_but_the_images_own(
     loss.prepare(statistics._replace(embeddings=bank))
     rows = [8, 0, 3, 11, 4]  # the image of row 11 is not among the nine
     student, teacher = output(student_dims), output(teacher_dims, seed=1)._replace(rows=(torch.tensor(rows),))
-    linear, norm, _, last = loss.head
+    linear, norm, _, last = cast(Head, tuple(loss.head))
     hidden = student.embedding @ linear.weight.T
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt()
     carried = [unit(row) for row in (hidden.clamp(min=0) @ last.weight.T + last.bias).tolist()]
@@ -188,7 +191,7 @@ def test_relation_by_hand() -> None:
 def test_the_anchored_part_by_hand() -> None:
     dims = FeatureDims(2, 2, ())
     loss = SpatialStructureLoss(dims, dims, cosine=1.0, relation=0.0)
-    loss.head = nn.Identity()
+    loss.head = nn.Sequential()
     loss.prepare(TeacherStatistics(torch.tensor([1.0, 1.0]), (), ()))
 
     def output(embedding: list[list[float]]) -> SceneOutput:
@@ -202,7 +205,7 @@ def test_the_anchored_part_by_hand() -> None:
 def test_a_structure_is_anchored_and_not_only_alike(output: MakeOutput) -> None:
     dims = FeatureDims(3, 4, ())
     loss = SpatialStructureLoss(dims, dims, distance=1.0, angle=1.0).double()
-    loss.head = nn.Identity()
+    loss.head = nn.Sequential()
     loss.prepare(TeacherStatistics(torch.zeros(4), (), ()))
     teacher = output(dims, sizes=())
     assert float(loss(teacher, teacher, LABELS)) == pytest.approx(0, abs=1e-12)
@@ -222,8 +225,9 @@ def test_float32_is_enough_for_embeddings_far_from_the_origin(structure: Callabl
     for dtype in (torch.float64, torch.float32):
         points = ours.clone().to(dtype).requires_grad_()
         value = structure(points, theirs.to(dtype))
-        value.backward()
+        torch.autograd.backward(value)
         values.append(value.detach().double())
+        assert points.grad is not None
         gradients.append(points.grad.double())
     torch.testing.assert_close(values[1], values[0], rtol=1e-3, atol=0)
     assert (gradients[1] - gradients[0]).norm() < 1e-2 * gradients[0].norm()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.losses import LOSSES, DualAttentionLoss, SpatialStructureLoss, TeacherStatistics
+from scenedistill.losses import LOSSES, DistillationLoss, DualAttentionLoss, SpatialStructureLoss, TeacherStatistics
 from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput
@@ -46,7 +47,7 @@ def test_means_and_deviations_are_those_of_all_images(
     form: Callable[[Tensor], object], teacher: SceneNet, images: Tensor
 ) -> None:
     """Whatever the batches and the mode of the teacher, against a loop over single images and channels."""
-    found = TeacherStatistics.measure(teacher.train(), map(form, images.split(3)))
+    found = TeacherStatistics.measure(teacher.train(), map(form, torch.split(images, 3)))
     assert not teacher.training, "a teacher that teaches is in eval mode"
     with torch.no_grad():
         outputs = [teacher(image[None]) for image in images]
@@ -110,7 +111,7 @@ def test_a_loss_needs_statistics_and_says_so_or_is_the_same_without(
     [(DualAttentionLoss, {"channel": 0, "gates": 1}), (SpatialStructureLoss, {"cosine": 0, "relation": 0, "angle": 1})],
 )
 def test_parts_that_need_no_statistics_do_without(
-    kind: Callable[..., nn.Module],
+    kind: Callable[..., DistillationLoss],
     options: dict[str, float],
     output: MakeOutput,
     student_dims: FeatureDims,
@@ -122,7 +123,7 @@ def test_parts_that_need_no_statistics_do_without(
 
 @pytest.mark.parametrize("kind", [DualAttentionLoss, SpatialStructureLoss])
 def test_statistics_are_kept_with_the_loss(
-    kind: Callable[..., nn.Module],
+    kind: Callable[..., DistillationLoss],
     output: MakeOutput,
     student_dims: FeatureDims,
     teacher_dims: FeatureDims,
@@ -148,9 +149,10 @@ def test_an_output_without_what_the_loss_looks_at_is_refused(
     loss.prepare(statistics)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     what = "features" if loss.needs_features else "attention"
+    nothing: dict[str, Any] = {what: ()}
     with pytest.raises(UserError, match=rf"the teacher's output does not hold\. Call the network with {what}=True"):
-        loss(student, teacher._replace(**{what: ()}), LABELS)
+        loss(student, teacher._replace(**nothing), LABELS)
     with pytest.raises(UserError, match=r"the student's output"):
-        loss(student._replace(**{what: ()}), teacher, LABELS)
+        loss(student._replace(**nothing), teacher, LABELS)
     with pytest.raises(UserError, match=r"compares stages, and the teacher has none.*stages=\[\.\.\.\]"):
         LOSSES[name](student_dims, teacher_dims._replace(stages=()))

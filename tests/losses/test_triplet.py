@@ -69,7 +69,7 @@ def test_gradient_is_the_slope(embedding: Tensor, mining: Mining) -> None:
 def test_no_triplet_is_zero_with_a_gradient(mining: Mining, labels: list[int]) -> None:
     embedding = torch.randn(len(labels), 4, requires_grad=True)
     value = triplet_loss(embedding, torch.tensor(labels), mining=mining)
-    value.backward()
+    torch.autograd.backward(value)
     assert float(value) == 0 and embedding.grad is not None and not embedding.grad.any()
 
 
@@ -78,10 +78,10 @@ def test_duplicates_give_a_finite_value_and_gradient(embedding: Tensor, mining: 
     for rows in ([0, 0, 1, 1, 2, 2, 3, 3], [0] * 8):
         points = embedding[rows].float().requires_grad_()
         value = triplet_loss(points, LABELS, mining=mining)
-        value.backward()
+        torch.autograd.backward(value)
         assert value.isfinite() and points.grad is not None and points.grad.isfinite().all()
     dead = torch.zeros(8, 5, requires_grad=True)
-    triplet_loss(dead, LABELS, mining=mining).backward()
+    torch.autograd.backward(triplet_loss(dead, LABELS, mining=mining))
     assert dead.grad is not None and dead.grad.isfinite().all()
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from scenedistill.metrics import cost as cost_module
-from scenedistill.metrics.cost import cost_table, evaluating, model_cost
+from scenedistill.metrics.cost import cost_table, model_cost
 from scenedistill.models.create import build_student
+from scenedistill.models.wrap import evaluating
 
 
 def small() -> nn.Sequential:
@@ -42,6 +43,7 @@ def test_operations_are_of_one_image_whatever_the_batch_and_dtype() -> None:
 
 def test_operations_of_a_compiled_model_are_seen() -> None:
     compiled = torch.compile(small(), backend="eager")
+    assert isinstance(compiled, nn.Module)
     assert model_cost(compiled, size=10, repeats=1, warm_up=1).operations == 10 * 10 * 8 * 3 * 9 + 8 * 5
 
 
@@ -108,7 +110,7 @@ def test_on_cuda_the_time_includes_the_work() -> None:
             self.weight = nn.Parameter(torch.randn(4096, 4096, device="cuda"))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            out = self.weight
+            out: torch.Tensor = self.weight
             for _ in range(20):
                 out = out @ self.weight
             return out

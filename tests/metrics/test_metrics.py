@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,6 @@ def test_no_images_is_said_to_the_user() -> None:
         ([[0, 1]], [0], "shape \\[1, 2\\]"),
     ],
 )
-def test_what_cannot_be_class_numbers_is_refused(predictions: list, labels: list, message: str) -> None:
+def test_what_cannot_be_class_numbers_is_refused(predictions: list[Any], labels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scene_metrics(predictions, labels, THREE)

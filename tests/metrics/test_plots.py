@@ -58,7 +58,8 @@ def test_cells_are_percent_of_the_true_class() -> None:
     axes = confusion_figure(metrics).axes[0]
     shown = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row)
     assert shown == {(0, 0): "75", (1, 0): "25", (0, 1): "50", (1, 1): "50"}
-    assert axes.images[0].get_array().mask[2].all()  # no image: left grey
+    cells = axes.images[0].get_array()
+    assert cells is not None and np.ma.getmaskarray(cells)[2].all()  # no image: left grey
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "absent"]
 
 

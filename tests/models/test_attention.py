@@ -23,6 +23,7 @@ def awake(channels: int, seed: int = 0) -> DualAttention:
     module = DualAttention(channels)
     for last in (module.expand, module.locate):
         nn.init.normal_(last.weight, std=0.5)
+        assert last.bias is not None
         nn.init.normal_(last.bias, std=0.5)
     return module
 
@@ -40,7 +41,8 @@ def test_it_learns_from_the_start() -> None:
     module = DualAttention(20)
     gated, _, _ = module(torch.rand(3, 20, 5, 4))
     gated.square().sum().backward()
-    assert all(last.weight.grad.abs().sum() > 0 for last in (module.expand, module.locate))
+    for last in (module.expand, module.locate):
+        assert last.weight.grad is not None and last.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("channels", "hidden"), [(64, 8), (128, 8), (256, 16), (2048, 128)])
@@ -58,6 +60,7 @@ def test_gates_by_hand(kind: type[DualAttention]) -> None:
     with torch.no_grad():
         for layer in (module.reduce, module.expand, module.locate):
             layer.weight.zero_()
+            assert layer.bias is not None
             layer.bias.zero_()
         module.reduce.weight[0] = torch.tensor([1.0, 0.0])  # hidden 0 looks at channel 0
         module.expand.weight[1, 0] = 0.2  # and weighs channel 1
@@ -122,12 +125,12 @@ def test_every_layout_is_gated_alike() -> None:
         tokens = torch.cat((extra, feature.flatten(2).transpose(1, 2)), 1)
         gated, seen_tokens = watched(AttendedStage(nn.Identity(), module, prefix_tokens=prefix), tokens)
         assert torch.equal(gated[:, :prefix], extra)  # prefix tokens pass untouched
-        torch.testing.assert_close(gated[:, prefix:].transpose(1, 2).unflatten(2, (4, 4)), expected)
+        torch.testing.assert_close(torch.unflatten(gated[:, prefix:].transpose(1, 2), 2, (4, 4)), expected)
         torch.testing.assert_close(seen_tokens, seen)
 
     # a backbone that has prefix tokens but puts them in later
     late, seen_late = watched(AttendedStage(nn.Identity(), module, prefix_tokens=1), feature.flatten(2).transpose(1, 2))
-    torch.testing.assert_close(late.transpose(1, 2).unflatten(2, (4, 4)), expected)
+    torch.testing.assert_close(torch.unflatten(late.transpose(1, 2), 2, (4, 4)), expected)
     torch.testing.assert_close(seen_late, seen)
 
 
@@ -160,7 +163,7 @@ def test_the_slope_of_the_energy_is_right_in_double_and_near_in_half_precision()
     (exact,) = torch.autograd.grad((weights * energy_of(feature)).sum(), feature)
     for kind in (torch.bfloat16, torch.float16):
         half = feature.detach().to(kind).requires_grad_()
-        (weights * energy_of(half)).sum().backward()
+        torch.autograd.backward((weights * energy_of(half)).sum())
         assert half.grad is not None and half.grad.dtype == kind
         assert (half.grad - exact).norm() < 0.01 * exact.norm()
 

@@ -207,7 +207,7 @@ def test_a_whole_pickled_network_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive", "ignore:.*torch.jit")
 def test_a_program_of_torchscript_is_refused(tmp_path: Path) -> None:
-    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
     refused(tmp_path / "script.pt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from scenedistill.models.network import SceneNet
 def test_resnet101_with_dual_attention() -> None:
     net = build_teacher(classes=30, image_size=64)
     assert net.dims == (30, 2048, (256, 512, 1024, 2048))
-    assert [len(stage.stage) for stage in net.stages] == [3, 4, 23, 3]
+    assert [len(cast(nn.Sequential, stage.stage)) for stage in net.stages] == [3, 4, 23, 3]
     output = net(torch.rand(2, 3, 64, 64))
     assert [stage.energy.shape[1] for stage in output.attention] == [16, 8, 4, 2]
     output.logits.sum().backward()
@@ -46,7 +47,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def feature(net: SceneNet, images: Tensor) -> Tensor:
-    return net.eval()(images).embedding
+    embedding: Tensor = net.eval()(images).embedding
+    return embedding
 
 
 def test_a_grey_image_means_the_same_to_weights_adapted_to_one_band(small: Path) -> None:
@@ -71,8 +73,9 @@ def test_v1_blocks_are_built_on_demand_or_when_the_file_says_so(small: Path, tmp
         )
         assert account is not None and account.stride_in_first_convolution == (weights == told)
         for name in ("layer2", "layer3", "layer4"):
-            block = net.backbone.get_submodule(name).stage[0]
-            assert (block.conv1.stride, block.conv2.stride) == (((2, 2), (1, 1)) if moved else ((1, 1), (2, 2)))
+            convolutions = (net.backbone.get_submodule(f"{name}.stage.0.{part}") for part in ("conv1", "conv2"))
+            strides = [cast(nn.Conv2d, convolution).stride for convolution in convolutions]
+            assert strides == ([(2, 2), (1, 1)] if moved else [(1, 1), (2, 2)])
 
 
 @pytest.mark.shared_data

@@ -24,8 +24,8 @@ CLASSES = ("Flughafen", "forêt", "港口 2")
 def stirred(net: SceneNet) -> SceneNet:
     """With running statistics and gates that are not those of a fresh network."""
     for attention in (module for module in net.modules() if hasattr(module, "locate")):
-        nn.init.normal_(attention.locate.weight, std=0.3)
-        nn.init.normal_(attention.expand.weight, std=0.3)
+        nn.init.normal_(attention.get_parameter("locate.weight"), std=0.3)
+        nn.init.normal_(attention.get_parameter("expand.weight"), std=0.3)
     net.train()(torch.rand(4, len(net.mean), 64, 64))
     return net.eval()
 

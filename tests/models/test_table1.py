@@ -32,10 +32,10 @@ def test_it_is_the_table(name: str) -> None:
         module.register_forward_hook(
             lambda _, __, output, key=f"conv{number}_x": sizes.update({key: tuple(output.shape[1:])})
         )
-        block = module.stage
-        assert isinstance(block.conv1, nn.Conv2d) and isinstance(block.conv2, nn.Conv2d)
-        assert (block.conv1.out_channels, block.conv2.out_channels) == widths[number - 2]
-        assert block.conv1.kernel_size == block.conv2.kernel_size == (3, 3)
+        first, second = (module.get_submodule(f"stage.{part}") for part in ("conv1", "conv2"))
+        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+        assert (first.out_channels, second.out_channels) == widths[number - 2]
+        assert first.kernel_size == second.kernel_size == (3, 3)
     with torch.no_grad():
         output = net.eval()(torch.rand(1, 3, 224, 224))
     assert sizes == {f"conv{n}_x": (widths[n - 2][1], s, s) for n, s in ((2, 56), (3, 28), (4, 14), (5, 7))}
@@ -103,7 +103,8 @@ def test_attention_at_the_start_changes_nothing() -> None:
         net.backbone.load_state_dict(
             {n: reference["state"].get(n.replace("stage.", ""), t) for n, t in net.backbone.state_dict().items()}
         )
-        return net.eval()(images).logits
+        logits: Tensor = net.eval()(images).logits
+        return logits
 
     reference: dict[str, dict[str, Tensor]] = {}
     images = torch.rand(3, 3, 64, 64)

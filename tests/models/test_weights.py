@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
@@ -231,7 +232,7 @@ def test_a_file_of_another_network_is_refused_and_changes_nothing(case: str, tmp
 def test_a_deeper_network_may_start_from_a_shallower_one(tmp_path: Path) -> None:
     """The blocks that are missing are the identity: what the network computes is what the file's did."""
     torch.manual_seed(0)
-    small = timm.create_model("resnet50", num_classes=3)
+    small = cast(ResNet, timm.create_model("resnet50", num_classes=3))
     path = write(tmp_path / "small.pth", small.state_dict())
     net = timm.create_model("resnet101", num_classes=0)
     account = load_weights(net, path, model="resnet101")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -33,13 +33,14 @@ def small_vit() -> nn.Module:
         image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=24, num_classes=5
     )
     nn.init.normal_(vit.heads.head.weight)  # torchvision's start at zero
-    return vit
+    return cast(nn.Module, vit)
 
 
 def small_swin() -> nn.Module:
-    return torchvision.models.SwinTransformer(
+    swin: nn.Module = torchvision.models.SwinTransformer(
         patch_size=[4, 4], embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=5
     )
+    return swin
 
 
 BUILDERS: dict[str, tuple[Callable[[], nn.Module], list[str] | None, list[int]]] = {
@@ -98,8 +99,8 @@ def test_normalised_inside_or_outside_but_once(dual_attention: bool) -> None:
     images = torch.rand(2, 3, 64, 64)
     normal = torchvision.transforms.Normalize(MEAN, STD)(images)
     inside, outside = (
-        SceneNet.wrap(copy.deepcopy(original), LAYERS, dual_attention=dual_attention, **given)
-        for given in ({"mean": MEAN, "std": STD}, {})
+        SceneNet.wrap(copy.deepcopy(original), LAYERS, dual_attention=dual_attention, mean=mean, std=std)
+        for mean, std in ((MEAN, STD), (None, None))
     )
     for found in (inside(images), outside(normal)):
         torch.testing.assert_close(found.logits, original(normal), rtol=1e-4, atol=1e-5)
@@ -163,7 +164,8 @@ class Softmax(nn.Module):
         self.body, self.fc = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.body(images)).softmax(1)
+        shares: Tensor = self.fc(self.body(images)).softmax(1)
+        return shares
 
 
 class Twice(nn.Module):
@@ -174,7 +176,8 @@ class Twice(nn.Module):
         self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.conv(self.conv(images)).mean((2, 3)))
+        logits: Tensor = self.fc(self.conv(self.conv(images)).mean((2, 3)))
+        return logits
 
 
 class Dictionary(nn.Module):
@@ -185,7 +188,8 @@ class Dictionary(nn.Module):
 
 
 def resnet() -> nn.Module:
-    return torchvision.models.resnet18(num_classes=5)
+    network: nn.Module = torchvision.models.resnet18(num_classes=5)
+    return network
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,7 @@ def test_a_student_of_yours_trains_and_is_given_back_under_its_own_names() -> No
     assert net.training
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     images = torch.randn(4, 3, 64, 64)
-    nn.functional.cross_entropy(net(images).logits, torch.tensor([0, 1, 2, 3])).backward()
+    torch.autograd.backward(nn.functional.cross_entropy(net(images).logits, torch.tensor([0, 1, 2, 3])))
     optimizer.step()
     back = net.unwrapped()
     assert [*back.state_dict()] == names
@@ -243,10 +247,11 @@ def test_a_student_of_yours_trains_and_is_given_back_under_its_own_names() -> No
 
 def test_wrapping_leaves_modes_weights_and_running_statistics_alone() -> None:
     module = resnet()
-    module.layer1.eval()  # as where a part is frozen
+    module.get_submodule("layer1").eval()  # as where a part is frozen
     before = copy.deepcopy(module.state_dict())
     net = SceneNet.wrap(module, LAYERS)
-    assert net.training and module.layer2.training and not module.layer1.stage[0].bn1.training
+    assert net.training and module.get_submodule("layer2").training
+    assert not module.get_submodule("layer1.stage.0.bn1").training
     for name, tensor in net.unwrapped().state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

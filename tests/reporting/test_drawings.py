@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from scenedistill.metrics.calibration import calibration
@@ -31,7 +34,7 @@ RANDOM = np.random.default_rng(0)
 def texts(figure: Figure) -> list[str]:
     """Every text of a figure, as it is drawn."""
     figure.canvas.draw()
-    found = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    found = [cast(Text, text).get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     return [text for text in found if text]
 
 
@@ -61,7 +64,9 @@ def test_the_difference_of_two_matrices(tmp_path: Path) -> None:
     assert {"+30", "−30", "forêt", "$river$", "predicted class"} <= set(said)
     assert not {"+0", "−0"} & set(said), "what did not move is left empty"
     picture = figure.axes[0].images[0]
-    better, also = picture.to_rgba(picture.get_array())[0, :2, :3]
+    shown = picture.get_array()
+    assert shown is not None
+    better, also = picture.to_rgba(shown)[0, :2, :3]
     np.testing.assert_allclose(better, also), "more right and fewer wrong ones are both better"
     assert better[2] > better[1], "violet"
     drawn(figure, tmp_path)
@@ -72,6 +77,7 @@ def test_the_gains_of_the_classes(tmp_path: Path) -> None:
     figure = class_gains_figure(gains, "plain", "DKD")
     assert {"+25.0", "−10.0", "forêt  50 → 75 %", "$river$  90 → 80 %"} <= set(texts(figure))
     first, second = figure.axes[0].patches
+    assert isinstance(first, Rectangle) and isinstance(second, Rectangle)
     assert (first.get_width(), second.get_width()) == pytest.approx((25, -10))
     assert first.get_facecolor() != second.get_facecolor()
     drawn(figure, tmp_path)
@@ -108,14 +114,14 @@ def test_maps_of_embeddings_side_by_side(tmp_path: Path) -> None:
     said = texts(figure)
     assert {"teacher", "DKD", "1 car park", "2 forêt", "60 % pure"} <= set(said)
     assert "3 $river$" not in said
-    assert sum(len(points.get_offsets()) for points in figure.axes[1].collections) == 5
+    assert sum(len(np.asarray(points.get_offsets())) for points in figure.axes[1].collections) == 5
     drawn(figure, tmp_path)
 
 
 def test_learning_curves(tmp_path: Path) -> None:
     figure = learning_figure({"plain": training(), "DKD": training()})
     assert {"plain, training views", "DKD, validation"} <= set(texts(figure))
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata()[[0, -1]], [20, 80])
+    np.testing.assert_allclose(np.asarray(figure.axes[0].lines[0].get_ydata())[[0, -1]], [20, 80])
     drawn(figure, tmp_path)
 
 
@@ -125,7 +131,7 @@ def test_the_parts_of_a_loss_and_their_pulls(tmp_path: Path) -> None:
     assert {"ce", "0.5 × ss", "ce, 1 %", "0.5 × ss, 99 %", "DKD: parts of the loss"} <= set(said)
     assert any("'ss' drowns the others" in text for text in said)
     left, right = figure.axes
-    np.testing.assert_allclose(left.lines[1].get_ydata()[0], 0.5 * 6)
+    np.testing.assert_allclose(np.asarray(left.lines[1].get_ydata())[0], 0.5 * 6)
     np.testing.assert_array_equal(right.lines[1].get_xydata(), [[2, 99], [5, 99]])
     drawn(figure, tmp_path)
     assert len(parts_figure(training(), "plain").axes) == 1, "nothing was measured"
@@ -136,7 +142,7 @@ def test_the_reliability_diagram(tmp_path: Path) -> None:
     found = calibration(shares, np.array([0, 1, 1, 1]), bins=2)
     figure = reliability_figure({"teacher": found, "DKD": found})
     assert f"DKD\nECE {100 * found.ece:.1f} %, OA 75.0 %" in texts(figure)
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    heights = [cast(Rectangle, bar).get_height() for bar in figure.axes[0].patches]
     assert heights[1] == pytest.approx(0.75)
     assert heights[3] == pytest.approx(0.8 - 0.75)
     drawn(figure, tmp_path)

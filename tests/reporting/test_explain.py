@@ -17,8 +17,9 @@ from scenedistill.data.images.read import read_scene
 from scenedistill.inference.model import open_model
 from scenedistill.metrics.gradcam import agreement, class_activation
 from scenedistill.models.files import load_net
-from scenedistill.reporting.explain import PLAIN, TEACHER, Explained, as_text, explain, likeliest, networks_of
+from scenedistill.reporting.explain import Explained, as_text, explain, likeliest, networks_of
 from scenedistill.reporting.explain_sheet import ON_A_PAGE, draw_explained
+from scenedistill.runs.network import PLAIN, TEACHER
 
 pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 

@@ -78,13 +78,15 @@ def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.Abs
     uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install -e '.[use]'")
     pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
     from scenedistill.serve import server as serve
+    from scenedistill.serve.files import Shelf
     from scenedistill.serve.limits import ServeLimits
+    from scenedistill.serve.worker import Workers
 
     @contextlib.contextmanager
     def serving(connections: dict[str, Any] | None = None, **given: Any) -> Iterator[Page]:
         limits, (student, teacher) = ServeLimits(**given), page_networks
         setup = serve.worker_setup(student, teacher, limits, device="cpu", threads=1)
-        workers, shelf = serve.Workers(setup, limits), serve.Shelf(limits)
+        workers, shelf = Workers(setup, limits), Shelf(limits)
         workers.start()
         app = serve.build_app(workers, shelf, limits)
         with serve._listen("127.0.0.1", 0) as listener:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.scenes import SceneIndex
-from scenedistill.losses.base import TeacherStatistics
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.losses.registry import LOSSES, build_losses
-from scenedistill.losses.triplet import triplet_loss
+from scenedistill.losses.triplet import Mining, triplet_loss
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
@@ -34,7 +35,9 @@ from scenedistill.training.distributed import gather, gather_output, share_batch
 BATCH, SIZE, CLASSES = 8, 32, 4
 TEACHER = FeatureDims(CLASSES, 12, (6, 8, 10, 12))
 STATISTICS = TeacherStatistics(
-    torch.zeros(TEACHER.embedding), *(tuple(map(make, TEACHER.stages)) for make in (torch.zeros, torch.ones))
+    torch.zeros(TEACHER.embedding),
+    tuple(torch.zeros(width) for width in TEACHER.stages),
+    tuple(torch.ones(width) for width in TEACHER.stages),
 )
 #: the images of a class lie in different processes: without the others a process has no positives
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
@@ -57,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
 class Step(nn.Module):
     """What a training step computes of one process's share: cross-entropy, which trains the head, and a loss."""
 
-    def __init__(self, net: SceneNet, loss: nn.Module | str | None, gathered: bool) -> None:
+    def __init__(self, net: SceneNet, loss: DistillationLoss | Mining | None, gathered: bool) -> None:
         super().__init__()
         self.net, self.loss = net, loss
         self.gather: Callable[[Tensor], Tensor] = gather if gathered else lambda tensor: tensor
@@ -71,8 +74,9 @@ class Step(nn.Module):
             embedding, labels = self.gather(output.embedding), self.gather(labels)
             return entropy + triplet_loss(embedding, labels, margin=1.0, mining=self.loss)
         if self.loss.relational and self.gather is gather:
-            return entropy + self.loss(gather_output(output), gather_output(teacher), gather(labels))
-        return entropy + self.loss(output, teacher, labels)
+            output, teacher, labels = gather_output(output), gather_output(teacher), gather(labels)
+        distance: Tensor = self.loss(output, teacher, labels)
+        return entropy + distance
 
 
 def teacher_output(count: int) -> SceneOutput:
@@ -98,13 +102,16 @@ def compute(rank: int, world: int) -> dict[str, Any]:
             if "expand" in name or "locate" in name:
                 nn.init.normal_(parameter, std=0.3)
         name = case.split(",")[0].split()[0]
-        loss: nn.Module | str | None = None if name == "ce" else name
+        loss: DistillationLoss | Mining | None = None
         if name in LOSSES and name != "ce":
-            loss = build_losses({name: 1.0}, net.dims, TEACHER, {name: how.get("options", {})})[name]
+            built = build_losses({name: 1.0}, net.dims, TEACHER, {name: how.get("options", {})})
+            loss = cast(DistillationLoss, built[name])
             loss.prepare(STATISTICS)
+        elif name != "ce":
+            loss = cast(Mining, name)
         step = Step(net, loss, how.get("gathered", True)).double()
         images = torch.rand(BATCH, 3, SIZE, SIZE, dtype=torch.float64)
-        teacher = teacher_output(BATCH).map(lambda tensor, mine=mine: tensor[mine])
+        teacher = teacher_output(BATCH).map(itemgetter(mine))
         module: nn.Module = step
         if world > 1:
             if how.get("shared", True):
@@ -149,7 +156,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=world)
     torch.save(compute(rank, world), folder / f"{rank}.pt")
-    np.savez(folder / f"{rank}.npz", **predictions())
+    arrays: dict[str, Any] = {**predictions()}
+    np.savez(folder / f"{rank}.npz", **arrays)
     dist.destroy_process_group()
 
 

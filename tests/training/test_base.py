@@ -6,13 +6,13 @@ import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig, training_view
 from scenedistill.models.create import build_student
@@ -88,10 +88,15 @@ def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
     seen: list[float] = []
 
     class Watched(StudentTraining):
-        def configure_gradient_clipping(self, optimizer: Any, **limit: Any) -> None:
+        def configure_gradient_clipping(
+            self,
+            optimizer: torch.optim.Optimizer,
+            gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None,
+        ) -> None:
             parts = self.net.parameters(), self.losses.parameters()
-            before = [[p.grad.clone() for p in part] for part in map(list, parts)]
-            super().configure_gradient_clipping(optimizer, **limit)
+            before = [[cast(torch.Tensor, p.grad).clone() for p in part] for part in map(list, parts)]
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             for part, grads in zip((self.net, self.losses), before, strict=True):
                 norm = torch.stack([grad.norm() for grad in grads]).norm()
                 scale = min(1.0, 6.0 / float(norm))
@@ -99,7 +104,7 @@ def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
                 for parameter, grad in zip(part.parameters(), grads, strict=True):
                     torch.testing.assert_close(parameter.grad, scale * grad, rtol=1e-4, atol=1e-9)
 
-    fit = FitConfig(epochs=1, batch_size=8, lr=0.02, clip_norm=6.0)
+    fit = StudentFitConfig(epochs=1, batch_size=8, lr=0.02, clip_norm=6.0)
     module = Watched(
         build_student("table1_printed", 4, image_size=32), StudentConfig(fit=fit), {"ce": 1.0, "da": 3.0}, ViewConfig(),
         image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
@@ -123,7 +128,8 @@ class Diverging(SceneTraining):
         if self.global_step >= 5:
             parts["ss"] = parts["ss"] + math.inf - math.inf
         self.report(parts, logits, batch.labels)
-        return parts["ce"] + parts["ss"]
+        loss: torch.Tensor = parts["ce"] + parts["ss"]
+        return loss
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step_and_part(train: Train, tmp_path: Path) -> None:
@@ -143,7 +149,7 @@ def test_a_learning_rate_out_of_all_bounds_is_named(train: Train) -> None:
         train(
             StudentTraining(
                 build_student("table1_printed", 4, image_size=32),
-                StudentConfig(fit=FitConfig(epochs=3, batch_size=16, lr=1e30, warmup_epochs=0, clip_norm=0)),
+                StudentConfig(fit=StudentFitConfig(epochs=3, batch_size=16, lr=1e30, warmup_epochs=0, clip_norm=0)),
                 {"ce": 1.0},
                 ViewConfig(),
                 image_size=32,

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits.draw import assemble
@@ -36,7 +36,7 @@ class Killed(Callback):
 
 def train(cache: SceneCache, mild: ViewConfig, folder: Path, *more: Callback) -> None:
     torch.manual_seed(0)
-    schedule = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.1, warmup_epochs=0)
+    schedule = StudentFitConfig(epochs=EPOCHS, batch_size=16, lr=0.1, warmup_epochs=0)
     net = build_student("table1_printed", 4, image_size=32)
     module = StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, mild, image_size=32, seed=0)
     parts = torch.arange(64).remainder(4).eq(3).to(torch.int8).numpy()  # every fourth image validates

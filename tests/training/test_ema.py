@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.module import SceneDataModule
@@ -38,9 +38,9 @@ def student(
     views: ViewConfig, decay: float = 0.6, name: str = "table1_printed", epochs: int = EPOCHS
 ) -> StudentTraining:
     torch.manual_seed(0)
-    schedule = FitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=0, ema_decay=decay)
+    schedule = StudentFitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=0, ema_decay=decay)
     net: SceneNet = build_student(name, 4, image_size=32)
-    return StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, views, image_size=32, seed=0)  # type: ignore[arg-type]
+    return StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, views, image_size=32, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.splits.draw import assemble
@@ -150,7 +150,7 @@ class _Unwritable:
 
 def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = StudentConfig(fit=FitConfig(epochs=2, batch_size=100, warmup_epochs=0))
+    config = StudentConfig(fit=StudentFitConfig(epochs=2, batch_size=100, warmup_epochs=0))
     module = StudentTraining(
         build_student("table1_printed", 4, image_size=32), config, {"ce": 1.0}, mild, image_size=32, seed=0
     )
@@ -207,7 +207,7 @@ def test_too_few_validation_images_for_the_devices_are_refused(
 ) -> None:
     parts = np.zeros(64, np.int8)
     parts[5] = 1  # one image validates
-    schedule = FitConfig(epochs=1, batch_size=16)
+    schedule = StudentFitConfig(epochs=1, batch_size=16)
     net = build_student("table1_printed", 4, image_size=32)
     module = StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, mild, image_size=32, seed=0)
     with pytest.raises(UserError, match=r"1 validation images cannot be shared out to 2 devices"):

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.module import SceneDataModule
 from scenedistill.data.splits.draw import Split
@@ -40,7 +40,7 @@ def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = 
     net.head = nn.Sequential(nn.Dropout(0.5), net.head)  # type: ignore[assignment]
     net.head.weight = net.head[1].weight  # type: ignore[index]  # whose type a SceneNet asks for
     return StudentTraining(
-        net, StudentConfig(fit=FitConfig(epochs=3, batch_size=16, lr=0.02, warmup_epochs=1)), weights, views,
+        net, StudentConfig(fit=StudentFitConfig(epochs=3, batch_size=16, lr=0.02, warmup_epochs=1)), weights, views,
         image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scenedistill.config import FitConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import FitConfig, RunConfig, StudentConfig, StudentFitConfig, TeacherConfig, TeacherFitConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits.draw import Split
@@ -20,6 +20,7 @@ from scenedistill.experiments.run import check_settings
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
+from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import view_size
 from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
@@ -27,7 +28,8 @@ from scenedistill.training.teacher import TeacherTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 SIZE, EPOCHS = 64, 6
-FIT = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.02, warmup_epochs=0, first_size=0.5)
+_FIT = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.02, warmup_epochs=0, first_size=0.5)
+FIT, TEACHING = StudentFitConfig(**vars(_FIT)), TeacherFitConfig(**vars(_FIT))
 SIDES = [32, 48, 48, 64, 64, 64]  # of 0.5, 0.625, 0.75 and 0.875 of 64, to the next multiple of 16
 
 
@@ -59,7 +61,7 @@ def student(views: ViewConfig, knowledge: Knowledge | None = None, name: str = "
     torch.manual_seed(0)
     weights = {"ce": 1.0} if knowledge is None else {"ce": 1.0, "da": 1.0, "at": 10.0, "sp": 1.0, "reviewkd": 1.0}
     return StudentTraining(
-        build_student(name, 4, image_size=SIZE), StudentConfig(fit=FIT), weights, views, image_size=SIZE, seed=0,  # type: ignore[arg-type]
+        build_student(name, 4, image_size=SIZE), StudentConfig(fit=FIT), weights, views, image_size=SIZE, seed=0,
         knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0] if knowledge else None,
     )  # fmt: skip
 
@@ -78,7 +80,7 @@ def test_the_network_sees_the_same_view_at_its_size(
 ) -> None:
     batch = all_images.fetch([0, 20, 40])
     for training in (student, lambda views: TeacherTraining(
-        build_student("table1_printed", 4, image_size=SIZE), TeacherConfig(fit=FIT), views, image_size=SIZE, seed=0
+        build_student("table1_printed", 4, image_size=SIZE), TeacherConfig(fit=TEACHING), views, image_size=SIZE, seed=0
     )):  # fmt: skip
         module = training(mild)
         seen: list[Tensor] = []
@@ -100,10 +102,14 @@ def test_it_trains_while_the_teacher_answers_full_views(
         module = student(mild, knowledge, name)
         train(module, folder=name)
         alone[name] = weights_hash(module.net)
-    asked, ask = [], FrozenTeacher.__call__
-    monkeypatch.setattr(
-        FrozenTeacher, "__call__", lambda self, view, *what: asked.append(view.shape[-1]) or ask(self, view, *what)
-    )
+    asked: list[int] = []
+    ask = FrozenTeacher.__call__
+
+    def watched(self: FrozenTeacher, view: Tensor, *what: bool) -> SceneOutput:
+        asked.append(view.shape[-1])
+        return ask(self, view, *what)
+
+    monkeypatch.setattr(FrozenTeacher, "__call__", watched)
     together = TogetherTraining({name: student(mild, knowledge, name) for name in alone})
     asked.clear()
     seen: list[int] = []
@@ -111,7 +117,8 @@ def test_it_trains_while_the_teacher_answers_full_views(
     train(together, folder="together")
     assert set(asked) == {SIZE}
     assert [side for side, before in zip(seen, [0, *seen], strict=False) if side != before] == [32, 48, 64]
-    assert {name: weights_hash(one.net) for name, one in zip(alone, together.students, strict=True)} == alone
+    students = [cast(StudentTraining, one) for one in together.students]
+    assert {name: weights_hash(one.net) for name, one in zip(alone, students, strict=True)} == alone
 
 
 def test_killed_it_goes_on_with_the_size_of_its_epoch(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import build_cache
@@ -37,7 +39,9 @@ def teacher(all_images: ScenePart) -> SceneNet:
     return net.eval().requires_grad_(False)
 
 
-def knowing(teacher: SceneNet, part: ScenePart, views: int, root: Path | None = None, **changes: Any) -> Knowledge:
+def knowing(
+    teacher: SceneNet, part: ScenePart | TrainingPart, views: int, root: Path | None = None, **changes: Any
+) -> Knowledge:
     settings = {"config": VIEWS, "image_size": 32, "seed": 5, "precision": "fp32", "root": root, **changes}
     return Knowledge(teacher, part, views=views, **settings)
 
@@ -98,7 +102,8 @@ def test_what_was_kept_is_read_by_a_later_run_and_nobody_asks_the_teacher(
     again = knowing(teacher, all_images, 3, tmp_path)  # another K cycles otherwise through the same views
     assert [np.array_equal(said(again, all_images, epoch), answers[epoch]) for epoch in range(2)] == [True, True]
     for ours, theirs in zip(again.statistics(CPU)[0], statistics[0], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        pairs = zip(cast(Iterable[Tensor], ours), cast(Iterable[Tensor], theirs), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
     assert again.statistics(CPU)[1] == statistics[1]
     assert not again.teachers.asked, "the teacher was asked"
     assert files(tmp_path) == before
@@ -254,7 +259,7 @@ def test_what_is_kept_of_mixed_and_unlabelled_views_is_what_the_teacher_says(
     for epoch in (1, 2):
         kept.open(epoch, CPU)
         batch = part.at(epoch % 2).fetch(range(32))
-        assert batch.partner is not None and (batch.amount < 1).any()
+        assert batch.partner is not None and batch.amount is not None and (batch.amount < 1).any()
         views = [
             training_view(one.images, one.ids, seed=5, epoch=epoch % 2, size=24, config=VIEWS)
             for one in (batch, batch.partner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_a_view_is_read_back_and_a_partly_written_one_is_not_there(tmp_path: Pat
         pass
 
     class Dying:
-        def __array__(self) -> None:
+        def __array__(self) -> NoReturn:
             raise Killed
 
     with pytest.raises(Killed):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig
+from scenedistill.config import FitConfig, MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.core.precision import Precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.views import ViewConfig
@@ -62,7 +62,14 @@ def learn(all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path) -
         net = build_student("table1_printed", 4, image_size=32)
         statistics = knowledge.statistics(CPU)[0]
         module = StudentTraining(
-            net, StudentConfig(fit=FIT), DKD, mild, image_size=32, seed=0, knowledge=knowledge, statistics=statistics
+            net,
+            StudentConfig(fit=StudentFitConfig(**vars(FIT))),
+            DKD,
+            mild,
+            image_size=32,
+            seed=0,
+            knowledge=knowledge,
+            statistics=statistics,
         )
         train(module, folder=folder, machine=MachineConfig(accelerator="cpu", precision=precision, **machine))
         with (tmp_path / folder / "logs" / "attempt_0" / "metrics.csv").open() as file:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scenedistill.config import FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    FitConfig,
+    MachineConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
@@ -34,9 +41,9 @@ class Watch(StudentTraining):
 
     def __init__(self, views: ViewConfig, steps: int | None = STEPS, epochs: int = 3) -> None:
         torch.manual_seed(0)
-        fit = FitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=1, steps=steps, ema_decay=0.5)
+        fit = StudentFitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=1, steps=steps, ema_decay=0.5)
         net = build_student("table1_printed", 4, image_size=32)
-        super().__init__(net, StudentConfig(fit=fit), {"ce": 1.0}, views, image_size=32, seed=0)  # type: ignore[arg-type]
+        super().__init__(net, StudentConfig(fit=fit), {"ce": 1.0}, views, image_size=32, seed=0)
         self.rates: list[float] = []
         self.validated: list[int] = []
 
@@ -103,9 +110,9 @@ def test_epochs_are_counted_by_the_batches_there_are(train: Any, split: Split, m
 
 def test_a_teacher_takes_steps_too(train: Any, split: Split, mild: ViewConfig) -> None:
     torch.manual_seed(0)
-    fit = FitConfig(epochs=2, batch_size=16, lr=0.02, steps=5)
+    fit = TeacherFitConfig(**vars(FitConfig(epochs=2, batch_size=16, lr=0.02, steps=5)))
     net = build_student("table1_printed", 4, image_size=32)
-    module = TeacherTraining(net, TeacherConfig(fit=fit), mild, image_size=32, seed=0)  # type: ignore[arg-type]
+    module = TeacherTraining(net, TeacherConfig(fit=fit), mild, image_size=32, seed=0)
     record = train(module, split=split, images_per_class=4)
     assert (record["epochs"], record["steps"]) == (2, 5)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
@@ -47,7 +47,7 @@ def student(
     weights: dict[str, float], views: ViewConfig, knowledge: Knowledge | None = None, **fit: Any
 ) -> StudentTraining:
     torch.manual_seed(0)
-    config = StudentConfig(fit=FitConfig(**{**vars(FIT), **fit}))
+    config = StudentConfig(fit=StudentFitConfig(**{**vars(FIT), **fit}))
     net = build_student("table1_printed", 4, image_size=32)
     statistics = knowledge.statistics(torch.device("cpu"))[0] if knowledge else None
     return StudentTraining(
@@ -116,7 +116,7 @@ def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
     for name, part in module.losses.items():
         assert torch.allclose(seen[name], part(ours, theirs, batch.labels), rtol=1e-4), name
     assert torch.allclose(seen["ce"], F.cross_entropy(ours.logits, batch.labels))
-    assert torch.allclose(loss, sum(weights[name] * seen[name] for name in weights))
+    assert torch.allclose(loss, sum((weights[name] * seen[name] for name in weights), torch.zeros(())))
 
 
 def test_a_loss_on_feature_maps_trains(all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scenedistill.config import FitConfig, TeacherConfig
+from scenedistill.config import FitConfig, TeacherConfig, TeacherFitConfig
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses.triplet import triplet_loss
@@ -16,13 +16,15 @@ from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student
 from scenedistill.training.teacher import TeacherTraining
 
-FIT = FitConfig(epochs=30, batch_size=16, optimizer="adamw", lr=2e-3, weight_decay=0.05, warmup_epochs=2)
+FIT = TeacherFitConfig(epochs=30, batch_size=16, lr=2e-3, fresh_lr_factor=1.0, weight_decay=0.05, warmup_epochs=2)
 
 
 class Kept(TeacherTraining):
     """Remembers what a step reports, without a Trainer."""
 
-    def report(self, parts: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def report(
+        self, parts: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, prefix: str = ""
+    ) -> None:
         self.parts, self.logits = parts, logits
 
     @property
@@ -38,7 +40,9 @@ def step(config: TeacherConfig, batch: SceneBatch, views: ViewConfig) -> tuple[K
 
 def test_a_step_is_cross_entropy_plus_lambda_times_triplet(all_images: ScenePart, mild: ViewConfig) -> None:
     batch = all_images.fetch([0, 1, 16, 17, 32, 33, 48, 49])
-    module, loss = step(TeacherConfig(triplet_weight=0.7, margin=0.3, fit=FitConfig()), batch, mild)
+    module, loss = step(
+        TeacherConfig(triplet_weight=0.7, margin=0.3, fit=TeacherFitConfig(**vars(FitConfig()))), batch, mild
+    )
     module.eval()  # in train mode the norms would have moved on
     torch.manual_seed(0)
     net = build_student("table1_printed", 4, image_size=32)
@@ -52,7 +56,7 @@ def test_a_step_is_cross_entropy_plus_lambda_times_triplet(all_images: ScenePart
 
 def test_without_triplets_a_step_is_smoothed_cross_entropy_alone(all_images: ScenePart, mild: ViewConfig) -> None:
     batch = all_images.fetch([0, 16, 32, 48])
-    config = TeacherConfig(triplet_weight=0, fit=FitConfig(label_smoothing=0.1))
+    config = TeacherConfig(triplet_weight=0, fit=TeacherFitConfig(**vars(FitConfig(label_smoothing=0.1))))
     module, loss = step(config, batch, mild)
     assert torch.allclose(loss, F.cross_entropy(module.logits, batch.labels, label_smoothing=0.1))
     assert set(module.parts) == {"ce"}

@@ -21,7 +21,7 @@ def nets() -> list[SceneNet]:
         net = build_student(name, 4, image_size=32)
         with torch.no_grad():
             for stage in net.stages:  # gates that look somewhere
-                torch.nn.init.normal_(stage.attention.locate.weight, std=0.5)
+                torch.nn.init.normal_(stage.attention.get_parameter("locate.weight"), std=0.5)
             net(torch.rand(32, 3, 32, 32))
         found.append(net.eval().requires_grad_(False))
     return found
@@ -71,8 +71,8 @@ def test_the_eight_symmetries_are_averaged_and_maps_turned_back(nets: list[Scene
     assert close(found.attention[1].spatial, torch.stack(spatial).mean(0))
     assert close(found.attention[1].energy, torch.stack(energy).mean(0))
     assert close(found.features[1], torch.stack(features).mean(0))
-    turned = ask(nets[:1], symmetries=True)(torch.rot90(view, 1, (2, 3)))
-    assert close(turned.logits, found.logits), "the same however the view is turned"
+    again = ask(nets[:1], symmetries=True)(torch.rot90(view, 1, (2, 3)))
+    assert close(again.logits, found.logits), "the same however the view is turned"
 
 
 def test_another_process_asks_anew_and_a_changed_teacher_is_noticed(nets: list[SceneNet]) -> None:

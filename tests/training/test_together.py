@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from scenedistill.config import FitConfig, StudentConfig
+from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig
@@ -15,6 +15,7 @@ from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.network import SceneNet
+from scenedistill.models.output import SceneOutput
 from scenedistill.training.multi_student import TogetherTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
@@ -40,8 +41,8 @@ def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig
     name, weights = METHODS[method]
     net: SceneNet = build_student(name, 4, image_size=32)
     return StudentTraining(
-        net, StudentConfig(fit=fit), weights, views, image_size=32, seed=0, knowledge=knowledge,
-        statistics=knowledge.statistics(torch.device("cpu"))[0],
+        net, StudentConfig(fit=StudentFitConfig(**vars(fit))), weights, views, image_size=32, seed=0,
+        knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
     )  # fmt: skip
 
 
@@ -53,16 +54,19 @@ def test_side_by_side_is_as_alone_with_one_teacher_pass(
         module = student(method, knowledge, mild)
         train(module, folder=method)
         alone[method] = weights_hash(module.net)
-    asked = []
+    asked: list[int] = []
     ask = FrozenTeacher.__call__
-    monkeypatch.setattr(
-        FrozenTeacher, "__call__", lambda self, view, *what: asked.append(len(view)) or ask(self, view, *what)
-    )
+
+    def watched(self: FrozenTeacher, view: torch.Tensor, *what: bool) -> SceneOutput:
+        asked.append(len(view))
+        return ask(self, view, *what)
+
+    monkeypatch.setattr(FrozenTeacher, "__call__", watched)
     together = TogetherTraining({method: student(method, knowledge, mild) for method in METHODS})
     asked.clear()
     record = train(together, folder="together")
-    for name, module in zip(METHODS, together.students, strict=True):
-        assert weights_hash(module.net) == alone[name], name
+    for name, trained in zip(METHODS, together.students, strict=True):
+        assert weights_hash(cast(StudentTraining, trained).net) == alone[name], name
     assert sum(asked) == 2 * 64, "each view was shown to the teacher once"
     expected = {f"{method} {part}" for method, (_, parts) in METHODS.items() for part in (*parts, "train_oa")}
     assert set(record["last_epoch"]) == expected

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
-from scenedistill.config import FitConfig, MachineConfig, RunConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    FitConfig,
+    MachineConfig,
+    RunConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.errors import UserError
 from scenedistill.losses.registry import METHODS
 from scenedistill.training.trial import CPU_IMAGES, try_student, try_teacher
@@ -16,12 +23,12 @@ from scenedistill.training.trial import CPU_IMAGES, try_student, try_teacher
 CPU = torch.device("cpu")
 
 
-def config(**student: object) -> RunConfig:
+def config(**student: Any) -> RunConfig:
     fit = FitConfig(batch_size=8)
     return RunConfig(
         image_size=32,
-        teacher=TeacherConfig(name="table1_printed", weights="none", fit=dataclasses.replace(fit)),
-        student=StudentConfig(**{"name": "table1_printed", "fit": fit, **student}),  # type: ignore[arg-type]
+        teacher=TeacherConfig(name="table1_printed", weights="none", fit=TeacherFitConfig(**vars(fit))),
+        student=StudentConfig(**{"name": "table1_printed", "fit": StudentFitConfig(**vars(fit)), **student}),
         machine=MachineConfig(accelerator="cpu"),
     )
 

@@ -13,7 +13,15 @@ import yaml
 from rich.console import Console
 
 from scenedistill import RunConfig, run
-from scenedistill.config import DataConfig, FitConfig, MachineConfig, StudentConfig, TeacherConfig
+from scenedistill.config import (
+    DataConfig,
+    FitConfig,
+    MachineConfig,
+    StudentConfig,
+    StudentFitConfig,
+    TeacherConfig,
+    TeacherFitConfig,
+)
 from scenedistill.core.disk import read_json, write_json
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.page import write_report
@@ -49,8 +57,8 @@ def made(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         image_size=32,
         seeds=[0, 1],
         data=DataConfig(train_ratio=0.5, stored_size=40, cache_dir=home / "cache"),
-        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=fit),
-        student=StudentConfig(name="table1_printed", knowledge_views=0, fit=fit),
+        teacher=TeacherConfig(name="table1_printed", weights="none", min_oa=0.0, fit=TeacherFitConfig(**vars(fit))),
+        student=StudentConfig(name="table1_printed", knowledge_views=0, fit=StudentFitConfig(**vars(fit))),
         machine=MachineConfig(accelerator="cpu", precision="fp32"),
     )
     run(manifest, home / "run", config, command="scenedistill run scenes.csv --out run", console=Console(quiet=True))

@@ -24,6 +24,7 @@ def test_counts_and_images_are_those_of_the_outputs(made: Any) -> None:
             for row, column, count in one["counts"]:
                 counts[row, column] = count
             assert one["seed"] == network.seed and (counts == network.confusion).all()
+            assert network.outputs is not None
             label = dict(zip(network.test_paths, network.outputs.labels, strict=True))
             named = dict(zip(network.test_paths, network.outputs.predicted, strict=True))
             for place, images in one["behind"].items():
@@ -40,12 +41,11 @@ def test_what_is_looked_at_closely_and_wrong_comes_first(made: Any) -> None:
     closely = [n for n in cell.networks if n.label == "dkd"]
     found = matrices(cell, closely)
     assert found is not None and sorted(found.wanted) == list(range(len(found.paths)))
-    wrong = {
-        path
-        for n in closely
-        for path, label, named in zip(n.test_paths, n.outputs.labels, n.outputs.predicted, strict=True)
-        if label != named
-    }
+    wrong = set()
+    for n in closely:
+        assert n.outputs is not None
+        told = zip(n.test_paths, n.outputs.labels, n.outputs.predicted, strict=True)
+        wrong |= {path for path, label, named in told if label != named}
     first = [found.paths[i] for i in found.wanted[:5]]
     assert set(first) <= wrong
     copies = Thumbnails(10**6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,7 +26,8 @@ from scenedistill.runs.run import Run
 
 
 def test_mean_and_spread() -> None:
-    assert mean([0.5, 0.6], factor=100) == Entry("55.00 ± 7.07", 55.0, pytest.approx(7.0710678))
+    both = mean([0.5, 0.6], factor=100)
+    assert both == Entry("55.00 ± 7.07", 55.0, both.spread) and both.spread == pytest.approx(7.0710678)
     assert mean([0.5, None, 0.6], factor=100).text == "55.00 ± 7.07 (n=2)"
     assert mean([0.5], factor=100) == Entry("50.00", 50.0)
     assert mean([None]).text == number(None).text == "-" and number(math.nan).text == "-"
@@ -85,7 +86,7 @@ def test_published_figures_stand_by_themselves() -> None:
     (table,) = published_tables([("AID", 0.2), ("AID", 0.2), ("my own images", 0.2)])
     assert table.caption.startswith("Published by others: AID, 20 % training")
     assert all(row[-1].link.startswith("https://") for row in table.rows)
-    figures = [row[table.head.index("OA (%)")].sort for row in table.rows]
+    figures = cast(list[float], [row[table.head.index("OA (%)")].sort for row in table.rows])
     assert figures == sorted(figures, reverse=True) and all(50 < figure < 100 for figure in figures if figure)
 
 
