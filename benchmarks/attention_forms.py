@@ -1,10 +1,10 @@
-"""Which form of the DA module helps a student: short trainings, compared on validation images alone.
+"""Compare forms of the DA module for a student by short trainings, on validation images alone.
 
     python benchmarks/attention_forms.py path/to/AID results/attention_forms.json [--forms none bounded ...]
 
-trains `table1_resnet` from nothing on the labels, with each form of the module behind its stages, on four of five folds
-of the training images of seed 0 (20 %), and tests it on the fifth. The test images of seed 0 are not looked at. A row's
-seed is the number of its fold.
+trains `table1_resnet` from scratch on the labels, with each form of the module behind its stages, on four of five folds
+of the training images of seed 0 (20 %), and tests it on the fifth. The test images of seed 0 are not used. A row's seed
+is the number of its fold.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ STUDENT = "table1_resnet"
 
 
 class SigmoidOnNormalised(DualAttention):
-    """Summaries normalised, gates open to 0 and 1."""
+    """Sigmoid gates in 0..1 on normalised summaries."""
 
     def _gate(self, score: Tensor) -> Tensor:
         return torch.sigmoid(score)
 
 
 class BoundedOnRaw(SigmoidAttention):
-    """Gates bounded, summaries raw."""
+    """Bounded gates on raw summaries."""
 
     def _gate(self, score: Tensor) -> Tensor:
         return 0.5 + torch.tanh(score) / 4
 
 
 class WithinImage(DualAttention):
-    """Gates bounded; each map standardised over its own positions, the channels by layer norm."""
+    """Bounded gates; each map is standardised over its own positions, the channels by layer norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -69,7 +69,7 @@ class WithinImage(DualAttention):
 
 
 class ChannelsAlone(DualAttention):
-    """Bounded channel gates; every position open."""
+    """Bounded channel gates; the spatial gate is the same at every position."""
 
     def _norm_summary(self, summary: Tensor) -> Tensor:
         return 0 * super()._norm_summary(summary)
@@ -87,7 +87,7 @@ FORMS: dict[str, type[DualAttention] | None] = {
 
 
 def student_with(form: str, classes: int, pixels: int) -> SceneNet:
-    """The student of a fixed start with a form of the module behind each stage."""
+    """Build the student from a fixed initialisation, with a form of the module behind each stage."""
     torch.manual_seed(0)
     kind = FORMS[form]
     net = build_student(STUDENT, classes, image_size=pixels, dual_attention=kind is not None)
@@ -98,7 +98,7 @@ def student_with(form: str, classes: int, pixels: int) -> SceneNet:
 
 
 def fold_of(split: Split, labels: np.ndarray, number: int) -> np.ndarray:
-    """Part of every image of the data set: 0 trains, 1 validates, -1 is not looked at; stratified."""
+    """Return the part of every image of the data set, stratified: 0 training, 1 validation, -1 unused."""
     part = np.full(len(labels), -1, np.int8)
     draw = np.random.default_rng(0)
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""A picture of where networks look: scenes side by side with each network's energy maps.
+"""Draw scenes side by side with each network's energy maps.
 
 python benchmarks/attention_sheet.py IMAGE_FOLDER SHEET.png NAME=weights.safetensors [NAME=...]
 """
@@ -29,11 +29,11 @@ def attention_sheet(networks: Mapping[str, tuple[SceneNet, NetCard]], scenes: Sc
     """Draw one column for each scene and one row for each network.
 
     A network's map is the mean of its last two stages' energy maps (where squared features are large), each scaled to
-    0..1 over the image, laid over the scene; below it the class it names, with a cross where that is wrong.
+    0..1 over the image, laid over the scene; below it the predicted class, with a cross if wrong.
 
     Args:
         networks: caption to network.
-        scenes: what to draw, a handful.
+        scenes: a few scenes to draw.
     """
     figure = Figure(figsize=(1.3 * len(scenes), 1.45 * (len(networks) + 1)), layout="constrained", dpi=110)
     axes = figure.subplots(len(networks) + 1, len(scenes), squeeze=False)
@@ -58,7 +58,7 @@ def attention_sheet(networks: Mapping[str, tuple[SceneNet, NetCard]], scenes: Sc
 
 
 def look(net: SceneNet, image: np.ndarray) -> tuple[np.ndarray, int]:
-    """Where a network looks in one image, float32 `[H, W]` in 0..1, and the class it names.
+    """Compute a network's energy map of one image, float32 `[H, W]` in 0..1, and the predicted class.
 
     Args:
         net: in eval mode.

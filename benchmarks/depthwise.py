@@ -1,4 +1,4 @@
-"""What the gradients of depthwise convolutions cost on this CPU: torch's own in both precisions, and ours in bfloat16.
+"""Time the gradients of depthwise convolutions on this CPU: torch's own in both precisions, and ours in bfloat16.
 
     python benchmarks/depthwise.py
 
@@ -38,18 +38,18 @@ Convolve = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def torchs(image: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-    """Torch's own convolution."""
+    """Apply torch's own convolution."""
     return F.conv2d(image, kernel, None, stride, padding, groups=len(kernel))
 
 
 def ours(image: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-    """The convolution with quick gradients."""
+    """Apply our convolution with fast gradients."""
     answer: Tensor = DepthwiseConvolution.apply(image, kernel, stride, padding)
     return answer
 
 
 def milliseconds(convolve: Convolve, layer: tuple[int, int, int, int], kind: torch.dtype) -> float:
-    """Of one backward pass of a layer."""
+    """Time one backward pass of a layer, the least of `REPEATS`."""
     channels, side, size, stride = layer
     image = torch.randn(BATCH, channels, side, side).to(kind).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(channels, 1, size, size).to(kind)

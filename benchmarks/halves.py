@@ -1,9 +1,9 @@
-"""Two halves of a split's training images: recipes are compared by learning from each and looking at the other.
+"""Halve a split's training images, to compare recipes by training on one half and testing on the other.
 
     scenedistill split path/to/AID seed0.csv --train_ratio 0.2 --seed 0
     python benchmarks/halves.py seed0.csv half0.csv half1.csv
 
-No test image of the split is in either file, so that what is chosen so was not chosen on test images.
+Neither file holds a test image of the split, so no recipe is chosen on test images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def halve(split: Path, outs: tuple[Path, Path], seed: int = 0) -> None:
-    """Write the two split files: the training images of every class, shuffled, in turn for training and for test."""
+    """Write the two split files: each has one shuffled half of every class's training images as train, one as test."""
     with split.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     draw = random.Random(seed)
@@ -34,7 +34,7 @@ def halve(split: Path, outs: tuple[Path, Path], seed: int = 0) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("split", type=Path, help="split file that `scenedistill split` has written")
     parser.add_argument("outs", type=Path, nargs=2, help="the two files to write")

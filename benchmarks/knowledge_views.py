@@ -1,9 +1,9 @@
-"""What the number of kept views costs in accuracy, and what more epochs bring.
+"""Measure what the number of kept views costs in accuracy, and what more epochs bring.
 
     python benchmarks/knowledge_views.py path/to/AID results/knowledge_views.json --out runs/views [OPTIONS OF run ...]
 
 trains the student of `configs/aid20.yaml` for seed 0 in several ways, all with one teacher and one store:
-`EPOCHS:VIEWS`, VIEWS as many as EPOCHS being the same as a teacher asked anew in every epoch, and 0 the plain student.
+`EPOCHS:VIEWS`. VIEWS equal to EPOCHS is the same as running the teacher in every epoch; 0 is the plain student.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "aid20.yaml"
 
 
 def main() -> None:
-    """Run every way, gather the rows."""
+    """Train in every way and collect the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("results", type=Path)

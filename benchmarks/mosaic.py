@@ -3,9 +3,9 @@
     python benchmarks/mosaic.py path/to/AID runs/aid20 results/use.json --out runs/mosaic
 
 makes a GeoTIFF of 20,000 x 20,000 pixels of images that stand side by side, maps it in a process of its own as
-`scenedistill predict` does, and compares the classes read back from the maps with what the network says of the images
-alone. The figures become the section `mosaic` of the JSON file; its other sections stay. Where a class read back is not
-that of its image alone, the exit code is 1. `--side`, `--tile` and others make it small.
+`scenedistill predict` does, and compares the classes read back from the maps with the network's predictions for the
+single images. The figures become the section `mosaic` of the JSON file; its other sections stay. The exit code is 1 if
+a class read back differs from that of its single image. `--side`, `--tile` and others make it small.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
 from scenedistill.inference.raster.work import GDAL_CACHE
 
 METRES = 0.5  # side of a pixel, as in a usual orthophoto
-TARGET = 0.85  # share of the time that the network takes
+TARGET = 0.85  # least share of the time that the network should take
 
 
 def build(data: Path, path: Path, side: int, tile: int, seed: int, compress: str) -> list[list[Path]]:
@@ -73,7 +73,7 @@ def build(data: Path, path: Path, side: int, tile: int, seed: int, compress: str
 
 
 def measure(raster: Path, out: Path, model: str, opened: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Map the raster in a process of its own: what it says of itself, and its largest memory in MiB."""
+    """Map the raster in a process of its own and return its result, with its peak memory in MiB."""
     given = json.dumps({"raster": str(raster), "out": str(out), "model": model, "opened": opened, "settings": settings})
     ended = subprocess.run([sys.executable, __file__, "--map", given], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
@@ -81,7 +81,7 @@ def measure(raster: Path, out: Path, model: str, opened: dict[str, Any], setting
 
 
 def map_it(given: dict[str, Any]) -> None:
-    """In that process."""
+    """Map the raster and print the result, in the process that `measure` starts."""
     model = open_model(given["model"], **given["opened"])
     workers, ended = Workers(), threading.Event()
     watching = threading.Thread(target=workers.watch, args=(ended,))
@@ -102,23 +102,23 @@ def map_it(given: dict[str, Any]) -> None:
 
 
 class Workers:
-    """The largest memory of each process that this one has started, in MiB; `peaks` by process."""
+    """Peak memory of each child process in MiB; `peaks` maps process id to peak."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, float] = {}
 
     def watch(self, ended: threading.Event) -> None:
-        """Look at them until told to stop; what one took in its last moment may be missed."""
+        """Poll the child processes until `ended` is set; a peak just before a process ends may be missed."""
         while not ended.wait(0.2):
             for children in Path("/proc/self/task").glob("*/children"):
                 with contextlib.suppress(OSError):
                     for process in children.read_text().split():
-                        if found := peak_of(process):  # grows; the last one is of the program that runs there
+                        if found := peak_of(process):  # only grows; the last value is of the program that runs there
                             self.peaks[process] = found
 
 
 def own_peak() -> float:
-    """The largest memory this process held, in MiB."""
+    """Return the peak memory of this process in MiB."""
     if sys.platform.startswith("linux"):
         return peak_of("self")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -126,9 +126,9 @@ def own_peak() -> float:
 
 
 def peak_of(process: str) -> float:
-    """The largest memory a process has held so far, in MiB; 0 when it has ended.
+    """Return the peak memory of a process so far in MiB; 0 if it has ended.
 
-    Not `ru_maxrss`, which is handed down: the largest memory of whoever started a process is its least.
+    `ru_maxrss` will not do: it is inherited, so that it is never below the peak of the parent process.
     """
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
@@ -140,7 +140,7 @@ def peak_of(process: str) -> float:
 def agreement(
     model: SceneModel, images: list[list[Path]], found: dict[str, Any], side: int, tile: int
 ) -> dict[str, Any]:
-    """What is read back at the middle of each whole image against the network's word on the image alone."""
+    """Compare what is read back at the centre of each whole image with the prediction for the single image."""
     whole = side // tile
     alone, files, seconds = [], [], 0.0
     size = model.card.stored_size or model.card.image_size
@@ -183,7 +183,7 @@ def agreement(
 
 
 def options() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="class folders")
     parser.add_argument("model", help="a run, or a file of a network")
@@ -203,7 +203,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def command(given: argparse.Namespace) -> str:
-    """The command with every option that is not at its default; of places only the last part."""
+    """Return the command with every option that is not at its default, and paths cut to their last part."""
     words = ["python benchmarks/mosaic.py", given.data.resolve().name, "MODEL", f"results/{given.results.name}"]
     for name, value in vars(given).items():
         if name not in ("data", "model", "results") and value != options().get_default(name):
@@ -212,7 +212,7 @@ def command(given: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Build, map, compare, write; 1 when the classes read back are not those of the images alone."""
+    """Build, map, compare and write; return 1 if a class read back differs from that of the single image."""
     if sys.argv[1:2] == ["--map"]:
         map_it(json.loads(sys.argv[2]))
         return 0
@@ -224,7 +224,7 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     raster, maps = given.out / "mosaic.tif", given.out / "maps"
     images = build(given.data, raster, given.side, given.tile, given.seed, given.compress)
-    shutil.rmtree(maps, ignore_errors=True)  # nothing finished or begun earlier may shorten the work
+    shutil.rmtree(maps, ignore_errors=True)  # results of an earlier run would shorten the work
     opened = {"device": given.device, "precision": given.precision, "threads": given.threads}
     settings = {
         "window": given.tile,

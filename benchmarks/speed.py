@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --data path/to/AID --results results/speed.json --picture docs/pictures/speed.png
 
-takes the options of `scenedistill bench`. A loop whose package is not installed is left out and said so.
+takes the options of `scenedistill bench`. A loop whose package is not installed is left out with a message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scenedistill.metrics.cost import wait_for
 
 
 class RivalLoop:
-    """A rival as the benchmark times its own loops: its worker processes live for one turn at a time."""
+    """Adapter by which the benchmark times a rival like its own loops; worker processes live for one turn at a time."""
 
     def __init__(self, name: str, place: Bench) -> None:
         self.place = place

@@ -2,7 +2,7 @@
 
     python benchmarks/stages.py path/to/AID results/stages.json [OPTIONS OF run ...]
 
-with the settings of `configs/aid20.yaml`, one epoch each, every stage in a process of its own.
+uses the settings of `configs/aid20.yaml`, one epoch each, and runs every stage in a process of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scenedistill.training.fitting import peak_memory
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aid20.yaml"
 ONE_EPOCH = ["--teacher.fit.epochs", "1", "--student.fit.epochs", "1", "--teacher.min_oa", "0", "--seeds", "[0]"]
-#: name of the stage -> the part of a run, its options, and what a reader calls it
+#: name of the stage -> the part of a run, its options, and its label in the table
 TRAININGS = {
     "teacher": ("teacher", [], "an epoch of the teacher, triplets"),
     "plain": ("plain", [], "an epoch of the plain student"),
@@ -53,7 +53,7 @@ TRAININGS = {
 
 
 def decoding(data: Path, size: int) -> list[Figure]:
-    """Decode everything, and take it again."""
+    """Time decoding all images, and loading them from the cache again."""
     found = []
     with tempfile.TemporaryDirectory() as place:
         for what in ("decoding once", "taking it again in a later run"):
@@ -64,7 +64,7 @@ def decoding(data: Path, size: int) -> list[Figure]:
 
 
 def training(data: Path, out: Path, stage: str, more: list[str]) -> list[Figure]:
-    """One epoch of one stage, and its test."""
+    """Time one epoch of one stage, and its test."""
     part, options, what = TRAININGS[stage]
     words = ["run", str(data), "--config", str(CONFIG), "--also_students", "[]", *ONE_EPOCH, *options, *more]
     config = filled(RunConfig, build_parser().parse_args(words).run)
@@ -84,7 +84,7 @@ def training(data: Path, out: Path, stage: str, more: list[str]) -> list[Figure]
 
 
 def main() -> None:
-    """Every stage in turn; with --stage, one of them, for the process that measures it."""
+    """Measure every stage in a process of its own; with --stage, measure that one in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("results", type=Path)

@@ -1,4 +1,4 @@
-"""Where the time of a student's step goes, by kind of operation.
+"""Measure where the time of a student's step goes, by kind of operation.
 
     python benchmarks/step_profile.py path/to/AID results/step_profile.json
 
@@ -29,7 +29,7 @@ STEPS = 8
 
 
 def main() -> None:
-    """Every student at every size."""
+    """Profile every student at every size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("results", type=Path)

@@ -1,8 +1,8 @@
-"""The tables of README and docs, made out of result files.
+"""Fill the tables of README and docs from result files.
 
     python benchmarks/tables.py README.md docs/*.md [--check]
 
-replaces what stands between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`.
+replaces the text between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ KINDS: dict[str, Callable[[Path], str]] = {
 
 
 def fill(text: str, results: Path, where: str) -> str:
-    """The document with every table made anew; `where` names it in messages.
+    """Return the document with every table rebuilt; `where` names it in messages.
 
-    Raises UserError when a marker has no end, an end no start, or a result file is missing or not valid.
+    Raises:
+        UserError: a marker has no end, an end no start, or a result file is missing or not valid.
     """
     lines: list[str] = []
     opened: tuple[int, str] | None = None
@@ -65,19 +66,19 @@ def fill(text: str, results: Path, where: str) -> str:
 
 
 def table_of(path: Path) -> str:
-    """The table of a result file, of whichever kind it is."""
+    """Return the table of a result file of any kind."""
     if table := KINDS.get(kind_of(path) or ""):
         return table(path)
     return result_table(read_result(path))
 
 
 def names_in(text: str) -> list[str]:
-    """The names of the tables a document asks for."""
+    """Return the names of the tables that a document has markers for."""
     return [start["name"] for line in text.split("\n") if (start := START.match(line.strip()))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill the documents, or with --check only compare; returns the exit code."""
+    """Fill the documents, or with --check only compare; return the exit code."""
     parser = argparse.ArgumentParser(prog="python benchmarks/tables.py", description=__doc__.splitlines()[0])
     parser.add_argument("documents", nargs="+", type=Path, metavar="DOCUMENT", help="Markdown file with table markers")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the result files")

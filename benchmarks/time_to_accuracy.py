@@ -3,7 +3,7 @@
     python benchmarks/time_to_accuracy.py path/to/AID TEACHER.safetensors results/race.json --split SPLIT.csv
 
 All train the same student by the same loss, at the same learning rate in every step, on the training part of the split,
-and are tested after every epoch on one image in four of the test part; nothing is chosen by what is found.
+and are tested after every epoch on one image in four of the test part; nothing is chosen by these tests.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OURS = {"scenedistill, online": 0, "scenedistill, from the store": 8}  # loop ->
 
 @dataclass(frozen=True)
 class Track:
-    """What all loops run on; see the options of the command."""
+    """Settings that all loops share; see the options of the command."""
 
     data: Path
     teacher: Path
@@ -69,7 +69,7 @@ class Track:
     scratch: Path
 
     def open(self, cache: str = "cache") -> tuple[SceneCache, Split, SceneNet, SceneNet, int]:
-        """Images, decoded into a folder of that name, split, teacher, fresh student, pixels."""
+        """Return the images, decoded into the folder `cache`, split, teacher, untrained student, and image size."""
         teacher, card = load_net(self.teacher)
         index = scan(self.data)
         decoded = build_cache(index, card.stored_size or card.image_size, folder=self.scratch / cache, progress=False)
@@ -79,7 +79,7 @@ class Track:
 
 
 class Watch:
-    """A clock that stands still while the student is tested."""
+    """Clock that stops while the student is tested."""
 
     def __init__(self, track: Track, cache: SceneCache, split: Split, pixels: int, started: float) -> None:
         self.track, self.pixels = track, pixels
@@ -89,11 +89,11 @@ class Watch:
         self.found: list[tuple[float, float]] = []  # seconds and OA after each epoch
 
     def look(self, student: SceneNet) -> None:
-        """Test after an epoch."""
+        """Test the student after an epoch."""
         wait_for(self.device)
         now = time.perf_counter()
         precision = resolve_precision("auto", self.device)
-        # a copy: testing lays a network out anew in memory, which would make a loop another one
+        # a copy: testing changes the memory layout of a network, which would change the loop
         named = predict(
             copy.deepcopy(student), self.part, image_size=self.pixels, device=self.device, precision=precision
         )
@@ -101,7 +101,7 @@ class Watch:
         self.started += time.perf_counter() - now
 
     def row(self, loop: str, settings: str) -> RaceRow:
-        """What came out."""
+        """Return the result of the loop."""
         reached = [number for number, (_, oa) in enumerate(self.found) if oa >= self.track.target]
         first = reached[0] if reached else None
         return RaceRow(
@@ -115,7 +115,7 @@ class Watch:
 
 
 def run_rival(name: str, track: Track) -> RaceRow:
-    """A loop of another package; finding its best settings is not counted."""
+    """Time a loop of another package; the search for its best settings is not counted."""
     cache, split, teacher, student, pixels = track.open()
     folder = linked(cache, split, track.scratch / "training")
     settings = LoopSettings(
@@ -146,7 +146,7 @@ def run_rival(name: str, track: Track) -> RaceRow:
 
 
 def run_ours(name: str, compiled: bool, track: Track) -> RaceRow:
-    """Our own training, as `scenedistill run` does it."""
+    """Time our own training, as `scenedistill run` does it."""
     started = time.perf_counter()
     keep_memory()
     cache, split, teacher, student, pixels = track.open(f"{name}{compiled}")
@@ -190,7 +190,7 @@ def run_ours(name: str, compiled: bool, track: Track) -> RaceRow:
 
 
 def linked(cache: SceneCache, split: Split, folder: Path) -> Path:
-    """The training images as class folders, by links."""
+    """Link the training images into class folders and return the folder of these."""
     index = cache.index
     for row in split.train:
         path = Path(index.paths[row])
@@ -202,7 +202,7 @@ def linked(cache: SceneCache, split: Split, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Every loop in turn."""
+    """Run every loop in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("teacher", type=Path, help="weights.safetensors of the teacher")
@@ -218,7 +218,7 @@ def main() -> None:
     ours = [(f"{name}{', compiled' * on}", partial(run_ours, name, on)) for name in OURS for on in (False, True)]
     loops = {**dict(ours), **{name: partial(run_rival, name) for name in RIVALS}}
     rows = []
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # what one loop has compiled is no gift to the next
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # no loop may reuse what an earlier one has compiled
     with tempfile.TemporaryDirectory() as scratch:
         track = Track(
             given.data, given.teacher, given.split, given.student, given.epochs, given.batch_size, given.lr,

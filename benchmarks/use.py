@@ -3,8 +3,8 @@
     python benchmarks/use.py path/to/AID results/use.json runs/aid20/seed0/table1_printed/dkd \\
         runs/aid20/seed0/table1_resnet/dkd --out runs/use
 
-exports each student, asks fp32 and 8 bits about the whole test split, times them in turns with a ResNet-101 teacher of
-random weights, and lets `predict` work through test files. All on the CPU. The figures become the sections `latency`
+exports each student, tests fp32 and 8 bits on the whole test split, times them in turns with a ResNet-101 teacher of
+random weights, and runs `predict` on test files. All on the CPU. The figures become the sections `latency`
 and `predict` of the JSON file, with the targets beside them; its other sections stay.
 """
 
@@ -79,13 +79,13 @@ def open_student(source: Path, data: Path, out: Path, threads: int) -> Student:
 def time_in_turns(
     calls: Mapping[str, Callable[[], object]], turns: int, seconds: float, warm_up: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call: the median over the turns, the fastest and the slowest turn.
+    """Return the milliseconds of each call: the median over the turns, the fastest and the slowest turn.
 
     Args:
-        calls: in the order in which every turn makes them.
-        turns: each gives the median of its passes, so that what else the machine does hits all alike.
-        seconds: that a call's passes of one turn take at least; there are three or more.
-        warm_up: passes of each turn that are thrown away.
+        calls: functions to time, in the order of every turn.
+        turns: number of turns; each takes the median of every call's passes, so that other load affects all alike.
+        seconds: least time of a call's passes in one turn, of which there are three or more.
+        warm_up: passes discarded at the start of a call's turn.
     """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
@@ -106,7 +106,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure_latency(students: Mapping[str, Student], turns: int, seconds: float) -> dict[str, Any]:
-    """A row for each network and form, and what became of the targets."""
+    """Time each network and form, one row each, and check the targets."""
     first = next(iter(students.values()))
     card = replace(first.card, name=TEACHER)
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def measure_latency(students: Mapping[str, Student], turns: int, seconds: float)
 
 
 def latency_targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each target with what was found; `met` is None where there is no target for this student."""
+    """Return each target with the value found; `met` is None where there is no target for this student."""
     table = {(row["network"], row["form"]): row for row in rows}
     found: list[dict[str, Any]] = []
 
@@ -161,8 +161,10 @@ def latency_targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measure_predict(students: Mapping[str, Student], out: Path, count: int, turns: int) -> dict[str, Any]:
-    """Images a second of `predict` on files, of the runtime alone on the same images decoded before, and of reading the
-    files alone, in turns. Where reading and network share the cores, one after the other is the most there can be."""
+    """Measure in turns the images per second of `predict` on files, of the runtime on decoded images, and of reading.
+
+    Where reading and network share the cores, the speed of one after the other is the upper limit.
+    """
     rows = []
     for name, one in students.items():
         place = np.linspace(0, len(one.images.files) - 1, min(count, len(one.images.files))).astype(int)
@@ -214,7 +216,7 @@ def _predict_speed(model: SceneModel, files: Sequence[Path], out: Path) -> float
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="class folders, those of the runs")
     parser.add_argument("results", type=Path, help="JSON file that gets the sections `latency` and `predict`")
@@ -228,7 +230,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Export, ask, time, write."""
+    """Export, test, time and write."""
     given = parse()
     torch.set_num_threads(given.threads)
     students: dict[str, Student] = {}

@@ -1,4 +1,4 @@
-"""Teacher and student trained with Lightning's own Trainer, on our data module: its callbacks and loggers are yours.
+"""Train teacher and student with Lightning's own Trainer on our data module, with any callbacks and loggers.
 
 python examples/lightning_trainer.py IMAGES OUT
 
@@ -35,7 +35,7 @@ fit = {"epochs": args.epochs, "batch_size": args.batch, "warmup_epochs": 1}
 
 
 def train(module: TeacherTraining | StudentTraining, name: str, images_per_class: int = 0) -> None:
-    """Train a network, and keep it as a file that `scenedistill predict`, `export` and `serve` take."""
+    """Train a network and save it as a file for `scenedistill predict`, `export` and `serve`."""
     data = SceneDataModule(cache, split, batch_size=args.batch, seed=0, images_per_class=images_per_class)
     trainer = L.Trainer(
         max_epochs=args.epochs, default_root_dir=args.out / name, use_distributed_sampler=False, gradient_clip_val=1.0
@@ -49,7 +49,7 @@ net = build_teacher(args.teacher, len(index.classes), image_size=args.size)
 teaching = TeacherConfig(fit=TeacherFitConfig(**fit, optimizer="adamw", lr=1e-3))
 train(TeacherTraining(net, teaching, views, **common), "teacher", images_per_class=2)
 
-# the teacher is asked about the student's views, and stays outside the module that trains
+# the teacher gets the student's views and is not part of the trained module
 knowledge = Knowledge(net, ScenePart(cache, split.train), views=0, config=views, precision="fp32", **common)
 statistics, right = knowledge.statistics(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 print(f"The teacher is right on {right:.1%} of the training images.")

@@ -26,12 +26,12 @@ args = parser.parse_args()
 
 model = open_model(args.model)
 config = RasterConfig(window=args.window, overlap=args.overlap, regions=True)
-# windows are read, classified and kept one batch at a time; killed, the same call goes on where it was
+# windows are read, classified and saved one batch at a time; after an interruption, the same call resumes
 result = map_raster(model, args.raster, args.out, config, console=Console())
 print(f"{result.windows} windows, {result.megapixels:.1f} megapixels in {result.seconds:.1f} s")
 for name, cells in sorted(result.cells.items(), key=lambda item: -item[1]):
     print(f"{cells:8d} cells of {name}")
 
-# the map of the classes lies on the raster; polygons with the probabilities are in result.polygons, for QGIS
+# the class map covers the raster; polygons with the probabilities are in result.polygons, for QGIS
 with rasterio.open(result.classes) as classes:
     print(f"{result.classes}: {classes.width} x {classes.height} cells of {classes.res[0]:g} units, {classes.crs}")

@@ -1,4 +1,4 @@
-"""A new loss takes three places: a class, a line in the registry, and a test beside a slow reference.
+"""Add a new loss in three places: a class, a line in the registry, and a test against a slow reference.
 
 python examples/new_loss.py
 
@@ -20,7 +20,7 @@ class Ranking(DistillationLoss):
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
-        margin: of the logits, >= 0.
+        margin: least difference of the two logits, >= 0.
     """
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, margin: float = 1.0) -> None:
@@ -33,7 +33,7 @@ class Ranking(DistillationLoss):
         return F.relu(self.margin - (best - second)).mean()
 
 
-# 2. The line in the registry. Settings, grids and the report know it from now on: --student.losses '{ranking: 0.5}'
+# 2. The line in the registry. From here on settings, grids and the report accept it: --student.losses '{ranking: 0.5}'
 LOSSES["ranking"] = Ranking
 
 

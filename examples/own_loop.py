@@ -40,7 +40,7 @@ classes, stages = len(images.classes), ["layer1", "layer2", "layer3", "layer4"]
 # the transforms normalise, so no network does: normalise=False for ours, no mean and std for a wrapped one
 network = torchvision.models.get_model(args.architecture, num_classes=classes)
 network.load_state_dict(torch.load(args.teacher, weights_only=True))
-teacher = SceneNet.wrap(network, stages, image_size=args.size).to(device).eval()  # with the head that it has
+teacher = SceneNet.wrap(network, stages, image_size=args.size).to(device).eval()  # keeps its head
 if ours := args.student in STUDENTS:
     student = build_student(args.student, classes, image_size=args.size, normalise=False)
 else:
@@ -51,7 +51,7 @@ losses = [kind(student.dims, teacher.dims).to(device) for kind in (DualAttention
 statistics = TeacherStatistics.measure(teacher, DataLoader(whole, args.batch))
 for loss in losses:
     loss.prepare(statistics)
-trained = list(nn.ModuleList([student, *losses]).parameters())  # the losses' adapters learn too, and are thrown away
+trained = list(nn.ModuleList([student, *losses]).parameters())  # the losses' adapters learn too, and are discarded
 optimizer = torch.optim.SGD(trained, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 for epoch in range(args.epochs):

@@ -15,7 +15,7 @@ from scenedistill.models import SceneNet, build_student
 
 
 class Distillation(L.LightningModule):
-    """Cross-entropy, L_DA and L_SS of a student; the teacher is no part of what is trained and kept."""
+    """Training of a student by cross-entropy, L_DA and L_SS; the teacher is neither trained nor saved."""
 
     def __init__(self, student: SceneNet, teacher: SceneNet, statistics: TeacherStatistics) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Distillation(L.LightningModule):
 
 
 def distil(data: L.LightningDataModule, network: nn.Module, stages: list[str], *, bands: int, epochs: int) -> SceneNet:
-    """The light student, distilled from a network with its own head on a data module.
+    """Distil the light student on a data module, from a network with its own head.
 
     The data module normalises its batches on their way to the device (its `aug`), so neither network does.
     """
@@ -60,6 +60,6 @@ if __name__ == "__main__":
     from torchgeo.datamodules import EuroSAT100DataModule
 
     eurosat = EuroSAT100DataModule(root="eurosat", download=True, batch_size=16)
-    resnet = torchvision.models.resnet50(num_classes=10)  # load the weights of yours here
+    resnet = torchvision.models.resnet50(num_classes=10)  # load your weights here
     resnet.conv1 = nn.Conv2d(13, 64, 7, stride=2, padding=3, bias=False)
     distil(eurosat, resnet, ["layer1", "layer2", "layer3", "layer4"], bands=13, epochs=30)

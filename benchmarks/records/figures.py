@@ -12,7 +12,7 @@ KIND = "figures"
 
 @dataclass(frozen=True)
 class Figure:
-    """What one thing took, in a process of its own."""
+    """Time and peak memory of one stage, in a process of its own."""
 
     what: str
     images: int
@@ -30,7 +30,7 @@ class Figures(Measurement):
 
 
 def figures_table(figures: Figures) -> str:
-    """A Markdown table with a line of facts below it."""
+    """Return a Markdown table with a line of facts below it."""
     lines = []
     for row in figures.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds >= 1 else f"{row.seconds:.2f}"

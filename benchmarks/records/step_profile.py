@@ -8,7 +8,7 @@ from scenedistill.core.text import markdown_table
 from scenedistill.experiments.results.measurements import Measurement, machine_text
 
 KIND = "step_profile"
-#: Kind of operation to what its name in the profiler holds; the first one that fits counts, the rest are `REST`.
+#: Kind of operation -> parts of its names in the profiler; the first match counts, other operations are `REST`.
 KINDS = {
     "convolutions": ("conv", "mkldnn"),
     "batch norm": ("batch_norm",),
@@ -19,7 +19,7 @@ REST = "all other operations"
 
 @dataclass(frozen=True)
 class StepShare:
-    """What one kind of operation takes of a step, 0..1."""
+    """Share of a step's time taken by one kind of operation, 0..1."""
 
     student: str
     pixels: int
@@ -38,12 +38,12 @@ class StepProfile(Measurement):
 
 
 def kind_of_operation(name: str) -> str:
-    """Of an operation by its name in the profiler."""
+    """Return the kind of an operation by its name in the profiler."""
     return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), REST)
 
 
 def profile_table(profile: StepProfile) -> str:
-    """A Markdown table, a line for each student and size, with a line of facts below it."""
+    """Return a Markdown table, a row for each student and size, with a line of facts below it."""
     kinds = [*KINDS, REST]
     steps: dict[tuple[str, int, int], dict[str, float]] = {}
     for row in profile.rows:

@@ -16,10 +16,10 @@ KIND = "use"
 
 
 def keep_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
-    """Write one section of the record; its others stay.
+    """Write one section of the record and keep the others.
 
     Args:
-        path: JSON file; made where there is none.
+        path: JSON file; created if absent.
         name: "latency", "predict" or "mosaic".
         section: what was measured, with `hardware` and `date`.
     """
@@ -29,10 +29,10 @@ def keep_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
 
 
 def read_use(path: Path) -> dict[str, Any]:
-    """The sections of a record.
+    """Read the sections of a record.
 
     Raises:
-        UserError: no such file, or no such record.
+        UserError: no such file, or not such a record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def read_use(path: Path) -> dict[str, Any]:
 
 
 def use_table(sections: Mapping[str, Any]) -> str:
-    """Markdown: for each section a table with a line of facts below it.
+    """Return Markdown: for each section a table with a line of facts below it.
 
     Raises:
         UserError: a section lacks a figure.
@@ -112,7 +112,7 @@ def _mosaic(section: Mapping[str, Any]) -> str:
 
 
 def _facts(section: Mapping[str, Any]) -> str:
-    """One line below a table."""
+    """Return the line of facts below a table."""
     known = [
         f"{section['test_images']:,} test images" if "test_images" in section else "",
         f"seen at {section['image_size']} pixels",

@@ -13,8 +13,8 @@ from .torchdistill_loop import TorchdistillLoop
 
 LOOPS: tuple[type[Loop], ...] = (TimmLoop, TorchdistillLoop, TextbookLoop)
 
-#: Loops by name: `<library>-default` as its own script or tutorial sets it up, `<library>-tuned` with all that can be
-#: switched on to make it fast, chosen by a short trial on this machine (minutes, for it compiles).
+#: Loops by name: `<library>-default` as its own script or tutorial sets it up, `<library>-tuned` with the
+#: switches that make it fast, chosen by a short trial on this machine (minutes, because it compiles).
 RIVALS: dict[str, Callable[..., Rival]] = {
     **{f"{loop.name}-default": loop for loop in LOOPS},
     **{f"{loop.name}-tuned": partial(tuned, loop) for loop in LOOPS},

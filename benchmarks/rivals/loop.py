@@ -1,4 +1,4 @@
-"""What all rival loops share: their settings, their switches, and the walk from a data loader to updated weights."""
+"""Base of all rival loops: their settings, their switches, and the steps from a data loader to updated weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ JITTER = 0.3
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What a loop distils, from where to where; the same for all.
+    """Data, networks and optimiser settings of a loop; the same for all.
 
     Attributes:
         data: class folders of image files.
         pixels: side of the views.
-        batch_size: images of an update; not more than there are.
+        batch_size: images in an update; at most the number of images.
         teacher: maps `[B, 3, H, W]` in 0..1 to logits `[B, K]`; each loop takes a copy.
         student: the same; each loop trains a copy, `Rival.student`.
         device: where the networks run.
@@ -57,7 +57,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Switches:
-    """What makes a loop fast. `Switches()` for none: fp32, eager, as the library's own script has it.
+    """Options that make a loop fast; `Switches()` is fp32 and eager, as in the library's own script.
 
     Attributes:
         tuned: use what costs nothing to use (fused optimiser, no reading back of the loss, the fastest decoder).
@@ -65,7 +65,7 @@ class Switches:
         bf16: autocast to bfloat16.
         channels_last: memory layout of networks and images.
         compile: mode of `torch.compile` for both networks; "" for eager.
-        freeze: fold the teacher's weights into what is compiled (TORCHINDUCTOR_FREEZING).
+        freeze: fold the teacher's weights into the compiled code (TORCHINDUCTOR_FREEZING).
     """
 
     tuned: bool = False
@@ -77,7 +77,7 @@ class Switches:
 
 
 class Rival(Protocol):
-    """A loop as the benchmark sees it."""
+    """Interface of a loop for the benchmark."""
 
     name: str  # "timm", "torchdistill", "textbook"
     settings: str  # "default", "tuned"
@@ -86,15 +86,18 @@ class Rival(Protocol):
     optimizer: torch.optim.Optimizer  # whose learning rate may be set between steps
 
     def steps(self) -> Iterator[int]:
-        """Yields the number of images of each finished update, endless over epochs. Worker processes start with the
-        first step and end with `close`; `steps` may then be called again and goes on with the same student."""
+        """Yield the number of images of each finished update, endlessly over epochs.
+
+        Worker processes start with the first step and end with `close`; `steps` may then be called again and continues
+        with the same student.
+        """
 
     def close(self) -> None:
         """End the worker processes; what was compiled stays."""
 
 
 class LogitsOnly(nn.Module):
-    """A SceneNet as a plain classifier: images to logits, with nothing watched."""
+    """A SceneNet as a plain classifier: images to logits, without attention maps."""
 
     def __init__(self, net: SceneNet) -> None:
         super().__init__()
@@ -106,7 +109,7 @@ class LogitsOnly(nn.Module):
 
 
 class Loop(ABC):
-    """Base of the rivals: a leaf gives the data loader, the loss and the update, as its library has them."""
+    """Base of the rivals: a subclass gives the data loader, the loss and the update of its library."""
 
     name: str
     own_workers: int  # what the library's own script asks for
@@ -130,15 +133,15 @@ class Loop(ABC):
 
     @abstractmethod
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """A new data loader of one epoch; the worker processes end when it is let go."""
+        """Return a new data loader of one epoch; the worker processes end when it is released."""
 
     @abstractmethod
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Both forward passes and the loss, of a batch on the device."""
+        """Do both forward passes of a batch on the device and return the loss."""
 
     @abstractmethod
     def update(self, loss: Tensor) -> None:
-        """Backward and the optimiser's step."""
+        """Do the backward pass and the optimiser's step."""
 
     def steps(self) -> Iterator[int]:
         """See `Rival.steps`."""
@@ -178,7 +181,7 @@ class Loop(ABC):
         if self.switches.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.switches.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # what both networks give is needed until the step's end
+            torch.compiler.cudagraph_mark_step_begin()  # both networks' outputs are needed until the step's end
         with (
             torch._inductor.config.patch(freezing=self.switches.freeze),
             autocast(device, "bf16" if self.switches.bf16 else "fp32"),
@@ -190,7 +193,7 @@ class Loop(ABC):
         return len(labels)
 
     def compiled(self, module: nn.Module) -> nn.Module:
-        """The module as it is called: compiled, where that is switched on."""
+        """Return the module, compiled if that is switched on."""
         mode = self.switches.compile
         return torch.compile(module, mode=mode, dynamic=False) if mode else module
 
@@ -209,12 +212,12 @@ class Loop(ABC):
 
 
 def pace(rival: Rival, device: torch.device, *, warm_steps: int = 2, steps: int = 2, seconds: float = 2.0) -> float:
-    """Images per second of a loop, from its workers' start to their end.
+    """Measure the images per second of a loop, with its workers started before and ended after.
 
     Args:
         rival: the loop.
-        device: where it runs, to wait for.
-        warm_steps: updates not counted, for at least as long as the `seconds` where they take less.
+        device: device of the loop, to synchronise with.
+        warm_steps: the least number of updates not counted, which go on for at least `seconds`.
         steps: the least number of updates counted.
         seconds: the least time counted.
     """

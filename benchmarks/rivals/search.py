@@ -11,18 +11,18 @@ from scenedistill.core.precision import resolve_precision
 
 from .loop import Loop, LoopSettings, Switches, pace
 
-ROUNDS = 2  # of a trial, the candidates in turn
+ROUNDS = 2  # rounds of a trial, each with all candidates in turn
 
 
 def tuned(
     loop: type[Loop], settings: LoopSettings, switches: Switches | None = None, *, notes: Path | None = None
 ) -> Loop:
-    """A loop at its best here: with the switches given, else with those that a trial finds.
+    """Return a loop tuned for this machine: with the switches given, else with those that a trial finds.
 
-    bfloat16 (where the device computes it natively), channels-last and what costs nothing are always on; the number of
-    workers, then whether and how to compile, are tried. What was found for a library and device is kept in the folder
-    `notes`, where one is given, and used again, whatever the networks and sizes: trials at 64 and 112 pixels chose the
-    same but for the workers, 0 or 1.
+    bfloat16 (where the device computes it natively), channels-last and `Switches.tuned` are always on; the number of
+    workers, then whether and how to compile, are tried. The result for a library and device is kept in the folder
+    `notes`, if given, and used again for any networks and sizes: trials at 64 and 112 pixels chose the same except for
+    the workers, 0 or 1.
     """
     return loop(settings, switches or _found(loop, settings, notes))
 
@@ -50,7 +50,7 @@ def _search(loop: type[Loop], settings: LoopSettings) -> Switches:
 
 
 def _fastest(loop: type[Loop], settings: LoopSettings, candidates: list[Switches]) -> Switches:
-    """The candidate with the best pace in any round: other work on the machine only ever slows one down."""
+    """Return the candidate with the best pace in any round, since other work on the machine only slows a loop down."""
     running = {switches: loop(settings, switches) for switches in candidates}
     paces = dict.fromkeys(candidates, 0.0)
     for _ in range(ROUNDS):

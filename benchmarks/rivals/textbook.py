@@ -19,7 +19,7 @@ from .loop import CROP_SCALE, JITTER, KD_WEIGHT, TEMPERATURE, Loop, LoopSettings
 
 
 class TextbookLoop(Loop):
-    """Two workers, as PyTorch's tutorial on distillation and mdistiller have it; the loss written out."""
+    """Loop with two workers, as in PyTorch's tutorial on distillation and mdistiller, and the loss written out."""
 
     name = "textbook"
     own_workers = 2
@@ -55,7 +55,7 @@ class TextbookLoop(Loop):
         with torch.inference_mode() if self.switches.tuned else torch.no_grad():
             taught = self._teacher(images)
         logits = self._student(images).float()
-        soft = F.softmax(taught.clone().float() / TEMPERATURE, 1)  # a clone may be kept for the backward pass
+        soft = F.softmax(taught.clone().float() / TEMPERATURE, 1)  # a clone can be saved for backward
         divergence = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), soft, reduction="batchmean")
         return F.cross_entropy(logits, labels) + KD_WEIGHT * TEMPERATURE**2 * divergence
 
@@ -67,7 +67,7 @@ class TextbookLoop(Loop):
 
 
 def plain_folder(settings: LoopSettings) -> ImageFolder:
-    """Images as the tutorials read them: decoded by Pillow, changed by torchvision's first transforms, float32."""
+    """Return images as the tutorials read them: decoded by Pillow, float32, with torchvision's v1 transforms."""
     views = [
         transforms.RandomResizedCrop(settings.pixels, scale=CROP_SCALE),
         transforms.RandomHorizontalFlip(),
@@ -79,7 +79,7 @@ def plain_folder(settings: LoopSettings) -> ImageFolder:
 
 
 def fast_folder(settings: LoopSettings) -> ImageFolder:
-    """Images as fast as torchvision has them on a CPU: uint8 tensors throughout, to be made float on the device.
+    """Return images as torchvision reads them fastest on a CPU: uint8 tensors, converted to float on the device.
 
     Large JPEG files are decoded at a half, a quarter or an eighth of their size (libjpeg's draft mode), as long as no
     crop is then smaller than its view.

@@ -14,7 +14,7 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # the networks normal
 
 
 class TimmLoop(Loop):
-    """train.py's defaults: four workers, its prefetcher (on a CPU too), persistent workers, fp32.
+    """Loop with train.py's defaults: four workers, its prefetcher (on a CPU too), persistent workers, fp32.
 
     The options set here are those that the comparison fixes: crop, flips, jitter and bilinear interpolation, no label
     smoothing, `--task-loss-weight 1 --distill-loss-weight 1 --kd-temperature 4`. Its learning-rate schedule, its

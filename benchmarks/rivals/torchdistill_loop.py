@@ -14,11 +14,11 @@ from .textbook import fast_folder, plain_folder
 
 
 class TorchdistillLoop(Loop):
-    """Sixteen workers and pinned memory, as its sample has it, torchvision's transforms and fp32.
+    """Loop with sixteen workers and pinned memory, as in its sample, torchvision's transforms and fp32.
 
-    torchdistill 1.1.5 has no mixed precision of its own (that is left to accelerate, whose releases of today do not
-    fit it) and no longer keeps the teacher's outputs; earlier releases kept one for each image, whatever the view. So
-    tuned means what its user can put around the box.
+    torchdistill 1.1.5 has no mixed precision of its own (that is left to accelerate, whose current releases are
+    incompatible) and no longer keeps the teacher's outputs; earlier releases kept one for each image, whatever the
+    view. So the tuned loop changes only what a user can set outside the DistillationBox.
     """
 
     name = "torchdistill"
@@ -40,7 +40,7 @@ class TorchdistillLoop(Loop):
             settings.device,
             None,
             False,  # not distributed
-            1.0,  # the learning rate as it is
+            1.0,  # factor of the learning rate
         )
         self.optimizer = self._box.optimizer
         self._box.train_data_loader = None
@@ -60,7 +60,7 @@ class TorchdistillLoop(Loop):
         self._box.post_forward_process(loss=loss)
 
     def _configure(self) -> dict[str, Any]:
-        """The train section of the sample's YAML file, with the loss and the optimiser of the comparison."""
+        """Return the train section of the sample's YAML file, with the loss and the optimiser of the comparison."""
         given, tuned = self.given, self.switches.tuned
         logits = {f"{who}_module_{what}": at for who in ("student", "teacher") for what, at in LOGITS.items()}
         distillation = {**logits, "temperature": TEMPERATURE, "alpha": 1.0, "beta": KD_WEIGHT, "reduction": "batchmean"}
@@ -73,7 +73,7 @@ class TorchdistillLoop(Loop):
                     "batch_size": given.batch_size,
                     "num_workers": self.workers,
                     "pin_memory": given.device.type == "cuda",
-                    "drop_last": tuned,  # a smaller last batch would be compiled anew
+                    "drop_last": tuned,  # a smaller last batch would be compiled again
                     "persistent_workers": tuned and self.workers > 0,
                 },
             },
@@ -98,11 +98,11 @@ class TorchdistillLoop(Loop):
         }
 
 
-LOGITS = {"path": ".", "io": "output"}  # of the whole network
+LOGITS = {"path": ".", "io": "output"}  # the output of the whole network
 
 
 class _Epochs:
-    """The box's loader with what the box does before and after an epoch, and without the third, empty part."""
+    """The box's loader, with the box's work before and after an epoch and without the third, empty item of a batch."""
 
     def __init__(self, box: Any, loader: Iterable[tuple[Tensor, Tensor, object]]) -> None:
         self._box, self._loader, self._epoch = box, loader, 0

@@ -1,1 +1,1 @@
-"""The commands, a module each: `parser()` says what it takes, `command()` calls and prints."""
+"""Commands of the CLI, one module each: `parser()` defines the options, `command()` runs and prints."""

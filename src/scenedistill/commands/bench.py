@@ -11,7 +11,7 @@ from scenedistill.commands.parsing import CommandParser, filled, result_file
 
 
 def parser() -> CommandParser:
-    """What it takes, beside what it measures."""
+    """Return the command's parser, without the settings of `BenchConfig`."""
     parser = CommandParser(description="how fast a distillation is here, beside its parts and beside a naive loop")
     parser.add_argument("--data", type=str | None, default=None, help="class folders; generated scenes when not given")
     parser.add_argument("--results", type=str | None, default=None, help="write the figures to this results/NAME.json")
@@ -20,7 +20,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.config import BenchConfig
     from scenedistill.experiments.bench.run import bench
     from scenedistill.experiments.bench.speed import draw_speed, speed_table

@@ -12,7 +12,7 @@ from scenedistill.commands.parsing import CommandParser, result_file
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="what the networks of a run or a grid cost: parameters, operations, time")
     parser.add_argument("folder", type=str, help="of a run or a grid")
     parser.add_argument("--cell", type=str | None, default=None, help="data set and ratio of a grid, such as AID-20")
@@ -27,7 +27,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.experiments.measure_costs import measure_costs
     from scenedistill.experiments.results.costs import costs_table
     from scenedistill.experiments.results.measurements import write_record

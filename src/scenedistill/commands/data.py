@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     return CommandParser(description="list the known data sets, check a folder against them, download one")
 
 
 def add_actions(parser: CommandParser) -> None:
-    """Its sub-commands: a level can only be added when the one above is complete."""
+    """Add the sub-commands, which is possible only when the parser above is complete."""
     commands = parser.add_subcommands(metavar="ACTION", dest="action")
     commands.add_subcommand("list", CommandParser(description="the data sets that are known"))
     check = CommandParser(description="which data set a folder is, and whether it is complete")
@@ -44,7 +44,7 @@ def add_actions(parser: CommandParser) -> None:
 
 
 def command(settings: Namespace, console: Console, text: str) -> int:
-    """Do it; 1 for a known data set that is not complete, and for images that cannot be read."""
+    """Run the command; return 1 for an incomplete known data set or unreadable images, else 0."""
     from scenedistill.data.known.catalogue import check, lookup, overview
     from scenedistill.data.known.download import download
     from scenedistill.data.scenes import scan
@@ -68,7 +68,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
 
 
 def _decoded(index: SceneIndex, console: Console) -> bool:
-    """Say which images cannot be read and which are copies of others; whether all could be read."""
+    """Print which images are unreadable and which are copies of others; return whether all were readable."""
     from scenedistill.data.duplicates import duplicates_in_folder
     from scenedistill.data.raster.holes import constants_text
 

@@ -14,7 +14,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="test a trained network on a folder of images")
     parser.add_argument("weights", type=str, help="weights.safetensors of a finished training, or its folder")
     parser.add_argument("data", type=str, help="folder with the network's classes as sub-folders, or a CSV manifest")
@@ -26,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.experiments.evaluate import evaluate
 
     split = Path(settings.split) if settings.split else None

@@ -10,11 +10,11 @@ from rich.console import Console
 from scenedistill.commands.parsing import CommandParser
 from scenedistill.core.errors import UserError
 
-MOST = 60  # images: it is for a few
+MOST = 60  # images, at most
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="what teacher, plain and distilled student say of a few images, and why")
     parser.add_argument("run", type=str, help="a run's folder, or that of one of its students")
     parser.add_argument("images", type=str, nargs="+", help=f"images, folders or patterns; {MOST} images at most")
@@ -26,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.inference.inputs import find_inputs
     from scenedistill.reporting.explain import as_text, explain, networks_of
     from scenedistill.reporting.explain_sheet import draw_explained

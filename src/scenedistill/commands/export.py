@@ -12,7 +12,7 @@ from scenedistill.export.config import ExportConfig
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="the student alone, as files to take away, each checked on test images")
     parser.add_argument("run", type=str, help="a run's folder, or the folder of one training in it")
     parser.add_argument("--out", type=str | None, default=None, help="folder (default: `export` in the training's own)")
@@ -23,7 +23,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.export.hub import check_name, push
     from scenedistill.export.run import export
 

@@ -18,11 +18,13 @@ from scenedistill.core.yaml_files import read_yaml
 
 
 class GridParser(CommandParser):
-    """Takes the grid's file as the first word; options, also those within the file such as `--base.image_size 64`,
-    replace its values."""
+    """Parser that takes the grid's file as the first argument.
+
+    Options, also of settings within the file such as `--base.image_size 64`, replace the file's values.
+    """
 
     def parse_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Namespace:  # type: ignore[override]
-        """As the base class, once the file's names are known to be right."""
+        """Parse as the base class does, after checking the names in the file."""
         from scenedistill.experiments.grid.config import GridConfig
 
         if "--name" not in self._option_string_actions:  # here, because it takes seconds to import
@@ -38,17 +40,17 @@ class GridParser(CommandParser):
 
 
 def read_grid(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """The values of a grid's file, every name checked.
+    """Read the values of a grid's file and check every name.
 
     Raises:
-        UserError: no such file, no YAML, or a name that is no setting.
+        UserError: no such file, not YAML, or an unknown setting.
     """
     checked: dict[str, Any] = _checked(read_yaml(path), kind, "", path)
     return checked
 
 
 def _checked(value: Any, hint: Any, where: str, path: Path) -> Any:
-    """The value, an empty one as no settings where settings belong; values themselves are checked later."""
+    """Check the names in a value and return it, with empty settings filled; values are checked later."""
     options = [hint, *get_args(hint)]
     entry = next((each for each in options if is_dataclass(each)), None)
     if get_origin(hint) is dict and entry is not None and isinstance(value, dict):
@@ -70,7 +72,7 @@ def _checked(value: Any, hint: Any, where: str, path: Path) -> Any:
 
 
 def parser() -> CommandParser:
-    """What it takes, beside the settings of a grid."""
+    """Return the command's parser, without the settings of `GridConfig`."""
     parser = GridParser(
         description="many trainings (data x ratio x student x method x seed), compared; `scenedistill grid FILE.yaml`"
     )
@@ -87,7 +89,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> int:
-    """Do it; 1 when a cell has failed."""
+    """Run the command; return 1 if a cell has failed, else 0."""
     from scenedistill.experiments.grid.config import grid_words
 
     try:
@@ -127,7 +129,7 @@ def _do(settings: Namespace, console: Console, text: str) -> int:
 
 
 def grid_config(settings: Namespace) -> Any:
-    """The GridConfig in what was parsed.
+    """Return the GridConfig of the parsed settings.
 
     Raises:
         UserError: a value is missing or of the wrong kind.

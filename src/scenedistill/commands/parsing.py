@@ -1,4 +1,4 @@
-"""How the command line speaks: one clear line for a mistake, and the command that repeats a run."""
+"""Parsing of the command line, its error messages, and the command that repeats a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scenedistill.core.yaml_files import check_size
 
 Config = TypeVar("Config")
 
-#: What jsonargparse calls a type, and what a person does.
+#: Type name in jsonargparse's messages -> plain words.
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -30,27 +30,27 @@ _KINDS = {
 
 
 class CommandParser(ArgumentParser):
-    """An ArgumentParser that takes no abbreviations, and says "did you mean" for a wrong option, key or word."""
+    """An ArgumentParser without abbreviations that suggests the nearest name for a wrong option, key or word."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """As the base class; a file that is no text is a mistake like any other."""
+        """Parse as the base class does; a config file that is not UTF-8 text is reported like any other error."""
         try:
             return super().parse_args(*args, **kwargs)
         except UnicodeDecodeError:
             self.error("The file given with --config is not UTF-8 text.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print two lines and leave with exit code 2."""
+        """Print two lines and exit with code 2."""
         text = _plainly(message)
         print(f"scenedistill: {' '.join([text, *self._hints(text)])}", file=sys.stderr)
         print(f"`{self.prog.replace(' [options]', '')} --help` lists what there is.", file=sys.stderr)
         raise SystemExit(2)
 
     def keys(self) -> list[str]:
-        """Every option of this parser and of its sub-commands, in dotted form."""
+        """Return every option of this parser and of its sub-commands, in dotted form."""
         found = []
         for action in self._actions:
             found += [option[2:] for option in action.option_strings if option.startswith("--")]
@@ -72,7 +72,7 @@ class CommandParser(ArgumentParser):
 
 
 def _plainly(message: str) -> str:
-    """jsonargparse's words about a mistake, as a person would put them."""
+    """Rewrite an error message of jsonargparse in plain words."""
     text = " ".join(message.split())
     rules: list[tuple[str, Any]] = [
         (r"^(?:U|u)nrecognized arguments: --([\w.]+)(?:\s.*)?$", r"There is no option \1."),
@@ -101,11 +101,11 @@ def _tails(names: str) -> str:
 
 
 def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
-    """A dataclass of settings, and those within it, from the values that were parsed.
+    """Build a dataclass of settings, and those nested in it, from the parsed values.
 
     Args:
         kind: the dataclass.
-        settings: its values by name.
+        settings: the parsed values by name.
         where: dotted name of the group, for messages.
 
     Raises:
@@ -125,11 +125,10 @@ def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:
-    """The command line with `--config FILE` put before the other options, so that these replace the file's values
-    wherever they stand.
+    """Move `--config FILE` before the other options, so that these replace the file's values in any order.
 
     Raises:
-        UserError: a file stands for far more values than settings are.
+        UserError: a file is far larger than settings are, or nested too deeply.
     """
     files, others, rest = list[str](), list[str](), list(arguments)
     while rest:
@@ -144,7 +143,7 @@ def files_first(arguments: Sequence[str]) -> list[str]:
 
 
 def numbers_joined(arguments: Sequence[str]) -> list[str]:
-    """The command line with negative values tied to their options: argparse takes `-900,4900` for an option."""
+    """Join negative values to their options by `=`, since argparse takes `-900,4900` for an option."""
     words = list[str]()
     for word in arguments:
         option = words and re.fullmatch(r"--[\w.]+", words[-1])
@@ -156,10 +155,10 @@ def numbers_joined(arguments: Sequence[str]) -> list[str]:
 
 
 def result_file(text: str | None) -> Path | None:
-    """Where `--results` is to be written, looked at before the work and not after.
+    """Return the path of `--results`, checked before the work starts.
 
     Raises:
-        UserError: not named .json, or in a place where it cannot be.
+        UserError: the name does not end in .json, or the file cannot be written there.
     """
     if text is None:
         return None
@@ -176,7 +175,7 @@ def result_file(text: str | None) -> Path | None:
 
 
 def repeatable(arguments: Sequence[str]) -> str:
-    """The command line as it may stand in a record: a path outside the working folder is cut to its name."""
+    """Return the command line for a record, with paths outside the working folder cut to their names."""
     return shlex.join(["scenedistill", *map(_short, arguments)])
 
 

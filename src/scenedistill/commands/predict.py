@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="classify images, folders of images and rasters")
     parser.add_argument("model", type=str, help="a run's folder, or a .safetensors, .onnx or .pt2 file")
     parser.add_argument("inputs", type=str, nargs="+", help="images, folders, patterns such as 'tiles/*.jpg', rasters")
@@ -55,7 +55,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> int:
-    """Do it; 0 when anything could be classified, 1 when nothing could."""
+    """Run the command; return 0 if anything was classified, else 1."""
     from scenedistill.inference.inputs import find_inputs
     from scenedistill.inference.model import open_model
 
@@ -90,7 +90,7 @@ def _images(
     settings: Namespace,
     console: Console,
 ) -> int:
-    """How many images were classified."""
+    """Classify the images and return how many were classified."""
     if not images:
         return 0
     from dataclasses import replace
@@ -119,7 +119,7 @@ def _images(
 
 
 def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: RasterConfig, console: Console) -> int:
-    """How many rasters have a class anywhere; one that cannot be mapped is named, and the others go on."""
+    """Map the rasters and return how many have a class anywhere; of several, one that fails is reported and skipped."""
     if not rasters:
         return 0
     from scenedistill.inference.raster.pipeline import map_raster
@@ -127,7 +127,7 @@ def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: Ras
     names = [Path(raster).stem for raster in rasters]
     worked = 0
     for number, (raster, name) in enumerate(zip(rasters, names, strict=True), start=1):
-        # the maps are named after the raster; of two that are called alike each has a folder of its own
+        # the maps are named after the raster; rasters of the same name get a folder each
         place = out if names.count(name) == 1 else out / f"{name}_{names[:number].count(name)}"
         try:
             result = map_raster(model, raster, place, config, console=console)

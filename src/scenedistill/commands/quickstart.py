@@ -11,7 +11,7 @@ from scenedistill.commands.parsing import CommandParser, result_file
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="teacher, plain and distilled student on generated scenes, in minutes")
     parser.add_argument("--folder", type=str, default="runs/quickstart", help="where everything goes")
     parser.add_argument("--teacher", type=str | None, default=None, help="another teacher, such as resnet101")
@@ -23,7 +23,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.experiments.quickstart import quickstart
     from scenedistill.experiments.results.record import named, write_result
 

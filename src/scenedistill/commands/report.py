@@ -12,7 +12,7 @@ from scenedistill.reporting.html.config import ReportConfig
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="one HTML page about a run or a grid")
     parser.add_argument("folder", type=str, help="of a run or a grid")
     parser.add_argument("--out", type=str | None, default=None, help="the page; FOLDER/report.html when not given")
@@ -29,7 +29,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.reporting.html.page import write_report
 
     page = write_report(

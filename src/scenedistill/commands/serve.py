@@ -13,7 +13,7 @@ from scenedistill.serve.limits import ServeLimits
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="a local page to drop an image or a small GeoTIFF on")
     parser.add_argument("model", type=str, help="a run's folder, or a .safetensors, .onnx or .pt2 file")
     parser.add_argument(
@@ -30,7 +30,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.serve.server import serve
 
     serve(

@@ -12,7 +12,7 @@ from scenedistill.commands.parsing import CommandParser
 
 
 def parser() -> CommandParser:
-    """What it takes."""
+    """Return the command's parser."""
     parser = CommandParser(description="draw a seeded, stratified split and write it to a file")
     parser.add_argument("data", type=str, help="folder with one sub-folder for each class")
     parser.add_argument("out", type=str, help="CSV file, or folder for the lists of the other layouts")
@@ -26,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def command(settings: Namespace, console: Console, text: str) -> None:
-    """Do it."""
+    """Run the command."""
     from scenedistill.data.scenes import scan
     from scenedistill.data.splits.draw import make_split
     from scenedistill.data.splits.files import read_split, write_split
@@ -34,7 +34,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
     index = scan(Path(settings.data))
     if index.parts is None:
         split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
-    else:  # to draw anew would put images of its test part into the training part
+    else:  # a new draw would put test images into the training part
         split = read_split(index.root, index)
         console.print(f"{index.root} is split already by its folders: none is drawn.", markup=False)
     written = write_split(split, index, Path(settings.out), settings.layout)

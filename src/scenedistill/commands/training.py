@@ -12,7 +12,7 @@ from scenedistill.commands.parsing import CommandParser, filled, result_file
 
 
 def training_parser(description: str) -> CommandParser:
-    """What a training takes, beside the settings of a run."""
+    """Return the parser of a training command, without the settings of `RunConfig`."""
     parser = CommandParser(description=description)
     parser.add_argument("folder", type=str, help="one sub-folder for each class, or a CSV manifest path,label")
     parser.add_argument("--config", action="config", help="YAML file of settings; options replace its values")
@@ -29,7 +29,7 @@ def training_parser(description: str) -> CommandParser:
 
 
 def train(*parts: str) -> Callable[[Namespace, Console, str], None]:
-    """A command that does these parts of a run."""
+    """Return a command that does these parts of a run."""
 
     def command(settings: Namespace, console: Console, text: str) -> None:
         from scenedistill.config import RunConfig

@@ -1,1 +1,1 @@
-"""Pictures and pages for people."""
+"""Figures, explanations of single images, and HTML reports."""

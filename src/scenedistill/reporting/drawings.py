@@ -1,4 +1,4 @@
-"""The figures of an evaluation as matplotlib pictures that can be read in print and by the colour-blind."""
+"""Matplotlib figures of an evaluation, legible in print and to the colour-blind."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from scenedistill.metrics.differences import ClassGain, ConfusedPair
 from scenedistill.metrics.plots import CELL, name_classes, readable_names
 from scenedistill.runs.curves import Curves, hints
 
-#: Okabe and Ito (2008), told apart with every common kind of colour blindness; each goes with a dash and a marker, so
-#: that the lines are told apart in grey too.
+#: Palette of Okabe and Ito (2008), distinguishable with every common kind of colour blindness; each colour has its own
+#: dash and marker, so that lines can be distinguished in greyscale too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 BETTER, WORSE = COLOURS[0], COLOURS[1]
-SMALL = 7.5  # points of type
+SMALL = 7.5  # font size in points
 
 
 def save_drawing(figure: Figure, path: Path, *, dpi: int = 160) -> Path:
-    """Write a figure as PNG, SVG or PDF, by the ending; the same figure gives the same SVG."""
+    """Write a figure as PNG, SVG or PDF, by the file extension; the same figure gives the same SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
     with mpl.rc_context({"svg.hashsalt": "scenedistill"}):
@@ -37,13 +37,13 @@ def save_drawing(figure: Figure, path: Path, *, dpi: int = 160) -> Path:
 
 
 def confusion_difference_figure(difference: np.ndarray, classes: Sequence[str], before: str, after: str) -> Figure:
-    """Points of each true class that moved: violet where the second network is better, orange where the first is.
+    """Draw the difference of two confusion matrices: violet where the second network is better, orange where the first.
 
     Args:
-        difference: of `differences.confusion_difference`, `[K, K]`.
-        classes: the K names.
+        difference: percentage points from `differences.confusion_difference`, `[K, K]`.
+        classes: names of the K classes.
         before: name of the first network.
-        after: name of the second.
+        after: name of the second network.
     """
     count = len(classes)
     labels, families = readable_names(tuple(classes))
@@ -51,8 +51,8 @@ def confusion_difference_figure(difference: np.ndarray, classes: Sequence[str], 
     margin = 0.6 + 0.085 * max(len(label) for label in labels)
     figure, axes = _figure(side + margin + 0.4, side + margin + 0.9)
     better = np.where(np.eye(count, dtype=bool), difference, -difference)  # fewer mistakes are better
-    axes.set_facecolor("0.88")  # shows where there is no image
-    norm = SymLogNorm(2, vmin=-100, vmax=100)  # few points show
+    axes.set_facecolor("0.88")  # background of rows without images
+    norm = SymLogNorm(2, vmin=-100, vmax=100)  # makes small differences visible
     picture = axes.imshow(np.ma.masked_invalid(better), cmap="PuOr", norm=norm)
     for row, column in np.argwhere(np.abs(np.nan_to_num(difference)) >= 0.5):
         value = difference[row, column]
@@ -68,7 +68,7 @@ def confusion_difference_figure(difference: np.ndarray, classes: Sequence[str], 
 
 
 def class_gains_figure(gains: Sequence[ClassGain], before: str, after: str) -> Figure:
-    """Points gained or lost in each class, with the accuracy before and after at the names."""
+    """Draw the points gained or lost in each class, with the accuracy before and after beside each name."""
     labels, families = readable_names(tuple(gain.name for gain in gains))
     figure, axes = _figure(6.4, 1.2 + 0.2 * len(gains))
     points = [gain.points for gain in gains]
@@ -92,12 +92,12 @@ def class_gains_figure(gains: Sequence[ClassGain], before: str, after: str) -> F
 def confused_pairs_figure(
     pairs: Sequence[ConfusedPair], classes: Sequence[str], images: Mapping[int, np.ndarray]
 ) -> Figure:
-    """A line for each pair: what was taken for what, how often, and examples, the most certain mistakes first.
+    """Draw a row for each confused pair: both classes, how often, and example images, the most confident errors first.
 
     Args:
-        pairs: of `differences.confused_pairs`, one at least.
-        classes: the names.
-        images: position in the outputs to its uint8 `[H, W, bands]`; examples that are missing are left blank.
+        pairs: result of `differences.confused_pairs`, at least one pair.
+        classes: class names.
+        images: position in the outputs to image, uint8 `[H, W, bands]`; missing examples are left blank.
     """
     names, families = readable_names(tuple(classes))
     wide = max(1, *(len(pair.examples) for pair in pairs))
@@ -124,13 +124,13 @@ def activation_figure(
     headings: Sequence[str],
     notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """The images, and below them where each network looks: a column for each image, a line for each network.
+    """Draw the images with each network's class-activation maps: a column for each image, a row for each network.
 
     Args:
         images: uint8 `[B, H, W, bands]`.
         maps: network to its class-activation maps, float `[B, S, S]` in 0..1.
         headings: B texts above the columns, such as the true classes.
-        notes: network to B texts below its pictures, such as the named class and the agreement.
+        notes: network to B texts below its pictures, such as the predicted class and the agreement.
     """
     shown, families = readable_names(tuple(headings))
     figure = Figure(figsize=(0.5 + 1.3 * len(images), 0.3 + 1.5 * (len(maps) + 1)), layout="constrained")
@@ -160,12 +160,12 @@ def embedding_figure(
     classes: Sequence[str],
     notes: Mapping[str, str] | None = None,
 ) -> Figure:
-    """The maps side by side; each class has a colour, a marker and a number at the middle of its images.
+    """Draw embedding maps side by side; each class has a colour, a marker and a number at the median of its images.
 
     Args:
-        maps: network to `[N, 2]`, of `embedding_map`.
+        maps: network to coordinates from `embedding_map`, `[N, 2]`.
         labels: true classes, `[N]`.
-        classes: the names.
+        classes: class names.
         notes: network to a text below its map, such as the purity of its neighbourhoods.
     """
     names, families = readable_names(tuple(classes))
@@ -202,7 +202,7 @@ def embedding_figure(
 
 
 def learning_figure(curves: Mapping[str, Curves]) -> Figure:
-    """Overall accuracy over the epochs: on the training views, and on validation images where there are some."""
+    """Draw overall accuracy over the epochs: on the training views, and on validation images where there are some."""
     figure, axes = _figure(5.6, 3.4)
     for number, (name, own) in enumerate(curves.items()):
         for column, what in (("train_oa", "training views"), ("val_oa", "validation")):
@@ -216,7 +216,7 @@ def learning_figure(curves: Mapping[str, Curves]) -> Figure:
 
 
 def parts_figure(curves: Curves, name: str) -> Figure:
-    """The weighted parts of one training's loss over the epochs, how hard each pulls, and what to make of it."""
+    """Draw the weighted terms of one training's loss over the epochs, their gradient norms if measured, and hints."""
     panels = 2 if curves.pulls else 1
     said = hints(curves)
     figure = Figure(figsize=(4.4 * panels, 3.4 + 0.32 * len(said)), layout="constrained")
@@ -244,7 +244,7 @@ def parts_figure(curves: Curves, name: str) -> Figure:
 
 
 def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Accuracy against confidence, a panel for each network, with the share of the images in each bin below."""
+    """Draw accuracy against confidence, a panel for each network, with the share of the images in each bin below."""
     figure = Figure(figsize=(max(2.9 * len(calibrations), 3.4), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1])
@@ -282,5 +282,5 @@ def _style(number: int, *, marker: bool = True) -> dict[str, Any]:
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
-    """An image of any number of bands: the first three as colours, or the first as grey."""
+    """Draw an image of any number of bands: the first three as RGB, or the first as grey."""
     axes.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)

@@ -1,4 +1,4 @@
-"""What teacher, plain and distilled student of a run say of single images, and where each of them looks."""
+"""Predictions and Grad-CAM maps of a run's teacher, plain and distilled student for single images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from scenedistill.runs.network import PLAIN, TEACHER, Network
 
 @dataclass(frozen=True)
 class Look:
-    """What one network makes of one image.
+    """Prediction and Grad-CAM map of one network for one image.
 
     Attributes:
         probabilities: of the K classes, float32 `[K]`.
-        heat: Grad-CAM for the class that was asked for, float32 `[S, S]` in 0..1.
-        agreement: of `heat` with the teacher's, -1..1; None for the teacher itself, or without one.
+        heat: Grad-CAM map for the class `Explained.asked`, float32 `[S, S]` in 0..1.
+        agreement: of `heat` with the teacher's map, -1..1; None for the teacher, without one, or if the sizes differ.
     """
 
     probabilities: np.ndarray
@@ -37,15 +37,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Explained:
-    """One image and what the networks make of it.
+    """One image with the result of every network.
 
     Attributes:
-        path: of the image.
-        pixels: as the networks get it, uint8 `[H, W, bands]`.
+        path: image file.
+        pixels: the image as read for the networks, uint8 `[H, W, bands]`.
         classes: names of the K classes.
-        asked: number of the class whose evidence the Grad-CAM maps show.
-        truth: number of the class whose folder the image lies in; None where the folder is named otherwise.
-        looks: by network, the teacher first.
+        asked: index of the class that the Grad-CAM maps explain.
+        truth: index of the class that the image's folder is named after; None for any other folder.
+        looks: result of each network by name, the teacher first.
     """
 
     path: Path
@@ -56,19 +56,20 @@ class Explained:
     looks: Mapping[str, Look]
 
     def named(self, network: str) -> int:
-        """Number of the class that a network names."""
+        """Return the index of the class that a network predicts."""
         return int(self.looks[network].probabilities.argmax())
 
 
 def networks_of(run: Path) -> dict[str, Path]:
-    """The weights to compare, by name: `teacher`, `plain`, and the distilled student's method; what the run lacks is
-    left out.
+    """Return the weight files to compare by name: `teacher`, `plain` and the distilled student's method.
+
+    Networks that the run lacks are left out.
 
     Args:
         run: a run with one distilled student, or the folder of one of its students.
 
     Raises:
-        UserError: nothing there, or several distilled students (their folders are listed).
+        UserError: no network there, or several distilled students (their folders are listed).
     """
     student = find_network(run)
     if student.method is None:  # a teacher's own folder
@@ -87,16 +88,16 @@ def networks_of(run: Path) -> dict[str, Path]:
 def explain(
     networks: Mapping[str, Path], images: Sequence[Path], *, asked: str | None = None, batch_size: int = 16
 ) -> list[Explained]:
-    """Ask every network about every image, on the CPU in float32.
+    """Classify and explain every image with every network, on the CPU in float32.
 
-    The maps of all networks show the evidence for one class, so that they can be compared: for the class that the
-    teacher names (without a teacher, the last network), or for `asked`.
+    All Grad-CAM maps of an image explain the same class, so that they can be compared: `asked`, or else the class that
+    the teacher (without a teacher, the last network) predicts.
 
     Args:
         networks: name to weights, as `networks_of` gives them; all of the same classes.
-        images: a few.
-        asked: name of a class.
-        batch_size: images of one pass.
+        images: a few image files.
+        asked: name of the class to explain.
+        batch_size: images in one forward pass.
 
     Raises:
         UserError: an image that cannot be read, networks of different classes, or no such class.
@@ -112,12 +113,12 @@ def explain(
 
 
 def as_text(explained: Sequence[Explained]) -> str:
-    """The same for a terminal or a file: for each image a table of the likeliest classes, network beside network."""
+    """Format the results as text: for each image a table of the likeliest classes, with a column for each network."""
     return "\n\n".join(map(_text, explained)) + f"\n\nagreement: {AGREEMENT}, -1 to 1\n"
 
 
 def likeliest(one: Explained, each: int = 3, most: int = 6) -> list[int]:
-    """Numbers of the classes worth showing: the first `each` of every network, the likeliest first, `most` in all."""
+    """Return the classes to show: the `each` likeliest of every network, the likeliest first, at most `most` in all."""
     chances = np.stack([look.probabilities for look in one.looks.values()])
     wanted = {int(label) for row in chances for label in row.argsort()[::-1][:each]}
     return sorted(wanted, key=lambda label: -chances[:, label].max())[:most]

@@ -1,4 +1,4 @@
-"""The picture beside an explanation: each image, where every network looks, and what it says."""
+"""Sheets of explained images: each image with every network's Grad-CAM map and prediction."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TILE = 2.1  # inches
 
 
 def draw_explained(explained: Sequence[Explained], folder: Path) -> list[Path]:
-    """Write `explain_01.png` and further pages into a folder, `ON_A_PAGE` images on each; returns the files.
+    """Write `explain_01.png` and further pages into a folder, `ON_A_PAGE` images on each, and return the files.
 
-    Pages of an earlier call, which `explain.files.json` names, go.
+    Pages of an earlier call, as listed in `explain.files.json`, are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -36,7 +36,7 @@ def draw_explained(explained: Sequence[Explained], folder: Path) -> list[Path]:
 
 
 def explained_figure(explained: Sequence[Explained]) -> Figure:
-    """A row for each image: the image, each network's map over it, and the likeliest classes side by side."""
+    """Draw a row for each image: the image, each network's map over it, and the likeliest classes side by side."""
     networks = list(explained[0].looks)
     figure = Figure(
         figsize=(TILE * (len(networks) + 1) + 3.4, (TILE + 0.55) * len(explained) + 0.3), layout="constrained"
@@ -90,7 +90,7 @@ def _picture(
 
 
 def _bars(axes: Axes, one: Explained, *, legend: bool) -> None:
-    """The likeliest classes downwards, a bar for each network."""
+    """Draw the likeliest classes from top to bottom, with a bar for each network."""
     shown = likeliest(one)
     labels, families = readable_names(tuple(one.classes[label] for label in shown))
     places, thick = np.arange(len(shown)), 0.8 / len(one.looks)

@@ -1,1 +1,1 @@
-"""One page of a run or a grid."""
+"""HTML report of a run or a grid."""

@@ -1,4 +1,4 @@
-"""What needs the networks and the images themselves: Grad-CAM side by side, and the map of embeddings."""
+"""Grad-CAM maps side by side and embedding maps, computed from the networks and the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
 from scenedistill.runs.network import TEACHER, Network
 
-MOST_DIFFERENT, DRAWN = 8, 4  # images side by side: those that the networks see most differently, and some drawn evenly
+MOST_DIFFERENT, DRAWN = 8, 4  # images side by side: those with the most different outputs, and some drawn evenly
 PICTURE = 140  # pixels on a side, of an image with its map
 
 Nets = Mapping[str, tuple[SceneNet, NetCard]]
@@ -29,15 +29,15 @@ Nets = Mapping[str, tuple[SceneNet, NetCard]]
 
 @dataclass(frozen=True)
 class Look:
-    """One image as the networks see it.
+    """One image with the maps and predictions of the networks.
 
     Attributes:
-        path: of the image below the data folder.
-        label: number of its true class.
-        drawn: taken evenly from all, not for its difference.
+        path: image file relative to the data folder.
+        label: index of the true class.
+        drawn: whether drawn evenly from all images, not chosen for differing outputs.
         image: uint8 `[PICTURE, PICTURE, bands]`.
-        maps: by network: the map, float32 `[PICTURE, PICTURE]` in 0..1, number of the predicted class, agreement with
-            the teacher (None for the teacher itself, and for what is not known).
+        maps: by network, the map, float32 `[PICTURE, PICTURE]` in 0..1; index of the predicted class, None if unknown;
+            agreement with the teacher, None if unknown and for the teacher.
     """
 
     path: str
@@ -49,11 +49,11 @@ class Look:
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Of one network.
+    """Embedding map of one network.
 
     Attributes:
-        places: t-SNE, float32 `[N, 2]`.
-        purity: mean share of an image's ten nearest others, by embedding, that are of its class.
+        places: t-SNE coordinates of N images, float32 `[N, 2]`.
+        purity: mean share of an image's ten nearest neighbours, by embedding, that have its class.
     """
 
     places: np.ndarray
@@ -62,11 +62,11 @@ class EmbeddingMap:
 
 @dataclass
 class Seen:
-    """What has been found out with the networks and the images; what was left out is empty.
+    """Results of the networks on the images; fields left out are empty.
 
     Attributes:
         looks: images side by side.
-        embeddings: by network.
+        embeddings: embedding map of each network by name.
         labels: true classes of the images in the maps of the embeddings, int64 `[N]`.
     """
 
@@ -76,11 +76,11 @@ class Seen:
 
 
 class ComparedNetworks:
-    """A teacher and its students, or some of them, on the test images of one seed, at the size of their test.
+    """A teacher and its students, or some of them, run on the test images of one seed at the size of their test.
 
     Args:
         networks: by caption, two or more, all of one seed, so that they have the same test images; the teacher, if
-            there is one, under `teacher`. One at least has its outputs kept.
+            there is one, under `teacher`. At least one has kept outputs.
         root: folder of the images.
         device: to compute on.
 
@@ -90,7 +90,7 @@ class ComparedNetworks:
 
     def __init__(self, networks: Mapping[str, Network], root: Path, device: torch.device) -> None:
         self.networks, self.root, self.device = networks, root, device
-        settings = next(iter(networks.values())).settings  # of a given teacher, its card may tell another size
+        settings = next(iter(networks.values())).settings  # not the card: a given teacher's may hold another size
         self.size, self.stored_size = int(settings["image_size"]), int(settings["data"]["stored_size"])
         self.nets: Nets = {name: load_net(network.folder / "weights.safetensors") for name, network in networks.items()}
         self.outputs = {name: network.outputs for name, network in networks.items() if network.outputs is not None}
@@ -98,14 +98,14 @@ class ComparedNetworks:
         self.paths, self.labels = networks[known].test_paths, self.outputs[known].labels
 
     def sample(self, limit: int) -> np.ndarray:
-        """Positions of so many test images, of each class its share."""
+        """Return the positions of at most `limit` test images, stratified by class."""
         return even_sample(self.labels, limit)
 
     def part(self, positions: Sequence[int] | np.ndarray) -> ScenePart:
-        """These test images, decoded as the networks were given them in the test.
+        """Read test images, decoded as in the networks' test.
 
         Raises:
-            UnreadableImage: one of them.
+            UnreadableImage: an image cannot be read.
         """
         card = next(iter(self.nets.values()))[1]
         paths = tuple(self.paths[i] for i in positions)
@@ -115,7 +115,7 @@ class ComparedNetworks:
         return ScenePart(cache, np.arange(len(paths)))
 
     def positions(self) -> dict[str, str]:
-        """By network: how many positions its map has, such as `7 x 7`."""
+        """Return the grid size of each network's map, such as `7 x 7`."""
         found = {}
         for name, (net, card) in self.nets.items():
             with torch.inference_mode():
@@ -125,7 +125,7 @@ class ComparedNetworks:
         return found
 
     def agreements(self, part: ScenePart) -> dict[str, np.ndarray]:
-        """By student: agreement with the teacher on each image, float32 `[N]`."""
+        """Compute each student's agreement with the teacher on each image, float32 `[N]`."""
         if TEACHER not in self.nets:
             return {}
         teacher, _ = self.nets[TEACHER]
@@ -133,7 +133,7 @@ class ComparedNetworks:
         return agreement_with_teacher(teacher, others, part, size=self.size, device=self.device)
 
     def side_by_side(self) -> list[Look]:
-        """Images with each network's map of the evidence for the true class."""
+        """Return images with each network's Grad-CAM map for the true class."""
         several = len(self.outputs) > 1
         differing = [found.position for found in most_different(self.outputs, limit=MOST_DIFFERENT)] if several else []
         others = [i for i in range(len(self.paths)) if i not in differing]
@@ -164,7 +164,7 @@ class ComparedNetworks:
         return looks
 
     def embeddings(self, part: ScenePart) -> dict[str, EmbeddingMap]:
-        """By network: where its embeddings of the images lie."""
+        """Compute each network's embedding map of the images."""
         found = {}
         for name, (net, _) in self.nets.items():
             wide = embeddings_of(net, part, image_size=self.size, device=self.device, precision="fp32")
@@ -173,13 +173,13 @@ class ComparedNetworks:
 
 
 def _view(image: torch.Tensor) -> np.ndarray:
-    """uint8 `[PICTURE, PICTURE, bands]` of one decoded image."""
+    """Convert a decoded image to uint8 `[PICTURE, PICTURE, bands]`."""
     pixels: np.ndarray = (evaluation_view(image[None], size=PICTURE)[0].permute(1, 2, 0).numpy() * 255).round()
     return pixels.astype(np.uint8)
 
 
 def _resized(heat: torch.Tensor) -> np.ndarray:
-    """float32 `[PICTURE, PICTURE]` of a map."""
+    """Resize a map to float32 `[PICTURE, PICTURE]`."""
     size = (PICTURE, PICTURE)
     larger = torch.nn.functional.interpolate(heat[None, None], size, mode="bilinear", align_corners=False)
     resized: np.ndarray = larger[0, 0].clamp(0, 1).numpy()

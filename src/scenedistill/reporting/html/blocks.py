@@ -1,4 +1,4 @@
-"""What a section of the page is put together from; the template shows each kind in its own way."""
+"""Blocks that make up a section of the page; the template renders each kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A few figures in large print: (what, figure, what it means)."""
+    """A few figures in large print: (label, figure, explanation)."""
 
     tiles: Sequence[tuple[str, str, str]]
     kind: str = "tiles"
@@ -29,7 +29,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with values; of a `folded` list only the title shows until it is opened."""
+    """Names with values; a `folded` list shows only its title at first."""
 
     title: str
     facts: Sequence[tuple[str, str]]
@@ -39,7 +39,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Code:
-    """Text in type of one width."""
+    """Text in a monospaced font."""
 
     title: str
     text: str
@@ -53,8 +53,8 @@ class Charts:
 
     Attributes:
         charts: (title, SVG).
-        legend: (series, CSS classes, hue or None); a click brings the series out.
-        caption: below.
+        legend: (series, CSS classes, hue or None); a click highlights the series.
+        caption: text below the charts.
     """
 
     charts: Sequence[tuple[str, Markup]]
@@ -65,11 +65,11 @@ class Charts:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture: a data URI, or the number of a thumbnail that the script puts in its place.
+    """A picture: a data URI, or the number of a thumbnail that the script inserts.
 
     Attributes:
-        alt: what it shows, for who cannot see it.
-        caption: below.
+        alt: alternative text.
+        caption: text below the picture.
         uri: data URI.
         thumbnail: number of the thumbnail.
         tone: "", "right" or "wrong".
@@ -93,7 +93,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class MatrixView:
-    """Where the script draws the confusion matrices."""
+    """Placeholder in which the script draws the confusion matrices."""
 
     kind: str = "matrices"
 
@@ -106,9 +106,9 @@ class Section:
     """A headed part of the page.
 
     Attributes:
-        key: its address in the page.
+        key: anchor in the page.
         title: the heading.
-        blocks: in order.
+        blocks: content, in order.
         help: how to read it, in a sentence or two.
     """
 

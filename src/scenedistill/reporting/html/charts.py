@@ -1,4 +1,4 @@
-"""Charts as inline SVG in the page's own colours: lines, bars and points, each with a value to hover."""
+"""Line, bar and point charts as inline SVG in the page's colours, with a tooltip for each value."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-# by hand because the page's charts follow its style sheet, show a value under the pointer and mark a series by name;
-# the SVG of matplotlib, which draws them for files, has neither
+# written by hand: these charts follow the page's style sheet, show tooltips and highlight a series by name, none of
+# which the SVG of matplotlib (used for the figure files) supports
 COLOURS = 8  # c0 ... c7 in the style sheet; further series repeat them with other dashes
 WIDTH, HEIGHT = 480, 280  # of a chart in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42  # margins for the axes
@@ -20,11 +20,11 @@ class Series:
     """One named line.
 
     Attributes:
-        name: in the legend.
-        x: where, in order.
-        y: how much; NaN leaves a gap.
-        colour: number of its colour and dash; several lines may share one.
-        notes: of each value, for its tip.
+        name: name in the legend.
+        x: x values, in order.
+        y: y values; those not finite are left out.
+        colour: number of the colour and dash; several series may share one.
+        notes: text added to the tooltip of each value.
     """
 
     name: str
@@ -45,15 +45,15 @@ def line_chart(
     diagonal: bool = False,
     logarithmic: bool = False,
 ) -> Markup:
-    """Lines over a common axis, with a point to hover at each value.
+    """Draw lines over a common axis, with a tooltip at each value.
 
     Args:
-        lines: what to draw; not finite values are left out.
-        x_label: below.
-        y_label: beside.
-        form: of a value in its tip.
-        x_range: of the axis; that of the values when not given.
-        y_range: likewise.
+        lines: series to draw; values that are not finite are left out.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        form: format of a value in its tooltip.
+        x_range: range of the x axis; that of the values when not given.
+        y_range: range of the y axis, likewise.
         diagonal: draw y = x too.
         logarithmic: a logarithmic y axis; values that are not above 0 are left out.
     """
@@ -85,7 +85,7 @@ def line_chart(
 
 
 def bar_chart(names: Sequence[str], values: Sequence[float], *, x_label: str, tips: Sequence[str]) -> Markup:
-    """Horizontal bars from 0, one below the other, those below 0 in another colour."""
+    """Draw horizontal bars from 0, one below the other, negative ones in another colour."""
     row, left = 19, 8 + 7 * min(26, max((len(name) for name in names), default=1))
     height = TOP + row * len(names) + BOTTOM
     room = 44 if min(values) < 0 else 0  # for the figure left of the longest bar
@@ -111,7 +111,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], *, x_label: str, ti
 def point_chart(
     x: Sequence[float], y: Sequence[float], groups: Sequence[int], names: Sequence[str], tips: Sequence[str]
 ) -> Markup:
-    """Points coloured by group, without axes: a map whose distances alone mean something."""
+    """Draw points coloured by group, without axes: only their relative positions have meaning."""
     side = 320
     across, up = _Axis(min(x), max(x), 8, side - 8), _Axis(min(y), max(y), side - 8, 8)
     body = [
@@ -124,17 +124,17 @@ def point_chart(
 
 
 def hue(group: int, groups: int) -> int:
-    """Degrees on the colour wheel; neighbours in the list are far apart on it."""
+    """Return a hue in degrees; consecutive groups have distant hues."""
     return round(360 * ((group * 0.618034) % 1)) if groups > COLOURS else round(360 * group / max(groups, 1))
 
 
 def colour_class(number: int) -> str:
-    """CSS classes of a series' colour and dash."""
+    """Return the CSS classes of a series' colour and dash."""
     return f"c{number % COLOURS} d{number // COLOURS % 4}"
 
 
 class _Axis:
-    """From values to places in the drawing, one decimal."""
+    """Map from values to coordinates in the drawing, rounded to one decimal."""
 
     def __init__(
         self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False, roomy: bool = False
@@ -151,7 +151,7 @@ class _Axis:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Place and text of a few round values."""
+        """Yield coordinate and text of a few round values."""
         if self.logarithmic:
             factors = (1, 2, 5) if self.high - self.low < 2.5 else (1,)
             for power in range(math.floor(self.low), math.ceil(self.high)):

@@ -1,4 +1,4 @@
-"""What a report takes."""
+"""Settings of a report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class ReportConfig:
-    """What is looked at closely, and how closely; all accuracies are reported in any case.
+    """Networks to look at closely, and numbers of images used; all accuracies are reported in any case.
 
     Attributes:
         cell: data set and ratio to look at closely, by the name of its folder in a grid such as `AID-20`; the first one

@@ -1,5 +1,5 @@
-"""The sections about the few networks that are looked at closely and need only their records and outputs: classes,
-curves, parts of the loss, calibration."""
+"""Sections about the networks looked at closely, made from records and outputs alone: classes, learning curves, loss
+terms, calibration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Compared(NamedTuple):
     Attributes:
         names: captions of the first and the second.
         counts: the confusion matrix of each, a sum over the seeds, int64 `[K, K]`.
-        seeds: in order.
+        seeds: the common seeds in ascending order.
     """
 
     names: tuple[str, str]
@@ -35,7 +35,7 @@ class Compared(NamedTuple):
 
 
 def compared(focus: Focus) -> Compared | None:
-    """The last group beside the one before it; None where there is none, or not every matrix was kept."""
+    """Compare the last group with the one before it; None if there is only one, or a matrix is missing."""
     if len(focus.groups) < 2:
         return None
     (before_name, before), (after_name, after) = list(focus.groups.items())[-2:]
@@ -47,7 +47,7 @@ def compared(focus: Focus) -> Compared | None:
 
 
 def classes(focus: Focus) -> Section:
-    """Gain of each class, of the last group over the one before it."""
+    """Return the section of each class's gain, of the last group over the one before it."""
     section = Section("classes", "Gain of each class")
     if pair := compared(focus):
         gains = class_gains(*pair.counts, focus.cell.classes)
@@ -66,7 +66,7 @@ def classes(focus: Focus) -> Section:
 
 
 def curves(focus: Focus) -> Section:
-    """Accuracy over the epochs of every training of the student, and of the teacher: means over seeds."""
+    """Return the section of learning curves of the teacher and every training of the student, means over seeds."""
     section = Section(
         "curves",
         "Learning curves",
@@ -92,8 +92,10 @@ def curves(focus: Focus) -> Section:
 
 
 def mean_curves(focus: Focus) -> dict[str, Curves]:
-    """By training of the student, and of the teacher: its accuracies, means over the seeds and over the epochs that all
-    of them have."""
+    """Return the accuracy curves of the teacher and every training of the student, by label.
+
+    Each is a mean over seeds, at the epochs that all of them have.
+    """
     groups: dict[str, list[Curves]] = {}
     for network in focus.cell.networks:
         if network.student in (None, focus.student) and (found := _curves(network)):
@@ -112,14 +114,14 @@ def mean_curves(focus: Focus) -> dict[str, Curves]:
 
 
 def parts(focus: Focus) -> Section:
-    """Parts of the loss and how hard each pulls, of the first seed in which that was measured, and hints."""
+    """Return the section of loss terms and gradient norms, of the first seed with measured norms, and of hints."""
     section = Section(
         "parts",
         "Parts of the loss",
         "First each part times its weight; then, where it was measured, the norm of its gradient, which says how hard "
         "it pulls at the network: a part may be large and pull little.",
     )
-    said: dict[str, list[str]] = {}  # of each training the hints of the first seed that has any
+    said: dict[str, list[str]] = {}  # label of a training -> hints of the first seed that has any
     for network in focus.cell.networks:
         if network.student in (None, focus.student) and (curves := _curves(network)):
             lines = [f"{network.label}, seed {network.seed}: {hint}" for hint in hints(curves)]
@@ -151,8 +153,10 @@ def parts(focus: Focus) -> Section:
 
 
 def loss_curves(focus: Focus) -> dict[str, tuple[int, Curves]]:
-    """By caption: the first seed in which pulls were measured, or else the first one, and its curves; only of trainings
-    whose loss has several parts."""
+    """Return by caption one seed and its curves, of trainings whose loss has several terms.
+
+    The seed is the first one in which gradient norms were measured, or else the first one.
+    """
     found = {}
     for label, networks in focus.groups.items():
         known = {network.seed: curves for network in networks if (curves := _curves(network))}
@@ -164,7 +168,7 @@ def loss_curves(focus: Focus) -> dict[str, tuple[int, Curves]]:
 
 
 def calibrations(focus: Focus) -> Section:
-    """Confidence against accuracy, all seeds together."""
+    """Return the section of confidence against accuracy, over all seeds."""
     section = Section(
         "calibration",
         "Calibration",
@@ -206,7 +210,7 @@ def calibrations(focus: Focus) -> Section:
 
 
 def pooled(networks: Sequence[Network]) -> Calibration | None:
-    """Of networks that differ by seed only, their answers taken together; None where these were not kept."""
+    """Compute the calibration of networks that differ by seed only, over all their outputs; None if none were kept."""
     kept = [network.outputs for network in networks if network.outputs is not None]
     if not kept:
         return None
@@ -215,7 +219,7 @@ def pooled(networks: Sequence[Network]) -> Calibration | None:
 
 
 def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
-    """What a chart draws, for who cannot see it or wants to go on with it."""
+    """Return the values of a chart as a table, for screen readers and further use."""
     points = [dict(zip(line.x, line.y, strict=True)) for line in lines]
     epochs = sorted({x for found in points for x in found})
     rows = [(number(x, "{:g}"), *(number(found.get(x), "{:.4g}") for found in points)) for x in epochs]
@@ -223,7 +227,7 @@ def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
 
 
 def summed(networks: Sequence[Network]) -> np.ndarray | None:
-    """The sum of their confusion matrices, int64 `[K, K]`; None where one was not kept, or there are none."""
+    """Sum the confusion matrices, int64 `[K, K]`; None if one was not kept, or there are none."""
     found = [n.confusion for n in networks if n.confusion is not None]
     return np.sum(found, axis=0) if found and len(found) == len(networks) else None
 

@@ -1,4 +1,4 @@
-"""The report's pictures as files for a paper, drawn from what the page shows."""
+"""The report's figures as separate files for a paper."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ ENDINGS = ("pdf", "svg", "png")
 
 
 def write_figures(focus: Focus, root: Path | None, seen: Seen, folder: Path, ending: str) -> list[Path]:
-    """Write every picture for which there is something to draw.
+    """Write every figure for which there are data.
 
     Args:
-        focus: the networks that are looked at closely.
+        focus: the networks to draw.
         root: folder of the images; without it the confused pairs are left out.
-        seen: what was found out with the networks.
-        folder: for the files; made when absent.
+        seen: Grad-CAM and embedding maps of the networks.
+        folder: folder for the files; created if absent.
         ending: one of `ENDINGS`.
 
     Returns:
-        The files.
+        The files written.
     """
     named = [*_matrices(focus), *_images(focus, root, seen), *_trainings(focus)]
     return [drawings.save_drawing(figure, folder / f"{name}.{ending}") for name, figure in named]
 
 
 def _matrices(focus: Focus) -> Iterator[tuple[str, Figure]]:
-    """Confusion matrices, their difference, the gain of each class; seeds taken together."""
+    """Yield confusion matrices, their difference and the gain of each class, over all seeds."""
     for label, networks in focus.groups.items():
         counts = summed(networks)
         if counts is not None:
@@ -55,7 +55,7 @@ def _matrices(focus: Focus) -> Iterator[tuple[str, Figure]]:
 
 
 def _images(focus: Focus, root: Path | None, seen: Seen) -> Iterator[tuple[str, Figure]]:
-    """Confused pairs, Grad-CAM side by side, the map of the embeddings; of one seed."""
+    """Yield confused pairs, Grad-CAM maps and embedding maps of one seed."""
     classes, networks = focus.cell.classes, list(focus.of_one_seed().values())
     if networks and root and networks[-1].outputs is not None:
         pairs = confused_pairs(networks[-1].outputs, limit=PAIRS, examples=EXAMPLES)
@@ -76,7 +76,7 @@ def _images(focus: Focus, root: Path | None, seen: Seen) -> Iterator[tuple[str, 
 
 
 def _trainings(focus: Focus) -> Iterator[tuple[str, Figure]]:
-    """Learning curves, parts of the loss, reliability."""
+    """Yield learning curves, loss terms and reliability diagrams."""
     curves = {label: found for label, found in mean_curves(focus).items() if label in focus.groups and found.accuracies}
     if curves:
         yield "curves", drawings.learning_figure(curves)
@@ -88,14 +88,14 @@ def _trainings(focus: Focus) -> Iterator[tuple[str, Figure]]:
 
 
 def _metrics(counts: np.ndarray, classes: Sequence[str]) -> SceneMetrics:
-    """The figures of a confusion matrix."""
+    """Compute the metrics of a confusion matrix."""
     true, named = np.nonzero(counts)
     times = counts[true, named]
     return scene_metrics(np.repeat(named, times), np.repeat(true, times), classes)
 
 
 def _read(network: Network, root: Path, positions: Sequence[int]) -> dict[int, np.ndarray]:
-    """Those of the images that can be read, small."""
+    """Read images at `PICTURE` pixels; unreadable ones are left out."""
     bands, images = int(network.settings["data"].get("bands", 3)), {}
     for place in positions:
         try:
@@ -106,7 +106,7 @@ def _read(network: Network, root: Path, positions: Sequence[int]) -> dict[int, n
 
 
 def _note(seen: tuple[np.ndarray, int | None, float | None], classes: Sequence[str]) -> str:
-    """The named class and the agreement with the teacher, where they are known."""
+    """Return the predicted class and the agreement with the teacher, as far as known."""
     _, named, score = seen
     words = [classes[named] if named is not None else "", f"{score:.2f}" if score is not None else ""]
     return "\n".join(filter(None, words))

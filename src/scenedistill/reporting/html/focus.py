@@ -1,4 +1,4 @@
-"""The few networks that a report looks at closely: teacher, plain and distilled student."""
+"""Choice of the networks that a report looks at closely: teacher, plain and distilled student."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scenedistill.runs.run import Cell, Run
 
 @dataclass(frozen=True)
 class Focus:
-    """What is looked at.
+    """The networks that a report looks at closely.
 
     Attributes:
         cell: data set and ratio.
-        student: its name; None where there are only teachers.
-        groups: by caption: the networks that differ by seed only; of teacher, baseline and the chosen method, in this
-            order, those that there are.
-        note: how the method was chosen, where a reader must know.
+        student: name of the student; None where there are only teachers.
+        groups: by caption, the networks that differ by seed only: those of teacher, baseline and chosen method, in this
+            order, as far as they exist.
+        note: a caution if the method was chosen by its test accuracy, else empty.
     """
 
     cell: Cell
@@ -30,10 +30,10 @@ class Focus:
     note: str = ""
 
     def of_one_seed(self, *, outputs: bool = True) -> dict[str, Network]:
-        """One network of each group, all of the first seed that the most groups have with their outputs kept.
+        """Return one network of each group, all of the seed for which most groups have kept their outputs.
 
         Args:
-            outputs: leave out those whose outputs were not kept.
+            outputs: leave out networks whose outputs were not kept.
         """
 
         def having(seed: int, outputs: bool) -> dict[str, Network]:
@@ -45,10 +45,10 @@ class Focus:
 
 
 def choose(data: Run, config: ReportConfig) -> Focus:
-    """What the user asks for, or the first of each.
+    """Choose the cell, student and method that the settings name, or the defaults of `ReportConfig`.
 
     Raises:
-        UserError: a name that is not there.
+        UserError: a name in the settings is unknown.
     """
     cell = data.cells[0]
     if config.cell is not None:
@@ -71,7 +71,7 @@ def choose(data: Run, config: ReportConfig) -> Focus:
 
 
 def _favourite(groups: dict[str, list[Network]], methods: Sequence[str]) -> tuple[str | None, str]:
-    """What is shown when nobody chooses, and what to say of it."""
+    """Return the default method, and a caution if it was chosen by its test accuracy."""
     if "dkd" in methods or len(methods) < 2:
         return ("dkd" if "dkd" in methods else next(iter(methods), None)), ""
     best = max(methods, key=lambda label: statistics.fmean(n.tested["oa"] for n in groups[label]))

@@ -1,4 +1,4 @@
-"""The images of a report: where they lie, and small copies of them within a budget of bytes."""
+"""Images of a report: finding their folder, and thumbnails within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ QUALITY = 60  # of WebP, 0..100
 
 
 class Thumbnails:
-    """Small copies of images as text for the page, each made once, until the bytes are spent.
+    """Thumbnails of images as data URIs, each made once, until the budget is spent.
 
     Args:
-        budget: bytes of all copies together, as text.
+        budget: bytes of all data URIs together; the last one may exceed it.
     """
 
     def __init__(self, budget: int) -> None:
@@ -31,10 +31,10 @@ class Thumbnails:
         self._places: dict[Path, int | None] = {}
 
     def add(self, path: Path) -> int | None:
-        """Number of the image's copy; None where it cannot be read or the budget is spent."""
+        """Return the number of the image's thumbnail; None if it cannot be read or the budget is spent."""
         if path not in self._places:
             if self.spent >= self.budget:
-                return None  # not remembered: the same may be wanted under a larger budget
+                return None  # not stored: the budget may be raised later
             self._places[path] = self._make(path)
         return self._places[path]
 
@@ -55,14 +55,14 @@ class Thumbnails:
 
 
 def picture(pixels: np.ndarray, quality: int = QUALITY) -> str:
-    """uint8 `[H, W]` or `[H, W, 3]` as a WebP data URI."""
+    """Encode uint8 `[H, W]` or `[H, W, 3]` as a WebP data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=4)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A map laid over an image.
+    """Overlay a map on an image.
 
     Args:
         pixels: uint8 `[H, W, bands]`.
@@ -80,19 +80,19 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W, bands]` as `[H, W, 3]`: the first three bands, or the first one three times."""
+    """Convert uint8 `[H, W, bands]` to `[H, W, 3]`: the first three bands, or the first one three times."""
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
 
 
 def find_data(data: Run, cell: Cell, given: Path | Mapping[str, Path] | None) -> tuple[Path | None, str]:
-    """The folder of a cell's images, and why there is none.
+    """Return the folder of a cell's images, or None and the reason.
 
-    Looked for where the user says, else where the networks' records or the grid say. It counts only when a test image
-    of the cell is there.
+    The candidates are the user's folder if given, else those in the networks' records and the grid. A folder counts
+    only if it holds a test image of the cell.
 
     Args:
-        data: of the report.
-        cell: whose images.
+        data: the run or grid of the report.
+        cell: cell whose images are looked for.
         given: a folder, or folders by the name of the data set in the grid.
     """
     sample = next((network.test_paths[0] for network in cell.networks if network.test_paths), None)
@@ -122,7 +122,7 @@ def _recorded(data: Run, cell: Cell, label: str) -> list[Path]:
 
 
 def _root(place: Path, sample: str) -> Path | None:
-    """Where the class folders lie: in the folder, beside a manifest, or in a folder's only folder."""
+    """Return the parent of the class folders: the place itself, the folder of a manifest, or a sub-folder."""
     base = place.parent if place.is_file() else place
     if (base / sample).is_file():
         return base

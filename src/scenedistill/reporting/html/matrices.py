@@ -1,5 +1,4 @@
-"""The confusion matrices of a cell, and which images stand behind each of their entries, as the page's script takes
-them."""
+"""Confusion matrices of a cell, with the images of each entry, in the form that the page's script reads."""
 
 from __future__ import annotations
 
@@ -15,17 +14,17 @@ from scenedistill.reporting.html.images import Thumbnails
 from scenedistill.runs.network import Network
 from scenedistill.runs.run import Cell
 
-LISTED = 12  # images listed for an entry off the diagonal, at most; a quarter of it for one on it
+LISTED = 12  # images listed for an off-diagonal entry, at most; a quarter of that on the diagonal
 
 
 @dataclass
 class Matrices:
-    """Of one cell; `wanted` are its images, the most telling first.
+    """Confusion matrices of one cell, with the images of their entries.
 
     Attributes:
-        content: for the page's script.
-        paths: of the listed images below the data folder.
-        wanted: numbers of images in `paths`, each once.
+        content: data for the page's script.
+        paths: paths of the listed images, relative to the data folder.
+        wanted: indices into `paths`, each once, the most informative images first.
     """
 
     content: dict[str, Any]
@@ -34,11 +33,11 @@ class Matrices:
 
     @property
     def size(self) -> int:
-        """Characters it takes in the page, small copies apart."""
+        """Characters in the page, without thumbnails."""
         return len(json.dumps(self.content)) + sum(len(path) + 12 for path in self.paths)
 
     def attach(self, root: Path | None, thumbnails: Thumbnails) -> None:
-        """Add each image's path and the number of its small copy, -1 where there is none."""
+        """Add each image's path and the number of its thumbnail, -1 if there is none."""
         numbers = dict.fromkeys(range(len(self.paths)), -1)
         for image in self.wanted if root else ():
             found = thumbnails.add(root / self.paths[image]) if root else None
@@ -47,14 +46,14 @@ class Matrices:
 
 
 def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Matrices | None:
-    """The matrices of all networks of a cell; None where no counts were kept.
+    """Return the matrices of all networks of a cell; None if no counts were kept.
 
     Args:
         cell: the cell.
         closely: networks whose images come first.
-        listed: images named for an entry off the diagonal, at most; a quarter of it for one on it. 0 names none.
+        listed: images listed for an off-diagonal entry, at most; a quarter of that on the diagonal; 0 lists none.
     """
-    numbers: dict[str, int] = {}  # of images, by path
+    numbers: dict[str, int] = {}  # image path -> number
     ranked: list[tuple[tuple[int, ...], int]] = []
     groups = []
     for (name, label), networks in cell.groups().items():
@@ -79,8 +78,10 @@ def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Ma
 
 
 def _behind(network: Network, listed: int) -> Iterator[tuple[int, int, int, str, int]]:
-    """Row, column, place in the list, path and percent of certainty: wrong answers from the most certain down, right
-    ones from the least certain up."""
+    """Yield row, column, place in the entry's list, path and confidence in percent of each listed image.
+
+    Wrong predictions come first, from the most to the least confident; then correct ones, from the least to the most.
+    """
     outputs, paths = network.outputs, network.test_paths
     if outputs is None or not paths:
         return

@@ -1,4 +1,4 @@
-"""The sections that need no more than the records: in short, what was run, results, cost, tuning, what is missing."""
+"""Sections made from the records alone: summary, settings, results, cost, tuning, and what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from scenedistill.runs.run import Cell, Run
 
 
 def in_short(data: Run, focus: Focus) -> Section:
-    """Teacher, plain and distilled student in large print, and what their difference says."""
+    """Return the summary: OA of teacher, plain and distilled student, and the gain with its interval."""
     tiles = []
     for name, networks in focus.groups.items():
         cost = networks[0].tested.get("cost") or {}
@@ -66,7 +66,7 @@ def in_short(data: Run, focus: Focus) -> Section:
 
 
 def what_was_run(data: Run) -> Section:
-    """Settings, data, splits, versions, hardware, command."""
+    """Return the section of settings, data, splits, versions, hardware and command."""
     blocks: list[Block] = []
     for summary in _distinct([cell.summary for cell in data.cells]):
         took = summary.get("wall_seconds")
@@ -103,7 +103,7 @@ def what_was_run(data: Run) -> Section:
 
 
 def results(data: Run) -> Section:
-    """Accuracies of every cell, and beside them those that others have published."""
+    """Return the section of the accuracies of every cell and of published ones."""
     blocks: list[Block] = []
     for cell in data.cells:
         if len(data.cells) > 1:
@@ -121,19 +121,19 @@ def results(data: Run) -> Section:
 
 
 def cost(data: Run) -> Section:
-    """Parameters, bytes, operations, time."""
+    """Return the section of parameters, bytes, operations and time."""
     tables = [table for cell in data.cells if (table := cost_table(cell)).rows]
     return Section("cost", "Cost", "What each network takes to keep and to run.", [*tables])
 
 
 def tuning(data: Run) -> Section:
-    """Scores on validation images."""
+    """Return the section of scores on validation images."""
     known = {"factors", "chosen", "val_fraction", "seed", "epochs"} <= set(data.tuning)
     return Section("tuning", "Tuning", blocks=[tuning_table(data.tuning)] if known else [])
 
 
 def missing(data: Run, left_out: Sequence[str]) -> Section:
-    """What failed, what is not finished, and what this report had to leave out."""
+    """Return the section of failures, unfinished trainings, and what the report leaves out."""
     blocks: list[Block] = [Text(line, "warn") for line in left_out]
     if data.others:
         names = [network.folder.relative_to(data.root).as_posix() for network in data.others]
@@ -158,17 +158,17 @@ def missing(data: Run, left_out: Sequence[str]) -> Section:
 
 
 def damaged_text(data: Run) -> str:
-    """Which trainings are left out because their record is damaged."""
+    """Return a line naming the trainings left out because their record is damaged."""
     return f"Left out, for their stage.json is damaged: {', '.join(data.damaged)}."
 
 
 def unreadable_text(data: Run) -> str:
-    """Which files of settings are not shown because they do not hold what was written."""
+    """Return a line naming the settings files not shown because they are damaged or were changed."""
     return f"Not shown, for it is damaged or was changed since it was written: {', '.join(data.unreadable)}."
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """YAML without the folders of one machine: of an absolute path only its name is shown."""
+    """Return settings as YAML, with absolute paths cut to their names."""
     return yaml.safe_dump(_without_folders(settings), sort_keys=False, allow_unicode=True)
 
 
@@ -187,7 +187,7 @@ def _distinct(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _parts(cell: Cell, seed: int, network: Network) -> Counter[str]:
-    """Number of images in each part of a split, as the training has noted them; of older ones, as `split.csv` says."""
+    """Count the images in each part of a split, from the training's record or, for older ones, from `split.csv`."""
     if noted := network.record.get("split"):
         return Counter({part: int(noted.get(part, 0)) for part in PARTS})
     try:

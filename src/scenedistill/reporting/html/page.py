@@ -1,4 +1,4 @@
-"""The report: everything collected, every section made, one HTML file written."""
+"""Writing of the report: every section is made from a run or a grid, and one HTML file is written."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from scenedistill.reporting.html.pictures import looks, matrix_section, pairs
 from scenedistill.runs.network import TEACHER
 from scenedistill.runs.run import Cell, Run
 
-LARGEST = 15_000_000  # bytes of the page; the small images get what the rest leaves of it
-THUMBNAILS = 5_000_000  # bytes of all small images at most
-LISTS = 7_000_000  # bytes of the lists of images behind the matrices' entries, which are cut shorter beyond
+LARGEST = 15_000_000  # bytes of the page, at most; thumbnails get what the other content leaves
+THUMBNAILS = 5_000_000  # bytes of all thumbnails, at most
+LISTS = 7_000_000  # bytes of the image lists of the matrix entries, at most; longer lists are shortened
 
 
 def write_report(
@@ -44,23 +44,23 @@ def write_report(
     config: ReportConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Write the report of a run's or a grid's folder as one HTML file that asks no network.
+    """Write the report of a run or a grid as one HTML file that loads nothing from the internet.
 
-    The page stays below 15 MB: small copies of images are put in, the most telling first, until 5 MB or the limit are
-    reached. Where the images are not found the report is made without them and says so.
+    The page stays below 15 MB: thumbnails are added, the most informative first, until they take 5 MB or the page is
+    full. If the images are not found, the report is made without them and says so.
 
     Args:
-        folder: of the run or the grid, finished or not.
-        out: the file; `report.html` in the folder when not given.
-        data: folder of the images, or data set of the grid to folder; when not given it is looked for where the run's
-            or the grid's record says.
-        figures: folder for the pictures as files for a paper too; none when not given.
-        ending: of these files: `pdf`, `svg` or `png`.
-        config: what is looked at closely.
-        say: told what takes a while.
+        folder: folder of the run or the grid, finished or not.
+        out: file to write; `report.html` in the folder when not given.
+        data: folder of the images, or data set of the grid to folder; when not given, the folder in the run's or the
+            grid's record.
+        figures: folder for the figures as separate files; none are written when not given.
+        ending: format of these files: `pdf`, `svg` or `png`.
+        config: what to look at closely.
+        say: called with a message before each slow step and for damaged files.
 
     Raises:
-        UserError: no finished network in the folder, a name in `config` that is not there, or an impossible setting.
+        UserError: no finished network in the folder, an unknown name in `config`, or an invalid setting.
     """
     given = {name: Path(path) for name, path in data.items()} if isinstance(data, Mapping) else Path(data or "")
     config = config or ReportConfig()
@@ -133,8 +133,10 @@ def _root(found: Run, cell: Cell, given: Path | Mapping[str, Path] | None, left_
 
 
 def _matrices(found: Run, focus: Focus, left_out: list[str]) -> list[tuple[Cell, Matrices]]:
-    """Of every cell that has any, with as many images listed as the page has room for; where it has none even for the
-    counts, of the cell looked at closely alone."""
+    """Return the matrices of every cell that has any, with as many images listed as the page has room for.
+
+    If there is no room even for the counts, only the cell looked at closely is kept.
+    """
     closely = [network for group in focus.groups.values() for network in group]
     drawn: list[tuple[Cell, Matrices]] = []
     for listed in (LISTED, 6, 3, 1, 0):
@@ -151,7 +153,7 @@ def _matrices(found: Run, focus: Focus, left_out: list[str]) -> list[tuple[Cell,
 def _attach(
     drawn: Sequence[tuple[Cell, Matrices]], roots: Mapping[str, Path | None], thumbnails: Thumbnails, room: int
 ) -> None:
-    """Give the matrices their small images, within what is left of the page; cells share it evenly."""
+    """Add thumbnails to the matrices within the room left in the page, shared evenly by the cells."""
     room = max(0, min(THUMBNAILS, room - sum(matrix.size for _, matrix in drawn)) - thumbnails.spent)
     for number, (cell, matrix) in enumerate(drawn, start=1):
         thumbnails.budget = thumbnails.spent + room // (len(drawn) - number + 1)
@@ -165,7 +167,7 @@ def _first(drawn: Sequence[tuple[Cell, Matrices]], cell: Cell) -> list[tuple[Cel
 
 
 def _view(found: Run, focus: Focus, cell: Cell, matrix: Matrices) -> dict[str, Any]:
-    """What the script needs of a cell, with the two networks that are shown first."""
+    """Return the script's data for a cell, with the indices of the two networks to show first."""
     networks, students = matrix.content["networks"], cell.students()
     student = focus.student if focus.student in students else next(iter(students), None)
     wanted = [(None if label == TEACHER else student, label) for label in focus.groups]
@@ -200,7 +202,7 @@ def _page(found: Run, sections: Sequence[Section], content: str) -> str:
 
 
 def _as_script(content: object) -> str:
-    """JSON that cannot end the element it stands in."""
+    """Return the content as JSON that cannot close the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

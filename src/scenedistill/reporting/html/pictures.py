@@ -1,4 +1,4 @@
-"""The sections that show images: confusion matrices, confused pairs, Grad-CAM, the map of embeddings."""
+"""Sections that show images: confusion matrices, confused pairs, Grad-CAM, the map of embeddings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS, EXAMPLES = 10, 4  # most confused pairs that are shown, and images of eac
 
 
 def matrix_section(drawn: bool) -> Section:
-    """The place for the matrices."""
+    """Return the section in which the script draws the matrices."""
     return Section(
         "matrices",
         "Confusion matrices",
@@ -35,7 +35,7 @@ def matrix_section(drawn: bool) -> Section:
 
 
 def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
-    """The classes most often confused by the network looked at, with the surest mistakes."""
+    """Return the section of the class pairs that the focus's last network confuses most, with its surest errors."""
     section = Section("pairs", "Most confused pairs")
     networks = focus.of_one_seed()
     if not networks:
@@ -65,7 +65,7 @@ def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
 def looks(
     focus: Focus, root: Path | None, config: ReportConfig, say: Callable[[str], None], left_out: list[str], seen: Seen
 ) -> list[Section]:
-    """Grad-CAM and the map of embeddings; what cannot be done is told in `left_out`, what was found kept in `seen`."""
+    """Return the sections of Grad-CAM and embedding maps; add failures to `left_out` and results to `seen`."""
     camera, atlas = Section("gradcam", "Where the networks look"), Section("map", "Map of the embeddings")
     networks = focus.of_one_seed(outputs=False)
     if root is None or not focus.of_one_seed() or not (config.gradcam_images or config.map_images):
@@ -78,7 +78,7 @@ def looks(
         if config.map_images:
             say(f"embeddings of {min(config.map_images, len(lookers.paths))} test images")
             _atlas(focus, lookers, lookers.sample(config.map_images), atlas, seen)
-    except (UserError, ValueError) as problem:  # a file damaged, tests that do not fit each other, a network gone wild
+    except (UserError, ValueError) as problem:  # a damaged file, tests that do not match, a diverged network
         left_out.append(f"Grad-CAM or the map of embeddings: {' '.join(str(problem).split())}")
     return [camera, atlas]
 

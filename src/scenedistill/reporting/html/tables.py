@@ -1,4 +1,4 @@
-"""The report's tables: their cells with what to sort by, and the arithmetic over seeds."""
+"""Tables of the report: their entries with sort keys, and the statistics over seeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Entry:
     """One cell of a table.
 
     Attributes:
-        text: what is shown.
-        sort: what to sort by; the text when None.
+        text: text to show.
+        sort: sort key; the text when None.
         spread: standard deviation, a column of its own in the CSV file.
-        link: address that the text leads to.
+        link: URL that the text links to.
     """
 
     text: str
@@ -37,12 +37,12 @@ class Table:
     """A table that can be sorted and downloaded.
 
     Attributes:
-        key: name of its files.
-        caption: above it.
-        head: headings.
-        rows: as long as the head each; columns whose every entry has a figure to sort by are set to the right.
-        note: below it.
-        folded: shown only when it is opened.
+        key: name of the files to download.
+        caption: title above the table.
+        head: column headings.
+        rows: rows, each as long as `head`; columns in which every entry has a sort key are right-aligned.
+        note: text below the table.
+        folded: collapsed at first.
     """
 
     key: str
@@ -55,22 +55,22 @@ class Table:
 
     @property
     def figures(self) -> list[bool]:
-        """Which columns hold figures."""
+        """Whether each column is numeric, with a sort key in every entry."""
         return [all(row[i].sort is not None for row in self.rows) for i in range(len(self.head))]
 
 
 def word(text: object) -> Entry:
-    """A cell of words."""
+    """Return an entry of text."""
     return Entry(str(text))
 
 
 def number(value: float | None, form: str = "{:.2f}") -> Entry:
-    """A cell with one figure; a dash where there is none."""
+    """Return an entry of one number; a dash if there is none."""
     return Entry("-", -math.inf) if value is None or not math.isfinite(value) else Entry(form.format(value), value)
 
 
 def mean(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1.0) -> Entry:
-    """Mean ± sample standard deviation of the values there are, with their number where some are missing."""
+    """Return mean ± sample standard deviation of the known values, with their number if some are missing."""
     known = [factor * value for value in values if value is not None]
     if len(known) < 2:
         return number(known[0] if known else None, form)
@@ -78,7 +78,7 @@ def mean(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1
 
 
 def gain_over(cell: Cell, networks: Sequence[Network], baseline: str) -> Gain | None:
-    """OA in points over the baseline of the same student, over the seeds that both have; none for teachers."""
+    """Return the gain in OA over the same student's baseline, paired by seed; None for teachers and the baseline."""
     if networks[0].label in (TEACHER, baseline):
         return None
     theirs = [cell.one(networks[0].student, baseline, network.seed) for network in networks]
@@ -90,7 +90,7 @@ def _oa(networks: Sequence[Network]) -> dict[int, float]:
 
 
 def results_table(cell: Cell, baseline: str) -> Table:
-    """OA, AA, kappa and macro F1 over seeds, and the gain over the baseline taken seed by seed."""
+    """Return the table of OA, AA, kappa and macro F1 over seeds, with the gain over the baseline paired by seed."""
     rows = []
     own = own_methods([label for _, label in cell.groups() if label != TEACHER], baseline)
     for (name, label), networks in cell.groups().items():
@@ -124,7 +124,7 @@ def results_table(cell: Cell, baseline: str) -> Table:
 
 
 def _ahead(own: str, cell: Cell, networks: Sequence[Network], baseline: str) -> Entry:
-    """How far one of our methods is ahead of another, over the seeds that both have."""
+    """Return the gain of our method `own` over that of `networks`, on the seeds that both have."""
     if networks[0].label in (TEACHER, baseline, own):
         return number(None)
     ours = [cell.one(networks[0].student, own, network.seed) for network in networks]
@@ -140,7 +140,7 @@ def _bounds(gain: Gain | None, seeds: int) -> Entry:
 
 
 def seeds_table(cell: Cell) -> Table:
-    """OA of each seed."""
+    """Return the table of the OA of each seed."""
     seeds = cell.seeds()
     rows = []
     for (name, label), networks in cell.groups().items():
@@ -151,7 +151,7 @@ def seeds_table(cell: Cell) -> Table:
 
 
 def cost_table(cell: Cell) -> Table:
-    """What each network costs to keep and to run, beside its OA; of several seeds the median time."""
+    """Return the table of each network's size, operations, time (median over seeds) and OA."""
     rows, places = [], set[str]()
     for (name, label), networks in cell.groups().items():
         costs = [n.tested["cost"] for n in networks if n.tested.get("cost")]
@@ -190,7 +190,7 @@ def _range(low: Sequence[float], high: Sequence[float]) -> Entry:
 
 
 def class_table(cell: Cell, chosen: Mapping[str, Sequence[Network]]) -> Table:
-    """Accuracy of each class for a few groups of networks, and the last group's gain over the second last."""
+    """Return the table of each class's accuracy by group of networks, and the last group's gain over the one before."""
     names = list(chosen)
     rows = []
     for name in cell.classes:
@@ -207,14 +207,14 @@ def class_table(cell: Cell, chosen: Mapping[str, Sequence[Network]]) -> Table:
 
 
 def class_gain(name: str, before: Sequence[Network], after: Sequence[Network]) -> list[float]:
-    """Points of a class's accuracy gained, for each seed that both have."""
+    """Return the points of a class's accuracy gained, for each seed that both have."""
     first = {n.seed: n.tested["per_class"].get(name) for n in before}
     found = [(first.get(n.seed), n.tested["per_class"].get(name)) for n in after]
     return [100 * (b - a) for a, b in found if a is not None and b is not None]
 
 
 def tuning_table(tuning: Mapping[str, Any]) -> Table:
-    """OA on validation images of each weight that was tried, out of a grid's tuning.json."""
+    """Return the table of validation OA by factor tried, from a grid's tuning.json."""
     factors = [float(factor) for factor in tuning["factors"]]
     rows = []
     for block, students in tuning["chosen"].items():
@@ -242,7 +242,7 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
 
 
 def published_tables(cells: Sequence[tuple[str, float]]) -> list[Table]:
-    """For each data set and ratio the accuracies that others have published, where any are known."""
+    """Return a table of published accuracies for each data set and ratio that has any."""
     from scenedistill.experiments.results.published import CAUTION, notes, published, published_rows
 
     tables = []
