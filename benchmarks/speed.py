@@ -44,7 +44,7 @@ class RivalLoop:
         self.steps = place.steps if name.endswith("-tuned") else place.slow_steps
 
     def seconds(self) -> float:
-        """See `bench_loops.Loop`."""
+        """See `scenedistill.experiments.bench.loops.Loop`."""
         walk = self.rival.steps()
         for _ in range(WARM_UP):
             next(walk)
@@ -58,7 +58,7 @@ class RivalLoop:
         return taken / self.steps
 
     def close(self) -> None:
-        """See `bench_loops.Loop`."""
+        """See `scenedistill.experiments.bench.loops.Loop`."""
         self.rival.close()
 
 
