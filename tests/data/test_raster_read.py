@@ -260,6 +260,7 @@ def test_bands_of_different_types_are_read_together(tmp_path: Path) -> None:
     first: np.ndarray = RNG.integers(1, 256, (20, 30), dtype=np.uint8)
     second: np.ndarray = RNG.integers(1, 4000, (20, 30), dtype=np.uint16)
     first[:5], second[:5] = 0, 3999
+    first[5, 0] = 1  # the least there is, whatever was drawn
     path = two_types(tmp_path, first, second, ("0", "3999"))
     pixels, valid = read(path, 2, stretch="0,3998")
     assert np.array_equal(valid, np.repeat(np.arange(20) >= 5, 30).reshape(20, 30))

@@ -402,7 +402,7 @@ def test_a_killed_cell_is_named_and_goes_on_with_the_next_call(make: Make, tmp_p
             time.sleep(0.005)
         os.kill(pid_in(holder), signal.SIGKILL)
 
-    config.methods["plain_no_da"].epochs = 1
+    config.methods["plain_no_da"] = dataclasses.replace(config.methods["plain_no_da"], epochs=1)
     watcher = when(folder / ".plain.holder", kill)
     done = do(config, out)
     watcher.join(5)
