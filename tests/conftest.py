@@ -25,6 +25,12 @@ import torch
 # Alone, two are plenty for tiny tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
+
+def pytest_runtest_setup() -> None:
+    """Start every test, its fixtures included, from the same random state, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
