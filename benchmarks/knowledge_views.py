@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import filled
+from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.experiments.results.record import Row, write_result
 from scenedistill.experiments.run import run
@@ -35,7 +35,7 @@ def main() -> None:
         epochs, views = map(int, way.split(":"))
         words = ["run", str(given.data), "--config", str(CONFIG), "--seeds", "[0]", "--also_students", "[]"]
         words += ["--student.fit.epochs", str(epochs), "--student.knowledge_views", str(views), *more]
-        config = filled(RunConfig, build_parser().parse_args(words).run)
+        config = build_config(RunConfig, build_parser().parse_args(words).run)
         parts = ("teacher", "distilled") if views else ("plain",)
         last = run(given.data, given.out, config, parts=parts)
         for row in last.rows:

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import filled, repeatable, result_file
+from scenedistill.commands.parsing import build_config, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.experiments.bench.loops import WARM_UP, Bench
-from scenedistill.experiments.bench.processes import Kept, Theirs
-from scenedistill.experiments.bench.run import apart, bench
+from scenedistill.experiments.bench.processes import LoopServer, TunedLoopServer
+from scenedistill.experiments.bench.run import bench, in_own_process
 from scenedistill.experiments.bench.speed import draw_speed, speed_table
 from scenedistill.metrics.cost import wait_for
 
@@ -66,13 +66,17 @@ def main() -> None:
     """Measure, print, write, draw."""
     settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
     more = {
-        name: ("", apart((Kept if name.endswith("-tuned") else Theirs)(partial(RivalLoop, name)))) for name in RIVALS
+        name: (
+            "",
+            in_own_process((TunedLoopServer if name.endswith("-tuned") else LoopServer)(partial(RivalLoop, name))),
+        )
+        for name in RIVALS
     }
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, filled(BenchConfig, settings), more=more, command=command, keep=results, console=console)
+    result = bench(data, build_config(BenchConfig, settings), more=more, command=command, keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if settings.picture:
         draw_speed(result, Path(settings.picture))

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from records.figures import Figure, Figures
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import filled
+from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
@@ -67,7 +67,7 @@ def training(data: Path, out: Path, stage: str, more: list[str]) -> list[Figure]
     """Time one epoch of one stage, and its test."""
     part, options, what = TRAININGS[stage]
     words = ["run", str(data), "--config", str(CONFIG), "--also_students", "[]", *ONE_EPOCH, *options, *more]
-    config = filled(RunConfig, build_parser().parse_args(words).run)
+    config = build_config(RunConfig, build_parser().parse_args(words).run)
     parts = ("teacher", "distilled") if part == "distilled" else (part,)
     with contextlib.redirect_stdout(io.StringIO()):
         result = run(data, out, config, parts=parts, console=Console(quiet=True))

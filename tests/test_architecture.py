@@ -58,7 +58,7 @@ def module_name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_rooms_import_only_what_they_may(path: Path) -> None:
+def test_each_package_imports_only_the_packages_it_may(path: Path) -> None:
     if path.name == "__main__.py":
         pytest.skip("__main__ is the one that starts the commands")
     module = module_name(path)
@@ -67,7 +67,7 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
+def test_modules_are_short_and_have_a_docstring(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     lines = source.count("\n")
     assert lines <= MAX_LINES, f"{module_name(path)} has {lines} lines; split it (at most {MAX_LINES})"
@@ -125,7 +125,7 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
         ("scenedistill.config", "from .cli import main"),
     ],
 )
-def test_the_import_check_sees(module: str, source: str) -> None:
+def test_the_import_check_finds_forbidden_imports(module: str, source: str) -> None:
     assert forbidden(module, imports(source, module))
 
 
@@ -138,11 +138,11 @@ def test_the_import_check_sees(module: str, source: str) -> None:
         ("scenedistill.training.runs", "import scenedistill.climate"),
     ],
 )
-def test_the_import_check_lets_pass(module: str, source: str) -> None:
+def test_the_import_check_accepts_allowed_imports(module: str, source: str) -> None:
     assert not forbidden(module, imports(source, module))
 
 
-def test_the_path_check_sees_and_lets_pass() -> None:
+def test_the_path_check_finds_machine_paths_and_accepts_others() -> None:
     machine = ["/".join(["", "home", "anna", "AID"]), '"' + "/".join(["", "work", "x"]), "C:" + "\\Users\\anna"]
     general = ["../folder/x", "https://example.org/home/x", "src/data/home/x", "~/home/x", "$HOME/data", "/path/to/AID"]
     assert all(MACHINE_PATH.search(text) for text in machine)

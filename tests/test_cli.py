@@ -97,7 +97,7 @@ def test_run_with_a_result_under_its_name(
     assert "…" not in table, "figures are readable in a pipe"
 
 
-def test_teacher_then_distill(
+def test_teacher_followed_by_distill_gives_one_summary(
     say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     options = (*tiny_options, "--out", "halves", "--teacher.fit.epochs", "1", "--student.fit.epochs", "1")
@@ -116,7 +116,9 @@ def test_teacher_then_distill(
     assert f"--teacher.checkpoint {WEIGHTS}" in summary["command"]
 
 
-def test_evaluate(say: Say, tiny_scenes: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluate_reports_the_accuracy_that_the_run_recorded(
+    say: Say, tiny_scenes: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     seed = tiny_run / "seed3"
     split = ("--split", seed / "split.csv", "--precision", "fp32")
     code, out, _ = say("evaluate", seed / "teacher" / WEIGHTS, tiny_scenes, *split)
@@ -127,7 +129,7 @@ def test_evaluate(say: Say, tiny_scenes: Path, tiny_run: Path, tmp_path: Path) -
     assert say("evaluate", seed / "teacher" / WEIGHTS, tiny_scenes)[1].startswith("table1_printed on 64 images")
 
 
-def test_split(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_split_writes_a_csv_of_the_given_ratio(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
     code, out, _ = say("split", tiny_scenes, "split.csv", "--train_ratio", "0.25", "--seed", "4")
     assert code == 0 and out.startswith("16 train, 0 val, 48 test; split ")
     lines = (tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()
@@ -135,7 +137,7 @@ def test_split(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
     assert sum(line.endswith(",train") for line in lines) == 16
 
 
-def test_data_list_and_check(say: Say, tiny_scenes: Path) -> None:
+def test_data_list_shows_the_catalogue_and_data_check_compares_with_it(say: Say, tiny_scenes: Path) -> None:
     code, out, _ = say("data", "list")
     assert code == 0 and "resisc45" in out and "31,500" in out and "10%, 20%" in out
     code, out, _ = say("data", "check", tiny_scenes)
@@ -144,7 +146,7 @@ def test_data_list_and_check(say: Say, tiny_scenes: Path) -> None:
     assert code == 1 and "64 of 2,100 images" in out and not err
 
 
-def test_data_check_of_a_known_data_set(say: Say, tmp_path: Path) -> None:
+def test_data_check_fails_for_an_incomplete_or_other_data_set(say: Say, tmp_path: Path) -> None:
     for name, count in CATALOG["whu-rs19"].counts.items():
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(count):
@@ -157,7 +159,9 @@ def test_data_check_of_a_known_data_set(say: Say, tmp_path: Path) -> None:
     assert code == 1 and "1,004 of 1,005 images" in out and not err
 
 
-def test_quickstart(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_quickstart_trains_on_generated_scenes_and_writes_the_result(
+    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fit = FitConfig(epochs=1, batch_size=16, lr=0.02)
     small = RunConfig(
         image_size=32,
@@ -211,7 +215,7 @@ def test_every_setting_is_an_option_with_its_meaning(say: Say) -> None:
     assert set(build_parser().keys()) >= {"teacher.fit.lr", "data.on_bad", "views.scale", "machine.devices", "split"}
 
 
-def test_no_command_shows_the_help(say: Say) -> None:
+def test_calling_without_a_command_shows_the_help(say: Say) -> None:
     code, out, _ = say()
     assert code == 0 and "quickstart" in out and "distill" in out
 
@@ -269,7 +273,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_command(mistake: str, say: Say, tmp_path: Path) -> None:
+def test_a_mistake_in_the_command_exits_with_2_and_a_hint(mistake: str, say: Say, tmp_path: Path) -> None:
     for name, content in {
         "fitt": "student: {fitt: {epochs: 3}}",
         "studnet": "studnet: {fit: {epochs: 3}}",
@@ -305,12 +309,12 @@ def test_a_wrong_name_is_found_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_data_set_name(say: Say, scenes: Path) -> None:
+def test_a_wrong_data_set_name_gets_a_suggestion(say: Say, scenes: Path) -> None:
     assert "Did you mean 'aid'?" in complaint(say("data", "download", "AIDD"))
     assert "Did you mean 'ucmerced'?" in complaint(say("data", "check", scenes, "--name", "ucmercd"))
 
 
-def test_a_wrong_path(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+def test_a_wrong_path_is_named_with_a_suggestion(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
     for command in ("run", "teacher"):
         assert complaint(say(command, "scene", *tiny_options)) == (
             "scenedistill: scene does not exist. Did you mean scenes?"
@@ -323,7 +327,7 @@ def test_a_wrong_path(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> 
     assert "No weights at none.pth" in complaint(say("run", scenes, *tiny_options, "--teacher.weights", "none.pth"))
 
 
-def test_an_empty_class_folder(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+def test_an_empty_class_folder_is_refused(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
     (scenes / "desert").mkdir()
     assert "without any image (.jpeg, .jpg, .png, .tif, .tiff, .webp): desert. Fill or remove it." in complaint(
         say("run", scenes, *tiny_options)
@@ -331,7 +335,7 @@ def test_an_empty_class_folder(say: Say, scenes: Path, tiny_options: tuple[str, 
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty"])
-def test_an_image_that_cannot_be_read(
+def test_an_unreadable_image_stops_the_run_or_is_skipped_on_request(
     kind: str, say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     bad = scenes / "river" / "bad.jpg"
@@ -346,13 +350,13 @@ def test_an_image_that_cannot_be_read(
     assert "bad.jpg" not in (tmp_path / "runs" / "scenes" / "seed3" / "split.csv").read_text(encoding="utf-8")
 
 
-def test_images_without_class_folders(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_images_without_class_folders_are_refused(say: Say, tiny_scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_scenes / "river", tmp_path / "loose")
     words = complaint(say("run", "loose"))
     assert "has no class folders: its 16 images lie loose. Expected one sub-folder per class" in words
 
 
-def test_deep_images_of_four_bands(say: Say, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_takes_16_bit_images_of_four_bands(say: Say, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for level, name in enumerate(("dry land", "Wüste", "水")):
         (tmp_path / "deep" / name).mkdir(parents=True)
@@ -373,21 +377,25 @@ def test_deep_images_of_four_bands(say: Say, tiny_options: tuple[str, ...], tmp_
     assert "24 of 24 images" in words and "has 4 bands" in words
 
 
-def test_a_class_with_one_image(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+def test_a_class_with_one_image_is_refused(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
     for image in sorted((scenes / "river").iterdir())[1:]:
         image.unlink()
     words = complaint(say("run", scenes, *tiny_options))
     assert "Class 'river'" in words and "has 1 image; a split needs at least one for training and one" in words
 
 
-def test_a_batch_larger_than_the_training_part(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+def test_a_batch_larger_than_the_training_part_is_lowered_or_refused(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...]
+) -> None:
     code, out, _ = say("teacher", scenes, *tiny_options, "--teacher.fit.batch_size", "1000")
     assert code == 0 and "teacher: all 16 training images make one batch" in out
     words = complaint(say("teacher", scenes, *tiny_options, "--data.train_ratio", "0.1", "--out", "few"))
     assert "Too few training images (4) for 1 device" in words and "lower --teacher.images_per_class" in words
 
 
-def test_where_nothing_can_be_written(say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_output_path_that_cannot_be_written_is_refused(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     teacher = ("teacher", scenes, *tiny_options)
     assert complaint(say(*teacher, "--out", "file")) == (
@@ -404,7 +412,7 @@ def test_where_nothing_can_be_written(say: Say, scenes: Path, tiny_options: tupl
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_the_right_to_write(
+def test_a_folder_without_write_permission_is_refused(
     say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
@@ -413,7 +421,7 @@ def test_a_folder_without_the_right_to_write(
     )
 
 
-def test_a_mistyped_setting_costs_no_training(
+def test_a_mistyped_setting_is_refused_before_training(
     say: Say, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_run, tmp_path / "run")
@@ -431,7 +439,7 @@ def test_a_mistyped_setting_costs_no_training(
     [("open", "teacher/checkpoints/last.ckpt.part"), ("rename", "seed3/table1_printed/plain/evaluation/stage.json")],
     ids=["while a network trains", "while nothing trains"],
 )
-def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
+def test_ctrl_c_ends_with_one_line_and_the_same_command_resumes(
     event: str,
     path: str,
     tiny_scenes: Path,
@@ -467,21 +475,15 @@ def test_commands_that_train_nothing_do_not_load_what_trains(tiny_scenes: Path, 
         ["split", "--help"],
         ["data", "chek"],
     ]
-    program = f"""import contextlib, sys
-from scenedistill.cli import main
-for command in {commands!r}:
-    with contextlib.suppress(SystemExit):
-        main(command)
-sys.exit(", ".join(sys.modules.keys() & {{"torch", "lightning", "timm", "torchvision"}}) or 0)"""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
+    script = Path(__file__).with_name("loaded_modules.py")
+    words = [sys.executable, script, "torch,lightning,timm,torchvision", "commands", json.dumps(commands)]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "split.csv").is_file() and "Did you mean check?" in ended.stderr
 
 
-def test_the_module_is_a_program(tmp_path: Path) -> None:
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "scenedistill.cli", "data", "chek"],
@@ -524,7 +526,9 @@ def training_program(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_ctrl_c_of_a_real_program(tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_real_process_with_130_and_leaves_a_checkpoint(
+    tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+) -> None:
     program = training_program("run", tiny_scenes, tmp_path / "out", tiny_options, tmp_path / "cache")
     try:
         program.send_signal(signal.SIGINT)
@@ -555,7 +559,7 @@ def test_a_second_ctrl_c_right_after_the_first_changes_nothing(
     assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
 
 
-def test_the_handler_of_ctrl_c_is_given_back() -> None:
+def test_the_previous_ctrl_c_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
     with once_interrupted(leaving=False):
         with pytest.raises(KeyboardInterrupt):
@@ -564,7 +568,7 @@ def test_the_handler_of_ctrl_c_is_given_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_folder_named_like_markup_is_printed_as_it_is(
+def test_a_folder_named_like_markup_is_printed_literally(
     say: Say, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     name = "weird [/x] [v2] :car: #1"
@@ -575,7 +579,7 @@ def test_a_folder_named_like_markup_is_printed_as_it_is(
     assert "no [/such] :car: is not a folder" in lost
 
 
-def test_names_that_are_not_utf8_are_refused_in_a_line(
+def test_names_that_are_not_utf8_are_refused_with_one_line(
     say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     odd = scenes / "river" / os.fsdecode(b"M\xfcller.png")
@@ -605,7 +609,7 @@ def test_names_that_are_not_utf8_are_refused_in_a_line(
         ("--teacher.checkpoint", "timm.safetensors", "give them with --teacher.weights"),
     ],
 )
-def test_what_no_training_can_take_is_said_before_images_are_decoded(
+def test_settings_that_no_training_accepts_are_refused_before_images_are_decoded(
     option: str, value: str, words: str, say: Say, scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "net.pth")
@@ -614,7 +618,9 @@ def test_what_no_training_can_take_is_said_before_images_are_decoded(
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_a_full_disk_is_one_line_whatever_hides_it(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_one_line_even_inside_another_error(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")

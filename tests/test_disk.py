@@ -40,20 +40,20 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["stage.json"]
 
 
-def test_what_is_no_record_reads_as_nothing(tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_reads_as_empty(tmp_path: Path) -> None:
     for name, text in (("list", "[1]"), ("cut", '{"a": 1'), ("latin", '{"a": "\xe9"}')):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
         assert read_json(tmp_path / name) == {}
     assert read_json(tmp_path / "nowhere") == {} == read_json(tmp_path)
 
 
-def test_lines_end_as_they_were_written(tmp_path: Path) -> None:
+def test_line_endings_are_written_unchanged(tmp_path: Path) -> None:
     write_text(tmp_path / "a.csv", "é\r\nb\n")
     assert (tmp_path / "a.csv").read_bytes() == b"\xc3\xa9\r\nb\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "a.part").symlink_to("/dev/full")
     with pytest.raises(OSError) as full, whole_file(tmp_path / "a") as file:
@@ -67,7 +67,7 @@ def test_the_hash_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
     assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea"  # FIPS 180-2's example
 
 
-def test_a_checksum_tells_of_every_change_of_content_and_of_no_other(tmp_path: Path) -> None:
+def test_a_checksum_detects_every_change_of_content_and_ignores_formatting(tmp_path: Path) -> None:
     path = tmp_path / "stage.json"
     content = {"oa": 0.9234, "classes": ["forêt"], "at": None}
     write_json(path, content, checksum=True)
@@ -94,7 +94,7 @@ def test_a_checksum_tells_of_every_change_of_content_and_of_no_other(tmp_path: P
         read_checked(path)
 
 
-def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+def test_file_damage_names_a_changed_and_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"abc")
     kept = file_hash(path)
@@ -125,7 +125,7 @@ def test_every_flipped_bit_of_an_archive_is_seen_or_harmless(tmp_path: Path) -> 
     assert archive_damage(path) == "a.npz is missing"
 
 
-def test_parts_that_were_left_go_and_young_ones_stay_where_others_write(tmp_path: Path) -> None:
+def test_leftover_part_files_are_removed_but_recent_ones_stay(tmp_path: Path) -> None:
     for name in ("old.part", "young.part", "kept.json"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.part").mkdir()
@@ -136,7 +136,7 @@ def test_parts_that_were_left_go_and_young_ones_stay_where_others_write(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"kept.json", "folder.part"}
 
 
-def test_a_full_disk_is_seen_through_whatever_lies_over_it() -> None:
+def test_a_full_disk_is_recognised_behind_other_errors() -> None:
     assert disk_full(OSError(errno.EDQUOT, "quota"))
     assert disk_full(OSError(errno.EFBIG, "File too large"))
     assert disk_full(RuntimeError("sqlite: database or disk is full"))

@@ -20,7 +20,7 @@ WITH_EXAMPLES = [
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_give_what_they_say(name: str) -> None:
+def test_docstring_examples_give_the_output_shown(name: str) -> None:
     outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.attempted and not outcome.failed, "what was expected and what came is printed above"
 

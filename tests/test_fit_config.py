@@ -23,7 +23,7 @@ SMALL = Budget(epochs=10, least_steps=100, most_epochs=40, most_steps=1000)
         (160_000, 1, "10,000 steps, and no less than an epoch"),
     ],
 )
-def test_the_epochs_of_a_budget(images: int, epochs: int, why: str) -> None:
+def test_the_number_of_epochs_follows_the_budget(images: int, epochs: int, why: str) -> None:
     assert SMALL.resolve_epochs(images, 16) == epochs, why
 
 
@@ -44,7 +44,7 @@ def test_few_images_come_in_smaller_batches_and_more_epochs() -> None:
     assert TeacherConfig().schedule(300).epochs > TeacherConfig().schedule(5000).epochs == 25
 
 
-def test_what_is_given_counts_whatever_the_images() -> None:
+def test_given_values_are_used_for_any_number_of_images() -> None:
     for images in (10, 300, 100_000):
         assert StudentConfig(fit=StudentFitConfig(epochs=7)).schedule(images).epochs == 7
         assert StudentConfig(fit=StudentFitConfig(batch_size=48)).schedule(images).batch_size == 48
@@ -58,7 +58,7 @@ def test_steps_take_the_place_of_epochs() -> None:
     assert (fit.steps, fit.epochs) == (101, 6)
 
 
-def test_without_the_images_nothing_may_hang_on_them() -> None:
+def test_values_that_depend_on_the_images_need_their_number() -> None:
     assert StudentConfig(fit=StudentFitConfig(epochs=3, batch_size=8)).schedule().epochs == 3
     for fit in (StudentFitConfig(epochs=3), StudentFitConfig(batch_size=8), StudentFitConfig()):
         with pytest.raises(ValueError, match="chosen by the number of images"):

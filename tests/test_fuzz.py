@@ -148,7 +148,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_read_or_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXELS)
     (tmp_path / "sound").write_bytes(IMAGES[name])
     assert read_image(tmp_path / "sound").shape == (24, 36, 3)
@@ -157,7 +157,7 @@ def test_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", TIFFS)
-def test_heads_of_tiffs(name: str, tmp_path: Path) -> None:
+def test_damaged_tiff_headers_are_read_or_refused(name: str, tmp_path: Path) -> None:
     def read(path: Path) -> None:
         check_decoded_size(read_page_headers(path), PIXELS)
 
@@ -166,7 +166,7 @@ def test_heads_of_tiffs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["csv", "torchgeo", "rsp"])
-def test_split_files(layout: str, tmp_path: Path) -> None:
+def test_damaged_split_files_are_read_or_refused(layout: str, tmp_path: Path) -> None:
     classes = ("Äcker", "b", "c")
     paths = tuple(f"{name}/{name}_{number}.jpg" for name in classes for number in range(8))
     index = SceneIndex(Path("/data/toy"), paths, np.repeat([0, 1, 2], 8), classes)
@@ -177,7 +177,7 @@ def test_split_files(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
-def test_manifests(separator: str, tmp_path: Path) -> None:
+def test_damaged_manifests_are_read_or_refused(separator: str, tmp_path: Path) -> None:
     text = io.StringIO()
     rows = [(f"{name}/{number}.jpg", name) for name in ("Äcker", "b") for number in range(6)]
     for path, _ in rows:
@@ -199,7 +199,7 @@ class Small(nn.Module):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_pretrained_weights(ending: str, tmp_path: Path) -> None:
+def test_damaged_weights_are_loaded_or_refused(ending: str, tmp_path: Path) -> None:
     tensors = Small().state_dict()
     memory = io.BytesIO()
     torch.save({"state_dict": tensors}, memory)
@@ -218,7 +218,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_networks(network: Path, tmp_path: Path) -> None:
+def test_damaged_network_files_are_loaded_or_refused(network: Path, tmp_path: Path) -> None:
     assert load_net(network)[1].classes == ("a", "b")
     assert outcomes(network.read_bytes(), tmp_path / "a.safetensors", 60, load_net) > 10
 
@@ -244,7 +244,7 @@ VALUES: tuple[object, ...] = (
 )
 
 
-def test_cards_of_networks(network: Path, tmp_path: Path) -> None:
+def test_wrong_values_in_a_network_card_are_loaded_or_refused(network: Path, tmp_path: Path) -> None:
     data = network.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     head = json.loads(data[8 : 8 + length])
@@ -266,7 +266,7 @@ def test_cards_of_networks(network: Path, tmp_path: Path) -> None:
     assert time.monotonic() - started < 6 * SECONDS
 
 
-def test_onnx_files(exported_onnx: bytes, tmp_path: Path) -> None:
+def test_damaged_onnx_files_are_opened_or_refused(exported_onnx: bytes, tmp_path: Path) -> None:
     from scenedistill.inference.model import open_model
 
     outcomes(exported_onnx, tmp_path / "a.onnx", 40, open_model)
@@ -293,9 +293,9 @@ def exported_onnx() -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["tiles", "strips", "vrt"])
-def test_rasters(kind: str, tmp_path: Path) -> None:
+def test_damaged_rasters_are_read_or_refused(kind: str, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
-    from scenedistill.data.raster.read import describe, open_raster, read_pixels
+    from scenedistill.data.raster.read import open_raster, raster_info, read_pixels
 
     more = {"tiled": True, "blockxsize": 16, "blockysize": 16} if kind == "tiles" else {}
     made = {"driver": "GTiff", "width": 36, "height": 24, "count": 3, "dtype": "uint16", "compress": "deflate"}
@@ -311,7 +311,7 @@ def test_rasters(kind: str, tmp_path: Path) -> None:
 
     def read(path: Path) -> None:
         with open_raster(path) as raster:
-            source = describe(raster, 3, stretch="0,255")
+            source = raster_info(raster, 3, stretch="0,255")
             read_pixels(raster, source, 0, 0, min(24, raster.height), min(36, raster.width))
 
     sound = (path if kind == "vrt" else tmp_path / "a.tif").read_bytes()

@@ -9,7 +9,7 @@ from rich.table import Table
 from scenedistill.core.terminal import counted, plain_console
 
 
-def test_no_name_is_markup_or_an_emoji() -> None:
+def test_names_are_printed_without_markup_or_emoji() -> None:
     said = io.StringIO()
     console = plain_console(file=said, width=100)
     name = "runs/weird [/x] [v2] [bold] :car: #1"
@@ -21,7 +21,7 @@ def test_no_name_is_markup_or_an_emoji() -> None:
     assert said.getvalue().count(name) == 4
 
 
-def test_numbers_agree_with_what_they_count() -> None:
+def test_nouns_agree_with_their_numbers() -> None:
     assert [counted(number, "image") for number in (0, 1, 2, 1024)] == [
         "0 images",
         "1 image",

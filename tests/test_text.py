@@ -23,11 +23,11 @@ def test_a_spread_is_the_sample_standard_deviation() -> None:
     assert (spread([]), spread([1.0]), spread([1.0, 3.0], "{:+.1f}")) == ("-", "1.00", "+2.0 ± 1.4")
 
 
-def test_missing_seeds_are_told() -> None:
+def test_missing_seeds_are_counted() -> None:
     assert spread([1.0, 3.0], "{:.1f}", wanted=3) == "2.0 ± 1.4 (n=2)"
     assert spread([1.0, 3.0], "{:.1f}", wanted=2) == "2.0 ± 1.4"
 
 
-def test_times_are_told_as_people_do() -> None:
+def test_durations_are_written_in_readable_units() -> None:
     found = [duration(seconds) for seconds in (None, 3, 600, 3660 * 3, 86400 * 3)]
     assert found == ["?", "3 s", "10 min", "3 h 03 min", "3.0 days"]

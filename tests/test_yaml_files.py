@@ -45,7 +45,7 @@ LAUGHS = "\n".join(
         "nul",
     ],
 )
-def test_what_is_no_plain_settings_is_said_in_a_line_and_at_once(text: str, reason: str, tmp_path: Path) -> None:
+def test_files_that_are_no_plain_settings_are_refused_at_once(text: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(text, encoding="utf-8")
     started = time.monotonic()
@@ -54,7 +54,7 @@ def test_what_is_no_plain_settings_is_said_in_a_line_and_at_once(text: str, reas
     assert time.monotonic() - started < 20 and "\n" not in str(refused.value)
 
 
-def test_bytes_that_are_no_text_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_binary_or_missing_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         read_yaml(tmp_path / "a.yaml")
@@ -64,12 +64,12 @@ def test_bytes_that_are_no_text_and_a_file_that_is_not_there(tmp_path: Path) -> 
     check_size(tmp_path / "b.yaml")
 
 
-def test_aliases_that_people_use_are_taken(tmp_path: Path) -> None:
+def test_ordinary_yaml_aliases_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: &b {lr: 0.1}\nmine: {<<: *b, epochs: 2}\n", encoding="utf-8")
     assert read_yaml(tmp_path / "a.yaml")["mine"] == {"lr": 0.1, "epochs": 2}
 
 
-def test_a_change_is_seen_where_it_matters_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_checksum_detects_changed_values_but_not_formatting(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     write_yaml(path, "ratio: 0.5\nname: forêt\n")
     assert read_yaml(path, unchanged=True) == {"ratio": 0.5, "name": "forêt"} == read_yaml(path)

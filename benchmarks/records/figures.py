@@ -30,7 +30,7 @@ class Figures(Measurement):
 
 
 def figures_table(figures: Figures) -> str:
-    """Return a Markdown table with a line of facts below it."""
+    """Return a Markdown table with a line on data, settings and machine below it."""
     lines = []
     for row in figures.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds >= 1 else f"{row.seconds:.2f}"

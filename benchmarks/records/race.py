@@ -37,7 +37,7 @@ class Race(Measurement):
 
 
 def race_table(race: Race) -> str:
-    """Return a Markdown table with a line of facts below it."""
+    """Return a Markdown table with a line on data, settings and machine below it."""
     times = [f"seconds to {race.target_oa:.0%} OA", "epochs to it", f"seconds for {race.epochs} epochs"]
     lines = []
     for row in race.rows:

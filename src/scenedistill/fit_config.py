@@ -1,4 +1,4 @@
-"""How long and by which steps a network is trained: the settings, and what is chosen where they leave it open."""
+"""Training schedules: the settings of optimiser and length, and the defaults that depend on the number of images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Literal
 
 from scenedistill.core.terminal import counted
 
-#: Metadata of a setting that came later than the others: while it has its default, the fingerprint of a training is
-#: what it was before there was such a setting.
+#: Metadata of a setting that was added later: at its default it does not enter the fingerprint of a training, so that
+#: earlier trainings remain valid.
 LATER = {"later": True}
 
-#: Images in one step where the settings do not say, and where fewer than `FEW_IMAGES` train: on few images the steps
-#: are what lacks.
+#: Default batch size, and that for fewer than `FEW_IMAGES` training images, where larger batches would give too few
+#: steps.
 BATCH, SMALL_BATCH, FEW_IMAGES = 64, 32, 1000
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many epochs suit so many images.
+    """Bounds on the length of a training, from which the number of epochs follows.
 
     Attributes:
-        epochs: usual number of passes over the training part.
-        least_steps: optimiser steps that a training takes at least; on few images it has more epochs for them.
-        most_epochs: passes at the most, however few the images.
-        most_steps: steps beyond which a training has fewer than the usual epochs.
+        epochs: usual number of epochs.
+        least_steps: least number of optimiser steps; few images take more epochs than usual to reach it.
+        most_epochs: largest number of epochs.
+        most_steps: largest number of optimiser steps; many images take fewer epochs than usual.
     """
 
     epochs: int
@@ -34,46 +34,46 @@ class Budget:
     most_steps: int
 
     def resolve_epochs(self, images: int, batch_size: int) -> int:
-        """Epochs for so many training images: the usual number, raised to `least_steps` (by `most_epochs` at the most)
-        or lowered to `most_steps`, but one at least."""
+        """Return the number of epochs, at least 1, for this many training images: the usual number, raised to reach
+        `least_steps` but not above `most_epochs`, or lowered to stay within `most_steps`."""
         steps = steps_of_epoch(images, batch_size)
         wanted = max(self.epochs, math.ceil(self.least_steps / steps))
         return max(1, min(wanted, self.most_epochs, max(1, self.most_steps // steps)))
 
 
-#: Of a student from nothing, of one that starts from pretrained weights, of a teacher. What a student from nothing
-#: lacks is steps: 40 epochs of 560 images in batches of 64 are 350.
+#: Budgets of a student with random initial weights, of a pretrained student and of a teacher. Random initial weights
+#: need many steps: 40 epochs of 560 images in batches of 64 are only 350.
 FROM_NOTHING_BUDGET = Budget(epochs=60, least_steps=3_000, most_epochs=300, most_steps=30_000)
 FINE_TUNING_BUDGET = Budget(epochs=16, least_steps=480, most_epochs=80, most_steps=8_000)
 TEACHER_BUDGET = Budget(epochs=25, least_steps=750, most_epochs=100, most_steps=12_000)
 
 
 def steps_of_epoch(images: int, batch_size: int) -> int:
-    """Steps of one pass over the images: the last, smaller batch is left out, unless it is the only one."""
+    """Return the number of steps of an epoch; a last, smaller batch is left out unless it is the only one."""
     return max(1, images // max(1, batch_size))
 
 
 @dataclass
 class FitConfig:
-    """How one network is trained.
+    """Training schedule of one network.
 
     Attributes:
-        epochs: passes over the training part, >= 1.
-        batch_size: images in one step, over all devices together.
+        epochs: number of passes over the training part, >= 1.
+        batch_size: number of images in a step, over all devices together.
         optimizer: `sgd` (Nesterov momentum) or `adamw`.
-        lr: peak learning rate; cosine schedule to zero after the warm-up.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; for
+        lr: peak learning rate, with a cosine decay to zero after the warm-up.
+        fresh_lr_factor: factor on `lr` for newly initialised parts (head, DA modules, adapters); useful for
             fine-tuning.
-        weight_decay: on weights of convolutions and linear layers; biases and norms are left out.
-        momentum: of SGD, 0..1.
-        warmup_epochs: over which the rate rises linearly from nearly zero.
-        label_smoothing: 0..1; of the cross-entropy of a teacher.
+        weight_decay: weight decay of convolutions and linear layers; biases and norms have none.
+        momentum: momentum of SGD, 0..1.
+        warmup_epochs: epochs in which the learning rate rises linearly to `lr`.
+        label_smoothing: label smoothing of a teacher's cross-entropy, 0..1; students do not use it.
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
-        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
-            0.998 spans about 500 steps. 0 keeps the weights of the last step.
-        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
-            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
-        steps: optimiser steps, in place of epochs; the schedule ends with the last one.
+        ema_decay: decay of an exponential moving average of the weights, 0..1, which is then validated and saved;
+            0.998 spans about 500 steps, and 0 uses the weights of the last step.
+        first_size: initial side of the views as a share of `image_size`, in (0, 1]; it grows to 1 until the last third
+            of the epochs. Outputs of a student's teacher are always those for full-size views.
+        steps: number of optimiser steps, instead of `epochs`.
     """
 
     epochs: int = 60
@@ -93,29 +93,32 @@ class FitConfig:
 
 @dataclass
 class StudentFitConfig(FitConfig):
-    """How a student is trained. What is not given is chosen by what it starts from, see `FROM_NOTHING`, `FINE_TUNING`,
-    and by the number of images, see `Budget`.
+    """Training schedule of a student. Defaults depend on its initial weights (`FROM_NOTHING`, `FINE_TUNING`) and on the
+    number of images (`Budget`).
 
     Attributes:
-        epochs: passes over the training part, >= 1; when not given, 60, or 16 when pretrained, and more where the
-            images are few (docs/your-data.md).
-        batch_size: images in one step, over all devices together; when not given, 64, or 32 for fewer than 1,000
-            training images.
-        optimizer: `sgd` (Nesterov momentum) or `adamw`; `sgd`, or `adamw` when pretrained.
-        lr: peak learning rate; cosine schedule to zero after the warm-up; 0.1, or 0.001 when pretrained.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules, adapters) over `lr`; 1, or 3
-            when pretrained.
-        weight_decay: on weights of convolutions and linear layers; biases and norms are left out; 0.0005, or 0.05 when
-            pretrained.
-        momentum: of SGD, 0..1.
-        warmup_epochs: over which the rate rises linearly from nearly zero; 2, or 1 when pretrained.
-        label_smoothing: of a teacher's cross-entropy only.
+        epochs: number of passes over the training part, >= 1; when not given, 60, or 16 for a pretrained student, and
+            more for few images (docs/your-data.md).
+        batch_size: number of images in a step, over all devices together; when not given, 64, or 32 for fewer than
+            1,000 training images.
+        optimizer: `sgd` (Nesterov momentum) or `adamw`; when not given, `sgd`, or `adamw` for a pretrained
+            student.
+        lr: peak learning rate, with a cosine decay to zero after the warm-up; when not given, 0.1, or 0.001 for a
+            pretrained student.
+        fresh_lr_factor: factor on `lr` for newly initialised parts (head, DA modules, adapters); when not given, 1, or
+            3 for a pretrained student.
+        weight_decay: weight decay of convolutions and linear layers; biases and norms have none; when not given,
+            0.0005, or 0.05 for a pretrained student.
+        momentum: momentum of SGD, 0..1.
+        warmup_epochs: epochs in which the learning rate rises linearly to `lr`; when not given, 2, or 1 for a
+            pretrained student.
+        label_smoothing: not used by students.
         clip_norm: largest norm of the network's gradient, and of that of the losses' adapters; 0 does not clip.
-        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
-            0.998 spans about 500 steps. 0 keeps the weights of the last step.
-        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
-            which the last third of the epochs has. The teacher's answers stay those of the full view. 1 does without.
-        steps: optimiser steps, in place of epochs; the schedule ends with the last one.
+        ema_decay: decay of an exponential moving average of the weights, 0..1, which is then validated and saved;
+            0.998 spans about 500 steps, and 0 uses the weights of the last step.
+        first_size: initial side of the views as a share of `image_size`, in (0, 1]; it grows to 1 until the last third
+            of the epochs. Outputs of a student's teacher are always those for full-size views.
+        steps: number of optimiser steps, instead of `epochs`.
     """
 
     epochs: int | None = None  # type: ignore[assignment]
@@ -129,26 +132,26 @@ class StudentFitConfig(FitConfig):
 
 @dataclass
 class TeacherFitConfig(FitConfig):
-    """How a teacher is trained. What is not given is chosen by the number of images, see `Budget`.
+    """Training schedule of a teacher. Defaults depend on the number of images (`Budget`).
 
     Attributes:
-        epochs: passes over the training part, >= 1; when not given, 25, and more where the images are few
+        epochs: number of passes over the training part, >= 1; when not given, 25, and more for few images
             (docs/your-data.md).
-        batch_size: images in one step, over all devices together; when not given, 64, or 32 for fewer than 1,000
-            training images.
+        batch_size: number of images in a step, over all devices together; when not given, 64, or 32 for fewer than
+            1,000 training images.
         optimizer: `sgd` (Nesterov momentum) or `adamw`.
-        lr: peak learning rate; cosine schedule to zero after the warm-up.
-        fresh_lr_factor: the learning rate of freshly started parts (head, DA modules) over `lr`.
-        weight_decay: on weights of convolutions and linear layers; biases and norms are left out.
-        momentum: of SGD, 0..1.
-        warmup_epochs: over which the rate rises linearly from nearly zero.
-        label_smoothing: 0..1; of the cross-entropy.
-        clip_norm: largest norm of the gradient; 0 does not clip.
-        ema_decay: of an exponential moving average of the weights, 0..1, which is then what is validated and kept:
-            0.998 spans about 500 steps. 0 keeps the weights of the last step.
-        first_size: side of the views at the start, a share of `image_size`, in (0, 1]: they grow to the full size,
-            which the last third of the epochs has. 1 does without.
-        steps: optimiser steps, in place of epochs; the schedule ends with the last one.
+        lr: peak learning rate, with a cosine decay to zero after the warm-up.
+        fresh_lr_factor: factor on `lr` for newly initialised parts (head, DA modules).
+        weight_decay: weight decay of convolutions and linear layers; biases and norms have none.
+        momentum: momentum of SGD, 0..1.
+        warmup_epochs: epochs in which the learning rate rises linearly to `lr`.
+        label_smoothing: label smoothing of the cross-entropy, 0..1.
+        clip_norm: largest norm of the network's gradient; 0 does not clip.
+        ema_decay: decay of an exponential moving average of the weights, 0..1, which is then validated and saved;
+            0.998 spans about 500 steps, and 0 uses the weights of the last step.
+        first_size: initial side of the views as a share of `image_size`, in (0, 1]; it grows to 1 until the last third
+            of the epochs.
+        steps: number of optimiser steps, instead of `epochs`.
     """
 
     epochs: int | None = None  # type: ignore[assignment]
@@ -160,7 +163,7 @@ class TeacherFitConfig(FitConfig):
     warmup_epochs: float = 1.0
 
 
-#: How a student is trained where the settings do not say: from random weights, and from pretrained ones.
+#: Defaults of a student's schedule with random and with pretrained initial weights.
 FROM_NOTHING = FitConfig()
 FINE_TUNING = FitConfig(
     epochs=16, optimizer="adamw", lr=1e-3, fresh_lr_factor=3.0, weight_decay=0.05, warmup_epochs=1.0
@@ -168,14 +171,14 @@ FINE_TUNING = FitConfig(
 
 
 def close(fit: FitConfig, base: FitConfig, budget: Budget, images: int | None) -> FitConfig:
-    """The same training with nothing left open.
+    """Return the complete schedule of a training.
 
     Args:
-        fit: the settings; `epochs` and `batch_size` of None are chosen by the number of images, what else is None is
-            taken from the base.
-        base: see `fit`.
-        budget: how many epochs suit so many images.
-        images: number of training images; only to be left out where nothing depends on it.
+        fit: settings; None means the value of `base`, or for `epochs` and `batch_size` a value that depends on the
+            number of images.
+        base: defaults.
+        budget: bounds from which the number of epochs follows.
+        images: number of training images; may be None if epochs and batch size are given.
 
     Raises:
         ValueError: epochs or batch size depend on the number of images, and it is not given.
@@ -196,7 +199,7 @@ def close(fit: FitConfig, base: FitConfig, budget: Budget, images: int | None) -
 
 
 def schedule_text(fit: FitConfig) -> str:
-    """A training's schedule in a line."""
+    """Return a schedule as one line of text."""
     length = counted(fit.steps, "step") if fit.steps else counted(fit.epochs, "epoch")
     return (
         f"{fit.optimizer}, {length} in batches of {fit.batch_size}, learning rate {fit.lr:g} "

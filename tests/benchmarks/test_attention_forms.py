@@ -32,7 +32,9 @@ def test_folds_are_disjoint_and_hold_training_images_alone(tiny_scenes: Path) ->
 
 
 @pytest.mark.slow
-def test_it_measures(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_writes_a_row_for_each_form(
+    tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "forms.json"
     command = ["forms", str(tiny_scenes), str(out), "--forms", "none", "bounded", "--folds", "1", "--epochs", "1"]

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_and_makes_the_table_of_a_page(tmp_path: Path) -
     assert figures_table(FIGURES) in page
 
 
-def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no result file"):
         read_record(tmp_path / "x.json", Figures, Figure)
     (tmp_path / "x.json").write_text('{"kind": "figures", "rows": [{"what": "?"}]}')

@@ -58,7 +58,7 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted otherwise elsewhere")
-def test_the_memory_of_each_process_is_its_own() -> None:
+def test_the_peak_memory_of_each_process_is_measured_separately() -> None:
     known = runpy.run_path(str(SCRIPT))
     workers, ended = known["Workers"](), threading.Event()
     code = "room = bytearray(300 << 20); room[::4096] = bytes(len(room) // 4096); "

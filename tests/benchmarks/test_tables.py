@@ -51,7 +51,7 @@ def test_fill_replaces_only_what_lies_between(results: Path) -> None:
         (f"<!-- table:none -->\n{END}\n", "no result file .*none.json"),
     ],
 )
-def test_markers_that_do_not_fit(results: Path, text: str, message: str) -> None:
+def test_unmatched_markers_are_refused_with_their_line(results: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fill(text, results, "README.md")
 
@@ -71,7 +71,9 @@ def test_the_command_fills_then_agrees(results: Path, tmp_path: Path, capsys: py
     assert plain.read_text(encoding="utf-8") == "nothing to fill"
 
 
-def test_the_command_tells_what_is_wrong(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_missing_files_and_unmatched_markers(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "absent.md")]) == 1
     assert "There is no file" in capsys.readouterr().err
     (tmp_path / "a.md").write_text(f"{END}\n", encoding="utf-8")

@@ -31,7 +31,7 @@ def test_tables_equal_their_results(document: Path, name: str) -> None:
     assert part(text, name) == part(fill(text, RESULTS, document.name), name), f"{document.name}: run make tables"
 
 
-def test_results_are_shown_somewhere() -> None:
+def test_every_result_is_shown_in_a_document() -> None:
     """Keeps the test above from passing because the markers were lost."""
     assert MARKERS or not list(RESULTS.glob("*.json")), "results/ has files, but no document has a table of them"
 
@@ -50,7 +50,7 @@ def test_a_figure_changed_by_hand_is_found(tmp_path: Path) -> None:
     else:
         document, name = tmp_path / "README.md", "made_up"
         rows = (Row("plain", "light", None, 0, oa=0.7345),)
-        facts: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "hardware": {},
             "versions": {},
             "data": "d",
@@ -59,7 +59,7 @@ def test_a_figure_changed_by_hand_is_found(tmp_path: Path) -> None:
             "split_hash": "0",
             "epochs": 1,
         }
-        made = Result(name, "made up", "2026-01-31", wall_seconds=1.0, rows=rows, **facts)
+        made = Result(name, "made up", "2026-01-31", wall_seconds=1.0, rows=rows, **fields)
         write_result(made, tmp_path / "results" / f"{name}.json")
         document.write_text(f"<!-- table:{name} -->\n{END}\n", encoding="utf-8")
     command = [str(document), "--results", str(tmp_path / "results")]

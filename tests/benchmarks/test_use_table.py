@@ -82,7 +82,7 @@ def test_sections_are_kept_apart_and_make_the_tables_of_a_page(tmp_path: Path) -
     assert sum("a processor, 2 cores; 2026-01-31." in line for line in lines) == 2
 
 
-def test_a_record_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_an_invalid_record_is_refused_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no result file"):
         read_use(tmp_path / "use.json")
     (tmp_path / "use.json").write_text("{", encoding="utf-8")

@@ -126,7 +126,7 @@ def test_hostile_archives_leave_nothing_behind(tmp_path: Path, case: str) -> Non
     assert not (inner / "out").exists() and not Path("/evil.jpg").exists()
 
 
-def test_tar_bomb(tmp_path: Path) -> None:
+def test_a_tar_bomb_is_refused(tmp_path: Path) -> None:
     bomb = tarfile.TarInfo("a/bomb.jpg")
     bomb.size = 900_000
     (tmp_path / "archive").write_bytes(tar_of(bomb))
@@ -136,7 +136,7 @@ def test_tar_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_good_tars(tmp_path: Path, mode: str) -> None:
+def test_tars_of_every_compression_are_unpacked_without_special_modes(tmp_path: Path, mode: str) -> None:
     folder = tarfile.TarInfo("a")
     folder.type, folder.mode = tarfile.DIRTYPE, 0o000
     setuid = tarfile.TarInfo("./a/2.jpg")
@@ -148,7 +148,7 @@ def test_good_tars(tmp_path: Path, mode: str) -> None:
     assert not (tmp_path / "out" / "a" / "2.jpg").stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IXUSR)
 
 
-def test_good_zip_with_windows_names_and_folders(tmp_path: Path) -> None:
+def test_a_zip_with_windows_names_and_folders_is_unpacked(tmp_path: Path) -> None:
     data = zip_named(b"Set\\sea ice\\1.jpg")
     (tmp_path / "archive").write_bytes(data)
     extract(tmp_path / "archive", tmp_path / "out", progress=False)
@@ -158,7 +158,7 @@ def test_good_zip_with_windows_names_and_folders(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "two" / "a").iterdir()) == ["b", "\u00e9\u4e2d.jpg"]
 
 
-def test_never_over_something(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(zip_of({"a/1.jpg": b"x"}))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):

@@ -46,7 +46,7 @@ def test_every_way_gives_the_same_batches(part: ScenePart, way: str) -> None:
     assert not equal(found[0], part.fetch(ORDER[1]))
 
 
-def test_who_leaves_early_leaves_no_thread_behind(part: ScenePart) -> None:
+def test_a_consumer_that_stops_early_leaves_no_thread(part: ScenePart) -> None:
     before = threading.active_count()
     source = SceneBatches(part, ORDER, CPU)._ahead(part)
     assert isinstance(source, Generator)
@@ -59,7 +59,7 @@ def test_who_leaves_early_leaves_no_thread_behind(part: ScenePart) -> None:
     assert threading.active_count() == before
 
 
-def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_wanted(part: ScenePart) -> None:
+def test_an_error_while_prefetching_is_raised_at_its_batch(part: ScenePart) -> None:
     source = SceneBatches(part, [[0], [99]], CPU)._ahead(part)
     assert next(source).rows.tolist() == [0]
     with pytest.raises(IndexError):

@@ -83,7 +83,7 @@ def test_a_second_build_touches_nothing(root: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bands", [1, 3])
-def test_other_settings_decode_anew(root: Path, folder: Path, bands: int) -> None:
+def test_other_settings_decode_again(root: Path, folder: Path, bands: int) -> None:
     build(root, folder)
     cache = build_cache(scan(root), 16, bands=bands, folder=folder, progress=False)
     assert cache.report == "10 images: 0 reused, 10 decoded, 0 bad"
@@ -106,13 +106,13 @@ def test_only_a_changed_file_is_decoded_again(root: Path, folder: Path) -> None:
     assert (np.delete(np.asarray(cache.images), changed, axis=0) == 77).all()
 
 
-def test_a_change_of_time_alone_counts(root: Path, folder: Path) -> None:
+def test_a_changed_modification_time_alone_decodes_again(root: Path, folder: Path) -> None:
     build(root, folder)
     os.utime(root / "forest" / "3.png", ns=(1, 1))
     assert build(root, folder).report == "10 images: 9 reused, 1 decoded, 0 bad"
 
 
-def test_deleted_and_added_files(root: Path, folder: Path) -> None:
+def test_deleted_files_are_dropped_and_added_ones_decoded(root: Path, folder: Path) -> None:
     build(root, folder)
     (root / "river bank" / "0.png").unlink()
     (root / "forest" / "9.png").unlink()
@@ -163,7 +163,7 @@ def test_no_pixels_and_no_images_are_refused(root: Path, folder: Path, size: int
         build_cache(scan(root).subset(np.arange(count)), size, folder=folder)
 
 
-def test_waiting_for_another_builder_is_told(root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_for_another_builder_is_reported(root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     shown = ""
     with ThreadPoolExecutor(1) as pool:
@@ -185,7 +185,7 @@ def spoil(root: Path) -> None:
     (root / "river bank" / "cut.jpg").write_bytes(data[: len(data) // 2])
 
 
-def test_bad_images_stop_and_all_are_named(root: Path, folder: Path) -> None:
+def test_bad_images_stop_the_build_and_all_are_named(root: Path, folder: Path) -> None:
     spoil(root)
     for _ in range(2):
         with pytest.raises(UserError) as caught:
@@ -244,7 +244,7 @@ def test_a_file_that_vanished_after_the_scan_is_bad(root: Path, folder: Path) ->
     assert cache.bad == (("forest/1.png", "no such file"),)
 
 
-def test_a_damaged_array_is_built_anew(root: Path, folder: Path) -> None:
+def test_a_damaged_array_is_built_again(root: Path, folder: Path) -> None:
     build(root, folder)
     array = next(folder.glob("images-*.npy"))
     os.truncate(array, array.stat().st_size - 1)
@@ -275,7 +275,9 @@ def test_too_little_space_is_told_before_decoding(root: Path, folder: Path) -> N
     assert not list(folder.glob("images-*"))
 
 
-def test_the_default_place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_follows_the_environment(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("SCENEDISTILL_CACHE", raising=False)
     assert cache_home() == tmp_path / "xdg" / "scenedistill"
@@ -294,20 +296,12 @@ def test_progress_shows_the_rate(root: Path, folder: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
-BUILDER = """
-import sys
-from pathlib import Path
-from scenedistill.data.cache.build import build_cache
-from scenedistill.data.scenes import scan
-print("ready", flush=True)
-sys.stdin.readline()
-print(build_cache(scan(Path(sys.argv[1])), 64, folder=Path(sys.argv[2]), workers=1, progress=False).report, flush=True)
-"""
+WORKER = Path(__file__).with_name("cache_worker.py")
 
 
 def start_builder(root: Path, folder: Path) -> subprocess.Popen[str]:
     """A process that has imported everything and builds as soon as it gets a line."""
-    command = [sys.executable, "-c", BUILDER, str(root), str(folder)]
+    command = [sys.executable, str(WORKER), str(root), str(folder)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     builder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert builder.stdout is not None and builder.stdout.readline() == "ready\n"

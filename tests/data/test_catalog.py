@@ -1,4 +1,4 @@
-"""The catalogue's facts hang together, and a folder is recognised and compared with them."""
+"""The catalogue's entries are consistent, and a folder is recognised and compared with them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def index_of(counts: dict[str, int]) -> SceneIndex:
         ("rsi-cb256", 35, 24_747),
     ],
 )
-def test_published_totals(key: str, classes: int, images: int) -> None:
+def test_every_entry_has_the_published_classes_and_images(key: str, classes: int, images: int) -> None:
     assert (len(CATALOG[key].classes), CATALOG[key].total) == (classes, images)
 
 
-def test_facts_are_well_formed() -> None:
-    for key, facts in CATALOG.items():
-        assert key == facts.key == facts.key.lower()
-        assert facts.doi.startswith("10.") and facts.home.startswith("http") and facts.licence
-        assert all(0 < ratio < 1 for ratio in facts.train_ratios)
-        assert len({normalise(name) for name in facts.counts}) == len(facts.counts)
-        assert set(facts.class_aliases.values()) <= set(facts.counts)
-        for source in facts.sources:
+def test_every_entry_is_well_formed() -> None:
+    for key, info in CATALOG.items():
+        assert key == info.key == info.key.lower()
+        assert info.doi.startswith("10.") and info.home.startswith("http") and info.licence
+        assert all(0 < ratio < 1 for ratio in info.train_ratios)
+        assert len({normalise(name) for name in info.counts}) == len(info.counts)
+        assert set(info.class_aliases.values()) <= set(info.counts)
+        for source in info.sources:
             assert source.url.startswith("https://") and source.folder
             assert source.md5 or source.sha256, "a source without a checksum cannot be trusted"
             assert all(c in "0123456789abcdef" for c in (source.md5 or "") + (source.sha256 or ""))
@@ -53,21 +53,21 @@ def test_facts_are_well_formed() -> None:
 
 @pytest.mark.parametrize("key", CATALOG)
 def test_each_set_is_recognised_and_complete(key: str) -> None:
-    facts = CATALOG[key]
-    report = check(index_of(dict(facts.counts)))
-    assert report.facts is facts and report.complete
-    assert str(report) == f"this is {facts.name}, complete: {facts.total:,} images, {len(facts.classes)} classes"
+    info = CATALOG[key]
+    report = check(index_of(dict(info.counts)))
+    assert report.info is info and report.complete
+    assert str(report) == f"this is {info.name}, complete: {info.total:,} images, {len(info.classes)} classes"
 
 
 @pytest.mark.parametrize(
     "respell", [str.upper, lambda n: n.replace("_", " "), lambda n: n.replace("_", "-"), lambda n: n.title()]
 )
 def test_spelling_does_not_matter(respell) -> None:  # type: ignore[no-untyped-def]
-    facts = CATALOG["resisc45"]
-    assert check(index_of({respell(name): count for name, count in facts.counts.items()})).complete
+    info = CATALOG["resisc45"]
+    assert check(index_of({respell(name): count for name, count in info.counts.items()})).complete
 
 
-def test_camel_case_and_aliases() -> None:
+def test_class_names_match_in_camel_case_and_by_alias() -> None:
     assert normalise("BareLand") == normalise("bare_land") == normalise("Bare-land ") == "bareland"
     plain = {"grass": 400, "field": 400, "industry": 400, "river or lake": 400, "forest": 400}
     assert check(index_of(plain | {"resident": 400, "parking": 400})).complete
@@ -99,7 +99,7 @@ def test_many_differences_are_cut_short() -> None:
     assert "and 22 more" in str(report)
 
 
-def test_own_data_is_not_mistaken() -> None:
+def test_own_data_is_not_recognised_as_a_known_set() -> None:
     own = index_of({"beach": 5, "forest": 5, "vineyard": 5, "quarry": 5, "glacier": 5})
     assert recognise(own) is None
     report = check(own)
@@ -115,7 +115,7 @@ def test_a_small_part_of_a_set_is_named_as_nearest() -> None:
 
 def test_a_given_entry_is_used_instead_of_guessing() -> None:
     report = check(index_of(dict(CATALOG["optimal-31"].counts)), CATALOG["resisc45"])
-    assert report.facts is CATALOG["resisc45"] and len(report.missing_classes) == 14
+    assert report.info is CATALOG["resisc45"] and len(report.missing_classes) == 14
 
 
 @pytest.mark.parametrize("name", ["aid", "AID", "NWPU-RESISC45", "nwpu", "UC Merced", "ucm", "whu_rs19", "Optimal31"])

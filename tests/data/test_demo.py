@@ -25,7 +25,7 @@ def pixels(name: str, number: int, **how: int) -> np.ndarray:
     return np.asarray(picture(name, number, **how), dtype=np.float64)
 
 
-def test_index_and_files_are_as_promised(tmp_path: Path) -> None:
+def test_index_and_files_are_as_documented(tmp_path: Path) -> None:
     index = generate(tmp_path / "scenes", per_class=2, size=48, progress=False)
     assert index.classes == tuple(SCENES) and len(index.classes) >= 10
     assert index.counts() == dict.fromkeys(SCENES, 2)
@@ -136,7 +136,7 @@ def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, mon
     assert contents(root) == contents(tmp_path / "fresh")
 
 
-def test_killed_in_the_middle(tmp_path: Path) -> None:
+def test_a_killed_call_leaves_no_folder_and_the_next_resumes(tmp_path: Path) -> None:
     root = tmp_path / "scenes"
     code = (
         "import sys, pathlib; from scenedistill.data.synthetic.demo import generate;"

@@ -22,11 +22,12 @@ from pathlib import Path
 import pytest
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.known.catalogue import CATALOG, DatasetFacts, Source, check
+from scenedistill.data.known.catalogue import CATALOG, DatasetInfo, Source, check
 from scenedistill.data.known.download import download, fetch, part_name
 from scenedistill.data.known.transfer import Limits
 from scenedistill.data.scenes import scan
 
+WORKER = Path(__file__).with_name("fetch_worker.py")
 FAST = Limits(attempts=3, timeout=5, backoff=0.001)
 BODY = random.Random(0).randbytes(300_000)
 
@@ -133,7 +134,7 @@ def ranges(server: Server) -> list[str | None]:
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_plain_download(server: Server, tmp_path: Path, kind: str) -> None:
+def test_a_download_has_the_content_of_the_file(server: Server, tmp_path: Path, kind: str) -> None:
     assert get(server, tmp_path, FAST, **{kind: hashlib.new(kind, BODY).hexdigest()}) == BODY
     assert ranges(server) == [None]
     assert not list(tmp_path.glob("*.part"))
@@ -161,7 +162,7 @@ def test_resume_by_date_where_the_etag_is_weak(server: Server, tmp_path: Path) -
     assert server.log[1][1:] == ("bytes=100000-", "Mon, 05 May 2025 10:00:00 GMT")
 
 
-def test_no_resume_where_nothing_would_tell_of_a_change(server: Server, tmp_path: Path) -> None:
+def test_without_etag_date_or_checksum_a_download_starts_again(server: Server, tmp_path: Path) -> None:
     server.etag, server.drops = None, [100_000]
     assert get(server, tmp_path) == BODY
     assert ranges(server) == [None, None]
@@ -182,13 +183,13 @@ def test_a_file_changed_in_between_starts_again(server: Server, tmp_path: Path, 
     assert get(server, tmp_path) == BODY[::-1]
 
 
-def test_a_server_without_range(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_range_support_sends_the_file_again(server: Server, tmp_path: Path) -> None:
     server.ranges, server.drops = False, [100_000]
     assert get(server, tmp_path) == BODY
     assert ranges(server) == [None, "bytes=100000-"]
 
 
-def test_a_part_longer_than_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_discarded(server: Server, tmp_path: Path) -> None:
     server.drops = [200_000, 0, 0, 0, 0]
     with pytest.raises(UserError):
         get(server, tmp_path)
@@ -214,7 +215,7 @@ def test_another_address_does_not_continue_the_part(server: Server, tmp_path: Pa
     assert server.log[-1][:2] == ("/other.zip", None)
 
 
-def test_damaged_notes_are_no_obstacle(server: Server, tmp_path: Path) -> None:
+def test_damaged_resume_notes_are_ignored(server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{part_name(server.url)}.json").write_text('{"url": "ht')
     (tmp_path / f"{part_name(server.url)}.part").write_bytes(b"old")
     assert get(server, tmp_path) == BODY
@@ -230,7 +231,7 @@ def test_a_damaged_part_is_fetched_afresh(server: Server, tmp_path: Path) -> Non
     assert ranges(server)[-2:] == ["bytes=100000-", None]
 
 
-def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_and_the_file_deleted(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"sha256 is {sha256(BODY)}, expected {'0' * 64}"):
         get(server, tmp_path, sha256="0" * 64)
     assert not list(tmp_path.glob("archive*[!n]"))  # nothing but the notes archive.json
@@ -238,7 +239,7 @@ def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_refusals_are_final(server: Server, tmp_path: Path, status: int) -> None:
+def test_a_refusal_is_not_tried_again(server: Server, tmp_path: Path, status: int) -> None:
     server.statuses = [status]
     with pytest.raises(UserError, match=rf"the server answered {status} \w+"):
         get(server, tmp_path)
@@ -254,20 +255,20 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path)
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_a_closed_port_is_reported_after_all_attempts(tmp_path: Path) -> None:
     with Server() as closed:
         source = closed.source()
     with pytest.raises(UserError, match=r"gave up after 3 attempts .*refused"):
         fetch(source, tmp_path, progress=False, limits=FAST)
 
 
-def test_a_server_that_falls_silent(server: Server, tmp_path: Path) -> None:
+def test_a_silent_server_times_out(server: Server, tmp_path: Path) -> None:
     server.slow = 1.0
     with pytest.raises(UserError, match="timed out"):
         get(server, tmp_path, dataclasses.replace(FAST, timeout=0.1, attempts=1))
 
 
-def test_unknown_length(server: Server, tmp_path: Path) -> None:
+def test_a_file_of_unknown_length_is_downloaded_up_to_the_limit(server: Server, tmp_path: Path) -> None:
     server.length = False
     assert get(server, tmp_path) == BODY
     (tmp_path / part_name(server.url)).unlink()
@@ -275,7 +276,7 @@ def test_unknown_length(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path, dataclasses.replace(FAST, download_bytes=200_000))
 
 
-def test_too_large(server: Server, tmp_path: Path) -> None:
+def test_a_file_above_the_limit_or_the_free_space_is_refused(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="300,000 bytes, more than the limit of 299,999"):
         get(server, tmp_path, dataclasses.replace(FAST, download_bytes=299_999))
     server.claim = 1 << 60
@@ -283,7 +284,7 @@ def test_too_large(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path, dataclasses.replace(FAST, download_bytes=1 << 62))
 
 
-def test_redirects(server: Server, tmp_path: Path) -> None:
+def test_redirects_are_followed_to_web_addresses_only(server: Server, tmp_path: Path) -> None:
     server.redirect = "/mirror/set.zip"
     server.drops = [100_000]
     assert get(server, tmp_path) == BODY
@@ -296,7 +297,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.zip", "a.zip", "http:///a.zip", "data:,x"])
-def test_only_web_addresses(tmp_path: Path, url: str) -> None:
+def test_addresses_other_than_http_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="not a web address"):
         fetch(Source(url, folder=""), tmp_path, progress=False)
 
@@ -312,7 +313,7 @@ def zip_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def tiny(server: Server | None) -> DatasetFacts:
+def tiny(server: Server | None) -> DatasetInfo:
     """A made-up catalogue entry of 2 x 2 images, served by `server`."""
     files = {f"Set/Images/{c}/{c}_{i}.jpg": random.Random(f"{c}{i}").randbytes(40_000) for c in "ab" for i in (1, 2)}
     sources: tuple[Source, ...] = ()
@@ -322,84 +323,80 @@ def tiny(server: Server | None) -> DatasetFacts:
     return dataclasses.replace(CATALOG["aid"], key="tiny", name="Tiny", counts={"a": 2, "b": 2}, sources=sources)
 
 
-def test_download_a_set(server: Server, tmp_path: Path) -> None:
-    facts = tiny(server)
+def test_a_data_set_is_downloaded_unpacked_and_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    info = tiny(server)
     server.drops = [60_000]
-    root = download(facts, tmp_path / "new", progress=False, limits=FAST)
+    root = download(info, tmp_path / "new", progress=False, limits=FAST)
     assert root == tmp_path / "new" / "Tiny" / "Set" / "Images"
-    assert check(scan(root), facts).complete
+    assert check(scan(root), info).complete
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["Tiny"]
     assert sorted(p.name for p in (tmp_path / "new" / "Tiny").iterdir()) == ["Set"]
     requests = len(server.log)
-    assert download(facts, tmp_path / "new", progress=False, limits=FAST) == root
+    assert download(info, tmp_path / "new", progress=False, limits=FAST) == root
     assert len(server.log) == requests
 
 
 def test_the_next_source_is_tried(server: Server, tmp_path: Path) -> None:
-    facts = tiny(server)
-    gone = dataclasses.replace(facts.sources[0], url=server.url.replace("set", "gone"))
+    info = tiny(server)
+    gone = dataclasses.replace(info.sources[0], url=server.url.replace("set", "gone"))
     server.statuses = [404]
-    facts = dataclasses.replace(facts, sources=(gone, *facts.sources))
-    assert check(scan(download(facts, tmp_path, progress=False, limits=FAST)), facts).complete
+    info = dataclasses.replace(info, sources=(gone, *info.sources))
+    assert check(scan(download(info, tmp_path, progress=False, limits=FAST)), info).complete
     assert [path for path, _, _ in server.log] == ["/gone.zip", "/set.zip"]
 
 
-def test_a_copy_elsewhere(server: Server, tmp_path: Path) -> None:
-    facts = dataclasses.replace(tiny(server), sources=())
-    root = download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
-    assert check(scan(root), facts).complete
+def test_a_data_set_can_be_downloaded_from_another_address(server: Server, tmp_path: Path) -> None:
+    info = dataclasses.replace(tiny(server), sources=())
+    root = download(info, tmp_path, url=server.url, progress=False, limits=FAST)
+    assert check(scan(root), info).complete
 
 
 def test_a_copy_that_is_no_archive_is_not_kept(server: Server, tmp_path: Path) -> None:
-    facts = dataclasses.replace(tiny(server), sources=())
+    info = dataclasses.replace(tiny(server), sources=())
     good, server.body = server.body, b"<html>Sign in first</html>"
     (tmp_path / "Tiny").mkdir()  # an empty folder is no obstacle
     with pytest.raises(UserError, match="neither a zip nor a tar"):
-        download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
+        download(info, tmp_path, url=server.url, progress=False, limits=FAST)
     server.body = good
-    assert check(scan(download(facts, tmp_path, url=server.url, progress=False, limits=FAST)), facts).complete
+    assert check(scan(download(info, tmp_path, url=server.url, progress=False, limits=FAST)), info).complete
 
 
 def test_the_checksum_holds_for_a_known_address_given_by_hand(server: Server, tmp_path: Path) -> None:
-    facts = tiny(server)
+    info = tiny(server)
     server.body += b"more"
     with pytest.raises(UserError, match="sha256 is"):
-        download(facts, tmp_path, url=server.url, progress=False, limits=FAST)
+        download(info, tmp_path, url=server.url, progress=False, limits=FAST)
     assert not (tmp_path / "Tiny").exists()
 
 
-def test_no_stable_source(tmp_path: Path) -> None:
+def test_a_data_set_without_a_source_names_its_home_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"by hand at {CATALOG['aid'].home}")) as error:
         download(CATALOG["aid"], tmp_path / "data", progress=False)
     assert str(tmp_path / "data" / "AID") in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_data_set_is_not_downloaded(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / "AID" / "AID" / name).mkdir(parents=True)
     assert download(CATALOG["aid"], tmp_path, progress=False) == tmp_path / "AID" / "AID"
 
 
-def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write to"):
         download(tiny(server), tmp_path / "file", progress=False, limits=FAST)
 
 
-def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> None:
-    facts = tiny(server)
+def test_a_killed_download_is_resumed(server: Server, tmp_path: Path) -> None:
+    info = tiny(server)
     server.slow = 0.05  # 160 kB take 0.8 s
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom scenedistill.data.known.catalogue import Source\n"
-        "from scenedistill.data.known.download import fetch\n"
-        "fetch(Source(sys.argv[1], '', sha256=sys.argv[2]), Path(sys.argv[3]), progress=False)\n"
-    )
     work = tmp_path / ".download-tiny"
     work.mkdir()
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    source = facts.sources[0]
-    child = subprocess.Popen([sys.executable, "-c", code, source.url, str(source.sha256), str(work)], env=env)
+    source = info.sources[0]
+    command = [sys.executable, str(WORKER), source.url, str(source.sha256), str(work)]
+    child = subprocess.Popen(command, env=env)
     part = work / f"{part_name(source.url)}.part"
     deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
@@ -411,9 +408,9 @@ def test_killed_in_the_middle_then_continued(server: Server, tmp_path: Path) -> 
     (tmp_path / ".unpacking-Tiny").mkdir()  # and as if one had been killed while unpacking
     (tmp_path / ".unpacking-Tiny" / "half.jpg").write_bytes(b"half")
     server.slow = 0.0
-    root = download(facts, tmp_path, progress=False, limits=FAST)
+    root = download(info, tmp_path, progress=False, limits=FAST)
     assert ranges(server)[-1] == f"bytes={kept}-"
-    assert check(scan(root), facts).complete
+    assert check(scan(root), info).complete
     assert [p.name for p in tmp_path.iterdir()] == ["Tiny"]
     assert not list(root.rglob("half.jpg"))
 

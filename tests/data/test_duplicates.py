@@ -41,7 +41,7 @@ def test_copies_are_counted_by_what_is_decoded(scenes: Path, tmp_path: Path) -> 
     assert "2 of these images lie under more than one class: fields/stray.png = river/01.png" in text
 
 
-def test_copies_across_the_split_are_told(scenes: Path, tmp_path: Path) -> None:
+def test_copies_across_the_split_are_reported(scenes: Path, tmp_path: Path) -> None:
     cache = build_cache(scan(scenes), 32, folder=tmp_path / "cache", progress=False)
     found = duplicates_in_cache(cache)
     part = np.zeros(len(cache.index), np.int8)
@@ -53,7 +53,7 @@ def test_copies_across_the_split_are_told(scenes: Path, tmp_path: Path) -> None:
     assert "test images" not in found.text(assemble(cache.index, part, None, None))
 
 
-def test_where_nothing_is_there_twice_nothing_is_said(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_without_copies_nothing_is_reported(tiny_scenes: Path, tmp_path: Path) -> None:
     cache = build_cache(scan(tiny_scenes), 32, folder=tmp_path / "cache", progress=False)
     assert duplicates_in_cache(cache).text(make_split(cache.index, 0.5, 0)) == ""
 

@@ -105,14 +105,14 @@ def test_alpha_is_dropped_and_the_colour_kept(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_grey_with_alpha(tmp_path: Path, name: str) -> None:
+def test_alpha_of_a_grey_image_is_dropped(tmp_path: Path, name: str) -> None:
     Image.fromarray(with_alpha(GREY)).save(tmp_path / name)
     np.testing.assert_array_equal(read_image(tmp_path / name, bands=1)[:, :, 0], GREY)
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(200))])
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_palette_with_and_without_transparency(tmp_path: Path, name: str, transparency: int | bytes | None) -> None:
+def test_a_palette_image_becomes_its_colours(tmp_path: Path, name: str, transparency: int | bytes | None) -> None:
     picture = Image.fromarray(COLOUR).quantize(16)
     expected = np.asarray(picture.convert("RGB"))
     options: dict[str, Any] = {} if transparency is None or name == "a.tif" else {"transparency": transparency}
@@ -150,7 +150,7 @@ def test_twelve_bit_colour_png_keeps_all_bits_and_the_ratios_of_its_bands(tmp_pa
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), stretched(TWELVE_BITS))
 
 
-def test_sixteen_bit_grey_png_with_alpha(tmp_path: Path) -> None:
+def test_alpha_of_a_16_bit_grey_png_is_dropped(tmp_path: Path) -> None:
     write_deep_png(tmp_path / "a.png", with_alpha(TWELVE_BITS[:, :, 0], 65535))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 1)[:, :, 0], stretched(TWELVE_BITS[:, :, 0]))
 
@@ -169,7 +169,7 @@ def test_a_flat_deep_image_is_grey_not_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
-def test_float_tiff_without_its_holes(tmp_path: Path, compression: str | None) -> None:
+def test_holes_of_a_float_tiff_are_zero_and_not_stretched(tmp_path: Path, compression: str | None) -> None:
     values = (RIGHT / WIDTH).astype(np.float32)
     holed = values.copy()
     holed[0, 0], holed[0, 1], holed[0, 2] = np.nan, np.inf, -9999
@@ -184,7 +184,7 @@ def test_float_tiff_without_its_holes(tmp_path: Path, compression: str | None) -
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("compression", [None, "deflate"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_multi_band_tiff_chunky_and_planar(
+def test_chunky_and_planar_multi_band_tiffs_give_the_same_pixels(
     tmp_path: Path, planar: str, compression: str | None, dtype: type[np.generic]
 ) -> None:
     values = np.stack([DOWN * k + RIGHT * 3 for k in range(7)], axis=-1).astype(dtype)
@@ -310,14 +310,14 @@ def test_a_bad_file_is_named_with_a_short_reason(tmp_path: Path, kind: str, reas
     assert 3 < len(caught.value.reason) < 160 and "\n" not in caught.value.reason
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="no such file"):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(UnreadableImage, match="is a directory"):
         read_image(tmp_path)
 
 
-def test_a_chunk_that_says_it_holds_gigabytes_costs_none(tmp_path: Path) -> None:
+def test_a_chunk_that_claims_gigabytes_takes_no_memory(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[33:37] = b"\xff\xff\0\0"  # the length of the chunk with the pixels

@@ -71,7 +71,7 @@ def test_an_id_names_an_image_by_its_path_alone(cache: SceneCache, split: Split)
     np.testing.assert_array_equal(part.ids, whole.ids[split.val])
 
 
-def test_a_batch_moves_as_one(cache: SceneCache, split: Split) -> None:
+def test_a_batch_is_moved_to_a_device_completely(cache: SceneCache, split: Split) -> None:
     batch = ScenePart(cache, split.train).fetch([0, 1])
     moved = batch.to(torch.device("meta"))
     assert {moved.images.device.type, moved.labels.device.type, moved.ids.device.type} == {"meta"}

@@ -17,11 +17,11 @@ def test_names_are_the_same_whatever_their_form() -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_is_a_formula(text: str) -> None:
+def test_cells_that_look_like_formulas_are_escaped(text: str) -> None:
     assert as_cell(text) == f"'{text}" and as_path_cell(text) == f"./{text}"
 
 
-def test_other_cells_are_as_they_were() -> None:
+def test_other_cells_are_unchanged() -> None:
     assert as_cell("car park") == "car park" == as_path_cell("car park")
 
 

@@ -97,7 +97,7 @@ def holed_folder(tmp_path: Path) -> Path:
     return tmp_path / "holed"
 
 
-def test_a_single_image_with_a_constant_is_told_of(
+def test_a_single_image_with_a_constant_is_reported(
     holed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "field/1.tif: About 20% of the pixels are -9999, far from all others"

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.read import read_image
 from scenedistill.data.raster import read as raster_read
-from scenedistill.data.raster.read import describe, open_raster, read_pixels
+from scenedistill.data.raster.read import open_raster, raster_info, read_pixels
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{NotGeoreferencedWarning.__module__}.NotGeoreferencedWarning")
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def write(path: Path, bands: np.ndarray, **more: Any) -> Path:
 
 def read(path: Path, wanted: int = 3, part: tuple[int, int, int, int] | None = None, **more: Any) -> Any:
     with open_raster(path) as raster:
-        source = describe(raster, wanted, **more)
+        source = raster_info(raster, wanted, **more)
         return read_pixels(raster, source, *(part or (0, 0, raster.height, raster.width)))
 
 
@@ -101,8 +101,8 @@ def test_percentiles_may_be_chosen_for_each_band(tmp_path: Path) -> None:
     values = (np.arange(2000).reshape(1, 40, 50) * np.array([1, 2, 3])[:, None, None]).astype(np.uint16)
     path = write(tmp_path / "deep.tif", values)
     with open_raster(path) as raster:
-        assert describe(raster, 3, stretch="0%,100%").stretch == ((0, 5997),) * 3
-        each = describe(raster, 3, stretch="0%,100%", each_band=True)
+        assert raster_info(raster, 3, stretch="0%,100%").stretch == ((0, 5997),) * 3
+        each = raster_info(raster, 3, stretch="0%,100%", each_band=True)
         assert each.stretch == ((0, 1999), (0, 3998), (0, 5997))
     assert [int(band.max()) for band in read(path, stretch="10,1009")[0].transpose(2, 0, 1)] == [255] * 3
 
@@ -126,7 +126,7 @@ def test_percentiles_of_a_large_raster_are_taken_all_over_it_and_not_from_holes(
     ramp = np.broadcast_to(np.arange(1, 201, dtype=np.float32), (1, 100, 200)).copy()
     ramp[:, 50:] = -9999
     with open_raster(write(tmp_path / "ramp.tif", ramp, nodata=-9999)) as raster:
-        ((low, high),) = describe(raster, 1, stretch="0%,100%").stretch or ()
+        ((low, high),) = raster_info(raster, 1, stretch="0%,100%").stretch or ()
     assert (low, high) == (1, 200)
 
 
@@ -189,7 +189,7 @@ def test_other_formats_and_virtual_rasters(tmp_path: Path, colours: np.ndarray) 
         ({"stretch": "nan,3"}, "--stretch nan,3"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, colours: np.ndarray, more: Any, said: str) -> None:
+def test_impossible_bands_and_stretches_are_refused(tmp_path: Path, colours: np.ndarray, more: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(write(tmp_path / "a.tif", colours), **more)
 
@@ -203,7 +203,7 @@ def test_values_that_are_no_image_are_refused(tmp_path: Path) -> None:
         read(write(tmp_path / "c.tif", np.zeros((3, 9, 9), np.uint16), nodata=0))
 
 
-def test_troubles_of_gdal_are_one_line(tmp_path: Path, colours: np.ndarray) -> None:
+def test_errors_of_gdal_are_reported_in_one_line(tmp_path: Path, colours: np.ndarray) -> None:
     path = write(tmp_path / "a.tif", colours[:3], compress="deflate")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -221,7 +221,7 @@ def test_troubles_of_gdal_are_one_line(tmp_path: Path, colours: np.ndarray) -> N
         assert len(str(caught.value).splitlines()) <= 2
 
 
-def test_the_drivers_may_be_limited(tmp_path: Path, colours: np.ndarray) -> None:
+def test_the_drivers_can_be_limited(tmp_path: Path, colours: np.ndarray) -> None:
     path = write(tmp_path / "a.tif", colours)
     rasterio.shutil.copy(str(path), str(tmp_path / "a.vrt"), driver="VRT")
     open_raster(path, ["PNG", "GTiff"]).close()
@@ -267,7 +267,7 @@ def test_bands_of_different_types_are_read_together(tmp_path: Path) -> None:
     for band, values in zip(pixels.transpose(2, 0, 1), (first, second), strict=True):
         assert np.array_equal(band[5:], np.rint(values[5:] / 3998 * 255).astype(np.uint8))
     with open_raster(path) as raster:
-        assert describe(raster, 2, stretch="0%,100%").stretch == ((1, second[5:].max()),) * 2
+        assert raster_info(raster, 2, stretch="0%,100%").stretch == ((1, second[5:].max()),) * 2
     with pytest.raises(UserError, match=r"--nodata 3999: band 1 .* is uint8"):
         read(path, 2, nodata=3999)
 

@@ -25,7 +25,7 @@ rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -
 from rasterio.shutil import copy as copy_raster
 from rasterio.vrt import WarpedVRT
 
-from scenedistill.data.raster.read import describe, open_raster, read_pixels
+from scenedistill.data.raster.read import open_raster, raster_info, read_pixels
 from scenedistill.data.raster.sources import safe_drivers
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -101,7 +101,7 @@ WMS = (
 
 
 @pytest.mark.parametrize("kind", ["vsicurl", "http", "streaming", "inner", "tif", "wms", "wms source", "wms in a tif"])
-def test_no_address_is_asked(tmp_path: Path, network: tuple[int, Any], kind: str) -> None:
+def test_no_network_address_is_opened(tmp_path: Path, network: tuple[int, Any], kind: str) -> None:
     port, asked = network
     address = f"http://127.0.0.1:{port}/{kind.replace(' ', '')}.tif"
     write(tmp_path / "sound.tif")
@@ -131,11 +131,11 @@ def test_no_address_is_asked(tmp_path: Path, network: tuple[int, Any], kind: str
     assert asked_of(asked) == []
 
 
-def test_whoever_says_any_is_served(tmp_path: Path, network: tuple[int, Any]) -> None:
+def test_the_source_any_allows_network_addresses(tmp_path: Path, network: tuple[int, Any]) -> None:
     port, asked = network
     path = vrt(tmp_path / "a.vrt", f"/vsicurl/http://127.0.0.1:{port}/wanted.tif", relative=0)
     with open_raster(path, (), ["any"]) as raster, pytest.raises(UserError):
-        read_pixels(raster, describe(raster, 3), 0, 0, 40, 48)
+        read_pixels(raster, raster_info(raster, 3), 0, 0, 40, 48)
     assert "/wanted.tif" in asked_of(asked)
 
 
@@ -234,7 +234,7 @@ def test_a_mosaic_of_files_below_is_opened(tmp_path: Path, way: str) -> None:
         np.testing.assert_array_equal(raster.read(1), GREY)
 
 
-def test_vrts_that_name_each_other_end(tmp_path: Path) -> None:
+def test_vrts_that_refer_to_each_other_are_refused(tmp_path: Path) -> None:
     vrt(tmp_path / "a.vrt", "b.vrt")
     vrt(tmp_path / "b.vrt", "a.vrt")
     with pytest.raises(UserError, match="more than 8 deep"):
@@ -244,13 +244,13 @@ def test_vrts_that_name_each_other_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "<VRTDataset", "<VRTDataset>" * 2000, '<!DOCTYPE a [<!ENTITY b "c">]><VRTDataset>&b;&c;']
 )
-def test_a_damaged_vrt(tmp_path: Path, text: str) -> None:
+def test_a_damaged_vrt_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.vrt").write_text(text)
     with pytest.raises(UserError, match=r"a\.vrt"):
         open_raster(tmp_path / "a.vrt")
 
 
-def test_entities_within_entities_take_no_time(tmp_path: Path) -> None:
+def test_nested_xml_entities_are_refused_quickly(tmp_path: Path) -> None:
     lines = ['<!ENTITY a0 "xxxxxxxxxx">', *(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(12))]
     (tmp_path / "a.vrt").write_text(f"<!DOCTYPE V [{''.join(lines)}]><VRTDataset><b>&a12;</b></VRTDataset>")
     started = time.monotonic()
@@ -351,7 +351,7 @@ def files_of_one_answer(folder: Path) -> dict[str, Path]:
 def test_a_file_gives_one_answer_as_an_image_and_as_a_raster(tmp_path: Path, bands: int) -> None:
     for name, path in files_of_one_answer(tmp_path).items():
         with open_raster(path) as raster:
-            pixels, _ = read_pixels(raster, describe(raster, bands), 0, 0, raster.height, raster.width)
+            pixels, _ = read_pixels(raster, raster_info(raster, bands), 0, 0, raster.height, raster.width)
         difference = np.abs(pixels.astype(int) - read_image(path, bands))
         assert difference.max() <= 2, name
 
@@ -359,6 +359,6 @@ def test_a_file_gives_one_answer_as_an_image_and_as_a_raster(tmp_path: Path, ban
 def test_the_values_of_a_stretch_mean_the_same_in_a_negative(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.uint16) * 100, photometric="miniswhite")
     with open_raster(tmp_path / "a.tif") as raster:
-        source = describe(raster, 1, stretch="42000,60000")
+        source = raster_info(raster, 1, stretch="42000,60000")
         pixels, _ = read_pixels(raster, source, 0, 0, 40, 48)
     np.testing.assert_array_equal(pixels, read_image(tmp_path / "a.tif", 1, value_range=(42_000, 60_000)))

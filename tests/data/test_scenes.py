@@ -28,7 +28,7 @@ def message(source: Path) -> str:
     return str(caught.value)
 
 
-def test_an_index_of_class_folders(tmp_path: Path) -> None:
+def test_class_folders_give_sorted_classes_and_paths(tmp_path: Path) -> None:
     index = scan(fill(tmp_path, River=2, Beach=3))
     assert index.root == tmp_path and index.root.is_absolute()
     assert index.classes == ("Beach", "River")
@@ -106,7 +106,7 @@ def test_a_link_to_the_data_set_leads_to_one_root(tmp_path: Path) -> None:
     assert scan(tmp_path / "link").root == tmp_path / "real"
 
 
-def test_subset_by_mask_and_by_positions(tmp_path: Path) -> None:
+def test_a_subset_is_taken_by_mask_or_positions(tmp_path: Path) -> None:
     index = scan(fill(tmp_path, a=2, b=2))
     by_mask = index.subset(np.array([False, True, False, True]))
     assert by_mask.paths == ("a/a_1.jpg", "b/b_1.jpg") and by_mask.labels.tolist() == [0, 1]
@@ -118,7 +118,7 @@ def test_subset_by_mask_and_by_positions(tmp_path: Path) -> None:
         index.subset(np.array([True]))
 
 
-def test_a_missing_folder_with_a_near_sibling(tmp_path: Path) -> None:
+def test_a_missing_folder_gets_a_suggestion(tmp_path: Path) -> None:
     fill(tmp_path / "UCMerced_LandUse", a=1, b=1)
     assert message(tmp_path / "UCmerced_Landuse") == (
         f"{tmp_path}/UCmerced_Landuse does not exist. Did you mean {tmp_path}/UCMerced_LandUse?"
@@ -127,12 +127,12 @@ def test_a_missing_folder_with_a_near_sibling(tmp_path: Path) -> None:
     assert message(tmp_path / "no" / "such" / "AID").endswith(f"The path exists only as far as {tmp_path}.")
 
 
-def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "AID.zip").write_bytes(b"x")
     assert "AID.zip is a file; expected a folder" in message(tmp_path / "AID.zip")
 
 
-def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     assert "has no class folders: it holds no folders and no images" in message(tmp_path)
     (tmp_path / "one.jpg").write_bytes(b"x")
     (tmp_path / "two.jpg").write_bytes(b"x")
@@ -186,7 +186,7 @@ def test_parts_inside_the_class_folders_are_told_the_other_way_round(tmp_path: P
     assert f"Expected them the other way round ({tmp_path / 'train' / 'a'})" in message(tmp_path)
 
 
-def test_class_folders_one_level_deeper_in_other_folders(tmp_path: Path) -> None:
+def test_class_folders_one_level_deeper_are_reported(tmp_path: Path) -> None:
     fill(tmp_path / "rgb", a=1, b=1)
     fill(tmp_path / "infrared", a=1, b=1)
     assert "the class folders lie one level deeper" in message(tmp_path)
@@ -196,7 +196,7 @@ def test_classes_called_train_and_test_are_classes(tmp_path: Path) -> None:
     assert scan(fill(tmp_path, train=1, test=1)).parts is None
 
 
-def test_classes_that_differ_only_by_normalisation(tmp_path: Path) -> None:
+def test_classes_that_differ_only_by_normalisation_are_refused(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         (tmp_path / unicodedata.normalize(form, "Forêt")).mkdir()
         (tmp_path / unicodedata.normalize(form, "Forêt") / "a.jpg").write_bytes(b"x")
@@ -213,7 +213,7 @@ def manifest(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_manifest(tmp_path: Path, encoding: str, newline: str) -> None:
+def test_a_manifest_gives_paths_and_classes(tmp_path: Path, encoding: str, newline: str) -> None:
     rows = ["path, label,split", "data/b/b_0.jpg,wasser,x", "data/a/a_1.jpg,büro,y", "./data/a/a_0.jpg, wasser,z"]
     index = scan(manifest(tmp_path, newline.join(rows), encoding))
     assert index.root == tmp_path and index.classes == ("büro", "wasser")
@@ -236,14 +236,14 @@ def test_a_manifest(tmp_path: Path, encoding: str, newline: str) -> None:
         ("path,label\ndata/a/a_0.jpg,a\ndata/a/a_1.jpg,a\n", "has only one class (a)"),
     ],
 )
-def test_a_manifest_with_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_manifest_with_a_mistake_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in message(manifest(tmp_path, text))
 
 
 @pytest.mark.parametrize(
     "text", ["path;label\n{};a\n{};b\n", "path\tlabel\n{}\ta\n{}\tb\n", "Path, Label\n{}, a\n{}, b\n"]
 )
-def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path, text: str) -> None:
+def test_a_manifest_written_by_a_spreadsheet_is_read(tmp_path: Path, text: str) -> None:
     index = scan(manifest(tmp_path, text.format("data/a/a_0.jpg", r"data\b\b_0.jpg")))
     assert index.paths == ("data/a/a_0.jpg", "data/b/b_0.jpg") and index.classes == ("a", "b")
 
@@ -260,7 +260,7 @@ def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path: Path, path: str
 
 
 @pytest.mark.parametrize("path", [r"C:\data\a.jpg", r"C:a.jpg", r"\\server\share\a.jpg"])
-def test_an_absolute_path_of_windows_is_one(tmp_path: Path, path: str) -> None:
+def test_an_absolute_windows_path_is_refused(tmp_path: Path, path: str) -> None:
     assert "is an absolute path" in message(manifest(tmp_path, f"path,label\n{path},a\n"))
 
 
@@ -270,7 +270,7 @@ def test_a_path_of_a_manifest_is_taken_as_it_is_written(tmp_path: Path) -> None:
     assert index.paths == ("data/ lead/ lead_0.jpg", "data/b/b_0.jpg")
 
 
-def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
+def test_a_binary_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     found = message(tmp_path / "list.csv")
     assert "cannot be read as a UTF-8 CSV file" in found and found.endswith(

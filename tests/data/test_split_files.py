@@ -32,7 +32,7 @@ def same(a: Split, b: Split) -> bool:
 
 
 @pytest.mark.parametrize("layout", ["csv", "torchgeo", "rsp"])
-def test_round_trip(tmp_path: Path, layout: Layout) -> None:
+def test_every_layout_reads_back_the_split_it_wrote(tmp_path: Path, layout: Layout) -> None:
     split = make_split(TOY, 0.3, 4, 0.0 if layout == "rsp" else 0.3)
     written = write_split(split, TOY, tmp_path / "split.csv" if layout == "csv" else tmp_path, layout)
     for where in (tmp_path, *written):  # the folder, or any of its files
@@ -52,7 +52,7 @@ def test_the_hash_is_the_same_from_all_layouts(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_file_names_and_lines_follow_the_layout(tmp_path: Path) -> None:
     index = index_of({"A": 2, "B": 2})
     split = make_split(index, 0.5, 0)
     assert write_split(split, index, tmp_path, "csv") == [tmp_path / "split.csv"]
@@ -70,12 +70,12 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "token"), [(0.2, "28"), (0.1, "19"), (0.8, "82"), (0.25, "25-75")])
-def test_rsp_ratio_in_the_name(tmp_path: Path, ratio: float, token: str) -> None:
+def test_the_rsp_file_name_holds_the_ratio(tmp_path: Path, ratio: float, token: str) -> None:
     split = make_split(TOY, ratio, 0)
     assert write_split(split, TOY, tmp_path, "rsp")[0].name == f"train_labels_{token}_0.txt"
 
 
-def test_layouts_that_cannot_hold_a_split(tmp_path: Path) -> None:
+def test_a_layout_that_cannot_hold_a_split_is_refused(tmp_path: Path) -> None:
     twins = SceneIndex(Path("/d"), ("A/1.jpg", "A/2.jpg", "B/1.jpg", "B/2.jpg"), np.array([0, 0, 1, 1]), ("A", "B"))
     split = make_split(twins, 0.5, 0)
     for layout in ("torchgeo", "rsp"):
@@ -103,7 +103,7 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_a_data_set_that_is_called_like_a_part(tmp_path: Path) -> None:
+def test_a_data_set_may_be_named_like_a_part(tmp_path: Path) -> None:
     split = make_split(TOY, 0.5, 0)
     assert write_split(split, TOY, tmp_path, "torchgeo", name="train")[0].name == "train-train.txt"
     assert read_split(tmp_path, TOY).hash == split.hash
@@ -118,7 +118,7 @@ def test_a_data_set_that_is_called_like_a_part(tmp_path: Path) -> None:
         ("airport_1.jpg\tairport\t5\nbeach_1.jpg\tBEACH\t2", "x/Airport/airport_2.jpg 5\nAirport\\airport_2.png 5"),
     ],
 )
-def test_rsp_lists(tmp_path: Path, train: str, valid: str) -> None:
+def test_rsp_lists_are_read_in_every_spelling(tmp_path: Path, train: str, valid: str) -> None:
     if "\\" in valid:
         valid = "x/Airport/airport_2.jpg 5\nBeach\\beach_2.jpg 2"
     write(tmp_path, train_labels_28_0=train, valid_labels_28_0=valid)
@@ -126,7 +126,7 @@ def test_rsp_lists(tmp_path: Path, train: str, valid: str) -> None:
     assert split.train.tolist() == [0, 2] and split.val.tolist() == [] and split.test.tolist() == [1, 3]
 
 
-def test_rsp_with_spaces_and_equal_base_names(tmp_path: Path) -> None:
+def test_rsp_lists_may_hold_spaces_and_equal_base_names(tmp_path: Path) -> None:
     paths = ("bare land/im 1.jpg", "bare land/im 2.jpg", "sea ice/im 1.jpg", "sea ice/im 2.jpg")
     index = SceneIndex(Path("/d"), paths, np.array([0, 0, 1, 1]), ("bare land", "sea ice"))
     write(
@@ -148,7 +148,7 @@ def test_a_list_with_a_misleading_name_is_known_by_its_content(tmp_path: Path) -
     assert read_split(odd, RSP).test.tolist() == [1, 3]
 
 
-def test_several_runs_in_one_folder(tmp_path: Path) -> None:
+def test_several_runs_in_one_folder_need_a_file_name(tmp_path: Path) -> None:
     for run in (0, 1):
         write_split(make_split(TOY, 0.2, run), TOY, tmp_path, "rsp", run=run)
     with pytest.raises(UserError, match=r"2 splits: train_labels_28_0\.txt, train_labels_28_1\.txt"):
@@ -156,7 +156,7 @@ def test_several_runs_in_one_folder(tmp_path: Path) -> None:
     assert read_split(tmp_path / "valid_labels_28_1.txt", TOY).hash == make_split(TOY, 0.2, 1).hash
 
 
-def test_torchgeo_lists_jpg_for_a_folder_of_tif(tmp_path: Path) -> None:
+def test_torchgeo_lists_of_jpg_match_a_folder_of_tif(tmp_path: Path) -> None:
     index = index_of({"Airport": 2, "Beach": 2}, suffix=".tif")
     write(tmp_path, **{"eurosat-train": "airport_1.jpg\nbeach_1.jpg\n", "eurosat-test": "airport_2.jpg\nbeach_2.jpg\n"})
     assert read_split(tmp_path, index).train.tolist() == [0, 2]
@@ -202,7 +202,9 @@ GOOD = {"train": "airport_1.jpg\nbeach_1.jpg\n", "test": "airport_2.jpg\nbeach_2
         ),
     ],
 )
-def test_bad_lists(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+def test_invalid_lists_are_refused_with_file_and_line(
+    tmp_path: Path, changes: dict[str, str | None], message: str
+) -> None:
     write(tmp_path, **{name: text for name, text in (GOOD | changes).items() if text is not None})
     with pytest.raises(UserError, match=message):
         read_split(tmp_path / "train.txt", RSP)
@@ -218,13 +220,13 @@ def test_bad_lists(tmp_path: Path, changes: dict[str, str | None], message: str)
         ("", "no training image of class 'Airport', 'Beach'"),
     ],
 )
-def test_bad_csv(tmp_path: Path, rows: str, message: str) -> None:
+def test_an_invalid_csv_is_refused_with_file_and_line(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "split.csv").write_text("path,label,split\n" + rows)
     with pytest.raises(UserError, match=message):
         read_split(tmp_path, RSP)
 
 
-def test_ambiguous_base_name(tmp_path: Path) -> None:
+def test_an_ambiguous_base_name_is_refused(tmp_path: Path) -> None:
     index = SceneIndex(Path("/d"), ("A/1.jpg", "A/2.jpg", "B/1.jpg", "B/2.jpg"), np.array([0, 0, 1, 1]), ("A", "B"))
     write(tmp_path, train="1.jpg\n", test="2.jpg\n")
     with pytest.raises(UserError, match=r"train\.txt:1: '1\.jpg' is ambiguous, it may be 'A/1\.jpg', 'B/1\.jpg'"):
@@ -233,7 +235,7 @@ def test_ambiguous_base_name(tmp_path: Path) -> None:
     assert read_split(tmp_path, index).train.tolist() == [0, 2]
 
 
-def test_no_split_there(tmp_path: Path) -> None:
+def test_a_path_without_a_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_split(tmp_path / "none.csv", TOY)
     with pytest.raises(UserError, match="holds no split"):
@@ -289,7 +291,7 @@ def test_a_line_break_in_a_name_goes_into_a_csv_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [";", "\t", ", "])
-def test_a_split_as_spreadsheets_write_it(tmp_path: Path, separator: str) -> None:
+def test_a_csv_written_by_a_spreadsheet_is_read(tmp_path: Path, separator: str) -> None:
     split = make_split(TOY, 0.4, 2)
     (written,) = write_split(split, TOY, tmp_path / "a.csv")
     text = written.read_text().replace("/", "\\").replace(",", separator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import unicodedata
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.scenes import SceneIndex
+from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.splits.draw import Split, make_split
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def index_of(counts: dict[str, int], root: Path = Path("/data/Toy"), suffix: str = ".jpg") -> SceneIndex:
@@ -39,7 +42,7 @@ def test_counts_of_each_class_are_rounded_half_up() -> None:
     assert split.val.size == 0 and split.train.dtype == np.int64 and (split.train_ratio, split.seed) == (0.35, 0)
 
 
-def test_the_documented_scheme() -> None:
+def test_the_split_follows_the_documented_scheme() -> None:
     """Written out from the docstring: rank by SHA-256 of seed, class and path."""
 
     def digest(path: str) -> str:
@@ -52,7 +55,7 @@ def test_the_documented_scheme() -> None:
     assert {TOY.paths[i] for i in split.test} >= set(ranked[5:])
 
 
-def test_stable_hash_of_a_known_split() -> None:
+def test_the_hash_of_a_known_split_never_changes() -> None:
     """Published results carry this hash, so the scheme must never change."""
     assert make_split(TOY, 0.2, seed=0).hash == "8f0fdc6385850c3d"
     assert make_split(TOY, 0.2, seed=1, val_fraction=0.25).hash == "bb4e62db66e7b79b"
@@ -66,14 +69,12 @@ def test_the_hash_is_what_its_docstring_says() -> None:
     assert split.hash == hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def test_same_in_another_process_with_another_hash_seed() -> None:
-    code = "import test_it as t; print(t.make_split(t.TOY, 0.5, 3).hash)"
-    here = Path(__file__)
-    script = f"import importlib.util as u, sys\nspec = u.spec_from_file_location('test_it', {str(here)!r})\n"
-    script += "m = u.module_from_spec(spec); sys.modules['test_it'] = m; spec.loader.exec_module(m)\n" + code
-    env = {"PYTHONHASHSEED": "12345", "PYTHONPATH": str(here.parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == make_split(TOY, 0.5, 3).hash
+def test_another_process_with_another_hash_seed_draws_the_same_split(tiny_scenes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scenedistill.cli", "split", str(tiny_scenes), "split.csv"]
+    command += ["--train_ratio", "0.5", "--seed", "3"]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"split {make_split(scan(tiny_scenes), 0.5, 3).hash};" in done.stdout
 
 
 def test_order_of_files_does_not_matter() -> None:
@@ -124,12 +125,12 @@ def test_every_class_in_every_part(counts: list[int], ratio: float, val: float, 
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 20, float("nan")])
-def test_ratio_out_of_range(ratio: float) -> None:
+def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
         make_split(TOY, ratio, 0)
 
 
-def test_other_refusals() -> None:
+def test_invalid_fractions_and_too_small_classes_are_refused() -> None:
     with pytest.raises(UserError, match="validation fraction is 1"):
         make_split(TOY, 0.5, 0, val_fraction=1)
     with pytest.raises(UserError, match=r"'Tiny'.*1 image"):

@@ -129,7 +129,7 @@ def test_a_tiff_that_would_take_far_more_than_its_image_is_refused_at_once(tmp_p
         tracemalloc.stop()
 
 
-def test_tiles_that_are_one_and_the_same_are_looked_into(tmp_path: Path) -> None:
+def test_tiles_that_share_their_bytes_are_checked(tmp_path: Path) -> None:
     data = zlib.compress(bytes(8 << 20), 9)
     shared = tiled(512, 64, t258=16, t259=8, t324=(16,) * 64, t325=(len(data),) * 64)
     (tmp_path / "a.tif").write_bytes(tiff(shared, data=data))
@@ -144,7 +144,7 @@ def test_tiles_that_are_one_and_the_same_are_looked_into(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "options", [{}, {"tile": (16, 16)}, {"rowsperstrip": 7}, {"bigtiff": True}, {"byteorder": ">"}]
 )
-def test_the_heads_of_sound_files(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_headers_of_valid_files_are_read_correctly(tmp_path: Path, options: dict[str, Any]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", COLOUR.astype(np.uint16), photometric="rgb", **options)
     (head,) = read_page_headers(tmp_path / "a.tif")
     assert (head.width, head.height, head.samples, head.bits, head.compression) == (48, 40, 3, 16, 1)
@@ -178,7 +178,7 @@ def test_every_compression_gives_the_same_image(tmp_path: Path, compression: str
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_a_compression_that_nothing_here_reads_says_what_brings_it(
+def test_an_unsupported_compression_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
@@ -193,7 +193,7 @@ def test_a_compression_that_nothing_here_reads_says_what_brings_it(
 
 
 @pytest.mark.parametrize("code", [34712, 50002, 33005, 47_110])
-def test_a_compression_that_gdal_does_not_read_either(tmp_path: Path, code: int) -> None:
+def test_a_compression_that_gdal_cannot_read_is_refused(tmp_path: Path, code: int) -> None:
     names = {34712: "JPEG 2000", 50002: "JPEG XL", 33005: "JPEG 2000", 47_110: "compression 47110"}
     for bits in (8, 16):
         (tmp_path / "a.tif").write_bytes(tiff(page(8, 8, t259=code, t258=bits, t279=64), data=bytes(64)))

@@ -36,7 +36,7 @@ def unlabelled(images: ScenePart) -> ScenePart:
     return others
 
 
-def test_alone_it_is_the_labelled_images(labelled: ScenePart) -> None:
+def test_without_unlabelled_images_the_part_is_the_labelled_ones(labelled: ScenePart) -> None:
     part = TrainingPart(labelled)
     assert len(part) == 16 and not part.some_without_label
     batch, expected = part.at(3).fetch([5, 0, 15]), labelled.fetch([5, 0, 15])

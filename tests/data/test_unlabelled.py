@@ -20,7 +20,7 @@ from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.images.read import read_scene, squash
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import Split, make_split
-from scenedistill.data.unlabelled.copies import copies, mark
+from scenedistill.data.unlabelled.copies import compute_fingerprints, copies
 from scenedistill.data.unlabelled.pool import UnlabelledImages, collect_unlabelled
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Dataset has no geotransform")]
@@ -135,7 +135,7 @@ def test_no_image_is_taken_for_a_copy_of_another(labelled: SceneCache, more: Pat
     rng = np.random.default_rng(2)
     images = np.stack([rng.permutation(blobs(rng).reshape(-1, 3)).reshape(48, 48, 3) // 8 + 100 for _ in range(200)])
     images += (104 - images.mean((1, 2))).round().astype(np.uint8)[:, None, None]
-    pairs = copies(mark(images), images.__getitem__, mark(images), images.__getitem__)
+    pairs = copies(compute_fingerprints(images), images.__getitem__, compute_fingerprints(images), images.__getitem__)
     assert pairs.tolist() == [[row, row] for row in range(200)]
 
 
@@ -180,22 +180,22 @@ def test_a_second_call_decodes_nothing_and_a_new_file_alone(
         return read_scene(path, *more, **options)
 
     monkeypatch.setattr(cache_build, "read_scene", counted)
-    (marks,) = (tmp_path / "home").rglob("marks-*.npy")
-    before = marks.stat().st_mtime_ns
+    (fingerprints,) = (tmp_path / "home").rglob("marks-*.npy")
+    before = fingerprints.stat().st_mtime_ns
     assert collect(more, home=tmp_path / "home").part.content_hash() == first.part.content_hash()
-    assert not decoded and marks.stat().st_mtime_ns == before
+    assert not decoded and fingerprints.stat().st_mtime_ns == before
     Image.fromarray(blobs(np.random.default_rng(1))).save(more / "new.png")
     assert len(collect(more, home=tmp_path / "home").part) == 13
     assert decoded == [more / "new.png"]
-    folder = marks.parent
+    folder = fingerprints.parent
     kinds = sorted(file.name.partition("-")[0] for file in folder.iterdir())
     assert kinds == ["build.lock", "images", "manifest.json", "marks"]  # the old ones are gone
 
 
-def test_damaged_marks_are_made_anew(more: Path, tmp_path: Path) -> None:
+def test_damaged_marks_are_made_again(more: Path, tmp_path: Path) -> None:
     first = collect(more, home=tmp_path / "home").part.content_hash()
-    (marks,) = (tmp_path / "home").rglob("marks-*.npy")
-    marks.write_bytes(marks.read_bytes()[:-40])
+    (fingerprints,) = (tmp_path / "home").rglob("marks-*.npy")
+    fingerprints.write_bytes(fingerprints.read_bytes()[:-40])
     assert collect(more, home=tmp_path / "home").part.content_hash() == first
 
 
@@ -209,7 +209,7 @@ def test_a_broken_image_stops_or_is_named(more: Path, tmp_path: Path) -> None:
     assert name.endswith("more: a/broken.jpg") and reason
 
 
-def test_a_wrong_path_an_empty_folder_and_another_file_say_so(more: Path, tmp_path: Path) -> None:
+def test_a_wrong_path_an_empty_folder_and_another_file_are_refused(more: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mroe does not exist\. Did you mean .*more\?"):
         collect(tmp_path / "mroe", home=tmp_path / "home")
     with pytest.raises(UserError, match=r"No image in --data\.unlabelled .*empty"):
@@ -275,7 +275,7 @@ def test_what_is_a_raster_is_told_by_its_header(more: Path, tmp_path: Path) -> N
     assert collect(more, home=tmp_path / "home").found == "16 images from more"
 
 
-def test_a_raster_that_changes_is_cut_anew(tmp_path: Path) -> None:
+def test_a_changed_raster_is_cut_again(tmp_path: Path) -> None:
     values = np.random.default_rng(5).integers(0, 256, (3, 64, 64)).astype(np.uint8)
     path = raster(tmp_path / "scene.tif", values)
     first = collect(path, home=tmp_path / "home", tile=32).part.content_hash()
@@ -301,12 +301,12 @@ def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path: Path) 
     for count in (2_000, 8_000):
         images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
         started = time.perf_counter()
-        marks = mark(images)
-        assert not len(copies(marks, images.__getitem__, marks[:0], images.__getitem__))
-        pairs = copies(marks, images.__getitem__, marks, images.__getitem__)
+        fingerprints = compute_fingerprints(images)
+        assert not len(copies(fingerprints, images.__getitem__, fingerprints[:0], images.__getitem__))
+        pairs = copies(fingerprints, images.__getitem__, fingerprints, images.__getitem__)
         seconds.append(time.perf_counter() - started)
         assert len(pairs) == count and (pairs[:, 0] == pairs[:, 1]).all()
-    assert marks.nbytes == 8_000 * (16 + 4 * 30)  # all that is in memory of an image
+    assert fingerprints.nbytes == 8_000 * (16 + 4 * 30)  # all that is in memory of an image
     assert seconds[1] < 8 * seconds[0]  # 16 where it were quadratic
 
 
@@ -319,10 +319,10 @@ def test_a_damaged_image_and_damaged_marks_are_noticed(more: Path, tmp_path: Pat
     options = {"size": SIZE, "bands": 3, "cache_dir": tmp_path / "cache", "progress": False}
     whole = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
     wanted = whole.images(np.arange(len(whole)))
-    (marks,) = (tmp_path / "cache").rglob("marks-*.npy")
-    content = bytearray(marks.read_bytes())
+    (fingerprints,) = (tmp_path / "cache").rglob("marks-*.npy")
+    content = bytearray(fingerprints.read_bytes())
     content[-40] ^= 1  # a digest or a mean
-    marks.write_bytes(content)
+    fingerprints.write_bytes(content)
     again = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
     np.testing.assert_array_equal(again.ids, whole.ids)
     np.testing.assert_array_equal(again.images(np.arange(len(again))), wanted)
@@ -332,6 +332,6 @@ def test_a_damaged_image_and_damaged_marks_are_noticed(more: Path, tmp_path: Pat
     spoilt = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"is damaged: an image in it is not what was decoded.*Delete .*manifest\.json"):
         spoilt.images(np.arange(len(spoilt)))
-    marks.unlink()
+    fingerprints.unlink()
     with pytest.raises(UserError, match="is damaged: an image in it is not what was decoded"):
         collect_unlabelled([more], **options)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from scenedistill.models.files import NetCard, load_net, save_net
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SOURCE = EXAMPLES.parent / "src"
+LOADED_MODULES = Path(__file__).resolve().parents[1] / "loaded_modules.py"
 Run = Callable[..., str]
 
 
@@ -55,20 +56,14 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("--size", "32", "--batch", "16", "--epochs", "2")
 
 
-def test_own_loop_distils_our_student_without_our_command_cache_or_lightning(
+def test_own_loop_distils_our_student_without_command_cache_or_lightning(
     tiny_scenes: Path, resnet: Path, tmp_path: Path
 ) -> None:
-    program = (
-        "import runpy, sys\n"
-        "del sys.argv[0]\n"  # the script sees its own name first
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "unwanted = {'lightning', 'scenedistill.cli', 'scenedistill.data.cache.build', 'scenedistill.training'}\n"
-        "sys.exit(', '.join(unwanted & sys.modules.keys()) or 0)\n"
-    )
+    unwanted = "lightning,scenedistill.cli,scenedistill.data.cache.build,scenedistill.training"
     teacher = (str(resnet), "--architecture", "resnet18")
     script = (str(EXAMPLES / "own_loop.py"), str(tiny_scenes), *teacher, "--student", "table1_printed", *SMALL)
     ended = subprocess.run(
-        [sys.executable, "-c", program, *script],
+        [sys.executable, LOADED_MODULES, unwanted, "script", *script],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -82,7 +77,7 @@ def test_own_loop_distils_our_student_without_our_command_cache_or_lightning(
     assert len(losses) == 2 and np.isfinite(losses).all()
 
 
-def test_own_loop_distils_a_student_of_yours_and_gives_it_back_under_its_own_names(
+def test_own_loop_distils_an_own_student_and_keeps_its_parameter_names(
     run: Run, tiny_scenes: Path, resnet: Path, tmp_path: Path
 ) -> None:
     run("own_loop.py", tiny_scenes, resnet, "--architecture", "resnet18", "--student", "resnet18", *SMALL)
@@ -92,7 +87,7 @@ def test_own_loop_distils_a_student_of_yours_and_gives_it_back_under_its_own_nam
 
 
 @pytest.mark.parametrize("method", ["dkd_plus", "reviewkd"])
-def test_a_timm_checkpoint_teaches(method: str, run: Run, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_timm_checkpoint_can_be_the_teacher(method: str, run: Run, tiny_scenes: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet10t", num_classes=4).state_dict(), tmp_path / "model_best.pth")
     arguments = (tiny_scenes, "resnet10t", "model_best.pth", "--method", method, "--student", "table1_printed")
@@ -138,7 +133,7 @@ def test_a_data_module_of_dictionaries_is_input(tmp_path: Path, monkeypatch: pyt
     assert "fc.weight" not in after and head.shape == (5, 512), "its head is the wrapped network's"
 
 
-def test_a_data_module_of_torchgeo_is_like_that() -> None:
+def test_a_data_module_of_torchgeo_is_input() -> None:
     datamodules = pytest.importorskip("torchgeo.datamodules")
     real = datamodules.EuroSAT100DataModule(batch_size=2)
     assert all(

@@ -13,8 +13,8 @@ from rich.console import Console
 from scenedistill.config import BenchConfig
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench.loops import Bench, Repeated
-from scenedistill.experiments.bench.processes import Theirs
-from scenedistill.experiments.bench.run import LOOPS, Factory, apart, bench
+from scenedistill.experiments.bench.processes import LoopServer
+from scenedistill.experiments.bench.run import LOOPS, Factory, bench, in_own_process
 from scenedistill.experiments.bench.speed import (
     NAIVE,
     ONLINE,
@@ -55,7 +55,7 @@ def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         "mine": ("as it is", lambda place: Repeated(place, lambda: None)),
         "theirs": ("", NotThere),
         "breaking": ("", lambda place: Breaks(place, lambda: None)),
-        "no loop": ("", apart(Theirs(len))),  # type: ignore[arg-type]
+        "no loop": ("", in_own_process(LoopServer(len))),  # type: ignore[arg-type]
     }
     kept = tmp_path_factory.mktemp("bench") / "speed.json"
     console = Console(file=said, width=200)
@@ -107,7 +107,7 @@ def test_the_record_is_kept_and_makes_table_and_picture(measured: tuple[SpeedRes
     assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
-def test_ours_are_set_against_the_fastest_of_the_others() -> None:
+def test_our_loops_are_compared_with_the_fastest_of_the_others() -> None:
     speeds = {TEACHER: 100.0, STUDENT: 300.0, ONLINE: 60.0, f"{ONLINE}, compiled": 72.0, STORE: 240.0}
     speeds |= {"a-default": 20.0, "b-default": 30.0, "a-tuned": 60.0, "b-tuned": 50.0}
     rows = [
@@ -128,7 +128,7 @@ def test_ours_are_set_against_the_fastest_of_the_others() -> None:
     assert "divided by" not in speed_table(dataclasses.replace(result, rows=tuple(own)))
 
 
-def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no result file"):
         read_record(tmp_path / "speed.json", SpeedResult, SpeedRow)
     (tmp_path / "speed.json").write_text('{"rows": [{"loop": "x"}]}')
@@ -137,7 +137,7 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     assert kind_of(tmp_path / "speed.json") is None and kind_of(tmp_path / "nowhere.json") is None
 
 
-def test_too_few_images_are_said(tiny_scenes: Path) -> None:
+def test_too_few_images_are_refused(tiny_scenes: Path) -> None:
     large = dataclasses.replace(TINY, batch_size=[65])
     with pytest.raises(UserError, match=r"has 64 images, fewer than a batch\. Lower --batch_size\."):
         bench(tiny_scenes, large, console=Console(quiet=True))

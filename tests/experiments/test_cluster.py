@@ -52,7 +52,7 @@ def config(tiny_scenes: Path, tmp_path: Path) -> GridConfig:
 
 
 @pytest.mark.slow
-def test_a_worker_dies_and_its_cell_goes_on_elsewhere(config: GridConfig, tmp_path: Path) -> None:
+def test_a_cell_of_a_dead_worker_resumes_on_another(config: GridConfig, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
     out = tmp_path / "out"
     folder = out / "scenes-50" / "seed0" / STUDENT
@@ -87,7 +87,7 @@ def test_a_worker_dies_and_its_cell_goes_on_elsewhere(config: GridConfig, tmp_pa
     assert 60 <= log.read_text(encoding="utf-8").count("  epoch ") <= 62, "from its last epoch, not from the start"
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'scenedistill\[ray\]'"):
         RayEngine(ClusterConfig())

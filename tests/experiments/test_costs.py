@@ -62,11 +62,11 @@ def test_the_table_has_a_line_for_each_network() -> None:
         "| 3.30 (3.00, 4.50, 6.00) | 1.10 (1.00, 1.50, 2.00) | 0.550 (0.500, 0.750, 1.000) |",
         "",
     ]
-    facts, _, ratios = lines[4:]
-    assert facts.startswith(
+    conditions, _, ratios = lines[4:]
+    assert conditions.startswith(
         "AID, 96 pixels, fp32, CPU threads: 2; mean time (50th, 90th, 99th percentile) of 100 passes"
     )
-    assert facts.endswith("a GPU, a processor, 2 cores; 2026-01-31. Nothing else ran.")
+    assert conditions.endswith("a GPU, a processor, 2 cores; 2026-01-31. Nothing else ran.")
     assert ratios == (
         "light has 8.4 times fewer parameters and 8.4 times fewer operations than resnet101, and is 10.0 times faster "
         "on the CPU at batch 1, 20.0 times faster on the CPU at batch 64, 16.0 times faster on the GPU at batch 1 "

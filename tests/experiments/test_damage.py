@@ -223,15 +223,15 @@ def test_nothing_of_another_run_is_written_while_the_seed_is_held(
     places = ("settings.yaml", "seed0/split.csv", "seed0/images.json", "summary.json")
     before = {place: (copy / place).read_bytes() for place in places}
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, train_ratio=0.25))
-    with Stage(copy / "seed0", {}).held(), pytest.raises(UserError, match="is being worked on by another process"):
+    with Stage(copy / "seed0", {}).locked(), pytest.raises(UserError, match="is being worked on by another process"):
         do(tiny_scenes, copy, other)
-    with Stage(copy / "seed0" / "teacher", {}).held(), pytest.raises(UserError, match="being worked on by another"):
+    with Stage(copy / "seed0" / "teacher", {}).locked(), pytest.raises(UserError, match="being worked on by another"):
         do(tiny_scenes, copy, other)
     assert {place: (copy / place).read_bytes() for place in places} == before
     assert Run.open(copy).cells[0].ratio == 0.5
 
 
-def test_a_report_says_what_was_done_and_not_what_lies_beside_it(copy: Path) -> None:
+def test_a_report_shows_the_run_and_not_changed_settings_beside_it(copy: Path) -> None:
     settings = read_yaml(copy / "settings.yaml")
     assert settings["data"]["train_ratio"] == 0.5
     text = (copy / "settings.yaml").read_text(encoding="utf-8").replace("train_ratio: 0.5", "train_ratio: 0.7")
@@ -243,7 +243,7 @@ def test_a_report_says_what_was_done_and_not_what_lies_beside_it(copy: Path) -> 
     assert training_provenance(find_network(copy))["train_ratio"] == 0.5
 
 
-def test_what_a_kill_has_left_half_written_goes(copy: Path, tiny_scenes: Path, config: RunConfig) -> None:
+def test_half_written_files_of_a_kill_are_removed(copy: Path, tiny_scenes: Path, config: RunConfig) -> None:
     folder = copy / "seed0" / STUDENT / "plain"
     shutil.rmtree(folder / "evaluation")
     (folder / "evaluation").mkdir()  # killed before its stage.json was there
@@ -254,7 +254,7 @@ def test_what_a_kill_has_left_half_written_goes(copy: Path, tiny_scenes: Path, c
     assert not list(copy.rglob("*.part")) and not list(copy.rglob("*.previous-*"))
 
 
-def test_a_stage_folder_that_goes_while_it_is_worked_on_is_told_in_a_line(
+def test_a_stage_folder_deleted_during_the_work_is_reported_in_one_line(
     copy: Path,
 ) -> None:
     folder, stage = RunFolder(copy, Console(quiet=True), lead=True), Stage(copy / "seed0" / "new", {})
@@ -265,7 +265,7 @@ def test_a_stage_folder_that_goes_while_it_is_worked_on_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("way", ["flipped", "cut", "empty", "garbage"])
-def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(
+def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(
     way: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
     command = ("teacher", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
@@ -278,7 +278,7 @@ def test_a_damaged_checkpoint_is_named_and_the_training_begins_anew(
     else:
         checkpoint.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"\x00garbage" * 99}[way])
     ended = commands(*command)
-    assert ended.code == 0 and "last.ckpt is damaged" in ended.out and "begins anew" in ended.out, ended.err
+    assert ended.code == 0 and "last.ckpt is damaged" in ended.out and "starts again" in ended.out, ended.err
     found, wanted = (read_json(out / "seed3/teacher/stage.json")["record"] for out in (tmp_path / "out", tiny_run))
     assert found["weights_hash"] == wanted["weights_hash"]
 
@@ -302,7 +302,7 @@ def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
         ][number % 6]
 
 
-def test_damaged_run_folders_end_in_the_same_answer_or_one_line(
+def test_damaged_run_folders_give_the_same_result_or_one_line(
     finished: Path, config: RunConfig, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "out"))

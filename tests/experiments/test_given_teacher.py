@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import filled
+from scenedistill.commands.parsing import build_config
 from scenedistill.config import (
     DataConfig,
     FitConfig,
@@ -166,7 +166,7 @@ def test_classes_come_from_a_list_a_file_or_commas(tmp_path: Path) -> None:
         read_classes(["a", "b", "a"])
     for given, expected in (("[a, b]", ["a", "b"]), ("names.txt", "names.txt"), ("a,b", "a,b")):
         words = ["run", "x", "--teacher.classes", given]
-        assert filled(RunConfig, build_parser().parse_args(words).run).teacher.classes == expected
+        assert build_config(RunConfig, build_parser().parse_args(words).run).teacher.classes == expected
 
 
 Make = Callable[..., RunConfig]

@@ -171,7 +171,7 @@ def test_the_second_call_does_nothing_and_another_seed_is_added(copy: Path, make
     assert not (copy / "scenes-50" / "seed2" / "teacher").exists(), "plain needs no teacher"
 
 
-def test_what_run_has_trained_is_taken_over(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_stages_trained_by_run_are_reused(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     """And the other way round: the grid makes its cells of the same stages."""
     config = make(seeds=[0], methods={"plain": MethodConfig(), "dkd": MethodConfig()})
     base = dataclasses.replace(config.base, seeds=[0], data=dataclasses.replace(config.base.data, train_ratio=0.5))
@@ -313,7 +313,7 @@ def test_tuning_has_one_budget_and_never_sees_the_test_part(make: Make, tiny_sce
     assert trained(out) == count
 
 
-def test_where_every_factor_diverges_the_scores_are_kept(make: Make, tmp_path: Path) -> None:
+def test_scores_are_kept_where_every_factor_diverges(make: Make, tmp_path: Path) -> None:
     wild, out = TuningConfig(factors=[1e39, 1e40], val_fraction=0.25, epochs=1), tmp_path / "out"
     config = make(seeds=[0], tuning=wild, methods={"plain": MethodConfig(), "da": METHODS["da"]})
     done = do(config, out)
@@ -356,7 +356,7 @@ def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make)
         do(dataclasses.replace(config, name="scenes-50"), copy)
 
 
-def test_published_figures_stand_in_the_summary(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_published_accuracies_are_in_the_summary(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     board = Board(make(seeds=[0], ratios=[0.2], methods={"plain": MethodConfig()}), tmp_path, Console(quiet=True))
     cell = Cell("scenes-20", 0, STUDENT, "plain")
     do_cells(board.config, tmp_path, [(cell, 1.0)], 1, Console(quiet=True))
@@ -390,7 +390,7 @@ def pid_in(holder: str) -> int:
     return int(found[1])
 
 
-def test_a_killed_cell_is_named_and_goes_on_with_the_next_call(make: Make, tmp_path: Path) -> None:
+def test_a_killed_cell_is_named_and_resumes_with_the_next_call(make: Make, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig(), "plain_no_da": METHODS["plain_no_da"]})
     config.base.student.fit.epochs = 40
     out = tmp_path / "out"
@@ -416,20 +416,15 @@ def test_a_killed_cell_is_named_and_goes_on_with_the_next_call(make: Make, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_grid_takes_its_cells_along_and_goes_on(make: Make, tmp_path: Path) -> None:
+def test_a_killed_grid_ends_its_cells_and_resumes(make: Make, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig()})
     config.base.student.fit.epochs = 40
     out, file = tmp_path / "out", tmp_path / "grid.yaml"
     file.write_text(grid_text(config), encoding="utf-8")
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom scenedistill.commands.grid import command, grid_config, parser\n"
-        "from scenedistill.experiments.grid.run import grid\n"
-        "if __name__ == '__main__':\n    grid(grid_config(parser().parse_args([sys.argv[1]])), sys.argv[2])\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen([sys.executable, str(script), str(file), str(out)], env=environment)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "scenedistill.cli", "grid", str(file), "--out", str(out)], env=environment
+    )
     folder = out / "scenes-50" / "seed0" / STUDENT
     found: list[int] = []
     try:
@@ -480,14 +475,14 @@ def test_one_teacher_pass_serves_the_students_of_an_ablation(make: Make, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_fails_side_by_side_is_done_alone(make: Make, tmp_path: Path) -> None:
+def test_cells_that_fail_side_by_side_are_trained_alone(make: Make, tmp_path: Path) -> None:
     done = do(fresh({"dkd": MethodConfig(), "kd": MethodConfig(), "wild": WILD}, make, baseline="kd"), tmp_path / "out")
     assert "3 side by side: " in done.said and "Now each alone." in done.said
     assert {row.variant for row in done.outcome.results["scenes-50"].rows} == {"teacher", "dkd", "kd"}
     assert [name.rpartition("/")[2] for name in done.outcome.failures] == ["wild"]
 
 
-def test_who_can_share_a_teacher_pass(make: Make) -> None:
+def test_only_cells_with_the_same_teacher_and_schedule_share_a_teacher_pass(make: Make) -> None:
     config = fresh({**METHODS, "long": MethodConfig("dkd", epochs=2)}, make)
     da, dkd, plain, long = (Cell("scenes-50", 0, STUDENT, label) for label in ("da", "dkd", "plain", "long"))
     assert can_share_teacher_pass(config, da, dkd)
@@ -527,7 +522,7 @@ def test_a_full_disk_stops_all_and_loses_nothing(copy: Path, make: Make) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_cell_tells_that_the_disk_is_full(copy: Path, make: Make) -> None:
+def test_a_cell_reports_a_full_disk(copy: Path, make: Make) -> None:
     part = copy / "scenes-50" / "seed2" / STUDENT / "plain" / "checkpoints" / "last.ckpt.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
@@ -536,7 +531,7 @@ def test_a_cell_tells_that_the_disk_is_full(copy: Path, make: Make) -> None:
     board = Board(config, copy, Console(quiet=True))
     stage = board.stage(Cell("scenes-50", 2, STUDENT, "plain"))
     assert stage
-    stage._write({"finished": False})  # as an earlier try has left it
+    stage.reopen()  # as an earlier try has left it
     with pytest.raises(OSError) as stopped:
         do(config, copy)
     assert stopped.value.errno == errno.ENOSPC
@@ -577,7 +572,7 @@ def test_the_command_writes_the_result_and_tells_of_failures(copy: Path, make: M
     assert dry_run(config, tmp_path / "new", only=["wild"], console=Console(quiet=True)) is None
 
 
-def test_the_reasons_are_lines() -> None:
+def test_a_failure_is_reported_in_one_line() -> None:
     assert one_line(UserError("Two\nlines.")) == "Two lines."
     assert one_line(ValueError("a\nb")) == "ValueError: a"
     assert one_line(KeyError()) == "KeyError"
@@ -650,7 +645,7 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     ),
     "losses of the base": (lambda c: c.base.student.losses.update(da=1), "give them below methods"),
     "no epochs": (lambda c: c.methods.update(kd=MethodConfig(epochs=0)), "methods.kd.epochs is 0"),
-    "plain that asks": (lambda c: c.methods.update(plain=MethodConfig(method="dkd")), "methods.plain asks the teacher"),
+    "plain that asks": (lambda c: c.methods.update(plain=MethodConfig(method="dkd")), "methods.plain uses the teacher"),
     "a factor of 0": (lambda c: setattr(c, "tuning", TuningConfig(factors=[0, 1])), "tuning.factors is [0, 1]"),
     "factors whose folders would be one": (
         lambda c: setattr(c, "tuning", TuningConfig(factors=[1, 1.0000001])),
@@ -667,7 +662,7 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_wrong_is_said_before_anything_is_done(change: str, make: Make, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused_before_anything_is_done(change: str, make: Make, tmp_path: Path) -> None:
     config = make()
     CHANGES[change][0](config)
     with pytest.raises(UserError) as refused:
@@ -676,7 +671,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(change: str, make: Make, 
     assert not (tmp_path / "out").exists()
 
 
-def test_options_are_told_as_the_grid_calls_them() -> None:
+def test_messages_name_options_as_the_grid_file_does() -> None:
     said = grid_words("Give --data.stored_size 64, --image_size 64 or --seeds; see --datasets.AID and --best_epoch.")
     assert said == (
         "Give --base.data.stored_size 64, --base.image_size 64 or --seeds; see --datasets.AID and --base.best_epoch."
@@ -686,7 +681,7 @@ def test_options_are_told_as_the_grid_calls_them() -> None:
     assert {word.removeprefix("--") for word in re.findall(r"--[\w.]*\w", said)} - {"datasets.AID"} <= set(known.keys())
 
 
-def test_an_unknown_label_is_said_before_anything_is_done(make: Make, tmp_path: Path) -> None:
+def test_an_unknown_label_is_refused_before_anything_is_done(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--only: no method is called 'plane'\. Did you mean plain\?"):
         do(make(), tmp_path / "out", only=["plane"])
     with pytest.raises(UserError, match="--jobs is 0"):
@@ -735,7 +730,7 @@ def test_a_wrong_name_in_the_file_gets_a_hint(
 
 
 @pytest.mark.parametrize("name", ["table2_aid20", "table4_aid20", "dkd_plus_search"])
-def test_the_grids_of_the_repository_are_in_order(name: str) -> None:
+def test_the_grids_of_the_repository_are_valid(name: str) -> None:
     config = grid_config(parser().parse_args([str(ROOT / "configs" / f"{name}.yaml")]))
     wanted = {
         "table2_aid20": ["plain_no_da", "plain", "da", "ss", "dkd"],
@@ -800,7 +795,7 @@ def test_a_method_may_be_taught_and_trained_in_its_own_way(make: Make) -> None:
         check_grid(config)
 
 
-def test_the_time_left_is_that_of_what_is_left() -> None:
+def test_the_remaining_time_counts_only_the_remaining_cells() -> None:
     cells = [Cell("a", seed, "net", "plain") for seed in range(4)]
     progress = Progress(cells, slots=2, expected={cell: 100.0 for cell in cells})
     assert progress.seconds_left(0.0) == 200
@@ -850,7 +845,7 @@ def test_the_last_epoch_is_read_from_the_end_of_a_log(tmp_path: Path) -> None:
     assert epochs_of(log, start) == (3, 30)
 
 
-def test_the_grid_file_of_the_docs_is_one(tmp_path: Path) -> None:
+def test_the_grid_file_of_the_documentation_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     (tmp_path / "g.yaml").write_text(block, encoding="utf-8")

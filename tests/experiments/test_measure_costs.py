@@ -39,7 +39,7 @@ def test_every_network_of_a_run_is_measured(tiny_run: Path, tmp_path: Path) -> N
     assert str(tmp_path) not in results.read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_measured_is_said(tiny_run: Path, tmp_path: Path) -> None:
+def test_impossible_measurements_are_refused(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no cell AID-20\. There are: none, it is a run\."):
         measure_costs(tiny_run, cell="AID-20")
     with pytest.raises(UserError, match=r"repeats is 0 and batch_sizes \[1\]"):

@@ -99,7 +99,7 @@ def test_a_student_learns_from_all_of_them_and_a_killed_run_goes_on(
 
 
 @pytest.mark.slow
-def test_two_teachers_answer_as_one(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_student_of_two_teachers_differs_from_those_of_each(tiny_scenes: Path, tmp_path: Path) -> None:
     kd: dict[str, Any] = {"student__method": "kd"}
     do(tiny_scenes, tmp_path / "a", settings(tmp_path / "cache", **kd))
     do(tiny_scenes, tmp_path / "b", settings(tmp_path / "cache", teacher__name="table1_resnet", **kd))
@@ -121,7 +121,7 @@ def test_two_teachers_answer_as_one(tiny_scenes: Path, tmp_path: Path) -> None:
         ({"student__ask_size": 41}, "--student.ask_size is 41; expected up to the 40 pixels"),
     ],
 )
-def test_what_makes_no_sense_is_said_at_once(
+def test_settings_out_of_range_are_refused_at_once(
     change: dict[str, Any], said: str, tiny_scenes: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=re.escape(said)):

@@ -22,7 +22,7 @@ def decomposed(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-def test_a_network_knows_its_classes_in_either_form(
+def test_a_network_matches_its_classes_in_either_unicode_form(
     commands: Any, tiny_run: Path, decomposed: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     seed = tiny_run / "seed3"
@@ -42,7 +42,7 @@ def test_a_network_knows_its_classes_in_either_form(
     assert ours == theirs
 
 
-def test_a_run_goes_on_where_the_names_were_decomposed_meanwhile(
+def test_a_run_resumes_after_names_were_decomposed(
     commands: Any, tiny_run: Path, decomposed: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
@@ -79,7 +79,7 @@ def test_a_leading_blank_stays_from_the_folder_to_the_export(
     assert card["classes"] == [" fields", "-river", "car park", "forêt"]
 
 
-def test_folders_of_parts_train_and_test_as_they_say(
+def test_folders_of_parts_define_training_and_test_images(
     commands: Any, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     for part, numbers in (("train", range(10)), ("test", range(10, 16))):

@@ -24,13 +24,13 @@ def test_one_seed_has_no_interval_and_none_no_gain() -> None:
     assert not Gain(1.0, None, None, 1).clear
 
 
-def test_an_interval_without_nought_is_clear() -> None:
+def test_an_interval_without_zero_is_clear() -> None:
     assert paired_gain({0: 2.0, 1: 2.1, 2: 1.9}, {0: 1.0, 1: 1.0, 2: 1.0}) is not None
     gain = paired_gain({0: 2.0, 1: 2.1, 2: 1.9}, {0: 1.0, 1: 1.0, 2: 1.0})
     assert gain and gain.clear
 
 
-def test_lines_tell_of_every_method_on_the_seeds_it_has() -> None:
+def test_each_method_has_a_line_on_the_seeds_it_has() -> None:
     def row(variant: str, seed: int, oa: float, teacher: str | None = None) -> Row:
         student = None if variant == "teacher" else "net"
         return Row(variant, student, teacher, seed, oa, aa=oa, kappa=oa)
@@ -53,7 +53,7 @@ def test_lines_tell_of_every_method_on_the_seeds_it_has() -> None:
     ]
 
 
-def test_our_methods_are_set_against_every_other_one() -> None:
+def test_our_methods_are_compared_with_every_other_one() -> None:
     def rows(variant: str, *oas: float) -> list[Row]:
         return [Row(variant, "net", None if variant == "plain" else "big", seed, oa) for seed, oa in enumerate(oas)]
 

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import filled
+from scenedistill.commands.parsing import build_config
 from scenedistill.config import (
     FINE_TUNING,
     FROM_NOTHING,
@@ -46,7 +46,7 @@ NAME = "table1_printed"
 MANY = 4000  # images: as many as the usual number of epochs suits
 
 
-def test_a_start_from_nothing_has_the_fingerprint_that_it_always_had() -> None:
+def test_a_start_from_scratch_keeps_its_earlier_fingerprint() -> None:
     given = StudentConfig(fit=StudentFitConfig(epochs=60))
     assert fingerprint({"student": student_settings(given, MANY)}) == "6013f5f1c8a7d3d3"
     teacher = TeacherConfig(fit=TeacherFitConfig(epochs=25))
@@ -66,7 +66,7 @@ def test_what_was_chosen_by_the_images_has_the_fingerprint_of_what_was_given() -
     assert teacher_settings(TeacherConfig().closed(300), 300) == teacher_settings(TeacherConfig(), 300)
 
 
-def test_a_later_setting_counts_once_it_is_given() -> None:
+def test_a_setting_added_later_changes_the_fingerprint_once_given() -> None:
     told = student_settings(StudentConfig(), MANY)
     assert not {"weights", "partial", "mixup"} & set(told) and not {"ema_decay", "steps"} & set(told["fit"])
     fit = StudentFitConfig(ema_decay=0.9, steps=700)
@@ -84,16 +84,18 @@ def test_what_is_not_given_is_chosen_by_the_start_and_what_is_given_counts() -> 
         FINE_TUNING, lr=0.1, epochs=60, batch_size=32
     )
     words = ["run", "scenes", "--student.weights", "lite", "--student.fit.lr", "0.1"]
-    config = filled(RunConfig, build_parser().parse_args(words).run)
+    config = build_config(RunConfig, build_parser().parse_args(words).run)
     assert config.student.schedule(MANY) == dataclasses.replace(FINE_TUNING, lr=0.1)
-    assert filled(RunConfig, build_parser().parse_args(words[:2]).run).student.schedule(MANY) == FROM_NOTHING
+    assert build_config(RunConfig, build_parser().parse_args(words[:2]).run).student.schedule(MANY) == FROM_NOTHING
 
 
 def test_settings_written_before_still_load_as_they_were(tmp_path: Path) -> None:
     before = {name: value for name, value in vars(FitConfig(epochs=30)).items() if name != "steps"}
     old = {"student": {"name": "table1_resnet", "fit": before}}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
-    config = filled(RunConfig, build_parser().parse_args(["run", "x", "--config", str(tmp_path / "old.yaml")]).run)
+    config = build_config(
+        RunConfig, build_parser().parse_args(["run", "x", "--config", str(tmp_path / "old.yaml")]).run
+    )
     assert config.student.schedule() == FitConfig(epochs=30)
 
 
@@ -194,7 +196,7 @@ def test_v1_blocks_of_a_students_weights_are_kept_in_its_file(tiny_scenes: Path,
         ("resnet18", "gone.pth", "No weights at gone.pth"),
     ],
 )
-def test_weights_that_cannot_be_are_told_before_anything_is_done(
+def test_impossible_weights_are_refused_before_anything_is_done(
     name: str, weights: str, message: str, tiny_scenes: Path, tmp_path: Path
 ) -> None:
     config = settings(tmp_path, weights=weights)

@@ -16,7 +16,7 @@ from scenedistill.experiments.results.published import (
 )
 
 
-def test_the_papers_row_is_the_papers() -> None:
+def test_the_row_of_the_paper_equals_its_published_values() -> None:
     own = {(one.data, one.ratio): one.oa for one in PUBLISHED if one.method.startswith("DKD")}
     assert own == {("aid", 0.2): 0.9521, ("aid", 0.5): 0.9704, ("resisc45", 0.1): 0.9388, ("resisc45", 0.2): 0.9587}
 
@@ -40,7 +40,7 @@ def test_every_figure_is_plausible_sourced_and_given_once() -> None:
         assert one.parameters is None or one.parameters > 1_000_000
 
 
-def test_more_training_images_never_hurt() -> None:
+def test_published_accuracy_never_falls_with_more_training_images() -> None:
     """Of each method and data set; a slip of a column would show."""
     for one in PUBLISHED:
         for other in PUBLISHED:
@@ -48,7 +48,7 @@ def test_more_training_images_never_hurt() -> None:
                 assert (one.ratio < other.ratio) <= (one.oa < other.oa), (one, other)
 
 
-def test_they_are_found_by_any_spelling_and_sorted() -> None:
+def test_published_results_are_found_by_any_spelling_and_sorted() -> None:
     found = published("AID", 0.2)
     assert found == published("aid", 0.2) == published("Aerial Image Dataset", 0.2) and len(found) > 10
     assert all(one.data == "aid" and one.ratio == 0.2 for one in found)

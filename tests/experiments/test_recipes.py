@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from scenedistill.commands.grid import grid_config
 from scenedistill.commands.grid import parser as grid_parser
-from scenedistill.commands.parsing import filled
+from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.experiments.grid.config import student_of
 from scenedistill.experiments.run import check_settings
@@ -22,14 +22,14 @@ def read_run(name: str) -> RunConfig:
     parser = ArgumentParser()
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(RunConfig)
-    return filled(RunConfig, parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+    return build_config(RunConfig, parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
 
 
 @pytest.mark.parametrize(
     ("recipe", "grid", "label"),
     [("pretrained", "lite_aid20", "dkd_plus"), ("from_scratch", "table4_aid20", "dkd_plus")],
 )
-def test_a_recipe_is_the_student_of_its_grid(recipe: str, grid: str, label: str) -> None:
+def test_a_recipe_equals_the_student_of_its_grid(recipe: str, grid: str, label: str) -> None:
     config = read_run(recipe)
     check_settings(config)
     measured = grid_config(grid_parser().parse_args([str(CONFIGS / f"{grid}.yaml")]))
@@ -41,7 +41,7 @@ def test_a_recipe_is_the_student_of_its_grid(recipe: str, grid: str, label: str)
     assert config.student.schedule(2000).ema_decay == student.schedule(2000).ema_decay
 
 
-def test_the_search_holds_what_it_chose() -> None:
+def test_the_search_file_contains_the_chosen_settings() -> None:
     search = grid_config(grid_parser().parse_args([str(CONFIGS / "lite_search.yaml")]))
     chosen = student_of(search, "tf_efficientnet_lite0", "kd_da_ss_ema")
     recipe = read_run("pretrained").student

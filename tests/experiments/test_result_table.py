@@ -63,7 +63,7 @@ def table_rows(table: str) -> list[list[str]]:
     ]
 
 
-def test_figures_worked_out_by_hand() -> None:
+def test_the_table_equals_values_computed_by_hand() -> None:
     table = result_table(example())
     head, _, teacher, plain, dkd = table_rows(table)
     assert head == [
@@ -120,7 +120,7 @@ def test_columns_without_figures_are_left_out_and_pipes_escaped() -> None:
     assert "±" not in table
 
 
-def test_teachers_and_methods_do_not_mix() -> None:
+def test_rows_of_different_teachers_and_methods_are_not_mixed() -> None:
     rows = (
         Row("dkd", "s", "big", 0, oa=0.8),
         Row("dkd", "s", "huge", 0, oa=0.9),
@@ -153,5 +153,5 @@ def test_teachers_and_methods_do_not_mix() -> None:
         ({"notes": "One reading."}, "2026-01-31. One reading."),
     ],
 )
-def test_the_line_of_facts(change: dict[str, Any], part: str) -> None:
+def test_the_line_below_the_table_names_data_settings_time_and_machine(change: dict[str, Any], part: str) -> None:
     assert part in result_table(dataclasses.replace(example(), **change))

@@ -66,7 +66,7 @@ def test_equal_results_give_equal_bytes_whatever_their_order(tmp_path: Path) -> 
     assert first.endswith(b"}\n")
 
 
-def test_the_file_has_the_agreed_keys(tmp_path: Path) -> None:
+def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
     record = json.loads(write_result(example(), tmp_path / "aid20.json").read_text(encoding="utf-8"))
     assert list(record) == [
         *("experiment", "command", "date", "hardware", "versions", "data", "pixels", "train_ratio", "split_hash"),
@@ -93,7 +93,7 @@ def test_a_failed_replacement_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "aid20.json"]
 
 
-def test_more_does_not_hide_a_field(tmp_path: Path) -> None:
+def test_extra_entries_cannot_replace_a_field(tmp_path: Path) -> None:
     wrong = dataclasses.replace(example(), rows=(Row("plain", "s", None, 0, oa=0.5, more={"oa": 0.9}),))
     with pytest.raises(ValueError, match="more repeats oa"):
         write_result(wrong, tmp_path / "aid20.json")
@@ -145,7 +145,7 @@ def put_in_row(key: str, value: object, row: int = 1) -> Callable[[dict[str, Any
         (lambda record: record["rows"][1].pop("oa"), "row 2 has no 'oa'"),
     ],
 )
-def test_every_wrong_file_is_told(tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_every_invalid_result_is_refused(tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str) -> None:
     path = write_result(example(), tmp_path / "aid20.json")
     record = json.loads(path.read_text(encoding="utf-8"))
     spoil(record)
@@ -157,7 +157,7 @@ def test_every_wrong_file_is_told(tmp_path: Path, spoil: Callable[[dict[str, Any
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "no result file"), ("{", "not valid JSON"), ("[]", "is \\[\\]")])
-def test_no_file_or_no_json(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_missing_file_or_one_that_is_no_json_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "aid20.json"
     if text is not None:
         path.write_text(text)

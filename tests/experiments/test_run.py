@@ -186,7 +186,7 @@ def test_the_summary_is_a_result_under_its_name(finished: tuple[Path, Done], tin
     assert summary.startswith("# tiny") and all(student in summary for student in STUDENTS)
 
 
-def test_the_second_call_does_nothing(
+def test_a_second_call_trains_nothing(
     copy: Path, finished: tuple[Path, Done], tiny_scenes: Path, config: Config
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.rglob(f"seed*/**/{WEIGHTS}")}
@@ -197,7 +197,7 @@ def test_the_second_call_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in copy.rglob(f"seed*/**/{WEIGHTS}")} == before
 
 
-def test_another_seed_is_added_to_what_is_done(copy: Path, tiny_scenes: Path, config: Config) -> None:
+def test_another_seed_is_added_to_a_finished_run(copy: Path, tiny_scenes: Path, config: Config) -> None:
     more = do(tiny_scenes, copy, config(seeds=[0, 1, 2], students=STUDENTS[:1]))
     assert more.trained == 3
     assert len(more.result.rows) == 9
@@ -230,7 +230,7 @@ def test_changed_loss_weights_leave_the_plain_student(copy: Path, tiny_scenes: P
     assert do(tiny_scenes, copy, changed).trained == 1
 
 
-def test_a_teacher_trained_before(
+def test_a_given_teacher_is_used_without_training(
     finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     theirs = finished[0] / "seed0" / "teacher" / WEIGHTS
@@ -270,7 +270,7 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(
         do(tiny_scenes, tmp_path / "out", given)
 
 
-def test_a_teacher_of_another_size_is_told_and_teaches(
+def test_a_teacher_of_another_image_size_is_reported_and_used(
     finished: tuple[Path, Done], tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     given = config(seeds=[0], students=STUDENTS[:1], image_size=40)
@@ -355,7 +355,7 @@ def test_side_by_side_or_from_kept_knowledge_a_student_is_the_same(
 
 def test_two_runs_do_not_work_on_the_same_stage(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
     settings, out = config(students=STUDENTS[:1]), tmp_path / "out"
-    with Stage(out / "seed0" / STUDENTS[0] / "plain", {"of": "another run"}).held():
+    with Stage(out / "seed0" / STUDENTS[0] / "plain", {"of": "another run"}).locked():
         with pytest.raises(UserError, match=rf"plain is being worked on by another process \(process {os.getpid()} on"):
             do(tiny_scenes, out, settings, parts=("plain",))
         assert not (out / "seed0" / STUDENTS[0] / "plain").exists()
@@ -368,7 +368,7 @@ def test_two_runs_do_not_work_on_the_same_stage(tiny_scenes: Path, config: Confi
     context = SeedContext(Experiment.open(tiny_scenes, out, settings, Console(quiet=True)), 0, split)
     wanted = (out / "seed0" / STUDENTS[0] / "plain", plain_student(named(settings.student)))
     (stage,) = train_students(context, [wanted], None)
-    with stage.held(), pytest.raises(UserError, match="being worked on"):
+    with stage.locked(), pytest.raises(UserError, match="being worked on"):
         look(context, stage, "plain")
 
 
@@ -382,7 +382,7 @@ def test_a_teacher_that_another_run_has_replaced_does_not_teach(
         train_students(context, [(copy / "seed0" / "new" / "dkd", named(context.config.student))], teacher)
 
 
-def test_a_hopeless_teacher_is_refused_with_the_reason(
+def test_a_teacher_below_the_minimum_accuracy_is_refused_with_the_reason(
     copy: Path, tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     strict = config(seeds=[0], students=STUDENTS[:1])
@@ -396,7 +396,9 @@ def test_a_hopeless_teacher_is_refused_with_the_reason(
     assert "--teacher.min_oa" in words
 
 
-def test_how_good_a_teacher_must_be_does_not_train_it_anew(copy: Path, tiny_scenes: Path, config: Config) -> None:
+def test_a_changed_minimum_accuracy_does_not_train_the_teacher_again(
+    copy: Path, tiny_scenes: Path, config: Config
+) -> None:
     strict = config(seeds=[0], students=STUDENTS[:1])
     strict.teacher.min_oa = 1.0
     strict.student.losses = {"da": 0.1}
@@ -420,7 +422,7 @@ def test_images_that_have_changed_are_noticed(copy: Path, tiny_scenes: Path, con
     assert "plain: done before with the same settings" in done.said
 
 
-def test_the_least_a_teacher_must_know_is_half_way_from_chance_to_half(
+def test_the_minimum_accuracy_of_a_teacher_is_half_way_from_chance_to_one_half(
     tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     validated = config(seeds=[0], students=STUDENTS[:1])
@@ -431,7 +433,7 @@ def test_the_least_a_teacher_must_know_is_half_way_from_chance_to_half(
         do(tiny_scenes, tmp_path / "out", validated)
 
 
-def test_evaluating_again_finds_the_same(finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path) -> None:
+def test_evaluating_again_gives_the_same_result(finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path) -> None:
     out, done = finished
     said = io.StringIO()
     metrics = evaluate(
@@ -463,7 +465,7 @@ def test_evaluating_a_run_names_its_students_and_the_commands(
     assert by_folder.oa == evaluate(student / WEIGHTS, tiny_scenes, tmp_path / "figures", console=quiet).oa
 
 
-def test_evaluating_on_some_of_the_classes_and_on_others(
+def test_evaluating_takes_a_subset_of_the_classes_and_refuses_others(
     finished: tuple[Path, Done], tiny_scenes: Path, tmp_path: Path
 ) -> None:
     weights = finished[0] / "seed0" / "teacher" / WEIGHTS
@@ -526,7 +528,7 @@ def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: C
         do(tiny_scenes, tmp_path / "none", config(best_epoch=True))
 
 
-def test_a_loss_on_feature_maps_asks_the_teacher_and_keeps_nothing(
+def test_a_loss_on_feature_maps_runs_the_teacher_and_stores_nothing(
     copy: Path, tiny_scenes: Path, config: Config
 ) -> None:
     settings = config(seeds=[0])
@@ -536,7 +538,7 @@ def test_a_loss_on_feature_maps_asks_the_teacher_and_keeps_nothing(
     assert [row.variant for row in done.result.rows].count("reviewkd") == 2
 
 
-def test_a_split_from_a_file(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+def test_a_split_from_a_file_is_used_for_every_seed(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
     index = scan(tiny_scenes)
     split = make_split(index, 0.25, seed=9)
     write_split(split, index, tmp_path / "split.csv")
@@ -550,7 +552,7 @@ def test_a_split_from_a_file(tiny_scenes: Path, config: Config, tmp_path: Path) 
     assert done.trained == 2
 
 
-def test_a_data_folder_may_be_called_as_it_likes(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
+def test_a_data_folder_may_have_any_name(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
     odd = tmp_path / "[red] mes scènes"
     shutil.copytree(tiny_scenes, odd)
     settings = config(seeds=[0], students=STUDENTS[:1])
@@ -596,7 +598,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_wrong_is_said_before_anything_is_done(
+def test_wrong_settings_are_refused_before_anything_is_written(
     change: str, tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     settings = config(seeds=[0], students=STUDENTS[:1])
@@ -617,7 +619,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(
         (lambda c: setattr(c, "best_epoch", True), "--best_epoch true needs validation images"),
     ],
 )
-def test_what_the_list_of_images_tells_is_said_before_they_are_decoded(
+def test_problems_of_the_image_list_are_reported_before_decoding(
     change: Callable[[RunConfig], object], said: str, tiny_scenes: Path, config: Config, tmp_path: Path
 ) -> None:
     settings = config(seeds=[0], students=STUDENTS[:1])
@@ -628,20 +630,16 @@ def test_what_the_list_of_images_tells_is_said_before_they_are_decoded(
     assert not list(tmp_path.iterdir())
 
 
-def test_ten_lines_of_python(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_takes_a_few_lines_of_python(tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    lines = f"""from scenedistill import RunConfig, run
-config = RunConfig(image_size=32, seeds=[0])
-config.data.train_ratio = 0.5
-config.teacher.name, config.teacher.weights, config.teacher.min_oa = "table1_printed", "none", 0
-config.teacher.fit.epochs = config.student.fit.epochs = 1
-config.machine.accelerator = "cpu"
-result = run({str(tiny_scenes)!r}, "tiny", config)
-rows = [(row.variant, row.oa) for row in result.rows]"""
-    found: dict[str, Any] = {}
-    exec(lines, found)
-    assert [variant for variant, _ in found["rows"]] == ["teacher", "plain", "dkd"]
+    config = RunConfig(image_size=32, seeds=[0])
+    config.data.train_ratio = 0.5
+    config.teacher.name, config.teacher.weights, config.teacher.min_oa = "table1_printed", "none", 0
+    config.teacher.fit.epochs = config.student.fit.epochs = 1
+    config.machine.accelerator = "cpu"
+    result = run(str(tiny_scenes), "tiny", config)
+    assert [row.variant for row in result.rows] == ["teacher", "plain", "dkd"]
     assert (tmp_path / "tiny" / "summary.json").is_file()
 
 

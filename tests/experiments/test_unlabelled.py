@@ -78,7 +78,7 @@ def test_the_distilled_students_alone_depend_on_them(tiny_scenes: Path, more: Pa
     assert fingerprints(opened(tiny_scenes, tmp_path / "run", unlabelled_share=0.3)[0]) == before
 
 
-def test_the_pool_is_made_for_each_seed_and_told_once(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
+def test_the_pool_is_made_for_each_seed_and_reported_once(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
     experiment, said = opened(tiny_scenes, tmp_path / "run", unlabelled=[more])
     for seed in range(4):
         images, split = experiment.images, experiment.of_seed(seed).split
@@ -91,7 +91,7 @@ def test_the_pool_is_made_for_each_seed_and_told_once(tiny_scenes: Path, more: P
 
 
 @pytest.mark.parametrize("transductive", [False, True])
-def test_results_say_so(tiny_scenes: Path, more: Path, tmp_path: Path, transductive: bool) -> None:
+def test_results_name_the_unlabelled_images(tiny_scenes: Path, more: Path, tmp_path: Path, transductive: bool) -> None:
     experiment, _ = opened(tiny_scenes, tmp_path / "run", unlabelled=[more], transductive=transductive)
     images, contexts = experiment.images, map(experiment.of_seed, range(20))
     held_out = (one for one in contexts if "river/03.png" in [images.cache.index.paths[i] for i in one.split.test])
@@ -122,7 +122,7 @@ def test_an_unreadable_image_is_named(tiny_scenes: Path, more: Path, tmp_path: P
         ({"unlabelled": [Path("nowhere")]}, "does not exist."),
     ],
 )
-def test_what_is_wrong_is_said_first(change: dict[str, Any], words: str) -> None:
+def test_wrong_settings_are_refused_before_training(change: dict[str, Any], words: str) -> None:
     config = RunConfig()
     with pytest.raises(UserError) as refused:
         check_settings(dataclasses.replace(config, data=dataclasses.replace(config.data, **change)))

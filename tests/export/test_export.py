@@ -79,12 +79,12 @@ def test_every_file_is_there_checked_and_opens(exported: Path, student: Path) ->
     assert card["classes"] == list(models[0].card.classes) and card["oa"] == exact["oa"]
 
 
-def test_the_page_can_be_read_and_its_lines_run(exported: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_the_model_card_is_valid_and_its_code_runs(exported: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     text = (exported / "README.md").read_text(encoding="utf-8")
     _, head, body = text.split("---\n", 2)
-    facts = yaml.safe_load(head)
-    assert facts["pipeline_tag"] == "image-classification" and facts["license"] == "other"
-    assert facts["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    metadata = yaml.safe_load(head)
+    assert metadata["pipeline_tag"] == "image-classification" and metadata["license"] == "other"
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
     assert "`model.int8.onnx`" in body and "forêt" in body and "hash of the split" in body
     assert str(exported) not in text and str(tiny_scenes) not in text
 
@@ -148,7 +148,7 @@ def test_an_earlier_export_is_replaced(student: Path, cached: None, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.json", "export.json", "model.onnx"])
-def test_files_of_others_are_left_alone(student: Path, cached: None, tmp_path: Path, name: str) -> None:
+def test_files_not_written_by_an_export_are_kept(student: Path, cached: None, tmp_path: Path, name: str) -> None:
     if name == "model.onnx":
         earlier_export(tmp_path, "model.pt2")  # which does not know of it
     (tmp_path / name).write_text('{"mine": 1}')
@@ -175,7 +175,7 @@ def test_an_export_that_was_killed_while_it_put_its_files_is_brought_to_its_end(
     assert set(json.loads((tmp_path / "export.json").read_text())["files"]) == networks
 
 
-def test_all_test_images_are_asked_unless_that_takes_long(
+def test_all_test_images_are_checked_unless_that_takes_long(
     student: Path, cached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = Console(record=True, width=300)
@@ -257,7 +257,9 @@ def test_another_split_is_refused(student: Path, tiny_run: Path, cached: None, t
         (("--push_to", "anna"), "expected USER/NAME"),
     ],
 )
-def test_wrong_settings(options: tuple[str, ...], said: str, student: Path, commands: Any, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(
+    options: tuple[str, ...], said: str, student: Path, commands: Any, tmp_path: Path
+) -> None:
     ended = commands("export", student, "--out", tmp_path / "out", *options)
     assert ended.code in (1, 2) and said in ended.err and "Traceback" not in ended.err
     assert not (tmp_path / "out").exists()

@@ -104,7 +104,9 @@ def test_the_program_prepares_images_by_itself(exported_nets: dict[str, Path], t
         assert embedding.shape == (count, 64)
 
 
-def test_eight_bits(exported_nets: dict[str, Path], tiny_scenes: Path, tmp_path: Path) -> None:
+def test_quantising_leaves_the_graph_unchanged_and_shrinks_the_file(
+    exported_nets: dict[str, Path], tiny_scenes: Path, tmp_path: Path
+) -> None:
     graph = onnx.load(exported_nets["onnx"])
     before = graph.SerializeToString()
     files = sorted(tiny_scenes.rglob("*.png"))
@@ -136,7 +138,7 @@ def test_eight_bits(exported_nets: dict[str, Path], tiny_scenes: Path, tmp_path:
 
 
 @pytest.mark.parametrize("bands", [1, 4])
-def test_other_numbers_of_bands(bands: int, tmp_path: Path) -> None:
+def test_the_graph_takes_one_and_four_bands(bands: int, tmp_path: Path) -> None:
     from scenedistill.export.onnx_graph import build_graph
 
     torch.manual_seed(0)

@@ -94,13 +94,13 @@ def test_only_the_files_of_an_export_are_sent(
     assert gone == ["model.onnx"]
 
 
-def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     with pytest.raises(UserError, match="could not be written to the hub"):
         push(tmp_path, "anna/net", endpoint="http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("name", ["anna", "anna/net/more", "anna /net", ""])
-def test_wrong_names(name: str) -> None:
+def test_a_wrong_repository_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="expected USER/NAME"):
         check_name(name)

@@ -28,7 +28,7 @@ class Colours(SceneModel):
         super().__init__(NetCard("colours", CLASSES, bands, 16, stored_size=16), {}, Path("colours"))
         self.seconds, self.seen = seconds, 0
 
-    def _answer(self, images: np.ndarray) -> Predicted:
+    def _run(self, images: np.ndarray) -> Predicted:
         time.sleep(self.seconds)
         self.seen += len(images)
         mean = images.reshape(len(images), -1, images.shape[-1]).mean(1)
@@ -37,7 +37,7 @@ class Colours(SceneModel):
         found = (power / power.sum(1, keepdims=True), mean, score)
         return Predicted(*(values.astype(np.float32) for values in found))
 
-    def _width(self) -> int:
+    def _embedding_width(self) -> int:
         return self.card.bands
 
 

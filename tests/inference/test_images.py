@@ -226,7 +226,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path: Path, monkeypatch: pytest.Mon
     assert {one["class"] for one in lines(tmp_path / "out")} <= set(names), "programs read the names as they are"
 
 
-def test_a_network_of_four_bands_and_nothing_that_can_be_read(tmp_path: Path) -> None:
+def test_images_with_too_few_bands_are_skipped_even_if_none_remain(tmp_path: Path) -> None:
     four = open_model(make_model(tmp_path, bands=4), device="cpu", precision="fp32")
     tifffile.imwrite(tmp_path / "four.tif", np.full((40, 40, 4), 90, np.uint8), photometric="rgb", extrasamples=[0])
     draw(tmp_path / "three.png")
@@ -239,7 +239,9 @@ def test_a_network_of_four_bands_and_nothing_that_can_be_read(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
-def test_a_name_that_is_no_text_and_a_result_folder_among_the_images(model: SceneModel, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_predicted_and_the_result_folder_is_ignored(
+    model: SceneModel, tmp_path: Path
+) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     draw(odd)
     draw(tmp_path / "new\nline.png", seed=1)
@@ -255,19 +257,13 @@ def test_a_name_that_is_no_text_and_a_result_folder_among_the_images(model: Scen
 # what survives
 
 
-def test_a_killed_prediction_goes_on_without_a_gap_or_a_double(
+def test_a_killed_prediction_resumes_without_gaps_or_duplicates(
     network: Path, tiny_scenes: Path, tmp_path: Path
 ) -> None:
     """A process is killed (-9) at work; what is left is what an undisturbed one writes."""
     out, calm = tmp_path / "killed", tmp_path / "calm"
-    program = (
-        "import sys, time; from scenedistill.inference import images;"
-        "from scenedistill.inference.model import open_model;"
-        "model = open_model(sys.argv[1], device='cpu', precision='fp32', threads=1); answer = model.predict;"
-        "model.predict = lambda given: (time.sleep(0.15), answer(given))[1];"
-        "images.predict_images(model, [sys.argv[2]], sys.argv[3], batch_size=4, embeddings=True)"
-    )
-    command = [sys.executable, "-c", program, str(network), str(tiny_scenes), str(out)]
+    worker = Path(__file__).with_name("prediction_worker.py")
+    command = [sys.executable, str(worker), str(network), str(tiny_scenes), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment)
     end = time.monotonic() + 120
@@ -295,7 +291,7 @@ def test_a_killed_prediction_goes_on_without_a_gap_or_a_double(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(network: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_rename_or_delete_leaves_nothing_permanent(network: Path, tmp_path: Path) -> None:
     own = {"predictions.csv", "predictions.jsonl", "predict.files.json", "embeddings.npz"}
     script = Path(__file__).with_name("killed_at.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -331,7 +327,7 @@ def interrupted(model: SceneModel, after: int, monkeypatch: pytest.MonkeyPatch, 
             predict_images(model, *arguments, **more)
 
 
-def test_going_on_reads_again_what_has_changed_and_keeps_other_settings_apart(
+def test_resuming_reads_changed_files_again_and_separates_other_settings(
     model: SceneModel, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -354,7 +350,7 @@ def test_going_on_reads_again_what_has_changed_and_keeps_other_settings_apart(
     assert predict_images(model, [folder], out, restart=True).before == 0
 
 
-def test_two_processes_do_not_write_to_one_folder(model: SceneModel, tmp_path: Path) -> None:
+def test_a_second_process_cannot_write_to_the_same_folder(model: SceneModel, tmp_path: Path) -> None:
     image = draw(tmp_path / "a.png")
     settings = {"network": "x"}
     with Journal(tmp_path, settings, None).opened():
@@ -364,7 +360,7 @@ def test_two_processes_do_not_write_to_one_folder(model: SceneModel, tmp_path: P
     assert predict_images(model, [image], tmp_path / "out").images == 1
 
 
-def test_the_journal_forgets_what_was_not_written_whole(tmp_path: Path) -> None:
+def test_the_journal_drops_a_partly_written_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {}, 2)
     with journal.opened():
         journal.add([Entry("a", (1, 2), (0.25, 0.75)), Entry("bad", None, reason="no such file")], np.ones((1, 2)))
@@ -381,7 +377,7 @@ def test_the_journal_forgets_what_was_not_written_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_files_that_no_call_has_written_stay(model: SceneModel, tmp_path: Path) -> None:
+def test_files_of_other_programs_are_kept(model: SceneModel, tmp_path: Path) -> None:
     image, out = draw(tmp_path / "in" / "a.png"), tmp_path / "out"
     out.mkdir()
     for name in ("contact_sheet_02.png", "skipped.csv", "embeddings.npz", "mine.txt"):
@@ -434,7 +430,7 @@ def test_pages_are_written_and_hold_what_they_should(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_real_images(aid_folder: Path, model: SceneModel, tmp_path: Path) -> None:
+def test_real_images_are_predicted_and_shown(aid_folder: Path, model: SceneModel, tmp_path: Path) -> None:
     folder = sorted(path for path in aid_folder.iterdir() if path.is_dir())[0]
     result: ImagesResult = predict_images(model, [f"{folder}/*1.jpg"], tmp_path, sheet="doubtful")
     assert result.images == len(list(folder.glob("*1.jpg"))) > 5 and (tmp_path / "contact_sheet_01.png").is_file()

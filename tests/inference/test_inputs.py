@@ -67,7 +67,7 @@ PLACED = {
 
 
 @pytest.mark.parametrize("kind", PLACED)
-def test_a_named_file_with_a_place_is_a_map(tmp_path: Path, kind: str) -> None:
+def test_a_named_file_with_a_georeference_is_a_raster(tmp_path: Path, kind: str) -> None:
     path = PLACED[kind](tmp_path)
     found = find_inputs([path])
     assert found.rasters == (str(path),) and not found.images and not found.points_only
@@ -75,7 +75,7 @@ def test_a_named_file_with_a_place_is_a_map(tmp_path: Path, kind: str) -> None:
     assert not find_inputs([tmp_path]).rasters, "the files of a folder are scenes"
 
 
-def test_without_a_place_it_is_an_image_and_ground_control_points_are_told_of(tmp_path: Path) -> None:
+def test_a_file_without_a_georeference_is_an_image_and_ground_control_points_are_reported(tmp_path: Path) -> None:
     plain = [picture(tmp_path / f"plain.{ending}") for ending in ("png", "jpg", "tif", "webp")]
     points = tiff(tmp_path / "points.tif", gcps=corners(), crs="EPSG:32632")
     found = find_inputs([*plain, points])
@@ -97,7 +97,7 @@ def test_a_name_that_is_not_utf_8_is_an_image_or_told_to_be_renamed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["CRS and transform", "transform without CRS", "TIFF and .tfw", "PNG and .pgw"])
-def test_without_rasterio_no_map_is_taken_for_a_photograph(
+def test_without_rasterio_no_raster_is_treated_as_a_photograph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     path = PLACED[kind](tmp_path)

@@ -38,7 +38,9 @@ def model(request: pytest.FixtureRequest, exported_nets: dict[str, Path]) -> Sce
     return open_model(exported_nets[request.param], device="cpu", precision="fp32", threads=1, trust=True)
 
 
-def test_every_file_answers_as_a_run_tests(model: SceneModel, exported_nets: dict[str, Path], tmp_path: Path) -> None:
+def test_every_file_predicts_what_the_run_tested(
+    model: SceneModel, exported_nets: dict[str, Path], tmp_path: Path
+) -> None:
     net, card = load_net(exported_nets["safetensors"])
     assert model.card == card and model.source == exported_nets[model.source.suffix[1:]]
     images, stored = [], []
@@ -63,7 +65,7 @@ def test_every_file_answers_as_a_run_tests(model: SceneModel, exported_nets: dic
     assert np.ptp(output.logits.numpy(), axis=0).max() > 0.3, "the images must differ for the network"
 
 
-def test_no_images_and_wrong_images(model: SceneModel) -> None:
+def test_predict_takes_no_images_and_refuses_wrong_ones(model: SceneModel) -> None:
     none = model.predict([])
     assert none.probabilities.shape == (0, 4) and none.embedding.shape == (0, 64) and none.logits.shape == (0, 4)
     for wrong in ([np.zeros((40, 40, 3))], [np.zeros((40, 40, 4), np.uint8)], np.zeros((40, 40, 3), np.uint8)):
@@ -74,7 +76,7 @@ def test_no_images_and_wrong_images(model: SceneModel) -> None:
     assert model.predict(frozen).logits.shape == (1, 4)
 
 
-def test_kinds_of_model(exported_nets: dict[str, Path]) -> None:
+def test_open_model_chooses_the_class_by_the_kind_of_file(exported_nets: dict[str, Path]) -> None:
     opened = {
         kind: open_model(path, device="cpu", precision="fp32", trust=True) for kind, path in exported_nets.items()
     }
@@ -85,7 +87,7 @@ def test_kinds_of_model(exported_nets: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
-def test_squash_is_that_of_read_scene(bands: int, tmp_path: Path) -> None:
+def test_squash_equals_read_scene(bands: int, tmp_path: Path) -> None:
     path = tmp_path / "image.tif"
     image = pixels(90, 61, bands)
     tifffile.imwrite(path, image, photometric="rgb" if bands == 3 else "minisblack", metadata=None)
@@ -105,7 +107,7 @@ def test_a_run_gives_its_distilled_student(tiny_run: Path) -> None:
     assert about["train_ratio"] == 0.5 and "licence" not in about, "generated scenes are in no catalogue"
 
 
-def test_what_cannot_be_opened(tmp_path: Path, tiny_run: Path, exported_nets: dict[str, Path]) -> None:
+def test_files_that_are_no_network_are_refused(tmp_path: Path, tiny_run: Path, exported_nets: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="There is nothing at"):
         open_model(tmp_path / "none")
     with pytest.raises(UserError, match="holds no trained network"):
@@ -175,7 +177,7 @@ def changed_program(sound: Path, target: Path, kind: str, marks: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["weights", "graph"])
-def test_no_code_of_a_program_runs_unasked(
+def test_no_code_of_an_exported_program_runs_without_trust(
     exported_nets: dict[str, Path], tiny_scenes: Path, commands: Any, tmp_path: Path, kind: str
 ) -> None:
     marks, program = tmp_path / "marks", tmp_path / "student" / "model.pt2"
@@ -213,7 +215,9 @@ def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:/tmp", "resnet18.hf-hub:x", "../resnet18"])
-def test_the_name_in_a_weights_file_is_no_address(exported_nets: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_the_name_in_a_weights_file_is_never_used_as_an_address(
+    exported_nets: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     from safetensors.torch import load_file, save_file
 
     card = {"name": name, "classes": ["a", "b"], "bands": 3, "image_size": 32}

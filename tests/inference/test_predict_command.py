@@ -40,7 +40,7 @@ def call(*arguments: object) -> tuple[int, str]:
     return predict.command(settings, console, ""), console.export_text()
 
 
-def test_images_and_rasters_go_their_ways(network: Path, tmp_path: Path) -> None:
+def test_images_are_predicted_and_rasters_mapped(network: Path, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def odd_raster(tmp_path: Path) -> Path:
     return tmp_path / "odd.tif"
 
 
-def test_a_constant_far_from_the_rest_is_told_of_and_the_remedy_works(
+def test_a_constant_far_from_the_rest_is_reported_and_nodata_removes_it(
     network: Path, odd_raster: Path, tmp_path: Path
 ) -> None:
     import rasterio
@@ -133,7 +133,7 @@ def test_a_constant_far_from_the_rest_is_told_of_and_the_remedy_works(
     assert np.array_equal(remedied, declared) and (declared[:, 0] == 255).all() and (declared[:, 1:] < 3).all()
 
 
-def test_a_raster_without_data_is_told_of_and_is_no_success(network: Path, tmp_path: Path) -> None:
+def test_a_raster_without_data_is_reported_as_a_failure(network: Path, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     place = {"crs": "EPSG:32632", "transform": rasterio.transform.from_origin(500_000, 5_000_000, 1, 1), "nodata": 0}
@@ -151,7 +151,7 @@ def test_a_raster_without_data_is_told_of_and_is_no_success(network: Path, tmp_p
         assert call(*given)[0] == 1, "nor when it is finished already"
 
 
-def test_names_are_printed_as_they_are_whatever_is_in_them(network: Path, tmp_path: Path) -> None:
+def test_names_are_printed_literally(network: Path, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
     folder = tmp_path / "weird [bold] x[v2] #1"
@@ -168,7 +168,7 @@ def test_names_are_printed_as_they_are_whatever_is_in_them(network: Path, tmp_pa
         assert str(name) in said
 
 
-def test_names_that_are_no_utf_8_pass_through_the_whole_program(network: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_predicted_and_written(network: Path, tmp_path: Path) -> None:
     """In a process of its own: what cannot be printed fails where it is printed."""
     odd = tmp_path / os.fsdecode(b"M\xfcller")
     odd.mkdir()

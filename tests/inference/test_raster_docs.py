@@ -19,7 +19,9 @@ pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rasters.md"
 
 
-def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     classes = tuple(sorted(SCENES))
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)

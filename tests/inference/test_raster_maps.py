@@ -42,10 +42,10 @@ def stopped(raster: Path, out: Path, config: RasterConfig) -> int:
     """Begin maps and stop in their midst; how many windows are answered."""
 
     class Stopping(Colours):  # type: ignore[misc, valid-type]
-        def _answer(self, images: np.ndarray) -> Any:
+        def _run(self, images: np.ndarray) -> Any:
             if self.seen:
                 raise KeyboardInterrupt
-            return super()._answer(images)
+            return super()._run(images)
 
     with pytest.raises(KeyboardInterrupt):
         map_raster(Stopping(), raster, out, config)
@@ -56,7 +56,7 @@ def done(out: Path) -> int:
     return sum((out / "a_scenes.part" / DONE).read_bytes())
 
 
-def test_every_region_is_written_in_whatever_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_region_is_written_for_any_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raster, tables = write(tmp_path / "a.tif"), []
     for chunk in (20_000, 2, 1):
         monkeypatch.setattr(raster_maps, "CHUNK", chunk)
@@ -69,7 +69,7 @@ def test_every_region_is_written_in_whatever_portions(tmp_path: Path, monkeypatc
     assert tables[0] == tables[1] == tables[2]
 
 
-def test_unfinished_work_of_other_settings_outlives_a_look_at_what_is_finished(tmp_path: Path) -> None:
+def test_checking_finished_maps_keeps_unfinished_work_of_other_settings(tmp_path: Path) -> None:
     raster, model = write(tmp_path / "a.tif"), Colours()
     one, other = RasterConfig(window=10), RasterConfig(window=6, batch_size=50)
     first = map_raster(model, raster, tmp_path, one)
@@ -79,7 +79,7 @@ def test_unfinished_work_of_other_settings_outlives_a_look_at_what_is_finished(t
     assert map_raster(Colours(), raster, tmp_path, other).resumed == kept
 
 
-def test_while_maps_are_replaced_no_record_speaks_of_them(tmp_path: Path) -> None:
+def test_no_record_exists_while_maps_are_replaced(tmp_path: Path) -> None:
     raster, one, other = write(tmp_path / "a.tif"), RasterConfig(window=10), RasterConfig(window=6)
     first = map_raster(Colours(), raster, tmp_path, one)
     assert first.classes
@@ -96,7 +96,7 @@ def test_while_maps_are_replaced_no_record_speaks_of_them(tmp_path: Path) -> Non
     assert map_raster(model, raster, tmp_path, one).windows == model.seen == 36
 
 
-def test_unfinished_work_on_another_raster_is_not_thrown_away(tmp_path: Path) -> None:
+def test_unfinished_work_on_another_raster_is_kept(tmp_path: Path) -> None:
     one, two, out = write(tmp_path / "one" / "a.tif"), write(tmp_path / "two" / "a.tif"), tmp_path / "out"
     config = RasterConfig(window=10, batch_size=9)
     kept = stopped(one, out, config)
@@ -129,7 +129,7 @@ def test_a_virtual_raster_has_changed_when_a_file_in_it_has(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
-def test_a_full_disk_is_said_and_the_work_goes_on_later(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_work_resumes_later(tmp_path: Path) -> None:
     raster, config = write(tmp_path / "a.tif"), RasterConfig(window=10, batch_size=9)
     kept = stopped(raster, tmp_path, config)
     answers = tmp_path / "a_scenes.part" / PROBABILITIES

@@ -14,7 +14,7 @@ from scenedistill.inference.raster.progress import CELLS, DONE, PLAN, RasterProg
 SHAPE = (6, 2, (2, 4))  # windows, classes, cells
 
 
-def test_what_is_kept_is_there_in_another_process_and_the_rest_remains(tmp_path: Path) -> None:
+def test_another_process_finds_stored_windows_and_the_remaining_ones(tmp_path: Path) -> None:
     first = RasterProgress.begin(tmp_path / "part", {"window": (3, 3)}, *SHAPE)
     answers = np.array([[0.25, 0.75], [1, 0], [0, 0]], np.float32)
     first.keep(np.array([0, 3, 4]), answers, [(slice(0, 1), slice(0, 2), True)])
@@ -40,7 +40,7 @@ def test_other_settings_do_not_mix_and_a_restart_forgets(tmp_path: Path) -> None
     again.close()
 
 
-def test_a_folder_without_its_plan_is_begun_anew(tmp_path: Path) -> None:
+def test_a_folder_without_its_plan_is_started_again(tmp_path: Path) -> None:
     progress = RasterProgress.begin(tmp_path / "part", {}, *SHAPE)
     progress.keep(np.arange(6), np.ones((6, 2), np.float32), [])
     progress.close()
@@ -50,13 +50,13 @@ def test_a_folder_without_its_plan_is_begun_anew(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_disk_without_room_is_said_before_the_work(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_reported_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="MiB left"):
         RasterProgress.begin(tmp_path / "part", {}, 10**12, 1000, (2, 2))
 
 
 @pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="this system does not tell what lies on the disk")
-def test_what_is_written_through_memory_has_its_room_on_the_disk(tmp_path: Path) -> None:
+def test_memory_mapped_files_reserve_their_disk_space(tmp_path: Path) -> None:
     RasterProgress.begin(tmp_path / "part", {}, 3_000_000, 2, (1500, 2000)).close()
     with (tmp_path / "zeros").open("wb") as file:
         file.write(bytes(3_000_000))

@@ -67,7 +67,7 @@ def test_a_cell_is_the_mean_over_its_pixels_of_the_windows_on_them(grid: Grid, s
         np.testing.assert_allclose(found[r, c], expected, atol=1e-5)
 
 
-def test_by_hand() -> None:
+def test_cells_and_means_equal_values_computed_by_hand() -> None:
     grid = plan_grid((10, 25), 10, 0.5)
     assert (grid.shape, grid.cells, grid.step) == ((1, 4), (1 * 2, 5), (5, 5))
     assert grid.start(1, np.arange(4)).tolist() == [0, 5, 10, 15]
@@ -77,7 +77,7 @@ def test_by_hand() -> None:
     assert first.tolist() == [[1, 0], [0.5, 0.5], [0, 1], [1, 0], [1, 0]]
 
 
-def test_without_overlap_a_cell_is_what_its_window_says_also_at_the_edge() -> None:
+def test_without_overlap_a_cell_has_the_result_of_its_window_also_at_the_edge() -> None:
     grid = plan_grid((7, 23), 5, 0)
     answers = np.random.default_rng(0).random((*grid.shape, 2)).astype(np.float32)
     assert grid.shape == grid.cells == (2, 5)
@@ -94,7 +94,7 @@ def test_a_raster_smaller_than_the_window_is_one_window() -> None:
     ("window", "overlap", "said"),
     [(0, 0, "window 0"), (-3, 0, "window -3"), (9000, 0, "1 to 8192"), (8, 1, "overlap 1"), (8, -0.1, "overlap -0.1")],
 )
-def test_what_cannot_be_is_refused(window: float, overlap: float, said: str) -> None:
+def test_impossible_windows_and_overlaps_are_refused(window: float, overlap: float, said: str) -> None:
     with pytest.raises(UserError, match=said):
         plan_grid((100, 100), window, overlap)
 
@@ -107,14 +107,14 @@ def test_metres_become_pixels_of_each_axis() -> None:
 
 
 @pytest.mark.parametrize("turn", [0, 30, 90])
-def test_metres_of_utm(turn: float) -> None:
+def test_the_ground_size_in_utm_is_in_metres(turn: float) -> None:
     transform = turned(turn, 0.5, -2, 500_000, 5_000_000)
     down, across = ground_size(transform, CRS.from_epsg(32633), (4000, 3000))
     assert across == pytest.approx(0.5 / 0.9996, rel=1e-4)  # the scale of UTM at its middle meridian
     assert down == pytest.approx(2 / 0.9996, rel=1e-4)
 
 
-def test_metres_of_web_mercator_shrink_towards_the_pole() -> None:
+def test_the_ground_size_in_web_mercator_shrinks_towards_the_pole() -> None:
     from rasterio.warp import transform
 
     (x,), (y,) = transform("EPSG:4326", "EPSG:3857", [10], [60])
@@ -122,13 +122,13 @@ def test_metres_of_web_mercator_shrink_towards_the_pole() -> None:
     assert across == pytest.approx(0.5, rel=0.01) and down == pytest.approx(0.5, rel=0.01)
 
 
-def test_metres_of_degrees() -> None:
+def test_the_ground_size_in_degrees_is_in_metres() -> None:
     down, across = ground_size(Affine(0.001, 0, 179.99, 0, -0.001, 60), CRS.from_epsg(4326), (20, 20))
     assert down == pytest.approx(111.4, abs=0.1)  # a degree of latitude at 60 degrees is 111,412 m
     assert across == pytest.approx(55.8, abs=0.1)  # and one of longitude 55,800 m; this raster crosses the antimeridian
 
 
-def test_metres_of_feet_of_another_planet_and_of_a_building_site() -> None:
+def test_the_ground_size_in_feet_on_another_planet_and_in_a_local_system_is_in_metres() -> None:
     feet = CRS.from_epsg(2263)  # New York, US survey feet
     down, across = ground_size(Affine(1, 0, 985_000, 0, -1, 200_000), feet, (10, 10))
     assert across == pytest.approx(0.3048, rel=1e-3) and down == pytest.approx(0.3048, rel=1e-3)
@@ -142,7 +142,7 @@ def test_metres_of_feet_of_another_planet_and_of_a_building_site() -> None:
         ground_size(Affine(0.2, 0, 0, 0, -0.4, 0), site, (10, 10))
 
 
-def test_metres_without_a_crs_are_refused() -> None:
+def test_a_window_in_metres_without_a_crs_is_refused() -> None:
     with pytest.raises(UserError, match="in pixels"):
         ground_size(Affine(1, 0, 0, 0, -1, 0), None, (10, 10))
 

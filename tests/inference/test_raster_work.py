@@ -23,7 +23,7 @@ from scenedistill.core.machine import usable_cores
 from scenedistill.inference.model import open_model
 from scenedistill.inference.raster.config import RasterConfig
 from scenedistill.inference.raster.pipeline import map_raster
-from scenedistill.inference.raster.work import _how
+from scenedistill.inference.raster.work import _open_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -35,22 +35,24 @@ def raster(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "onnx", "pt2"])
-def test_processes_open_the_network_as_it_was_opened(exported_nets: dict[str, Path], ending: str) -> None:
+def test_worker_processes_open_the_network_with_the_same_settings(exported_nets: dict[str, Path], ending: str) -> None:
     before = torch.get_num_threads()
     try:
         model = open_model(exported_nets[ending], device="cpu", threads=1, trust=True)
-        how = _how(model, 1)
+        how = _open_arguments(model, 1)
         assert how["device"] == "cpu" and how["threads"] == 1
         open_model(exported_nets[ending], **how)
         torch.set_num_threads(1000)
         model = open_model(exported_nets[ending], device="cpu", trust=True)
-        assert _how(model, 1)["threads"] == usable_cores() and _how(model, 1000)["threads"] == 1
+        assert _open_arguments(model, 1)["threads"] == usable_cores() and _open_arguments(model, 1000)["threads"] == 1
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
-def test_a_process_that_dies_is_said_and_other_rasters_go_on(exported_nets: dict[str, Path], tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported_and_other_rasters_continue(
+    exported_nets: dict[str, Path], tmp_path: Path
+) -> None:
     names = [raster(tmp_path / name) for name in ("a.tif", "b.tif")]
     killer = threading.Thread(target=kill_first_worker, args=(children(),), daemon=True)  # other tests have theirs
     killer.start()
@@ -81,7 +83,7 @@ def kill_first_worker(others: set[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
-def test_a_full_disk_is_said_by_processes_too(exported_nets: dict[str, Path], tmp_path: Path) -> None:
+def test_worker_processes_report_a_full_disk(exported_nets: dict[str, Path], tmp_path: Path) -> None:
     model, source = open_model(exported_nets["safetensors"], device="cpu", threads=1), raster(tmp_path / "a.tif")
     config = RasterConfig(window=100, batch_size=4, processes=2)
     (tmp_path / "out").mkdir()

@@ -24,16 +24,10 @@ from rasterio import Affine
 from rasterio.crs import CRS
 
 from scenedistill.core.errors import UserError
+from scenedistill.inference.raster.class_raster import ClassRaster
 from scenedistill.inference.raster.style import class_colours, qgis_style
 from scenedistill.inference.raster.windows import plan_grid
-from scenedistill.inference.raster.write import (
-    ClassRaster,
-    Place,
-    Polygons,
-    outlines,
-    probability_fields,
-    regions,
-)
+from scenedistill.inference.raster.write import Place, Polygons, outlines, probability_fields, regions
 
 CLASSES = ("car park", "fields & <woods>", "forêt")
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 5_000_000)
@@ -117,7 +111,7 @@ def test_a_second_layer_has_its_style_beside_the_first(tmp_path: Path) -> None:
     assert sorted(values[0]) == ["regions", "scenes"]
 
 
-def test_chunks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_joined_into_one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scenedistill.inference.raster.write.CHUNK", 5)
     where = place()
     fill(Polygons(tmp_path / "a.gpkg", "scenes", where, CLASSES, ("row", "column")), where)
@@ -125,7 +119,7 @@ def test_chunks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(shapes) == 12 and len(set(zip(*(value.tolist() for value in values), strict=True))) == 12
 
 
-def test_a_layer_of_nothing_is_a_layer(tmp_path: Path) -> None:
+def test_an_empty_layer_can_be_written(tmp_path: Path) -> None:
     Polygons(tmp_path / "a.gpkg", "scenes", place(), CLASSES, ("row", "column")).close()
     info = pyogrio.read_info(tmp_path / "a.gpkg", layer="scenes")
     assert info["features"] == 0 and len(info["fields"]) == 7
@@ -194,7 +188,7 @@ def test_the_class_raster_has_colours_names_confidence_and_its_place(tmp_path: P
     assert [name.text for name in names] == list(CLASSES)
 
 
-def test_the_class_raster_of_very_many_classes(tmp_path: Path) -> None:
+def test_the_class_raster_takes_more_than_255_classes(tmp_path: Path) -> None:
     names = [f"class {k}" for k in range(300)]
     raster = ClassRaster(tmp_path / "a.tif", tmp_path, place(), names, {})
     for row in range(3):
@@ -208,7 +202,7 @@ def test_the_class_raster_of_very_many_classes(tmp_path: Path) -> None:
 
 @given(arrays(np.int64, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(-1, 2)))
 @settings(max_examples=60, deadline=None)
-def test_regions_are_what_can_be_walked_to_without_leaving_the_class(labels: np.ndarray) -> None:
+def test_regions_are_the_connected_cells_of_one_class(labels: np.ndarray) -> None:
     expected, count = np.full(labels.shape, -1), 0
     for start in np.ndindex(labels.shape):
         if labels[start] < 0 or expected[start] >= 0:
@@ -264,7 +258,7 @@ def test_the_style_is_xml_with_a_fill_for_each_class() -> None:
         assert fill is not None and fill.get("value") == ",".join(map(str, (*colour, 255)))
 
 
-def test_colours_differ() -> None:
+def test_the_colours_of_classes_differ() -> None:
     colours = np.array(class_colours(45), int)
     apart = np.abs(colours[:, None] - colours).sum(-1) + 999 * np.eye(45, dtype=int)
     assert apart.min() > 12
@@ -282,7 +276,7 @@ def test_a_large_class_raster_has_overviews_of_its_own_values(tmp_path: Path) ->
         assert set(np.unique(half.read(1))) <= {0, 2} and half.colorinterp[1].name != "alpha"
 
 
-def test_a_write_that_fails_is_said_and_a_full_disk_as_the_system_says_it(
+def test_a_failed_write_is_reported_and_a_full_disk_as_the_systems_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.tif").mkdir()

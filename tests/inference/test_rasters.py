@@ -27,7 +27,7 @@ import rasterio.shutil
 from rasterio import Affine
 from rasterio.windows import Window
 
-from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.core.errors import UserError
 from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
@@ -118,7 +118,7 @@ def test_every_centre_lies_where_it_should_with_its_class(tmp_path: Path, place:
             assert CLASSES[band[file.index(*expected)]] == name
 
 
-def test_polygons_say_what_the_network_says_of_each_window_alone(tmp_path: Path, student: Path) -> None:
+def test_polygons_hold_the_networks_result_for_each_window_alone(tmp_path: Path, student: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 100, 130), dtype=np.uint8)
     model = open_model(student, device="cpu", precision="fp32")
     config = RasterConfig(window=40, batch_size=5)
@@ -159,7 +159,7 @@ def test_overlapping_windows_are_averaged_and_all_files_agree(tmp_path: Path) ->
     assert record["result"]["windows"] == result.windows and set(record["colours"]) == set(CLASSES)
 
 
-def test_geojson_and_regions_of_their_own(tmp_path: Path) -> None:
+def test_polygons_and_regions_can_be_written_as_geojson(tmp_path: Path) -> None:
     _, pixels = mosaic(3, 3, 20)
     config = RasterConfig(window=20, vectors="geojson", regions=True, classes=False)
     result = map_raster(Colours(), write(tmp_path / "a.tif", pixels), tmp_path / "out", config)
@@ -184,7 +184,7 @@ def test_windows_in_metres_are_as_large_on_the_ground_in_every_crs(tmp_path: Pat
             assert file.transform.a == pytest.approx(PLACES[place][1].a * expected[1])
 
 
-def test_holes_are_neither_looked_at_nor_on_the_maps(tmp_path: Path) -> None:
+def test_holes_are_neither_classified_nor_on_the_maps(tmp_path: Path) -> None:
     labels, pixels = mosaic(4, 4, 32)
     pixels = pixels[:, :96, :96]
     pixels[:, :32, 32:] = 0  # two windows without data
@@ -258,14 +258,14 @@ def test_pixels_as_points_lie_where_gdal_has_them(tmp_path: Path) -> None:
     assert result.polygons and table(result.polygons)[1][0][0].tolist() == list(corner)
 
 
-def test_one_band_networks_and_rasters(tmp_path: Path) -> None:
+def test_networks_and_rasters_of_one_band_are_combined_with_three(tmp_path: Path) -> None:
     grey = write(tmp_path / "grey.tif", np.full((1, 40, 40), 90, np.uint8))
     assert map_raster(Colours(), grey, tmp_path / "a", RasterConfig(window=20)).windows == 4
     colour = write(tmp_path / "colour.tif", np.full((3, 40, 40), 90, np.uint8))
     assert map_raster(Colours(1), colour, tmp_path / "b", RasterConfig(window=20)).windows == 4
 
 
-def test_what_is_finished_is_not_done_again_and_what_has_changed_is(tmp_path: Path) -> None:
+def test_finished_maps_are_not_made_again_unless_something_changed(tmp_path: Path) -> None:
     _, pixels = mosaic(3, 3, 20)
     raster, model = write(tmp_path / "a.tif", pixels), Colours()
     first = map_raster(model, raster, tmp_path, RasterConfig(window=20))
@@ -281,7 +281,7 @@ def test_what_is_finished_is_not_done_again_and_what_has_changed_is(tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_replaced(tmp_path: Path) -> None:
     _, pixels = mosaic(2, 2, 20)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -309,7 +309,7 @@ def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
         (RasterConfig(drivers=["PNG"]), "cannot be opened"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_made(
+def test_impossible_settings_are_refused_before_anything_is_written(
     tmp_path: Path, config: RasterConfig, said: str
 ) -> None:
     raster = write(tmp_path / "a.tif", mosaic(2, 2, 20)[1])
@@ -323,7 +323,7 @@ def test_settings_come_from_a_command_line() -> None:
     parser.add_class_arguments(RasterConfig)
 
     def config(*words: str) -> RasterConfig:
-        return filled(RasterConfig, parser.parse_args(list(words)))
+        return build_config(RasterConfig, parser.parse_args(list(words)))
 
     assert config() == RasterConfig()
     assert config("--bands", "3,2,1", "--stretch", "2%,98%", "--window", "300", "--units", "metres") == RasterConfig(
@@ -333,7 +333,7 @@ def test_settings_come_from_a_command_line() -> None:
     assert config("--bands", "2", "--stretch", "0,4000").stretch == "0,4000"
 
 
-def test_what_was_found_before_a_part_could_not_be_read_is_kept_until_it_can(tmp_path: Path) -> None:
+def test_results_before_an_unreadable_part_are_kept_for_the_next_try(tmp_path: Path) -> None:
     _, pixels = mosaic(6, 4, 32)
     middle, (height, width) = pixels.shape[1] // 2, pixels.shape[1:]
     write(tmp_path / "top.tif", pixels[:, :middle])
@@ -394,7 +394,7 @@ def same_maps(one: RasterResult, other: RasterResult) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill so hard")
-def test_killed_and_continued_without_a_gap_or_a_double(tmp_path: Path) -> None:
+def test_a_killed_mapping_resumes_without_gaps_or_duplicates(tmp_path: Path) -> None:
     _, pixels = mosaic(20, 20, 32)
     raster, out = write(tmp_path / "a.tif", pixels), tmp_path / "out"
     settings: dict[str, Any] = {"window": 32, "overlap": 0.25, "batch_size": 4}
@@ -414,7 +414,7 @@ def test_killed_and_continued_without_a_gap_or_a_double(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(tmp_path: Path) -> None:
+def test_a_kill_at_any_rename_or_delete_leaves_nothing_permanent(tmp_path: Path) -> None:
     raster, own = write(tmp_path / "a.tif", mosaic(3, 3, 20)[1]), {"a_scenes.gpkg", "a_scenes.tif.aux.xml"}
     own |= {"a_scenes.tif", "a_scenes.json"}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -433,7 +433,7 @@ def test_a_kill_at_any_change_of_a_name_leaves_nothing_for_good(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
-def test_several_processes_find_the_same_also_after_a_kill(tmp_path: Path, student: Path) -> None:
+def test_several_processes_give_the_same_maps_also_after_a_kill(tmp_path: Path, student: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 1200, 1200), dtype=np.uint8)
     raster, out = write(tmp_path / "a.tif", pixels), tmp_path / "out"
     settings: dict[str, Any] = {"window": 32, "batch_size": 2, "processes": 2}
@@ -509,7 +509,7 @@ def test_gdalinfo_and_ogrinfo_read_the_maps(tmp_path: Path) -> None:
     assert "Feature Count: 12" in said and "p_forêt: Real" in said and "WGS 84 / UTM zone 33N" in said
 
 
-def test_a_finished_map_that_is_damaged_or_edited_is_named_and_not_replaced_unasked(tmp_path: Path) -> None:
+def test_a_damaged_or_edited_map_is_named_and_replaced_only_on_request(tmp_path: Path) -> None:
     _, pixels = mosaic(3, 3, 20)
     raster, model = write(tmp_path / "a.tif", pixels), Colours()
     first = map_raster(model, raster, tmp_path, RasterConfig(window=20))

@@ -63,6 +63,10 @@ def statistics(teacher_dims: FeatureDims) -> TeacherStatistics:
         torch.randn(teacher_dims.embedding, generator=draw),
         tuple(torch.randn(width, generator=draw) for width in teacher_dims.stages),
         tuple(torch.rand(width, generator=draw) + 0.5 for width in teacher_dims.stages),
+        head=(
+            torch.randn(teacher_dims.classes, teacher_dims.embedding, generator=draw),
+            torch.randn(teacher_dims.classes, generator=draw),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 MakeOutput = Callable[..., SceneOutput]
 
 
-def test_cross_entropy_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_cross_entropy_equals_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     student, labels = output(student_dims), torch.tensor([0, 2, 1, 1, 0])
     expected = 0.0
     for scores, label in zip(student.logits.tolist(), labels.tolist(), strict=True):
@@ -25,7 +25,7 @@ def test_cross_entropy_by_a_loop(output: MakeOutput, student_dims: FeatureDims, 
     assert not loss.needs_teacher and not loss.relational and not list(loss.parameters())
 
 
-def test_cross_entropy_by_hand(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_cross_entropy_equals_a_value_computed_by_hand(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     # softmax(ln 1, ln 2, ln 5) = (1/8, 2/8, 5/8)
     logits = torch.tensor([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]).log()
     student = SceneOutput(logits, torch.zeros(2, 4), ())
@@ -33,7 +33,7 @@ def test_cross_entropy_by_hand(student_dims: FeatureDims, teacher_dims: FeatureD
     assert float(value) == pytest.approx((math.log(4) + math.log(8 / 5)) / 2)
 
 
-def test_a_leaf_works_on_exact_tensors_and_a_constant_teacher(
+def test_compute_receives_float32_outputs_and_a_detached_teacher(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     class Watching(DistillationLoss):
@@ -54,7 +54,7 @@ def test_a_leaf_works_on_exact_tensors_and_a_constant_teacher(
         assert tensor.dtype == torch.float32 and not tensor.requires_grad
 
 
-def test_a_leaf_without_mathematics_says_so(
+def test_a_loss_without_compute_raises_not_implemented(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     class Empty(DistillationLoss):

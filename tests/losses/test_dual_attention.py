@@ -63,7 +63,7 @@ def loss(student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: Teach
     return built
 
 
-def test_the_sum_of_its_parts_by_loops(
+def test_the_loss_is_the_sum_of_its_parts_computed_by_loops(
     loss: DualAttentionLoss,
     output: MakeOutput,
     student_dims: FeatureDims,
@@ -87,7 +87,7 @@ def test_the_sum_of_its_parts_by_loops(
 
 
 @pytest.mark.parametrize("part", ["energy", "channel", "gates"])
-def test_a_weight_switches_its_part(
+def test_each_weight_switches_its_part(
     part: str,
     output: MakeOutput,
     student_dims: FeatureDims,
@@ -107,7 +107,7 @@ def test_a_weight_switches_its_part(
     assert touched == {{"energy": "energy", "channel": "descriptor", "gates": "spatial"}[part]}
 
 
-def test_map_distance_by_hand() -> None:
+def test_map_distance_equals_a_value_computed_by_hand() -> None:
     # (3, 4) / 5 = (0.6, 0.8) and (4, 3) / 5 = (0.8, 0.6): 0.2^2 + 0.2^2; the second image agrees but for its size
     ours = torch.tensor([[[3.0, 4.0]], [[1.0, 2.0]]])
     theirs = torch.tensor([[[4.0, 3.0]], [[10.0, 20.0]]])
@@ -123,7 +123,7 @@ def test_maps_of_another_size_are_averaged_down() -> None:
     assert float(map_distance(fine, ours)) == pytest.approx(0.08)
 
 
-def test_gate_distance_by_hand() -> None:
+def test_gate_distance_equals_a_value_computed_by_hand() -> None:
     # standardised, both are -1 and 1, one the other way round: (1 - -1)^2, whatever the gates' own range
     ours, theirs = torch.tensor([[[0.2, 0.4]]]), torch.tensor([[[0.9, 0.1]]])
     assert float(gate_distance(ours, theirs)) == pytest.approx(4, rel=1e-4)
@@ -132,7 +132,7 @@ def test_gate_distance_by_hand() -> None:
     assert float(gate_distance(torch.full((1, 2, 2), 0.5), theirs.expand(1, 2, 2))) == pytest.approx(1, rel=1e-4)
 
 
-def test_channel_distance_by_hand() -> None:
+def test_channel_distance_equals_a_value_computed_by_hand() -> None:
     dims = FeatureDims(2, 2, (2,))
     loss = DualAttentionLoss(dims, dims, energy=0, channel=1)
     loss.prepare(TeacherStatistics(torch.zeros(2), (torch.tensor([1.0, 0.0]),), (torch.tensor([2.0, 1.0]),)))
@@ -171,7 +171,7 @@ def test_a_channel_that_never_varies_stays_finite(output: MakeOutput) -> None:
     assert loss(output(dims, sizes=(2,)), output(dims, sizes=(2,), seed=1).map(lambda t: t * 0), LABELS).isfinite()
 
 
-def test_all_but_dead_channels_do_not_drown_the_others() -> None:
+def test_nearly_constant_channels_do_not_dominate_the_others() -> None:
     dims = FeatureDims(2, 2, (3,))
     loss = DualAttentionLoss(dims, dims)
     loss.prepare(TeacherStatistics(torch.zeros(2), (torch.zeros(3),), (torch.tensor([2.0, 1.0, 1e-9]),)))

@@ -51,7 +51,7 @@ def learn(loss: DistillationLoss, student: SceneOutput, teacher: SceneOutput, la
     return float(value)
 
 
-def test_its_gradient_is_the_slope_of_its_value(
+def test_the_gradient_equals_the_numerical_slope(
     loss: DistillationLoss, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     loss.double()
@@ -65,7 +65,7 @@ def test_its_gradient_is_the_slope_of_its_value(
     assert torch.autograd.gradcheck(value, tensors(with_gradients(student)))
 
 
-def test_its_own_parameters_learn(
+def test_the_parameters_of_a_loss_receive_gradients(
     loss: DistillationLoss, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     loss.double()
@@ -115,7 +115,7 @@ def test_the_smallest_batches_give_a_finite_value_and_gradient(
     learn(loss.eval(), student, teacher, torch.arange(batch))
 
 
-def test_float32_whatever_the_autocast(
+def test_the_loss_is_float32_under_autocast(
     loss: DistillationLoss, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     student, teacher = output(student_dims, dtype=torch.bfloat16), output(teacher_dims, seed=1, dtype=torch.bfloat16)
@@ -139,7 +139,7 @@ def test_the_order_of_the_images_does_not_matter(
 
 
 @pytest.mark.parametrize(("student_sizes", "teacher_sizes"), [((4, 2), (8, 4)), ((7, 4), (3, 3)), ((6, 1), (1, 5))])
-def test_maps_of_other_sizes(
+def test_maps_of_different_sizes_give_a_finite_value_and_gradient(
     loss: DistillationLoss,
     output: MakeOutput,
     student_dims: FeatureDims,
@@ -152,14 +152,17 @@ def test_maps_of_other_sizes(
 
 
 @pytest.mark.parametrize(("student_stages", "teacher_stages"), [((2, 4, 5), (3, 7)), ((2,), (3, 7, 9, 4))])
-def test_another_number_of_stages(
+def test_networks_with_different_numbers_of_stages_give_a_finite_value(
     name: str, output: MakeOutput, student_stages: tuple[int, ...], teacher_stages: tuple[int, ...]
 ) -> None:
     ours, theirs = FeatureDims(3, 4, student_stages), FeatureDims(3, 6, teacher_stages)
     loss = LOSSES[name](ours, theirs, **EVERYTHING.get(name, {})).double()
     loss.prepare(
         TeacherStatistics(
-            torch.zeros(6), tuple(torch.zeros(w) for w in teacher_stages), tuple(torch.ones(w) for w in teacher_stages)
+            torch.zeros(6),
+            tuple(torch.zeros(w) for w in teacher_stages),
+            tuple(torch.ones(w) for w in teacher_stages),
+            head=(torch.ones(3, 6), torch.zeros(3)),
         )
     )
     sizes = (8, 4, 2, 1)

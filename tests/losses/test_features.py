@@ -48,7 +48,7 @@ HINTS: list[tuple[type[Hint], Callable[[SceneOutput], Tensor]]] = [
 
 
 @pytest.mark.parametrize(("kind", "maps"), HINTS)
-def test_hint_by_a_loop(
+def test_hint_equals_a_loop(
     kind: type[Hint],
     maps: Callable[[SceneOutput], Tensor],
     output: MakeOutput,
@@ -75,7 +75,7 @@ def test_hint_by_a_loop(
 
 
 @pytest.mark.parametrize("kind", [Hint, PooledHint])
-def test_hint_by_hand(kind: type[Hint]) -> None:
+def test_hint_equals_a_value_computed_by_hand(kind: type[Hint]) -> None:
     dims = FeatureDims(3, 1, (1,))
     loss = kind(dims, FeatureDims(3, 1, (2,))).eval()  # its norm, fresh, changes nothing then
     nn.init.constant_(next(loss.parameters()), 2.0)
@@ -109,7 +109,9 @@ def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims
         Hint(four, four, stage=0)
 
 
-def test_attention_transfer_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_attention_transfer_equals_a_loop(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     expected = 0.0
     for ours, theirs in zip(student.attention, teacher.attention, strict=True):
@@ -121,7 +123,7 @@ def test_attention_transfer_by_a_loop(output: MakeOutput, student_dims: FeatureD
     assert not loss.relational and loss.needs_attention
 
 
-def test_attention_transfer_by_hand() -> None:
+def test_attention_transfer_equals_a_value_computed_by_hand() -> None:
     dims = FeatureDims(3, 1, (1,))
     loss = AttentionTransfer(dims, dims)
     # of unit length: 0.6, 0.8 against 0.8, 0.6; over two positions
@@ -131,7 +133,7 @@ def test_attention_transfer_by_hand() -> None:
     assert loss(of_energies([4.0, 3.0]), of_energies([2.0, 4.0, 3.0, 5.0]), LABELS[:1]).item() == pytest.approx(0.04)
 
 
-def test_attention_transfer_as_torchdistill_has_it(mid_level: ModuleType) -> None:
+def test_attention_transfer_equals_torchdistill(mid_level: ModuleType) -> None:
     ours, theirs = random_maps((2, 5), (4, 2), seed=0), random_maps((3, 7), (4, 2), seed=1)
     paths = [{"path": str(i), "io": "output"} for i in range(2)]
     pairs = {f"pair{i}": {"student": paths[i], "teacher": paths[i]} for i in range(2)}
@@ -148,7 +150,7 @@ def test_attention_transfer_as_torchdistill_has_it(mid_level: ModuleType) -> Non
     torch.testing.assert_close(16 * loss(of_maps(one), of_maps(other), LABELS[:1]), distance**2)
 
 
-def test_simple_recipe_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_simple_recipe_equals_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     torch.manual_seed(0)
     loss = SimpleRecipe(student_dims, teacher_dims, features=0.7, logits=0.3, power=3.0).double()
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -170,7 +172,7 @@ def test_simple_recipe_by_a_loop(output: MakeOutput, student_dims: FeatureDims, 
     assert loss.relational
 
 
-def test_simple_recipe_by_hand() -> None:
+def test_simple_recipe_equals_a_value_computed_by_hand() -> None:
     dims = FeatureDims(2, 1, ())
     loss = SimpleRecipe(dims, dims)
     nn.init.ones_(loss.projector.get_parameter("weight"))
@@ -180,7 +182,7 @@ def test_simple_recipe_by_hand() -> None:
     assert loss(student, teacher, LABELS[:2]).item() == pytest.approx(2 * math.log(32), rel=1e-4)
 
 
-def test_simple_recipe_as_torchdistill_has_it(
+def test_simple_recipe_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     theirs = mid_level.SRDLoss(*("feature", "output") * 2, *("logits", "output") * 2, exponent=4.0)

@@ -54,7 +54,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_soft_logits_by_a_loop(
+def test_soft_logits_equal_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, temperature: float
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -68,7 +68,7 @@ def test_soft_logits_by_a_loop(
     assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_soft_logits_by_hand() -> None:
+def test_soft_logits_equal_a_value_computed_by_hand() -> None:
     ours, theirs = only_logits(torch.tensor([[0.0, 0.0]])), only_logits(torch.tensor([[2 * math.log(3), 0.0]]))
     # at T = 2 the teacher says 3/4 and 1/4, the student 1/2 and 1/2: 4 (3/4 log 3/2 + 1/4 log 1/2)
     expected = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
@@ -77,7 +77,7 @@ def test_soft_logits_by_hand() -> None:
     assert SoftLogits(dims(2), dims(2))(ours, ours, LABELS[:1]).item() == 0
 
 
-def test_soft_logits_as_torchdistill_has_them(
+def test_soft_logits_equal_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     theirs = mid_level.KDLoss(**PATHS, temperature=3.0, alpha=0.0)
@@ -89,7 +89,7 @@ def test_soft_logits_as_torchdistill_has_them(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_decoupled_by_a_loop(
+def test_decoupled_equals_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, temperature: float
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -104,7 +104,7 @@ def test_decoupled_by_a_loop(
     assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_decoupled_by_hand() -> None:
+def test_decoupled_equals_a_value_computed_by_hand() -> None:
     loss = Decoupled(dims(3), dims(3), temperature=1.0, target=1.0, rest=10.0)
     student = only_logits(torch.zeros(1, 3))
     # the teacher's other classes are as even as the student's; 1/2 and 1/2 against 1/3 and 2/3 remains
@@ -118,7 +118,7 @@ def test_decoupled_by_hand() -> None:
     assert loss(student, uneven, LABELS[:1]).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_decoupled_warms_up(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_decoupled_warms_up_linearly(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     loss = Decoupled(student_dims, teacher_dims)
     whole = loss(student, teacher, LABELS).item()
@@ -127,7 +127,7 @@ def test_decoupled_warms_up(output: MakeOutput, student_dims: FeatureDims, teach
         assert loss(student, teacher, LABELS).item() == pytest.approx(share * whole)
 
 
-def test_decoupled_with_its_parts_coupled_again_is_plain_distillation(
+def test_decoupled_with_coupled_weights_equals_plain_distillation(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     student, teacher = output(student_dims, 1), output(teacher_dims, 1, seed=1)
@@ -136,7 +136,7 @@ def test_decoupled_with_its_parts_coupled_again_is_plain_distillation(
     torch.testing.assert_close(coupled, SoftLogits(student_dims, teacher_dims)(student, teacher, LABELS[2:3]))
 
 
-def test_decoupled_of_two_classes_and_of_a_teacher_without_doubt() -> None:
+def test_decoupled_stays_finite_for_two_classes_and_a_certain_teacher() -> None:
     pair = Decoupled(dims(2), dims(2), target=0.0)(
         only_logits(torch.tensor([[1.0, 2.0]])), only_logits(torch.tensor([[2.0, 1.0]])), LABELS[:1]
     )
@@ -148,7 +148,7 @@ def test_decoupled_of_two_classes_and_of_a_teacher_without_doubt() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_stronger_teacher_by_a_loop(
+def test_stronger_teacher_equals_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, temperature: float
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -162,7 +162,7 @@ def test_stronger_teacher_by_a_loop(
     assert loss.relational
 
 
-def test_stronger_teacher_by_hand() -> None:
+def test_stronger_teacher_equals_a_value_computed_by_hand() -> None:
     # over the classes: one image agrees (r = 1), one is the other way round (r = -1); over the images all agree
     student = only_logits(2 * torch.tensor([[0.8, 0.2], [0.7, 0.3]]).log())
     teacher = only_logits(2 * torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log())
@@ -170,7 +170,7 @@ def test_stronger_teacher_by_hand() -> None:
     assert loss(student, teacher, LABELS[:2]).item() == pytest.approx(4 * 1.0, abs=1e-3)
 
 
-def test_stronger_teacher_as_torchdistill_has_it(
+def test_stronger_teacher_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     theirs = mid_level.DISTLoss(**PATHS, beta=0.7, gamma=0.4, tau=3.0)
@@ -180,7 +180,7 @@ def test_stronger_teacher_as_torchdistill_has_it(
     torch.testing.assert_close(loss(student, teacher, LABELS), expected)
 
 
-def test_stronger_teacher_is_gentle_with_flat_and_with_impossible_classes() -> None:
+def test_stronger_teacher_stays_finite_for_flat_and_impossible_classes() -> None:
     teacher = only_logits(torch.tensor([[5.0, 1.0, 0.0], [0.0, 4.0, 1.0]]))
     loss = StrongerTeacher(dims(3), dims(3), temperature=1.0)
     flat = torch.zeros(2, 3, requires_grad=True)
@@ -192,7 +192,7 @@ def test_stronger_teacher_is_gentle_with_flat_and_with_impossible_classes() -> N
         assert gradient.abs().max() < 1000
 
 
-def test_standardised_logits_by_a_loop(
+def test_standardised_logits_equal_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     def scores(row: list[float]) -> list[float]:
@@ -209,14 +209,14 @@ def test_standardised_logits_by_a_loop(
     assert loss(larger, teacher, LABELS).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_standardised_logits_by_hand() -> None:
+def test_standardised_logits_equal_a_value_computed_by_hand() -> None:
     # of two classes the scores are 1 and -1; the student's the other way round: T^2 (2 / T) tanh(1 / T)
     ours, theirs = only_logits(torch.tensor([[3.0, 8.0]])), only_logits(torch.tensor([[0.9, 0.2]]))
     found = StandardisedLogits(dims(2), dims(2), temperature=2.0)(ours, theirs, LABELS[:1])
     assert found.item() == pytest.approx(2 * 2 * math.tanh(1 / 2), rel=1e-5)
 
 
-def test_standardised_logits_as_torchdistill_has_them(
+def test_standardised_logits_equal_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)

@@ -33,7 +33,7 @@ def outputs(
     return output(student_dims), output(teacher_dims, seed=1)
 
 
-def test_the_ensemble_by_a_loop(
+def test_the_ensemble_equals_a_loop(
     outputs: tuple[SceneOutput, SceneOutput], student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     student, teacher = outputs
@@ -46,7 +46,9 @@ def test_the_ensemble_by_a_loop(
     assert loss(student, teacher, LABELS).item() == pytest.approx(total / len(LABELS))
 
 
-def test_the_ensembles_layers_start_apart(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_the_ensembles_layers_start_with_different_weights(
+    student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
     loss = ProjectorEnsemble(student_dims, teacher_dims)
     weights = [layer.get_parameter("weight") for layer in loss.projectors]
     assert len(weights) == 3 and not torch.equal(weights[0], weights[1])
@@ -55,7 +57,7 @@ def test_the_ensembles_layers_start_apart(student_dims: FeatureDims, teacher_dim
 
 
 @pytest.mark.parametrize(("narrow", "wide"), [(4, 7), (7, 4)])
-def test_the_projection_by_a_loop_keeps_lengths_and_angles(narrow: int, wide: int) -> None:
+def test_the_projection_equals_a_loop_and_keeps_lengths_and_angles(narrow: int, wide: int) -> None:
     torch.manual_seed(0)
     ours, theirs = FeatureDims(3, narrow, ()), FeatureDims(3, wide, ())
     loss = OrthogonalProjection(ours, theirs).double()
@@ -96,7 +98,7 @@ def seed_by_a_loop(
     return total / len(others)
 
 
-def test_seed_by_a_loop_over_the_batch(
+def test_seed_equals_a_loop_over_the_batch(
     outputs: tuple[SceneOutput, SceneOutput], student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     student, teacher = outputs
@@ -105,7 +107,7 @@ def test_seed_by_a_loop_over_the_batch(
     assert loss(student, teacher, LABELS).item() == pytest.approx(seed_by_a_loop(loss, student, teacher, others))
 
 
-def test_seed_by_a_loop_over_the_training_images(
+def test_seed_equals_a_loop_over_the_training_images(
     outputs: tuple[SceneOutput, SceneOutput],
     student_dims: FeatureDims,
     teacher_dims: FeatureDims,

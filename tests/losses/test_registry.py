@@ -22,7 +22,9 @@ def test_build_gives_each_loss_its_options(student_dims: FeatureDims, teacher_di
     assert built["ss"].temperature == 0.05
 
 
-def test_wrong_names_and_options_are_named(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_wrong_names_and_options_are_refused_with_the_known_ones(
+    student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
     with pytest.raises(UserError, match=r"No loss is called sss.*ce, da, ss.*, kd, "):
         build_losses({"sss": 1.0}, student_dims, teacher_dims)
     with pytest.raises(UserError, match=r"'ss'.*heat.*temperature"):

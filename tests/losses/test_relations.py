@@ -56,7 +56,7 @@ SIMILARITIES: list[tuple[type[SimilarityPreserving], Callable[[SceneOutput], Ten
 
 
 @pytest.mark.parametrize(("kind", "rows"), SIMILARITIES)
-def test_similarity_by_a_loop(
+def test_similarity_equals_a_loop(
     kind: type[SimilarityPreserving],
     rows: Callable[[SceneOutput], Tensor],
     output: MakeOutput,
@@ -72,7 +72,7 @@ def test_similarity_by_a_loop(
     assert loss.relational and loss.needs_features == (kind is SimilarityPreserving)
 
 
-def test_similarity_by_hand() -> None:
+def test_similarity_equals_a_value_computed_by_hand() -> None:
     # at right angles: rows (1, 0) and (0, 1); twice the same: rows (1, 1) / sqrt 2
     ours, theirs = only_embedding(torch.eye(2)), only_embedding(torch.tensor([[3.0, 0.0], [3.0, 0.0]]))
     root = math.sqrt(0.5)
@@ -81,7 +81,7 @@ def test_similarity_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("kind", "features"), SIMILARITIES)
-def test_similarity_as_torchdistill_has_it(
+def test_similarity_equals_torchdistill(
     kind: type[SimilarityPreserving],
     features: Callable[[SceneOutput], Tensor],
     output: MakeOutput,
@@ -100,7 +100,7 @@ def test_similarity_as_torchdistill_has_it(
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_correlation_by_a_loop(
+def test_correlation_equals_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, order: int
 ) -> None:
     def kernel(a: list[float], b: list[float]) -> float:
@@ -117,7 +117,7 @@ def test_correlation_by_a_loop(
     assert loss.relational
 
 
-def test_correlation_by_hand() -> None:
+def test_correlation_equals_a_value_computed_by_hand() -> None:
     # at right angles the kernel is exp(-1), of the same direction exp(-1) (1 + 1 + 1/2) at gamma = 1/2, P = 2
     ours, theirs = only_embedding(torch.eye(2)), only_embedding(torch.tensor([[3.0, 0.0], [5.0, 0.0]]))
     loss = CorrelationCongruence(DIMS, DIMS, gamma=0.5, order=2)
@@ -136,7 +136,7 @@ def test_correlation_of_a_high_order_is_the_gaussian(
     torch.testing.assert_close(found, (gaussians[0] - gaussians[1]).square().mean())
 
 
-def test_correlation_as_torchdistill_has_it(
+def test_correlation_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     theirs = mid_level.CCKDLoss("net", "net", {"type": "gaussian", "gamma": 0.4, "max_p": 2}, "batchmean")
@@ -148,7 +148,7 @@ def test_correlation_as_torchdistill_has_it(
     torch.testing.assert_close(found, distance**2 / 25)
 
 
-def test_relational_knowledge_by_hand() -> None:
+def test_relational_knowledge_equals_a_value_computed_by_hand() -> None:
     right = only_embedding(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]))
     even = only_embedding(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]]))
     # sides 3/4, 1, 5/4 against 1, 1, 1; cosines 0, 3/5, 4/5 against 1/2, each twice among the 27 triples
@@ -165,7 +165,7 @@ def test_relational_knowledge_by_hand() -> None:
     assert RelationalKnowledge.relational
 
 
-def test_relational_knowledge_as_torchdistill_has_it(
+def test_relational_knowledge_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -181,7 +181,7 @@ def contrastive(student: FeatureDims, teacher: FeatureDims, **options: float) ->
     return ContrastiveRepresentation(student, teacher, **options).double()
 
 
-def test_contrast_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_contrast_equals_a_loop(output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     loss = contrastive(student_dims, teacher_dims, temperature=0.5, width=3.0)
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     ours = [unit(row) for row in loss.student_head(student.embedding).tolist()]
@@ -196,7 +196,7 @@ def test_contrast_by_a_loop(output: MakeOutput, student_dims: FeatureDims, teach
     assert loss.relational
 
 
-def test_contrast_with_all_training_images_by_a_loop(
+def test_contrast_with_all_training_images_equals_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
 ) -> None:
     loss = contrastive(student_dims, teacher_dims, temperature=0.5, width=3.0)
@@ -225,7 +225,7 @@ def share(anchor: list[float], own: list[float], others: list[list[float]]) -> f
     return score / (score + sum(math.exp(dot(anchor, other) / 0.5) for other in others))
 
 
-def test_contrast_by_hand() -> None:
+def test_contrast_equals_a_value_computed_by_hand() -> None:
     loss = ContrastiveRepresentation(DIMS, DIMS, temperature=1.0, width=2)
     for head in (loss.student_head, loss.teacher_head):
         nn.init.eye_(head.weight)
@@ -236,7 +236,7 @@ def test_contrast_by_hand() -> None:
     assert loss(ours, theirs, torch.tensor([1, 1])).item() == 0  # of one class there is nothing to tell apart
 
 
-def test_contrast_as_pytorch_metric_learning_has_it(
+def test_contrast_equals_pytorch_metric_learning(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     """torchdistill's CRDLoss is the estimator with a memory of all training images, which is another number."""
@@ -250,7 +250,7 @@ def test_contrast_as_pytorch_metric_learning_has_it(
     torch.testing.assert_close(loss(student, teacher, LABELS), expected)
 
 
-def test_probabilistic_transfer_by_a_loop(
+def test_probabilistic_transfer_equals_a_loop(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
@@ -267,7 +267,7 @@ def test_probabilistic_transfer_by_a_loop(
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_probabilistic_transfer_by_torchdistill(
+def test_probabilistic_transfer_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)

@@ -17,7 +17,7 @@ MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 
 
-def test_as_torchdistill_has_it(
+def test_the_loss_equals_torchdistill(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, mid_level: ModuleType
 ) -> None:
     wrapper = import_module("torchdistill.models.wrapper")
@@ -42,7 +42,7 @@ def test_as_torchdistill_has_it(
     assert loss.needs_features and not loss.needs_attention and not loss.relational
 
 
-def test_distance_by_a_loop() -> None:
+def test_distance_equals_a_loop() -> None:
     draw = torch.Generator().manual_seed(0)
     ours, theirs = (torch.randn(2, 3, 8, 8, generator=draw, dtype=torch.float64) for _ in range(2))
 
@@ -60,7 +60,7 @@ def test_distance_by_a_loop() -> None:
     assert context_distance(ours, theirs).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_distance_by_hand() -> None:
+def test_distance_equals_a_value_computed_by_hand() -> None:
     def of(*values: float) -> Tensor:
         return torch.tensor(values).reshape(1, 1, 2, -1)
 
@@ -69,7 +69,7 @@ def test_distance_by_hand() -> None:
     assert context_distance(torch.full((1, 1, 1, 1), 3.0), torch.zeros(1, 1, 1, 1)).item() == pytest.approx(9.0)
 
 
-def test_a_coarser_level_reaches_the_finer_ones(output: MakeOutput, student_dims: FeatureDims) -> None:
+def test_a_coarser_level_influences_the_finer_ones(output: MakeOutput, student_dims: FeatureDims) -> None:
     torch.manual_seed(0)
     loss = KnowledgeReview(student_dims, student_dims).double()
     student = output(student_dims)
@@ -83,7 +83,9 @@ def test_a_coarser_level_reaches_the_finer_ones(output: MakeOutput, student_dims
     assert student.embedding.grad is not None and student.embedding.grad.abs().sum() > 0
 
 
-def test_its_width_is_checked(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_the_width_must_be_positive_and_sets_the_parameters(
+    student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
     with pytest.raises(ValueError, match="middle is 0; expected 1 or more"):
         KnowledgeReview(student_dims, teacher_dims, middle=0)
     narrow = KnowledgeReview(student_dims, teacher_dims, middle=2)

@@ -80,7 +80,7 @@ def loop_relation(
     return total / len(ours)
 
 
-def test_the_sum_of_its_parts_by_loops(
+def test_the_loss_is_the_sum_of_its_parts_computed_by_loops(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
 ) -> None:
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_the_sum_of_its_parts_by_loops(
 
 
 @pytest.mark.parametrize("part", ["cosine", "relation", "distance", "angle"])
-def test_a_weight_switches_its_part(
+def test_each_weight_switches_its_part(
     part: str,
     output: MakeOutput,
     student_dims: FeatureDims,
@@ -128,13 +128,13 @@ def test_a_weight_switches_its_part(
     assert value(**{part: 3.0}) == pytest.approx(3 * value(**{part: 1.0}))
 
 
-def test_distances_by_hand() -> None:
+def test_distances_equal_a_value_computed_by_hand() -> None:
     # 3, 4, 5 over their mean are 3/4, 1, 5/4, and the teacher's are 1, 1, 1: (1/4)^2 / 2, twice, over three pairs
     assert float(distance_structure(RIGHT, EQUAL)) == pytest.approx(2 * 0.25**2 / 2 / 3)
     assert float(distance_structure(RIGHT, 7 * RIGHT + 100)) == pytest.approx(0, abs=1e-10)
 
 
-def test_angles_by_hand() -> None:
+def test_angles_equal_a_value_computed_by_hand() -> None:
     # cosines 0, 3/5, 4/5 against 1/2, each met twice among the 27 triples; those that name a point twice agree
     expected = 2 * (0.5**2 + 0.1**2 + 0.3**2) / 2 / 27
     assert float(angle_structure(RIGHT, EQUAL)) == pytest.approx(expected, rel=1e-5)
@@ -176,7 +176,7 @@ def test_images_whose_rows_are_not_known_are_compared_with_their_batch(
     assert values[0] == values[1]
 
 
-def test_relation_by_hand() -> None:
+def test_relation_equals_a_value_computed_by_hand() -> None:
     # beside the own point there are two; the student has these exchanged: with s = sigmoid(1),
     # KL((s, 1 - s) || (1 - s, s)) = (2 s - 1) * 1
     points = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -188,7 +188,7 @@ def test_relation_by_hand() -> None:
     assert float(relation_divergence(ours, theirs, points[:2], own, 1.0)) == 0  # one other point says nothing
 
 
-def test_the_anchored_part_by_hand() -> None:
+def test_the_anchored_part_equals_a_value_computed_by_hand() -> None:
     dims = FeatureDims(2, 2, ())
     loss = SpatialStructureLoss(dims, dims, cosine=1.0, relation=0.0)
     loss.head = nn.Sequential()

@@ -110,7 +110,7 @@ def test_a_loss_needs_statistics_and_says_so_or_is_the_same_without(
     ("kind", "options"),
     [(DualAttentionLoss, {"channel": 0, "gates": 1}), (SpatialStructureLoss, {"cosine": 0, "relation": 0, "angle": 1})],
 )
-def test_parts_that_need_no_statistics_do_without(
+def test_parts_that_need_no_statistics_work_without_them(
     kind: Callable[..., DistillationLoss],
     options: dict[str, float],
     output: MakeOutput,
@@ -138,7 +138,7 @@ def test_statistics_are_kept_with_the_loss(
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.needs_attention or loss.needs_features])
-def test_an_output_without_what_the_loss_looks_at_is_refused(
+def test_an_output_without_what_the_loss_uses_is_refused(
     name: str,
     output: MakeOutput,
     student_dims: FeatureDims,

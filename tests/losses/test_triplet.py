@@ -34,21 +34,21 @@ def loop_triplet_loss(embedding: Tensor, labels: Tensor, margin: float, mining: 
 
 @pytest.mark.parametrize("mining", ["hard", "semihard"])
 @pytest.mark.parametrize("margin", [0.1, 0.3, 1.0])
-def test_by_a_loop(embedding: Tensor, margin: float, mining: Mining) -> None:
+def test_the_loss_equals_a_loop(embedding: Tensor, margin: float, mining: Mining) -> None:
     expected = loop_triplet_loss(embedding, LABELS, margin, mining)
     assert expected > 0
     assert float(triplet_loss(embedding, LABELS, margin=margin, mining=mining)) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mining", ["hard", "semihard"])
-def test_equals_pytorch_metric_learning(embedding: Tensor, mining: Mining) -> None:
+def test_the_loss_equals_pytorch_metric_learning(embedding: Tensor, mining: Mining) -> None:
     miner = miners.BatchHardMiner() if mining == "hard" else miners.TripletMarginMiner(0.3, "semihard")
     theirs = losses.TripletMarginLoss(margin=0.3, reducer=reducers.MeanReducer())
     expected = theirs(embedding, LABELS, miner(embedding, LABELS))
     assert float(triplet_loss(embedding, LABELS, mining=mining)) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_by_hand() -> None:
+def test_the_loss_equals_values_computed_equals_a_value_computed_by_hand() -> None:
     # Two images of class 0 a quarter turn apart, one of class 1 opposite to the first; lengths do not matter.
     embedding = torch.tensor([[2.0, 0.0], [0.0, 0.5], [-1.0, 0.0]])
     # first: |a - p| = sqrt 2, |a - n| = 2, nothing to mend; second: both sqrt 2, the margin; third: no positive
@@ -59,14 +59,14 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mining", ["hard", "semihard"])
-def test_gradient_is_the_slope(embedding: Tensor, mining: Mining) -> None:
+def test_the_gradient_equals_the_numerical_slope(embedding: Tensor, mining: Mining) -> None:
     points = embedding.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda e: triplet_loss(e, LABELS, mining=mining), points)
 
 
 @pytest.mark.parametrize("mining", ["hard", "semihard"])
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0]])
-def test_no_triplet_is_zero_with_a_gradient(mining: Mining, labels: list[int]) -> None:
+def test_a_batch_without_triplets_has_loss_zero_with_a_gradient(mining: Mining, labels: list[int]) -> None:
     embedding = torch.randn(len(labels), 4, requires_grad=True)
     value = triplet_loss(embedding, torch.tensor(labels), mining=mining)
     torch.autograd.backward(value)
@@ -85,7 +85,7 @@ def test_duplicates_give_a_finite_value_and_gradient(embedding: Tensor, mining: 
     assert dead.grad is not None and dead.grad.isfinite().all()
 
 
-def test_float32_whatever_the_autocast(embedding: Tensor) -> None:
+def test_the_loss_is_float32_under_autocast(embedding: Tensor) -> None:
     half = embedding.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = triplet_loss(half, LABELS)

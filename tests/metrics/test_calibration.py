@@ -31,7 +31,7 @@ def slow_ece(shares: np.ndarray, labels: np.ndarray, bins: int) -> float:
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_it_is_the_definition_and_torchmetrics(bins: int) -> None:
+def test_the_errors_equal_the_definition_and_torchmetrics(bins: int) -> None:
     shares, labels = made_up()
     found = calibration(shares, labels, bins=bins)
     assert found.ece == pytest.approx(slow_ece(shares, labels, bins), abs=1e-12)
@@ -41,7 +41,7 @@ def test_it_is_the_definition_and_torchmetrics(bins: int) -> None:
     assert found.mce == pytest.approx(float(largest), abs=1e-6)
 
 
-def test_a_number_worked_out_by_hand() -> None:
+def test_the_errors_equal_values_computed_by_hand() -> None:
     shares = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.5, 0.5]])
     found = calibration(shares, np.array([0, 1, 1, 1]), bins=2)
     # (0, 0.5]: one image, sure 0.5, wrong; (0.5, 1]: three, sure 0.8 on average, two of them right
@@ -61,7 +61,7 @@ def test_an_empty_bin_is_nan_and_the_images_add_up() -> None:
     assert "at its word" in found.words
 
 
-def test_the_words_say_on_which_side() -> None:
+def test_the_text_says_over_or_under_confident() -> None:
     sure = np.tile([0.99, 0.01], (10, 1))
     assert "over-confident: 99.0 % sure on average and right on 50.0 %" in calibration(sure, np.arange(10) % 2).words
     unsure = np.tile([0.55, 0.45], (10, 1))
@@ -76,6 +76,6 @@ def test_the_words_say_on_which_side() -> None:
         (np.array([[3.0, -1.0]]), np.array([0])),  # logits
     ],
 )
-def test_what_is_no_probability_is_refused(shares: np.ndarray, labels: np.ndarray) -> None:
+def test_values_that_are_no_probabilities_are_refused(shares: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected|probabilities must"):
         calibration(shares, labels)

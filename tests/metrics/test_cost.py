@@ -26,7 +26,7 @@ def small() -> nn.Sequential:
     )
 
 
-def test_numbers_worked_out_by_hand() -> None:
+def test_parameters_bytes_and_operations_equal_values_computed_by_hand() -> None:
     cost = model_cost(small(), size=10, repeats=3, warm_up=1)
     assert cost.parameters == 8 * 3 * 9 + 8 + 8 + 8 * 5 + 5
     assert cost.bytes == 4 * (cost.parameters + 8 + 8) + 8  # running mean and variance; int64 number of batches
@@ -88,7 +88,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_mode_comes_back_after_an_error() -> None:
+def test_the_training_mode_is_restored_after_an_error() -> None:
     model = small().train()
     with pytest.raises(RuntimeError), evaluating(model):
         assert not any(module.training for module in model.modules())

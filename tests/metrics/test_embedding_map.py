@@ -26,7 +26,7 @@ def clusters(each: int = 20, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return (centres[labels] + generator.normal(size=(3 * each, width))).astype(np.float32), labels
 
 
-def test_heaps_stay_apart_and_the_map_is_the_same_every_time() -> None:
+def test_clusters_stay_separate_and_the_map_is_reproducible() -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     embeddings, labels = clusters()
     found = embedding_map(embeddings)
@@ -48,7 +48,7 @@ def test_few_images_and_narrow_embeddings_have_a_map() -> None:
     assert np.isfinite(embedding_map(np.repeat(np.eye(4), 5, axis=0))).all(), "many alike"
 
 
-def test_what_has_no_map() -> None:
+def test_too_few_equal_or_infinite_embeddings_are_refused() -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
     with pytest.raises(UserError, match="5 images or more, and there are 4"):
         embedding_map(np.zeros((4, 3)))
@@ -58,7 +58,7 @@ def test_what_has_no_map() -> None:
         embedding_map(np.full((9, 3), np.nan))
 
 
-def test_without_the_library_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(UserError, match=r"pip install 'scenedistill\[report\]'"):
         embedding_map(np.zeros((9, 3)))

@@ -64,13 +64,13 @@ def test_the_map_is_the_heads_weights_over_the_last_feature(net: SceneNet, image
     assert found[1].amax() == 0, "nothing in the second image speaks for its class"
 
 
-def test_the_predicted_class_is_meant_where_none_is_given(net: SceneNet, images: torch.Tensor) -> None:
+def test_the_predicted_class_is_explained_where_none_is_given(net: SceneNet, images: torch.Tensor) -> None:
     with torch.no_grad():
         named = net(evaluation_view(images, size=64)).logits.argmax(1)
     assert torch.equal(class_activation(net, images, size=64), class_activation(net, images, size=64, classes=named))
 
 
-def test_the_network_stays_as_it_was(net: SceneNet, images: torch.Tensor) -> None:
+def test_the_network_is_left_unchanged(net: SceneNet, images: torch.Tensor) -> None:
     net.train()
     net.stages[0].eval()
     net.head.bias.requires_grad_(False)
@@ -114,7 +114,7 @@ def test_every_layout_of_a_feature_is_read_alike() -> None:
     assert torch.equal(_as_map(stage(prefix_tokens=1), tokens), feature)  # put in only after the stages
 
 
-def test_without_the_library_one_is_told_what_to_install(
+def test_without_grad_cam_the_error_names_what_to_install(
     net: SceneNet, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
@@ -132,7 +132,7 @@ def test_agreement_is_pearsons_correlation() -> None:
     assert agreement(a, -a).tolist() == pytest.approx([-1, -1, -1, -1])
 
 
-def test_a_flat_map_agrees_with_nothing() -> None:
+def test_a_flat_map_has_agreement_zero() -> None:
     flat, other = torch.zeros(2, 4, 4), torch.rand(2, 4, 4)
     assert agreement(flat, other).tolist() == [0, 0]
     assert agreement(flat, flat).tolist() == [0, 0]
@@ -144,7 +144,7 @@ def test_maps_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         agreement(torch.rand(shape), torch.rand(2, 4, 4))
 
 
-def test_agreement_over_a_test_part(net: SceneNet, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_network_agrees_with_itself_over_a_test_part(net: SceneNet, tiny_scenes: Path, tmp_path: Path) -> None:
     cache = build_cache(scan(tiny_scenes), 64, folder=tmp_path / "cache", progress=False)
     part = ScenePart(cache, np.arange(0, 64, 7))
     torch.manual_seed(9)

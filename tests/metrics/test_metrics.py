@@ -16,7 +16,7 @@ from scenedistill.metrics.accuracy import scene_metrics
 THREE = ("car park", "forêt", "river")
 
 
-def test_numbers_worked_out_by_hand() -> None:
+def test_metrics_equal_values_computed_by_hand() -> None:
     # true 0: 2 of 3 right; true 1: 1 of 1; true 2: 1 of 2
     metrics = scene_metrics([0, 0, 1, 1, 2, 0], [0, 0, 0, 1, 2, 2], THREE)
     assert metrics.oa == pytest.approx(4 / 6)
@@ -65,14 +65,14 @@ def slow(predictions: list[int], labels: list[int], count: int) -> tuple[float, 
 
 @settings(deadline=None)  # the first call loads much
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
-def test_equals_the_slow_loop(pairs: list[tuple[int, int]]) -> None:
+def test_metrics_equal_a_slow_loop(pairs: list[tuple[int, int]]) -> None:
     predictions, labels = [p for p, _ in pairs], [t for _, t in pairs]
     metrics = scene_metrics(np.array(predictions), torch.tensor(labels), tuple("abcde"))
     found = (metrics.oa, metrics.aa, metrics.kappa, metrics.macro_f1)
     assert found == pytest.approx(slow(predictions, labels, 5), abs=1e-5)
 
 
-def test_no_images_is_said_to_the_user() -> None:
+def test_zero_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images to evaluate"):
         scene_metrics([], [], THREE)
 
@@ -87,6 +87,6 @@ def test_no_images_is_said_to_the_user() -> None:
         ([[0, 1]], [0], "shape \\[1, 2\\]"),
     ],
 )
-def test_what_cannot_be_class_numbers_is_refused(predictions: list[Any], labels: list[int], message: str) -> None:
+def test_values_that_are_no_class_numbers_are_refused(predictions: list[Any], labels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scene_metrics(predictions, labels, THREE)

@@ -10,7 +10,7 @@ import torch
 from scenedistill.metrics.outputs import OUTPUTS, load_outputs, save_outputs
 
 
-def test_outputs_come_back(tmp_path: Path) -> None:
+def test_saved_outputs_are_loaded_unchanged(tmp_path: Path) -> None:
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).numpy() * 10
     labels, rows = np.arange(50) % 7, np.arange(50) * 3
     save_outputs(logits, labels, rows, tmp_path / OUTPUTS)
@@ -22,6 +22,6 @@ def test_outputs_come_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.probabilities, torch.tensor(found.logits).softmax(1).numpy(), atol=1e-6)
 
 
-def test_scores_beyond_the_range_of_an_exponential(tmp_path: Path) -> None:
+def test_probabilities_of_huge_logits_stay_finite(tmp_path: Path) -> None:
     save_outputs(np.array([[3e4, -3e4]]), np.array([0]), np.array([0]), tmp_path / OUTPUTS)
     np.testing.assert_array_equal(load_outputs(tmp_path / OUTPUTS).probabilities, [[1.0, 0.0]])

@@ -29,7 +29,7 @@ def awake(channels: int, seed: int = 0) -> DualAttention:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_starts_as_the_identity_to_the_bit(dtype: torch.dtype) -> None:
+def test_the_module_starts_as_the_exact_identity(dtype: torch.dtype) -> None:
     feature = torch.randn(3, 20, 5, 4, dtype=dtype)
     gated, channel, spatial = DualAttention(20).to(dtype)(feature)
     assert torch.equal(gated, feature)
@@ -37,7 +37,7 @@ def test_it_starts_as_the_identity_to_the_bit(dtype: torch.dtype) -> None:
     assert spatial.shape == (3, 1, 5, 4) and (spatial == 0.5).all()
 
 
-def test_it_learns_from_the_start() -> None:
+def test_every_parameter_has_a_gradient_at_the_start() -> None:
     module = DualAttention(20)
     gated, _, _ = module(torch.rand(3, 20, 5, 4))
     gated.square().sum().backward()
@@ -46,14 +46,14 @@ def test_it_learns_from_the_start() -> None:
 
 
 @pytest.mark.parametrize(("channels", "hidden"), [(64, 8), (128, 8), (256, 16), (2048, 128)])
-def test_width_of_the_bottleneck(channels: int, hidden: int) -> None:
+def test_the_bottleneck_has_a_sixteenth_of_the_channels_but_at_least_eight(channels: int, hidden: int) -> None:
     module = DualAttention(channels)
     assert module.reduce.weight.shape == (hidden, channels) and module.expand.weight.shape == (channels, hidden)
     assert module.locate.weight.shape == (1, 2, 7, 7)
 
 
 @pytest.mark.parametrize("kind", [DualAttention, SigmoidAttention])
-def test_gates_by_hand(kind: type[DualAttention]) -> None:
+def test_the_gates_equal_values_computed_equals_a_value_computed_by_hand(kind: type[DualAttention]) -> None:
     """One image of two channels, 1 x 2 pixels: channel 0 is (1, 3) and channel 1 is (0, 2)."""
     module = kind(2).eval()  # running statistics that have seen nothing normalise nothing
     gate = sigmoid if kind is SigmoidAttention else lambda x: 0.5 + math.tanh(x) / 4
@@ -134,7 +134,7 @@ def test_every_layout_is_gated_alike() -> None:
     torch.testing.assert_close(seen_late, seen)
 
 
-def test_without_attention_a_stage_is_only_watched() -> None:
+def test_a_stage_without_attention_only_reports() -> None:
     feature = torch.randn(2, 6, 4, 3)
     output, (channel, spatial, energy, descriptor) = watched(AttendedStage(nn.Identity(), NoAttention()), feature)
     assert output is feature
@@ -156,7 +156,7 @@ def energy_of(feature: Tensor) -> Tensor:
     return watched(AttendedStage(nn.Identity(), NoAttention()), feature)[1][2]
 
 
-def test_the_slope_of_the_energy_is_right_in_double_and_near_in_half_precision() -> None:
+def test_the_gradient_of_the_energy_is_exact_in_double_and_close_in_half_precision() -> None:
     feature = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(energy_of, (feature,))
     weights = torch.rand(2, 3, 4)
@@ -168,7 +168,7 @@ def test_the_slope_of_the_energy_is_right_in_double_and_near_in_half_precision()
         assert (half.grad - exact).norm() < 0.01 * exact.norm()
 
 
-def test_nothing_is_kept_unless_watched_and_then_once() -> None:
+def test_attention_is_collected_only_while_watched_and_only_once() -> None:
     stage = AttendedStage(nn.Identity(), awake(6))
     stage(torch.randn(2, 6, 4, 4))
     with pytest.raises(AssertionError, match="watched"):
@@ -178,7 +178,7 @@ def test_nothing_is_kept_unless_watched_and_then_once() -> None:
         stage.collect()
 
 
-def test_a_stage_answers_for_the_module_inside_and_can_be_copied() -> None:
+def test_a_stage_forwards_attributes_to_its_module_and_can_be_copied() -> None:
     stage = AttendedStage(nn.Conv2d(6, 6, 3, padding=1, stride=1), awake(6))
     assert stage.out_channels == 6 and stage.stage.kernel_size == (3, 3)
     with pytest.raises(AttributeError, match="no_such"):

@@ -55,13 +55,13 @@ HARMLESS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("what", HARMLESS)
-def test_settings_beside_the_tensors_do_no_harm(what: str, tmp_path: Path) -> None:
+def test_settings_beside_the_tensors_are_ignored(what: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pth", {"state_dict": {"w": torch.ones(2)}, "more": HARMLESS[what]})
     found = read_checkpoint(path)
     assert list(found) == ["state_dict"] and torch.equal(found["state_dict"]["w"], torch.ones(2))
 
 
-def test_settings_of_omegaconf_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omegaconf_settings_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its objects pickle as a class with a state; the package itself is not needed to read them."""
     module = types.ModuleType("omegaconf.dictconfig")
     kind = type("DictConfig", (), {"__module__": module.__name__, "__init__": lambda self: setattr(self, "lr", 0.1)})
@@ -128,7 +128,7 @@ class Task(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), self.hparams["lr"])
 
 
-def test_a_checkpoint_of_lightning(tmp_path: Path) -> None:
+def test_a_lightning_checkpoint_gives_its_network(tmp_path: Path) -> None:
     data = torch.utils.data.TensorDataset(torch.rand(4, 3, 32, 32), torch.arange(4))
     trainer = L.Trainer(
         max_epochs=1,
@@ -169,7 +169,7 @@ def touch(path: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["beside", "in a name", "as the whole", "in a list", "in arguments", "plain pickle"])
-def test_code_is_never_run_wherever_it_hides(place: str, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_never_run(place: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "bomb.pth"
     bomb, tensors = Bomb(touch, str(mark)), {"w": torch.ones(2)}
     content: Any = {
@@ -196,7 +196,7 @@ def test_functions_of_python_are_not_among_the_harmless(name: str, tmp_path: Pat
     refused(path)
 
 
-def test_a_class_of_ones_own_is_named(tmp_path: Path) -> None:
+def test_an_unknown_pickled_class_is_named(tmp_path: Path) -> None:
     text = refused(saved(tmp_path / "own.pth", {"state_dict": {"w": torch.ones(2)}, "args": Settings(lr=0.1)}))
     assert "Settings. Give a state_dict: torch.save(network.state_dict(), FILE)." in text
 

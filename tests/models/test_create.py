@@ -17,7 +17,7 @@ from scenedistill.models.create import build_network, build_teacher
 from scenedistill.models.network import SceneNet
 
 
-def test_resnet101_with_dual_attention() -> None:
+def test_resnet101_with_dual_attention_has_its_stages_and_finite_gradients() -> None:
     net = build_teacher(classes=30, image_size=64)
     assert net.dims == (30, 2048, (256, 512, 1024, 2048))
     assert [len(cast(nn.Sequential, stage.stage)) for stage in net.stages] == [3, 4, 23, 3]
@@ -27,7 +27,7 @@ def test_resnet101_with_dual_attention() -> None:
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
-def test_equals_may_teach_each_other() -> None:
+def test_a_student_architecture_can_be_the_teacher() -> None:
     net = build_teacher("table1_printed", 7, image_size=32)
     assert net.dims.embedding == 64 and net.dims.classes == 7
 

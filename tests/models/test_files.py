@@ -61,7 +61,7 @@ def test_what_is_read_is_what_was_written(card: NetCard, tmp_path: Path) -> None
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_hash_sees_every_tensor(tmp_path: Path) -> None:
+def test_the_hash_depends_on_every_tensor(tmp_path: Path) -> None:
     net = build_student("table1_printed", 3, image_size=32)
     seen = {weights_hash(net)}
     assert weights_hash(net.to(memory_format=torch.channels_last)) in seen  # order in memory is no part of it
@@ -73,7 +73,7 @@ def test_the_hash_sees_every_tensor(tmp_path: Path) -> None:
     assert weights_hash(nn.Linear(2, 3)) != weights_hash(nn.Linear(3, 2))
 
 
-def test_a_file_that_will_not_do(tmp_path: Path) -> None:
+def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     with pytest.raises(UserError, match="No network at"):
         load_net(path)

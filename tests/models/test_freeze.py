@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from scenedistill.core.precision import Precision, autocast
 from scenedistill.models.create import build_network
 from scenedistill.models.files import weights_hash
-from scenedistill.models.freeze import TOLERANCE, WORSE, FrozenTeacher, freeze
+from scenedistill.models.freeze import MAX_FOLDING_CHANGE, MAX_HALF_TO_AUTOCAST_ERROR, FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 
@@ -69,7 +69,7 @@ def without_attention(output: SceneOutput) -> SceneOutput:
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_it_gives_what_the_plain_teacher_gives(name: str) -> None:
+def test_a_frozen_teacher_gives_the_plain_teachers_outputs(name: str) -> None:
     net = teacher(name)
     images = torch.rand(16, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -81,13 +81,13 @@ def test_it_gives_what_the_plain_teacher_gives(name: str) -> None:
     exact = freeze(net, precision="fp32", device=CPU, image_size=SIZE)
     assert exact.dims == net.dims and len(exact.report) == 3
     assert merged in exact.report[0] and folded in exact.report[1] and "as they are" in exact.report[2]
-    assert error(exact(images), expected) < TOLERANCE
+    assert error(exact(images), expected) < MAX_FOLDING_CHANGE
 
     half = freeze(net, precision="bf16", device=CPU, image_size=SIZE)
     assert half.report[:2] == exact.report[:2] and "bf16: weights of" in half.report[2]
     output = half(images)
-    # freeze holds itself to WORSE on images of its own
-    allowed = 1.25 * WORSE * error(without_attention(usual), without_attention(expected))
+    # freeze checks MAX_HALF_TO_AUTOCAST_ERROR on other images
+    allowed = 1.25 * MAX_HALF_TO_AUTOCAST_ERROR * error(without_attention(usual), without_attention(expected))
     assert 0 < error(without_attention(output), without_attention(expected)) < allowed < 0.15
     assert error(output, expected) < 2 * error(usual, expected)
     assert (output.logits.argmax(1) == expected.logits.argmax(1)).float().mean() >= 0.8
@@ -101,17 +101,17 @@ def test_it_gives_what_the_plain_teacher_gives(name: str) -> None:
         ("resnet26", {"stride_in_first_convolution": True}),
     ],
 )
-def test_other_ways_to_build_a_teacher(name: str, settings: dict[str, bool]) -> None:
+def test_teachers_of_other_architectures_and_settings_can_be_frozen(name: str, settings: dict[str, bool]) -> None:
     net = teacher(name, **settings)
     images = torch.rand(4, 3, SIZE, SIZE)
     with torch.no_grad():
         expected = net(images)
-    assert error(freeze(net, precision="fp32", device=CPU, image_size=SIZE)(images), expected) < TOLERANCE
+    assert error(freeze(net, precision="fp32", device=CPU, image_size=SIZE)(images), expected) < MAX_FOLDING_CHANGE
     assert error(freeze(net, precision="bf16", device=CPU, image_size=SIZE)(images), expected) < 0.05
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "repvgg_a0"])
-def test_the_teacher_and_the_random_numbers_are_left_alone(name: str) -> None:
+def test_the_teacher_and_the_random_state_are_unchanged(name: str) -> None:
     net = teacher(name).train()
     modules, before, state = list(net.modules()), weights_hash(net), torch.get_rng_state()
     freeze(net, precision="bf16", device=CPU, image_size=SIZE)(torch.zeros(2, 3, SIZE, SIZE))
@@ -121,7 +121,7 @@ def test_the_teacher_and_the_random_numbers_are_left_alone(name: str) -> None:
     assert {tensor.dtype for tensor in net.parameters()} == {torch.float32}
 
 
-def test_a_loss_may_save_what_it_gives() -> None:
+def test_outputs_can_be_saved_for_the_backward_pass() -> None:
     frozen = freeze(teacher("resnet10t"), precision="bf16", device=CPU, image_size=SIZE)
     student = torch.tensor(2.0, requires_grad=True)
     output = frozen(torch.rand(2, 3, SIZE, SIZE))
@@ -132,7 +132,7 @@ def test_a_loss_may_save_what_it_gives() -> None:
     assert student.grad is not None and student.grad.isfinite()
 
 
-def test_a_students_autocast_does_not_reach_it() -> None:
+def test_a_students_autocast_does_not_change_the_outputs() -> None:
     frozen = freeze(teacher("resnet10t"), precision="fp32", device=CPU, image_size=SIZE)
     images = torch.rand(2, 3, SIZE, SIZE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -140,7 +140,7 @@ def test_a_students_autocast_does_not_reach_it() -> None:
     assert torch.equal(inside.logits, frozen(images).logits)
 
 
-def test_a_students_autocast_does_not_keep_it_from_being_made() -> None:
+def test_a_teacher_can_be_frozen_inside_a_students_autocast() -> None:
     net = teacher("resnet10t")
     usual = freeze(net, precision="bf16", device=CPU, image_size=SIZE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -183,7 +183,9 @@ def toy(stage: type[nn.Module]) -> SceneNet:
     return lived_in(SceneNet(backbone, 5, mean=(0.5,) * 3, std=(0.2,) * 3))
 
 
-def frozen_alike(net: SceneNet, precision: Precision = "fp32", tolerance: float = TOLERANCE) -> tuple[str, ...]:
+def frozen_alike(
+    net: SceneNet, precision: Precision = "fp32", tolerance: float = MAX_FOLDING_CHANGE
+) -> tuple[str, ...]:
     """The report of a frozen network, once it has given what the plain one gives."""
     images = torch.rand(8, 3, SIZE, SIZE)
     frozen = freeze(net, precision=precision, device=CPU, image_size=SIZE)
@@ -261,7 +263,7 @@ def test_a_stage_that_merges_as_a_whole_keeps_its_attention() -> None:
     assert "merge branches: 2 modules fewer" in report[0] and "1 of 1 folded" in report[1]
 
 
-def test_a_backbone_that_insists_on_float32() -> None:
+def test_a_backbone_that_needs_float32_is_frozen_without_the_failing_steps() -> None:
     class Insists(Toy.Stage):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.float())
@@ -320,7 +322,7 @@ def kernels(net: FrozenTeacher, images: Tensor) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_compiler_that_fails_is_done_without(tmp_path: Path) -> None:
+def test_a_failing_compiler_leaves_the_teacher_uncompiled(tmp_path: Path) -> None:
     frozen = freeze(teacher("resnet10t"), precision="bf16", device=CPU, image_size=SIZE, compiled=True)
     images = torch.rand(3, 3, SIZE, SIZE)
     expected = frozen(images)

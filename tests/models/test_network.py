@@ -35,7 +35,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_a_range_of_backbones(name: str) -> None:
+def test_backbones_of_every_family_train_and_report_their_stages(name: str) -> None:
     torch.manual_seed(0)
     net = build_student(name, 5, image_size=64)
     images = torch.rand(2, 3, 64, 64)
@@ -76,7 +76,7 @@ def test_attention_put_into_a_backbone_changes_nothing_at_first(name: str) -> No
         assert torch.equal(net(images).embedding, expected)
 
 
-def test_the_attention_is_that_of_the_stage() -> None:
+def test_the_reported_attention_is_that_of_the_stage() -> None:
     net = build_student("resnet18", 5, image_size=64).eval()
     features = {}
     for stage, name in zip(net.stages, ("layer1", "layer2", "layer3", "layer4"), strict=True):
@@ -102,7 +102,7 @@ def test_the_features_are_what_comes_out_of_the_gates() -> None:
     assert net(torch.rand(2, 3, 64, 64)).features == ()
 
 
-def test_without_reporting_it_computes_the_same() -> None:
+def test_the_outputs_are_the_same_without_reported_attention() -> None:
     net = build_student("resnet18", 5, image_size=64).eval()
     images = torch.rand(2, 3, 64, 64)
     silent = net(images, attention=False)
@@ -159,7 +159,7 @@ def test_statistics_of_bands_that_a_backbone_does_not_state() -> None:
         ("resnet18.no_such_tag", "timm cannot build 'resnet18.no_such_tag'"),
     ],
 )
-def test_a_backbone_that_will_not_do_is_refused_with_the_reason(name: str, reason: str) -> None:
+def test_an_unsuitable_backbone_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         build_student(name, 5, image_size=64)
 
@@ -179,12 +179,10 @@ def test_a_backbone_without_stages_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_hub_weights_that_cannot_be_had_are_explained(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_hub_weights_are_explained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=rf"'{name}' could not be had from timm's hub.*local .safetensors"):
+    with pytest.raises(UserError, match=rf"'{name}' could not be downloaded from timm's hub.*local .safetensors"):
         build_teacher(name, 5, weights="timm")

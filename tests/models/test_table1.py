@@ -18,12 +18,12 @@ READINGS = {
 }
 
 
-def test_both_readings_are_offered() -> None:
+def test_both_readings_of_the_table_are_students() -> None:
     assert set(STUDENTS) == set(READINGS)
 
 
 @pytest.mark.parametrize("name", list(READINGS))
-def test_it_is_the_table(name: str) -> None:
+def test_widths_sizes_and_parameters_equal_the_table(name: str) -> None:
     widths, parameters = READINGS[name]
     net = build_student(name, 45, image_size=224)
     sizes: dict[str, tuple[int, ...]] = {}
@@ -46,7 +46,7 @@ def test_it_is_the_table(name: str) -> None:
     assert round(counted / 1e6, 1) == pytest.approx(parameters / 1e6)
 
 
-def test_it_is_a_resnet_of_one_basic_block_a_stage() -> None:
+def test_the_resnet_reading_equals_a_resnet_of_one_basic_block_per_stage() -> None:
     """The second reading computes what torchvision's own parts compute from the same weights."""
     torch.manual_seed(0)
     ours = Table1Backbone(TABLE1_RESNET)
@@ -73,7 +73,7 @@ def test_the_printed_reading_differs_in_its_second_widths_only() -> None:
 
 @pytest.mark.parametrize("name", list(READINGS))
 @pytest.mark.parametrize("bands", [1, 3, 4, 13])
-def test_any_number_of_bands_and_classes(name: str, bands: int) -> None:
+def test_the_network_takes_any_number_of_bands(name: str, bands: int) -> None:
     net = build_student(name, 2, bands=bands, image_size=32)
     output = net(torch.rand(2, bands, 32, 32))
     assert output.logits.shape == (2, 2)

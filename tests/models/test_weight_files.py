@@ -68,14 +68,14 @@ def package(folder: Path, name: str, content: object) -> None:
     (inside / "models").mkdir(parents=True)
     (inside / "__init__.py").write_text("raise RuntimeError('run')", encoding="utf-8")
     torch.save(content, inside / "models" / "weights.pth")
-    facts = folder / f"{inside.name}-9.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9\n", encoding="utf-8")
+    dist_info = folder / f"{inside.name}-9.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9\n", encoding="utf-8")
     listed = [f"{inside.name}/__init__.py,,", f"{inside.name}/models/weights.pth,,"]
-    (facts / "RECORD").write_text("\n".join(listed), encoding="utf-8")
+    (dist_info / "RECORD").write_text("\n".join(listed), encoding="utf-8")
 
 
-def test_what_is_wrong_with_lite_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_with_lite_weights_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(name: str) -> str:
         with pytest.raises(UserError) as caught:
             build_network(name, 2, image_size=32, weights="lite")

@@ -48,7 +48,7 @@ def write(path: Path, content: Any) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-def test_a_whole_file(tensors: Tensors, tmp_path: Path, suffix: str) -> None:
+def test_a_complete_file_is_loaded_completely(tensors: Tensors, tmp_path: Path, suffix: str) -> None:
     net = backbone()
     account = load_weights(net, write(tmp_path / f"whole{suffix}", tensors))
     assert same(net, tensors)
@@ -70,7 +70,7 @@ def test_a_whole_file(tensors: Tensors, tmp_path: Path, suffix: str) -> None:
         lambda t: {f"anything.at.all.{k}": v for k, v in t.items()},
     ],
 )
-def test_wrappers_are_looked_through(
+def test_wrapper_prefixes_are_removed(
     tensors: Tensors, tmp_path: Path, wrap: Callable[[Tensors], dict[str, Any]]
 ) -> None:
     net = backbone()
@@ -119,7 +119,7 @@ def test_half_precision_is_taken_in_the_backbones_own(tensors: Tensors, tmp_path
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4, 6])
-def test_bands_are_adapted(tensors: Tensors, tmp_path: Path, bands: int) -> None:
+def test_the_first_convolution_is_adapted_to_the_bands(tensors: Tensors, tmp_path: Path, bands: int) -> None:
     net = backbone(in_chans=bands)
     account = load_weights(net, write(tmp_path / "rgb.safetensors", tensors))
     assert account.share == 1 and not account.mismatched
@@ -131,7 +131,7 @@ def test_bands_are_adapted(tensors: Tensors, tmp_path: Path, bands: int) -> None
             torch.testing.assert_close(adapted[:, band], stored[:, band % 3] * 3 / bands)
 
 
-def test_next_to_nothing_fits(tensors: Tensors, tmp_path: Path) -> None:
+def test_a_file_of_which_hardly_a_tensor_fits_is_refused(tensors: Tensors, tmp_path: Path) -> None:
     path = write(tmp_path / "other.safetensors", build_student("table1_printed", 5).state_dict())
     net = backbone()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -171,7 +171,7 @@ def test_code_in_a_file_is_refused_without_running_it(tmp_path: Path, plain_pick
     assert sprung.exists()
 
 
-def test_bad_files_are_named(tensors: Tensors, tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tensors: Tensors, tmp_path: Path) -> None:
     def message(path: Path | str) -> str:
         with pytest.raises(UserError) as caught:
             load_weights(backbone(), str(path))
@@ -277,7 +277,7 @@ def test_position_tables_of_another_image_size_are_carried_over_as_timm_does(
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_names_of_an_original_release_are_known_by_timm(tmp_path: Path) -> None:
+def test_names_of_an_original_release_are_converted_by_timm(tmp_path: Path) -> None:
     """Microsoft's Swin keeps `downsample` at the end of a stage, and buffers that timm makes itself."""
     torch.manual_seed(0)
     name = "swin_tiny_patch4_window7_224"

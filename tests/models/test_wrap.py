@@ -93,7 +93,7 @@ def test_a_wrapped_network_computes_what_it_did_and_shows_its_stages(kind: str) 
 
 
 @pytest.mark.parametrize("dual_attention", [False, True])
-def test_normalised_inside_or_outside_but_once(dual_attention: bool) -> None:
+def test_images_are_normalised_once_inside_or_outside(dual_attention: bool) -> None:
     torch.manual_seed(0)
     original = torchvision.models.resnet18(num_classes=5).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -109,9 +109,7 @@ def test_normalised_inside_or_outside_but_once(dual_attention: bool) -> None:
 
 
 @pytest.mark.parametrize("build", [build_student, build_teacher])
-def test_networks_by_name_leave_normalising_to_the_transforms_where_told(
-    build: Callable[..., SceneNet], tmp_path: Path
-) -> None:
+def test_networks_by_name_do_not_normalise_where_told(build: Callable[..., SceneNet], tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = build("table1_printed", 5, image_size=32, normalise=False).eval()
     normal = torch.randn(2, 3, 32, 32)
@@ -216,7 +214,7 @@ def resnet() -> nn.Module:
         (small_vit, [], {}, "does not take images of 96 x 96 pixels"),
     ],
 )
-def test_what_will_not_do_is_refused_and_left_as_it_was(
+def test_an_unsuitable_network_is_refused_and_left_unchanged(
     build: Callable[[], nn.Module], stages: list[str] | None, settings: dict[str, Any], reason: str
 ) -> None:
     module = build()
@@ -227,7 +225,7 @@ def test_what_will_not_do_is_refused_and_left_as_it_was(
     assert [*module.state_dict()] == before
 
 
-def test_a_student_of_yours_trains_and_is_given_back_under_its_own_names() -> None:
+def test_a_wrapped_student_trains_and_keeps_its_parameter_names() -> None:
     torch.manual_seed(0)
     module = torchvision.models.resnet18(num_classes=5)
     names, fresh = [*module.state_dict()], copy.deepcopy(module.state_dict())
@@ -265,7 +263,7 @@ def test_a_wrapped_teacher_is_frozen_like_any_other() -> None:
     torch.testing.assert_close(frozen(images).logits, net(images).logits, rtol=1e-3, atol=1e-4)
 
 
-def test_students_and_teachers_are_built_alike() -> None:
+def test_students_and_teachers_by_name_have_the_same_structure() -> None:
     for build in (build_student, build_teacher):
         net = build("table1_printed", 5, image_size=32, bands=4, dual_attention=False)
         expected, _ = build_network("table1_printed", 5, image_size=32, bands=4, dual_attention=False)
@@ -273,7 +271,7 @@ def test_students_and_teachers_are_built_alike() -> None:
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "coat_tiny"])
-def test_a_module_that_cannot_be_wrapped_is_left_as_it_was(name: str) -> None:
+def test_a_module_that_cannot_be_wrapped_is_left_unchanged(name: str) -> None:
     module = timm.create_model(name, num_classes=4)
     before = {name: type(part) for name, part in module.named_modules()}
     with pytest.raises(UserError, match="Choose another backbone"):

@@ -57,7 +57,7 @@ def training(**pulls: float) -> Curves:
     )
 
 
-def test_the_difference_of_two_matrices(tmp_path: Path) -> None:
+def test_a_difference_of_two_matrices_labels_only_entries_that_changed(tmp_path: Path) -> None:
     difference = np.array([[30.0, -30, 0], [0.2, -0.2, 0], [np.nan] * 3])
     figure = confusion_difference_figure(difference, CLASSES, "plain", "DKD")
     said = texts(figure)
@@ -72,7 +72,7 @@ def test_the_difference_of_two_matrices(tmp_path: Path) -> None:
     drawn(figure, tmp_path)
 
 
-def test_the_gains_of_the_classes(tmp_path: Path) -> None:
+def test_class_gains_are_bars_of_their_size_and_sign(tmp_path: Path) -> None:
     gains = [ClassGain("forêt", 20, 0.5, 0.75), ClassGain("$river$", 10, 0.9, 0.8)]
     figure = class_gains_figure(gains, "plain", "DKD")
     assert {"+25.0", "−10.0", "forêt  50 → 75 %", "$river$  90 → 80 %"} <= set(texts(figure))
@@ -83,7 +83,7 @@ def test_the_gains_of_the_classes(tmp_path: Path) -> None:
     drawn(figure, tmp_path)
 
 
-def test_confused_pairs_with_their_examples(tmp_path: Path) -> None:
+def test_confused_pairs_show_their_examples_and_leave_missing_ones_blank(tmp_path: Path) -> None:
     images = {i: RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8) for i in (3, 5)}
     pairs = [ConfusedPair(0, 1, 7, 0.25, (3, 4)), ConfusedPair(1, 2, 1, 0.05, (5,))]
     figure = confused_pairs_figure(pairs, CLASSES, images)
@@ -95,7 +95,7 @@ def test_confused_pairs_with_their_examples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
-def test_maps_lie_over_the_images(bands: int, tmp_path: Path) -> None:
+def test_activation_maps_are_drawn_over_the_images(bands: int, tmp_path: Path) -> None:
     images = RANDOM.integers(0, 256, (2, 16, 12, bands), dtype=np.uint8)
     maps = {"teacher": RANDOM.random((2, 8, 8)), "DKD": RANDOM.random((2, 8, 8))}
     notes = {"teacher": ["forêt", "car park"], "DKD": ["forêt\n0.91", "forêt\n0.12"]}
@@ -107,7 +107,7 @@ def test_maps_lie_over_the_images(bands: int, tmp_path: Path) -> None:
     drawn(figure, tmp_path)
 
 
-def test_maps_of_embeddings_side_by_side(tmp_path: Path) -> None:
+def test_embedding_maps_show_every_image_and_only_classes_present(tmp_path: Path) -> None:
     labels = np.array([0, 0, 1, 1, 1])  # the third class has no images
     maps = {"teacher": RANDOM.random((5, 2)), "DKD": RANDOM.random((5, 2))}
     figure = embedding_figure(maps, labels, CLASSES, {"DKD": "60 % pure"})
@@ -118,14 +118,14 @@ def test_maps_of_embeddings_side_by_side(tmp_path: Path) -> None:
     drawn(figure, tmp_path)
 
 
-def test_learning_curves(tmp_path: Path) -> None:
+def test_learning_curves_show_every_network_in_percent(tmp_path: Path) -> None:
     figure = learning_figure({"plain": training(), "DKD": training()})
     assert {"plain, training views", "DKD, validation"} <= set(texts(figure))
     np.testing.assert_allclose(np.asarray(figure.axes[0].lines[0].get_ydata())[[0, -1]], [20, 80])
     drawn(figure, tmp_path)
 
 
-def test_the_parts_of_a_loss_and_their_pulls(tmp_path: Path) -> None:
+def test_the_loss_figure_shows_weighted_terms_and_their_gradient_shares(tmp_path: Path) -> None:
     figure = parts_figure(training(ce=1.0, ss=99.0), "DKD")
     said = texts(figure)
     assert {"ce", "0.5 × ss", "ce, 1 %", "0.5 × ss, 99 %", "DKD: parts of the loss"} <= set(said)
@@ -137,7 +137,7 @@ def test_the_parts_of_a_loss_and_their_pulls(tmp_path: Path) -> None:
     assert len(parts_figure(training(), "plain").axes) == 1, "nothing was measured"
 
 
-def test_the_reliability_diagram(tmp_path: Path) -> None:
+def test_the_reliability_diagram_shows_accuracy_and_gap_of_each_bin(tmp_path: Path) -> None:
     shares = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     found = calibration(shares, np.array([0, 1, 1, 1]), bins=2)
     figure = reliability_figure({"teacher": found, "DKD": found})

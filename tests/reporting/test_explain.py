@@ -57,17 +57,19 @@ def test_probabilities_and_maps_are_those_of_the_networks(
         model = open_model(path, device="cpu", precision="fp32")
         pixels = np.stack([read_scene(one.path, 32) for one in explained])
         expected = model.predict(pixels).probabilities
-        found = np.stack([one.looks[name].probabilities for one in explained])
+        found = np.stack([one.explanations[name].probabilities for one in explained])
         assert found == pytest.approx(expected, abs=1e-5)
         net, _ = load_net(path)
         asked = torch.tensor([one.asked for one in explained])
         maps = class_activation(net, torch.from_numpy(pixels), size=32, classes=asked)
-        assert np.stack([one.looks[name].heat for one in explained]) == pytest.approx(maps.numpy(), abs=1e-4)
+        assert np.stack([one.explanations[name].heat for one in explained]) == pytest.approx(maps.numpy(), abs=1e-4)
     for one in explained:
-        heats = {name: torch.from_numpy(look.heat)[None] for name, look in one.looks.items()}
-        assert one.looks[TEACHER].agreement is None
+        heats = {name: torch.from_numpy(explanation.heat)[None] for name, explanation in one.explanations.items()}
+        assert one.explanations[TEACHER].agreement is None
         for name in (PLAIN, "dkd"):
-            assert one.looks[name].agreement == pytest.approx(float(agreement(heats[name], heats[TEACHER])), abs=1e-6)
+            assert one.explanations[name].agreement == pytest.approx(
+                float(agreement(heats[name], heats[TEACHER])), abs=1e-6
+            )
 
 
 def test_a_class_can_be_asked_for_and_mistakes_are_named(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_class_can_be_asked_for_and_mistakes_are_named(tiny_run: Path, tiny_sc
     loose = tmp_path / "loose.png"
     loose.write_bytes(image.read_bytes())
     (alone,) = explain({"dkd": networks_of(tiny_run)["dkd"]}, [loose])
-    assert alone.truth is None and alone.asked == alone.named("dkd") and alone.looks["dkd"].agreement is None
+    assert alone.truth is None and alone.asked == alone.named("dkd") and alone.explanations["dkd"].agreement is None
     assert "agreement with" not in as_text([alone])
 
 
@@ -95,8 +97,8 @@ def test_the_text_has_a_table_for_each_image(explained: list[Explained]) -> None
     first = explained[0]
     best = likeliest(first)[0]
     assert block[2].strip().startswith(first.classes[best])
-    assert f"{100 * first.looks['dkd'].probabilities[best]:.1f} %" in block[2]
-    score = first.looks["dkd"].agreement
+    assert f"{100 * first.explanations['dkd'].probabilities[best]:.1f} %" in block[2]
+    score = first.explanations["dkd"].agreement
     assert any(
         line.strip().startswith("agreement with the teacher") and line.endswith(f"{score:.2f}") for line in block
     )
@@ -118,7 +120,9 @@ def test_the_sheet_has_pages_and_shows_the_images(explained: list[Explained], tm
     assert sorted(tmp_path.glob("*.png")) == [one, tmp_path / "explain_09.png"], "the second page was of that call"
 
 
-def test_the_command_writes_both_and_refuses_many(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_the_command_writes_text_and_sheet_and_refuses_too_many_images(
+    tiny_run: Path, tiny_scenes: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     console = Console(record=True, width=200)
     image = next(tiny_scenes.glob("fields/*.png"))

@@ -41,7 +41,9 @@ def run_of(folder: Path, data: str | None, classes: tuple[str, ...] = EUROSAT.cl
         ("AID", None),  # a folder of that name with other classes
     ],
 )
-def test_the_runs_own_word_counts(tmp_path: Path, data: str | None, licence: str | None, old: bool) -> None:
+def test_a_licence_is_given_only_if_name_and_classes_fit_the_catalogue(
+    tmp_path: Path, data: str | None, licence: str | None, old: bool
+) -> None:
     about = training_provenance(Network.at(run_of(tmp_path, data, old=old)))
     assert (about.get("data"), about.get("licence")) == (data, licence)
 

@@ -94,7 +94,7 @@ def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
         read_curves(tmp_path)
 
 
-def test_what_drowns_the_others_is_named_with_a_weight_that_would_not() -> None:
+def test_a_dominating_term_is_named_with_a_better_weight() -> None:
     drowning, idle = hints(curves(ce=1.0, da=5.0, ss=100.0))
     assert drowning == (
         "'ss' drowns the others: 94 % of the length of all gradients is its own, median over the measured epochs. "
@@ -103,7 +103,7 @@ def test_what_drowns_the_others_is_named_with_a_weight_that_would_not() -> None:
     assert idle.startswith("'ce' hardly counts: 0.9 % of the length of all gradients is its own.")
 
 
-def test_nothing_is_said_where_all_pull() -> None:
+def test_nothing_is_reported_where_all_terms_contribute() -> None:
     assert hints(curves(ce=1.0, da=0.5, ss=3.0)) == []
     assert hints(curves(ce=1.0)) == [], "one loss alone drowns nobody"
 

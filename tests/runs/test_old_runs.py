@@ -34,7 +34,7 @@ def old(tmp_path: Path) -> Path:
     return tmp_path / "old"
 
 
-def test_its_networks_teacher_and_curves_are_found(old: Path) -> None:
+def test_an_old_runs_networks_teacher_and_curves_are_found(old: Path) -> None:
     run = Run.open(old)
     (cell,) = run.cells
     assert [(n.student, n.label, n.seed) for n in cell.networks] == [
@@ -52,7 +52,7 @@ def test_its_networks_teacher_and_curves_are_found(old: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "seed3/teacher", "seed3/test_efficientnet/dkd/export/model.onnx"])
-def test_it_predicts_what_it_did(old: Path, tiny_scenes: Path, name: str) -> None:
+def test_an_old_run_predicts_what_it_recorded(old: Path, tiny_scenes: Path, name: str) -> None:
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[use]'")
     network = find_network(old if not name.endswith("teacher") else old / name)
@@ -65,7 +65,7 @@ def test_it_predicts_what_it_did(old: Path, tiny_scenes: Path, name: str) -> Non
     assert np.abs(model.predict(images).probabilities - expected).max() < 2e-3, "outputs are kept in half precision"
 
 
-def test_its_images_are_asked_for_and_taken(old: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_an_old_runs_images_are_asked_for_and_used(old: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     quick = ExportConfig(formats=["safetensors"], images=8, repeats=0)
     shutil.rmtree(old / STUDENT / "dkd" / "export")
     with pytest.raises(UserError, match="Give the folder they come from with --data"):
@@ -75,7 +75,7 @@ def test_its_images_are_asked_for_and_taken(old: Path, tiny_scenes: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_it_is_reported_explained_and_measured(old: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_an_old_run_can_be_reported_explained_and_measured(old: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     for package in ("jinja2", "pytorch_grad_cam", "sklearn"):
         pytest.importorskip(package, reason="needs pip install -e '.[report]'")
     page = write_report(old, tmp_path / "report.html", data=tiny_scenes).read_text(encoding="utf-8")

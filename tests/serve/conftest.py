@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +35,8 @@ def page_networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 class Page:
     """A served page; `call` asks it as a program would."""
 
-    def __init__(self, port: int, workers: Any, shelf: Path) -> None:
-        self.port, self.workers, self.shelf = port, workers, shelf
+    def __init__(self, port: int, workers: Any, store: Path) -> None:
+        self.port, self.workers, self.store = port, workers, store
         self.url = f"http://127.0.0.1:{port}/"
 
     def call(
@@ -54,8 +55,8 @@ class Page:
             return response.status, content, found
 
     def folders(self) -> list[str]:
-        """What lies on the page's shelf: a folder for each request under way and each result kept."""
-        return sorted(path.name for path in self.shelf.iterdir())
+        """What lies on the page's store: a folder for each request under way and each result kept."""
+        return sorted(path.name for path in self.store.iterdir())
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:
@@ -78,7 +79,7 @@ def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.Abs
     uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install -e '.[use]'")
     pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
     from scenedistill.serve import server as serve
-    from scenedistill.serve.files import Shelf
+    from scenedistill.serve.files import ResultStore
     from scenedistill.serve.limits import ServeLimits
     from scenedistill.serve.worker import Workers
 
@@ -86,21 +87,21 @@ def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.Abs
     def serving(connections: dict[str, Any] | None = None, **given: Any) -> Iterator[Page]:
         limits, (student, teacher) = ServeLimits(**given), page_networks
         setup = serve.worker_setup(student, teacher, limits, device="cpu", threads=1)
-        workers, shelf = Workers(setup, limits), Shelf(limits)
+        workers, store = Workers(setup, limits), ResultStore(limits)
         workers.start()
-        app = serve.build_app(workers, shelf, limits)
-        with serve._listen("127.0.0.1", 0) as listener:
+        app = serve.build_app(workers, store, limits)
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
             server = uvicorn.Server(serve.server_config(app, **(connections or {})))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
             thread.start()
             until(lambda: server.started)
             try:
-                yield Page(listener.getsockname()[1], workers, shelf.root)
+                yield Page(listener.getsockname()[1], workers, store.root)
             finally:
                 server.should_exit = True
                 thread.join(30)
                 assert not thread.is_alive()
-        assert not shelf.root.exists()
+        assert not store.root.exists()
 
     return serving
 

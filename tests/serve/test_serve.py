@@ -34,7 +34,7 @@ from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.runs.find import find_model
 from scenedistill.serve import worker as serve_work
 from scenedistill.serve.answers import Answerer, find_teacher
-from scenedistill.serve.files import Shelf, image_kind, shown_name
+from scenedistill.serve.files import ResultStore, image_kind, shown_name
 from scenedistill.serve.limits import SECURITY_HEADERS, Guard, Refused, ServeLimits, limited
 
 pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
@@ -43,6 +43,7 @@ from scenedistill.serve.server import serve, worker_setup
 from scenedistill.serve.worker import Worker, Workers
 
 SRC = Path(__file__).resolve().parents[2] / "src"
+COMMAND = (sys.executable, "-u", "-m", "scenedistill.cli", "serve")
 PAGE_CLASSES = ("car park", "fields", "forêt", "<b>river</b>", "quarry", "beach")
 
 
@@ -133,10 +134,10 @@ def test_results_are_kept_to_be_fetched(page: Any) -> None:
     found = json.loads(page.call("GET", f"/{answer['downloads']['result.json']}")[1])
     assert found[1]["network"] == "teacher" and set(found[1]["probabilities"]) == set(PAGE_CLASSES)
     token = answer["downloads"]["result.csv"].split("/")[1]
-    assert sorted(path.name for path in (page.shelf / token).iterdir()) == ["result.csv", "result.json"]
+    assert sorted(path.name for path in (page.store / token).iterdir()) == ["result.csv", "result.json"]
 
 
-def test_deep_and_odd_images_are_taken(page: Any) -> None:
+def test_16_bit_and_grey_images_are_classified_and_two_bands_refused(page: Any) -> None:
     deep = tiff_bytes((noise(seed=1).astype(np.uint16) * 11), photometric="rgb")
     assert page.call("POST", "/classify?name=deep.tif", deep)[0] == 200
     assert page.call("POST", "/classify?name=grey.png", encoded(noise()[:, :, 0]))[0] == 200
@@ -196,11 +197,13 @@ def test_about_names_networks_and_limits(page: Any) -> None:
         ("trick.jpg", b"\xff\xd8\xff\xfe<<<VRTDataset rasterXSize='8' rasterYSize='8'></VRTDataset>", 422, "trick.jpg"),
     ],
 )
-def test_what_is_no_fit_image_is_refused_in_a_line(page: Any, name: str, body: bytes, status: int, said: str) -> None:
+def test_an_unsuitable_image_is_refused_with_one_line(
+    page: Any, name: str, body: bytes, status: int, said: str
+) -> None:
     before = page.folders()
     found, answer, _ = page.call("POST", f"/classify?name={name}", body)
     assert (found, list(answer)) == (status, ["error"]) and said in answer["error"]
-    assert str(page.shelf) not in answer["error"] and "upload." not in answer["error"]
+    assert str(page.store) not in answer["error"] and "upload." not in answer["error"]
     assert page.folders() == before
 
 
@@ -210,7 +213,7 @@ def test_a_tiff_of_many_pages_counts_them_all(page: Any) -> None:
     assert status == 422 and "MiB of memory" in answer["error"]
 
 
-def test_a_tile_counts_as_a_whole(page: Any) -> None:
+def test_a_whole_tile_counts_towards_the_memory_limit(page: Any) -> None:
     body = tiff_head(64, 16, bytes(8), tile=30_000)
     status, answer, _ = page.call("POST", "/classify?name=tile.tif", body)
     assert status == 422 and "MiB of memory" in answer["error"]
@@ -231,7 +234,7 @@ def test_a_large_upload_is_refused_while_it_comes(page: Any) -> None:
     assert status == 413
 
 
-def test_endless_chunks_do_not_stay(page: Any) -> None:
+def test_an_endless_chunked_upload_is_cut_off(page: Any) -> None:
     """A sender that never stops is cut off after a while."""
     with pytest.raises((OSError, http.client.HTTPException)):
         page.call("POST", "/classify?name=a.png", chunks(1 << 30, encoded(noise())))
@@ -272,7 +275,7 @@ def begin_upload(page: Any, body: bytes) -> socket.socket:
     return line
 
 
-def test_only_so_many_are_let_in(page: Any, wait_until: Callable[..., None]) -> None:
+def test_requests_beyond_the_queue_are_refused_as_busy(page: Any, wait_until: Callable[..., None]) -> None:
     before, body = page.folders(), encoded(noise())
     lines = [begin_upload(page, body) for _ in range(3)]
     wait_until(lambda: len(page.folders()) == len(before) + 3)
@@ -290,7 +293,7 @@ def test_only_so_many_are_let_in(page: Any, wait_until: Callable[..., None]) -> 
         line.close()
 
 
-def test_many_at_once_are_all_answered_or_told(page: Any, wait_until: Callable[..., None]) -> None:
+def test_many_requests_at_once_are_answered_or_refused_as_busy(page: Any, wait_until: Callable[..., None]) -> None:
     body = encoded(noise())
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda _: page.call("POST", "/classify?name=a.png", body), range(24)))
@@ -301,7 +304,7 @@ def test_many_at_once_are_all_answered_or_told(page: Any, wait_until: Callable[.
     wait_until(lambda: page.call("POST", "/classify?name=a.png", body)[0] == 200)
 
 
-def test_work_that_nobody_waits_for_is_ended(page: Any, wait_until: Callable[..., None]) -> None:
+def test_work_is_ended_when_its_client_has_gone(page: Any, wait_until: Callable[..., None]) -> None:
     before, worker, body = page.folders(), page.workers.all[0], encoded(noise())
     pid = worker.process.pid
     os.kill(pid, signal.SIGSTOP)  # work that takes long
@@ -326,30 +329,30 @@ def worker(page_networks: tuple[Path, Path]) -> Iterator[Worker]:
     one.stop()
 
 
-def test_work_that_hangs_or_dies_takes_nothing_along(worker: Worker, tmp_path: Path) -> None:
+def test_a_process_that_hangs_or_dies_is_replaced(worker: Worker, tmp_path: Path) -> None:
     upload = tmp_path / "upload.png"
     upload.write_bytes(encoded(noise()))
     task = {"upload": str(upload), "name": "a.png", "kind": "auto"}
-    assert worker.ask(task)["files"] == ["result.csv", "result.json"]
+    assert worker.run(task)["files"] == ["result.csv", "result.json"]
     worker.start()  # ready for more
     assert worker.process
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     worker.seconds = 0.2
     with pytest.raises(Refused, match=r"Stopped after 0\.2 seconds") as slow:
-        worker.ask(task)
+        worker.run(task)
     assert slow.value.status == 504 and not worker.process.is_alive()
     worker.seconds = 60
     worker.start()
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (worker.process.pid, signal.SIGKILL)).start()
     with pytest.raises(Refused, match="ended unexpectedly") as died:
-        worker.ask(task)
+        worker.run(task)
     assert died.value.status == 500
-    assert worker.ask(task)["files"] == ["result.csv", "result.json"]
+    assert worker.run(task)["files"] == ["result.csv", "result.json"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its memory")
-def test_a_bomb_gets_no_more_memory_than_it_may(page_networks: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_decompression_bomb_stays_within_the_memory_limit(page_networks: tuple[Path, Path], tmp_path: Path) -> None:
     """A strip of 0.4 MB, and of 384 MiB when it is inflated."""
     packer = zlib.compressobj(9)
     packed = b"".join([*(packer.compress(bytes(2**24)) for _ in range(24)), packer.flush()])
@@ -362,10 +365,10 @@ def test_a_bomb_gets_no_more_memory_than_it_may(page_networks: tuple[Path, Path]
             upload.write_bytes(tiff_head(64, 16, content, inflates=True))
             task = {"upload": str(upload), "name": "a.tif", "kind": "auto"}
             if fits:
-                assert one.ask(task)["kind"] == "scene"
+                assert one.run(task)["kind"] == "scene"
                 continue
             with pytest.raises(Refused, match=r"holds more than its size|memory") as refused:
-                one.ask(task)
+                one.run(task)
             assert refused.value.status in (422, 500)
     finally:
         one.stop()
@@ -374,7 +377,7 @@ def test_a_bomb_gets_no_more_memory_than_it_may(page_networks: tuple[Path, Path]
 def test_a_process_that_is_not_ready_in_time_is_ended(
     page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve_work, "OPENING", 0.01)
+    monkeypatch.setattr(serve_work, "START_SECONDS", 0.01)
     limits = ServeLimits()
     slow = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
     with pytest.raises(UserError, match=r"not ready after 0\.01 seconds"):
@@ -382,7 +385,7 @@ def test_a_process_that_is_not_ready_in_time_is_ended(
     assert slow.process and not slow.process.is_alive()
 
 
-def test_a_process_that_cannot_be_started_is_asked_again(
+def test_a_process_that_could_not_be_started_is_started_again(
     page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits, tries = ServeLimits(), list[int]()
@@ -395,20 +398,20 @@ def test_a_process_that_cannot_be_started_is_asked_again(
     async def twice() -> None:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="new thread"):
-                await asyncio.wait_for(workers.ask({}), 10)
+                await asyncio.wait_for(workers.run({}), 10)
 
     monkeypatch.setattr(Worker, "start", no_room)
     asyncio.run(twice())
     assert len(tries) >= 3
 
 
-def test_a_network_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_opened_is_reported_at_once(tmp_path: Path) -> None:
     limits = ServeLimits()
     with pytest.raises(UserError, match="There is nothing at"):
         Worker(worker_setup(tmp_path / "none", None, limits), limits.seconds).start()
 
 
-def test_a_taken_port_is_said_before_anything_is_opened(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_before_networks_are_opened(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"Cannot listen on 127.0.0.1, port {port}"):
@@ -416,26 +419,20 @@ def test_a_taken_port_is_said_before_anything_is_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_without_leaving_anything(
+def test_the_server_ends_on_a_signal_and_leaves_no_files(
     page_networks: tuple[Path, Path], tmp_path: Path, ending: signal.Signals, wait_until: Callable[..., None]
 ) -> None:
-    program = (
-        "import sys; from rich.console import Console; from scenedistill.commands.serve import command, parser\n"
-        "command(parser().parse_args(sys.argv[1:]), Console(soft_wrap=True), '')"
-    )
     environment = {**os.environ, "PYTHONPATH": str(SRC), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     arguments = [str(page_networks[0]), "--port", "0", "--device", "cpu", "--limits.kept", "3"]
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout
         found = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in server.stdout)))
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         connection.request("POST", "/classify?name=a.png", encoded(noise()))
         answer = json.loads(connection.getresponse().read())
         assert list(answer["networks"]) == ["student"]
-        (shelf,) = tmp_path.glob("scenedistill-serve-*")
-        assert shelf.stat().st_mode & 0o077 == 0, "others could read it"
+        (store,) = tmp_path.glob("scenedistill-serve-*")
+        assert store.stat().st_mode & 0o077 == 0, "others could read it"
         connection.close()
         server.send_signal(ending)
         assert server.wait(60) in (0, -ending)
@@ -484,7 +481,7 @@ async def fine(scope: Any, receive: Any, send: Any) -> None:
         ("0.0.0.0", "evil.example", 403),
     ],
 )
-def test_only_its_own_names_reach_it(listen: str, host: str, status: int) -> None:
+def test_only_requests_to_its_own_host_names_are_served(listen: str, host: str, status: int) -> None:
     assert ask_guard(Guard(fine, listen, ("scenes.example",)), host=host) == status
 
 
@@ -502,7 +499,7 @@ def test_only_its_own_names_reach_it(listen: str, host: str, status: int) -> Non
         ({"sec_fetch_site": "same-site"}, 403),
     ],
 )
-def test_only_its_own_page_may_post(headers: dict[str, str], status: int) -> None:
+def test_only_its_own_page_may_post_to_it(headers: dict[str, str], status: int) -> None:
     assert ask_guard(Guard(fine, "127.0.0.1"), "POST", host="localhost:8000", **headers) == status
 
 
@@ -538,46 +535,46 @@ def test_the_page_and_its_parts_are_served_as_they_are(page: Any) -> None:
 
 def test_only_own_plain_files_are_kept_and_only_for_a_while() -> None:
     async def use() -> None:
-        shelf = Shelf(ServeLimits(kept=2, minutes=0.1 / 60))
+        store = ResultStore(ServeLimits(kept=2, minutes=0.1 / 60))
         try:
             tokens = []
             for _ in range(3):
-                with shelf.folder() as folder:
+                with store.folder() as folder:
                     (folder / "result.json").write_text("{}")
                     (folder / "result.csv").symlink_to("/etc/hostname")
                     (folder / "upload.png").write_text("x")
                     (folder / "inner").mkdir()
-                    kept = shelf.keep(folder, ["result.json", "result.csv", "upload.png"])
+                    kept = store.keep(folder, ["result.json", "result.csv", "upload.png"])
                 assert list(kept) == ["result.json"] and [path.name for path in folder.iterdir()] == ["result.json"]
                 tokens.append(folder.name)
-            assert sorted(path.name for path in shelf.root.iterdir()) == sorted(tokens[1:])
+            assert sorted(path.name for path in store.root.iterdir()) == sorted(tokens[1:])
             with pytest.raises(Refused, match="no longer kept"):
-                shelf.find(tokens[0], "result.json")
-            assert shelf.find(tokens[2], "result.json").read_text() == "{}"
+                store.find(tokens[0], "result.json")
+            assert store.find(tokens[2], "result.json").read_text() == "{}"
             await asyncio.sleep(0.3)
-            assert not list(shelf.root.iterdir())
+            assert not list(store.root.iterdir())
         finally:
-            shelf.close()
-        assert not shelf.root.exists()
+            store.close()
+        assert not store.root.exists()
 
     asyncio.run(use())
 
 
 def test_kept_results_take_no_more_disk_than_they_may() -> None:
     async def use() -> None:
-        shelf = Shelf(ServeLimits(kept_megabytes=2.5))
+        store = ResultStore(ServeLimits(kept_megabytes=2.5))
         try:
             tokens = []
             for size in (1, 1, 1, 4):
-                with shelf.folder() as folder:
+                with store.folder() as folder:
                     (folder / "result.json").write_bytes(bytes(size * 2**20))
-                    shelf.keep(folder, ["result.json"])
+                    store.keep(folder, ["result.json"])
                 tokens.append(folder.name)
                 if len(tokens) == 3:
-                    assert list(shelf.results) == tokens[1:]
-            assert [path.name for path in shelf.root.iterdir()] == tokens[3:], "the newest stays however large"
+                    assert list(store.results) == tokens[1:]
+            assert [path.name for path in store.root.iterdir()] == tokens[3:], "the newest stays however large"
         finally:
-            shelf.close()
+            store.close()
 
     asyncio.run(use())
 
@@ -594,11 +591,11 @@ def test_kept_results_take_no_more_disk_than_they_may() -> None:
         ("n" * 300, "n" * 100),
     ],
 )
-def test_names_are_shown_tamed(given: str, shown: str) -> None:
+def test_names_are_shown_without_paths_or_control_characters(given: str, shown: str) -> None:
     assert shown_name(given) == shown
 
 
-def test_kinds_are_told_by_content() -> None:
+def test_the_kind_of_an_upload_follows_from_its_content() -> None:
     assert image_kind(encoded(noise())[:12], "a.jpg") == "png"
     assert image_kind(encoded(noise(), "WEBP")[:12], "a") == "webp"
     assert image_kind(tiff_bytes(noise(), bigtiff=True)[:12], "a") == "tif"
@@ -606,7 +603,7 @@ def test_kinds_are_told_by_content() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"megabytes": 0}, {"parallel": 0}, {"waiting": -1}, {"seconds": -1.0}])
-def test_limits_must_make_sense(wrong: dict[str, Any]) -> None:
+def test_limits_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"limits.{next(iter(wrong))}: found"):
         ServeLimits(**wrong)
 
@@ -656,7 +653,7 @@ def test_a_geotiff_becomes_a_map_as_predicting_its_windows_does(
     for name in answer["downloads"]:
         content = page.call("GET", f"/{answer['downloads'][name]}")[1]
         (tmp_path / name).write_bytes(content)
-        assert str(page.shelf).encode() not in content
+        assert str(page.store).encode() not in content
     with rasterio.open(tmp_path / "classes.tif") as raster:
         assert raster.read(1).ravel().tolist() == labels.ravel().tolist() and raster.crs == "EPSG:32632"
     polygons = pyogrio.raw.read(tmp_path / "classes.gpkg", layer="scenes", columns=["class"])[3][0]
@@ -665,7 +662,7 @@ def test_a_geotiff_becomes_a_map_as_predicting_its_windows_does(
     assert (float(rows[1]["x"]), float(rows[1]["y"])) == (500_000 + 288, 5_400_000 - 96)
 
 
-def test_how_a_map_is_made_can_be_chosen(page: Any, tmp_path: Path) -> None:
+def test_window_and_overlap_of_a_map_can_be_chosen(page: Any, tmp_path: Path) -> None:
     body = geotiff(tmp_path / "a.tif", noise(100, 130))
     answer = page.call("POST", "/classify?name=a.tif&window=40&overlap=0.5", body)[1]
     assert (answer["grid"]["rows"], answer["grid"]["columns"]) == (5, 7)  # steps of 20, the last one cut
@@ -696,7 +693,7 @@ def test_a_disguised_vrt_is_not_opened_as_a_map(page: Any, tmp_path: Path) -> No
             assert status == 422 and list(answer) == ["error"], name
 
 
-def test_holes_stay_holes(page: Any, tmp_path: Path) -> None:
+def test_holes_of_a_raster_are_left_out_of_the_map(page: Any, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
     pixels = noise(96, 192) | 1
     pixels[:, 96:] = 0

@@ -204,7 +204,7 @@ def test_a_dropped_file_is_taken(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_can_be_read(tab: Any, scheme: str) -> None:
+def test_the_page_fits_a_phone_and_has_readable_contrast(tab: Any, scheme: str) -> None:
     tab.emulate_media(color_scheme=scheme)
     tab.set_viewport_size({"width": 360, "height": 740})
     give(tab, picture("a very long name of a file that does not fit into a narrow window at all.png"))

@@ -25,7 +25,7 @@ HEAD = b"GET /about HTTP/1.1\r\nHost: localhost\r\n"
 @pytest.fixture(scope="module")
 def patient_page(serve_page: Any) -> Iterator[Any]:
     """A page that waits a second for a request."""
-    with serve_page(connections={"asking": 1.0}) as page:
+    with serve_page(connections={"request_seconds": 1.0}) as page:
         yield page
 
 
@@ -48,7 +48,9 @@ def is_closed(line: socket.socket) -> bool:
     return True
 
 
-def test_hundreds_of_half_requests_keep_nobody_out(patient_page: Any, wait_until: Callable[..., None]) -> None:
+def test_hundreds_of_incomplete_requests_do_not_block_others(
+    patient_page: Any, wait_until: Callable[..., None]
+) -> None:
     with contextlib.ExitStack() as open_lines:
         lines = [open_lines.enter_context(connect(patient_page.port, b"GET /abo")) for _ in range(300)]
         begun = time.monotonic()
@@ -72,7 +74,7 @@ def test_hundreds_of_half_requests_keep_nobody_out(patient_page: Any, wait_until
         HEAD + b"X: " + b"a" * 40_000,
     ],
 )
-def test_who_does_not_ask_is_cut_off_however_slowly_he_sends(patient_page: Any, begun: bytes) -> None:
+def test_an_idle_or_slow_connection_is_closed_in_time(patient_page: Any, begun: bytes) -> None:
     with connect(patient_page.port, begun) as line:
         start = time.monotonic()
         while not is_closed(line):
@@ -82,7 +84,7 @@ def test_who_does_not_ask_is_cut_off_however_slowly_he_sends(patient_page: Any, 
                 line.sendall(b"x")  # each byte a sign of life
 
 
-def test_a_connection_that_asks_in_time_stays(patient_page: Any) -> None:
+def test_a_connection_that_sends_a_request_in_time_stays_open(patient_page: Any) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", patient_page.port, timeout=30)
     connection.connect()
     with contextlib.closing(connection):
@@ -94,7 +96,7 @@ def test_a_connection_that_asks_in_time_stays(patient_page: Any) -> None:
             assert response.status == 200 and response.read()
 
 
-def test_an_answer_that_nobody_takes_is_given_up(wait_until: Callable[..., None]) -> None:
+def test_a_response_that_is_not_read_is_abandoned(wait_until: Callable[..., None]) -> None:
     ended = threading.Event()
 
     async def much(scope: Any, receive: Any, send: Any) -> None:
@@ -104,7 +106,7 @@ def test_an_answer_that_nobody_takes_is_given_up(wait_until: Callable[..., None]
         ended.set()
 
     listener = socket.create_server(("127.0.0.1", 0))
-    protocol = bounded_protocol(asking=1, taking=0.5)
+    protocol = bounded_protocol(request_seconds=1, response_seconds=0.5)
     server = uvicorn.Server(uvicorn.Config(much, http=protocol, lifespan="off", log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -122,7 +124,7 @@ def test_an_answer_that_nobody_takes_is_given_up(wait_until: Callable[..., None]
         listener.close()
 
 
-def test_an_upload_that_hardly_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_is_too_slow_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def dribbling(pause: float, size: int) -> Any:
         for _ in range(20):
             yield bytes(size)

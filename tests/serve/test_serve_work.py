@@ -23,7 +23,7 @@ from PIL import Image
 from scenedistill.core.errors import UserError
 from scenedistill.serve import worker as serve_work
 from scenedistill.serve.answers import Answerer
-from scenedistill.serve.files import PREFIX, Shelf
+from scenedistill.serve.files import PREFIX, ResultStore
 from scenedistill.serve.limits import ServeLimits
 from scenedistill.serve.server import worker_setup
 from scenedistill.serve.worker import Worker
@@ -31,6 +31,7 @@ from scenedistill.serve.worker import Worker
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 
 SRC = Path(__file__).resolve().parents[2] / "src"
+COMMAND = (sys.executable, "-u", "-m", "scenedistill.cli", "serve")
 PLACE = rasterio.Affine(2, 0, 500_000, 0, -2, 5_400_000)
 RNG = np.random.default_rng(0)
 
@@ -91,14 +92,14 @@ def test_memory_is_flat_over_two_hundred_requests(page: Any, tmp_path: Path, wai
         body = town if number % 20 == 0 else scenes[number % len(scenes)]
         statuses.add(page.call("POST", "/classify?name=a", body)[0])
         if number % 20 == 19:
-            wait_until(lambda: not page.workers.all[0].tidying)
+            wait_until(lambda: not page.workers.all[0].cleaning_up)
             sizes.append(resident(page.workers.all[0].process.pid))
     assert statuses == {200, 415, 422}
     assert max(sizes[2:]) - sizes[1] < 24, sizes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise elsewhere")
-def test_what_a_large_file_took_is_given_back(worker: Worker, tmp_path: Path) -> None:
+def test_memory_of_a_large_file_is_released(worker: Worker, tmp_path: Path) -> None:
     assert worker.process and worker.process.pid
     small, large = (tmp_path / name / "upload.tif" for name in ("small", "large"))
     for path, side in ((small, 96), (large, 3000)):
@@ -106,7 +107,7 @@ def test_what_a_large_file_took_is_given_back(worker: Worker, tmp_path: Path) ->
         tiff(path, noise(side, kind="float32"))
     sizes = []
     for path in (small, large, large):
-        answer = worker.ask({"upload": str(path), "name": "a.tif", "kind": "map", "window": 512})
+        answer = worker.run({"upload": str(path), "name": "a.tif", "kind": "map", "window": 512})
         assert answer["kind"] == "map"
         worker.start()
         sizes.append(resident(worker.process.pid))
@@ -123,19 +124,19 @@ def test_a_process_that_keeps_too_much_is_replaced(
     assert worker.process
     worker.start()
     before = worker.process.pid
-    worker.ask(task)
+    worker.run(task)
     worker.start()
     assert worker.process.pid == before
-    worker.ask(task)
+    worker.run(task)
     monkeypatch.setattr(serve_work, "KEPT_BYTES", -(1 << 40))
     worker.start()
-    assert worker.process.pid != before and worker.ask(task)["kind"] == "scene"
+    assert worker.process.pid != before and worker.run(task)["kind"] == "scene"
 
 
 # time
 
 
-def test_a_file_with_hardly_anything_in_it_is_refused(answerer: Answerer, tmp_path: Path) -> None:
+def test_a_file_with_too_few_bytes_for_its_pixels_is_refused(answerer: Answerer, tmp_path: Path) -> None:
     shape = {"count": 3, "height": 7000, "width": 7000, "dtype": "float64"}
     sparse = tiff(tmp_path / "upload.tif", None, **shape, SPARSE_OK=True, blockysize=1)
     assert sparse.stat().st_size < 60_000
@@ -166,7 +167,7 @@ def test_a_map_that_would_take_too_long_is_not_begun(
 # what it says
 
 
-def test_the_page_speaks_of_no_option_of_the_command_line(page: Any, tmp_path: Path) -> None:
+def test_messages_of_the_page_name_no_command_line_option(page: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     deflated = {"compress": "deflate", "blockysize": 16}
     files = {
@@ -199,7 +200,7 @@ def test_holes_that_no_file_tells_of_and_windows_left_out_are_noted(page: Any, t
     assert answer["note"] == "2 of 4 windows hold too little data and are left out."
 
 
-def test_a_place_is_told_with_or_without_a_coordinate_system(page: Any, tmp_path: Path) -> None:
+def test_a_map_names_its_place_with_or_without_a_coordinate_system(page: Any, tmp_path: Path) -> None:
     placed = tiff(tmp_path / "a.tif", noise(96), crs=None).read_bytes()
     assert page.call("POST", "/classify?name=a.tif", placed)[1]["kind"] == "map"
     point = rasterio.control.GroundControlPoint
@@ -225,13 +226,9 @@ def test_a_network_whose_name_is_no_utf_8_is_refused_in_a_line(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_after_a_kill_nobody_works_on_and_the_next_page_clears_up(
+def test_after_a_kill_no_process_continues_and_the_next_server_cleans_up(
     page_networks: tuple[Path, Path], tmp_path: Path, wait_until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = (
-        "import sys; from rich.console import Console; from scenedistill.commands.serve import command, parser\n"
-        "command(parser().parse_args(sys.argv[1:]), Console(soft_wrap=True), '')"
-    )
     folder = tmp_path / "tmp"
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(SRC), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
@@ -239,9 +236,7 @@ def test_after_a_kill_nobody_works_on_and_the_next_page_clears_up(
     arguments += ["--limits.seconds", "10000"]
     body = tiff(tmp_path / "a.tif", noise(1600)).read_bytes()  # 40,000 windows, a minute or so
     with (
-        subprocess.Popen(
-            [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-        ) as server,
+        subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as server,
         contextlib.ExitStack() as at_the_end,
     ):
         at_the_end.callback(server.kill)
@@ -267,9 +262,9 @@ def test_after_a_kill_nobody_works_on_and_the_next_page_clears_up(
     (left,) = folder.glob(f"{PREFIX}*")
     (folder / f"{PREFIX}foreign").mkdir()  # without our lock: not ours to remove
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    first = Shelf(ServeLimits())
+    first = ResultStore(ServeLimits())
     assert not left.exists() and first.root.is_dir()
-    second = Shelf(ServeLimits())  # the first one lives
+    second = ResultStore(ServeLimits())  # the first one lives
     assert first.root.is_dir()
     first.close()
     second.close()

@@ -32,7 +32,7 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine() -> None:
     assert rate(13, 12, 4) == pytest.approx(0), "a step too many does not rise again"
 
 
-def test_the_rate_without_warm_up_and_with_nothing_else() -> None:
+def test_the_rate_is_defined_with_no_warm_up_and_with_only_warm_up() -> None:
     assert rate(0, 10, 0) == 1
     assert rate(5, 10, 0) == pytest.approx(0.5)
     assert [rate(step, 3, 3) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_part(train: Train, tmp
     assert all(torch.isfinite(tensor).all() for tensor in kept.values()), "the last good epoch is kept"
 
 
-def test_a_learning_rate_out_of_all_bounds_is_named(train: Train) -> None:
+def test_a_learning_rate_out_of_range_is_named(train: Train) -> None:
     with pytest.raises(Diverged, match=r"fit\.lr is 1e\+30"):
         train(
             StudentTraining(

@@ -105,14 +105,14 @@ def test_a_process_that_sees_its_own_images_only_computes_something_else(
     assert largest > 0.01
 
 
-def test_alone_nothing_is_gathered() -> None:
+def test_a_single_process_gathers_nothing() -> None:
     tensor = torch.randn(3, requires_grad=True)
     assert world_size() == 1 and gather(tensor) is tensor
 
 
 @pytest.mark.parametrize("name", ["table1_printed", "mobilenetv3_small_100", "densenet121"])
 @pytest.mark.parametrize("training", [True, False])
-def test_shared_batch_norm_is_batch_norm(name: str, training: bool) -> None:
+def test_shared_batch_norm_equals_batch_norm(name: str, training: bool) -> None:
     """With one process, to the bit: same names, same statistics, and the activations that some norms hold."""
     torch.manual_seed(0)
     net = build_student(name, 3, image_size=64).train(training)
@@ -128,7 +128,7 @@ def test_shared_batch_norm_is_batch_norm(name: str, training: bool) -> None:
     assert [key for key, _ in shared.named_parameters()] == [key for key, _ in net.named_parameters()]
 
 
-def test_shared_batch_norm_says_what_it_needs() -> None:
+def test_shared_batch_norm_refuses_inputs_of_a_wrong_shape() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3))
     share_batch_norm(module)
     with pytest.raises(ValueError, match=r"needs \[B, C, ...\], found \(3,\)"):

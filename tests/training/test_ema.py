@@ -27,7 +27,7 @@ from scenedistill.models.network import SceneNet
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.best import BestEpoch, read_best
 from scenedistill.training.fitting import fit
-from scenedistill.training.multi_student import TogetherTraining
+from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.student import StudentTraining
 
 CPU = MachineConfig(accelerator="cpu", precision="fp32")
@@ -123,7 +123,7 @@ def test_the_final_network_is_the_average_of_a_slow_loop(
     assert record["last_epoch"]["val_oa"] == pytest.approx(np.mean(seen_classes == part.labels), abs=1e-4)
 
 
-def test_without_it_the_last_step_counts(
+def test_without_averaging_the_network_is_that_of_the_last_step(
     tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path
 ) -> None:
     module, steps = student(mild, decay=0.0), Steps()
@@ -132,7 +132,7 @@ def test_without_it_the_last_step_counts(
 
 
 @pytest.mark.parametrize(("epoch", "where"), [*((epoch, "validation") for epoch in range(EPOCHS)), (EPOCHS - 1, "end")])
-def test_killed_anywhere_it_ends_with_the_same_bits(
+def test_a_resumed_training_ends_with_the_same_average(
     epoch: int, where: str, tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path
 ) -> None:
     whole = student(mild)
@@ -154,19 +154,21 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     assert best.val_oa == pytest.approx(np.mean(seen == part.labels)), "the best epoch's weights are those validated"
 
 
-def test_side_by_side_each_has_its_own(tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
+def test_students_trained_side_by_side_average_separately(
+    tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path
+) -> None:
     alone = {}
     for name in ("table1_printed", "table1_resnet"):
         module = student(mild, name=name)
         train(module, tiny_cache, split, tmp_path / name)
         alone[name] = weights_hash(module.net)
     students = {name: student(mild, name=name) for name in alone}
-    train(TogetherTraining(students), tiny_cache, split, tmp_path / "together")
+    train(MultiStudentTraining(students), tiny_cache, split, tmp_path / "together")
     assert {name: weights_hash(one.net) for name, one in students.items()} == alone
 
 
 @pytest.mark.slow
-def test_two_processes_average_as_one(tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
+def test_two_processes_average_like_one(tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
     found = {}
     for devices, decay in ((1, 0.6), (2, 0.6), (1, 0.0)):
         module = student(mild, decay, epochs=1)  # more would let rounding grow

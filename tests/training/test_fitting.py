@@ -25,7 +25,7 @@ from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.training.base import Diverged
-from scenedistill.training.fitting import _as_raised, _AtomicCheckpoints, count_devices
+from scenedistill.training.fitting import _AtomicCheckpoints, _original_exception, count_devices
 from scenedistill.training.student import StudentTraining
 
 PLAIN, DKD = "table1_printed/plain", "table1_printed/dkd"
@@ -88,7 +88,7 @@ def test_a_run_killed_at_every_moment_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_student_of_kept_knowledge_goes_on_with_the_very_same_knowledge(
+def test_a_killed_student_resumes_with_the_same_stored_knowledge(
     tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
     options = ("--student.knowledge_views", "2", *tiny_options)
@@ -106,7 +106,7 @@ def test_a_student_of_kept_knowledge_goes_on_with_the_very_same_knowledge(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_ends_with_one_line_and_the_same_command_goes_on(
+def test_a_full_disk_ends_with_one_line_and_the_same_command_resumes(
     tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
     command = ("run", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     assert list(path.parent.iterdir()) == [path], "and nothing half"
 
 
-def test_a_writer_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_when_the_writer_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = _AtomicCheckpoints()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, used=1 << 40, free=0))
     with pytest.raises(OSError) as raised:
@@ -148,7 +148,7 @@ class _Unwritable:
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
 
-def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path: Path) -> None:
+def test_a_training_logs_its_epochs_and_is_not_repeated(train: Any, mild: ViewConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = StudentConfig(fit=StudentFitConfig(epochs=2, batch_size=100, warmup_epochs=0))
     module = StudentTraining(
@@ -176,7 +176,7 @@ def test_what_a_training_tells_and_leaves(train: Any, mild: ViewConfig, tmp_path
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_one_of_several_processes_is_told_as_in_one(
+def test_an_error_in_one_of_several_processes_is_reported_like_in_one(
     tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
     teacher = str(tiny_run / "seed3" / "teacher" / "weights.safetensors")
@@ -188,10 +188,10 @@ def test_what_goes_wrong_in_one_of_several_processes_is_told_as_in_one(
     assert ended.err.count("\n") == 1
 
 
-def test_the_text_of_another_process_becomes_its_error_again() -> None:
+def test_the_text_of_another_process_becomes_its_exception_again() -> None:
     def told(last: str) -> Exception:
         text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call):\n  ...\n{last}\n"
-        return _as_raised(ProcessRaisedException(text, 1, 1))
+        return _original_exception(ProcessRaisedException(text, 1, 1))
 
     lost = told("scenedistill.training.base.Diverged: Part kd of the loss\nis not finite.")
     assert type(lost) is Diverged and str(lost) == "Part kd of the loss\nis not finite."
@@ -227,7 +227,7 @@ def test_too_few_validation_images_for_the_devices_are_refused(
     ],
     ids=lambda machine: f"{machine.accelerator} {machine.devices} {machine.strategy}",
 )
-def test_devices_that_are_not_there_are_refused(machine: MachineConfig) -> None:
+def test_missing_devices_are_refused(machine: MachineConfig) -> None:
     with pytest.raises(UserError, match=f"--machine: accelerator {machine.accelerator}, devices {machine.devices}"):
         count_devices(machine)
 

@@ -45,7 +45,7 @@ def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = 
     )  # fmt: skip
 
 
-def test_the_norms_are_those_of_each_loss_alone(all_images: ScenePart, mild: ViewConfig) -> None:
+def test_each_norm_is_that_of_the_loss_alone(all_images: ScenePart, mild: ViewConfig) -> None:
     module = build(all_images, mild)
     module.net.head[0].p = 0.0  # type: ignore[index]
     assert module.knowledge is not None
@@ -65,7 +65,7 @@ def test_the_norms_are_those_of_each_loss_alone(all_images: ScenePart, mild: Vie
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_same_weights_with_and_without(
+def test_measuring_gradients_does_not_change_the_weights(
     precision: Any, all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -94,7 +94,7 @@ def test_the_same_weights_with_and_without(
     assert all(0 < float(row["embedding_spread"]) < 1 and 0 < float(row["gate_spatial_5"]) < 1 for row in rows)
 
 
-def test_a_student_that_says_the_same_of_every_image_is_told_of(
+def test_a_student_with_one_answer_for_every_image_is_reported(
     all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path
 ) -> None:
     data = SceneDataModule(all_images.cache, all_train, batch_size=16, seed=0)
@@ -126,11 +126,13 @@ def test_one_loss_alone_is_not_measured(
     ("epochs", "steps", "expected"),
     [(3, 200, [0, 1, 2]), (10, 37, [0, 3, 6, 9]), (5, 4, [4]), (1, 1, [0])],
 )
-def test_it_is_measured_every_hundred_steps_and_in_the_end(epochs: int, steps: int, expected: list[int]) -> None:
+def test_gradients_are_measured_every_hundred_steps_and_at_the_end(
+    epochs: int, steps: int, expected: list[int]
+) -> None:
     assert [epoch for epoch in range(epochs) if due(epoch, epochs, steps)] == expected
 
 
-def test_a_part_that_is_constant_pulls_not_at_all() -> None:
+def test_a_constant_loss_term_has_gradient_norm_zero() -> None:
     net = nn.Linear(2, 1)
     parts = {"still": torch.ones(()), "moving": net(torch.ones(1, 2)).sum()}
     assert gradient_norms(net, net, lambda: parts) == pytest.approx({"still": 0.0, "moving": 3**0.5})

@@ -22,7 +22,7 @@ from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import view_size
-from scenedistill.training.multi_student import TogetherTraining
+from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher import TeacherTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
@@ -94,7 +94,7 @@ def test_the_network_sees_the_same_view_at_its_size(
                 torch.testing.assert_close(ours, slow(theirs, side), rtol=0, atol=1e-5)
 
 
-def test_it_trains_while_the_teacher_answers_full_views(
+def test_the_student_trains_on_small_views_and_the_teacher_sees_full_ones(
     knowledge: Knowledge, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = {}
@@ -110,7 +110,7 @@ def test_it_trains_while_the_teacher_answers_full_views(
         return ask(self, view, *what)
 
     monkeypatch.setattr(FrozenTeacher, "__call__", watched)
-    together = TogetherTraining({name: student(mild, knowledge, name) for name in alone})
+    together = MultiStudentTraining({name: student(mild, knowledge, name) for name in alone})
     asked.clear()
     seen: list[int] = []
     together.students[0].net.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))  # type: ignore[union-attr]
@@ -121,7 +121,7 @@ def test_it_trains_while_the_teacher_answers_full_views(
     assert {name: weights_hash(one.net) for name, one in zip(alone, students, strict=True)} == alone
 
 
-def test_killed_it_goes_on_with_the_size_of_its_epoch(
+def test_a_killed_training_resumes_with_the_view_size_of_its_epoch(
     mild: ViewConfig, train: Any, all_train: Split, tmp_path: Path
 ) -> None:
     whole, killed = student(mild), student(mild)
@@ -141,7 +141,7 @@ def test_killed_it_goes_on_with_the_size_of_its_epoch(
     assert weights_hash(again.net) == weights_hash(whole.net)
 
 
-def test_a_network_of_one_size_is_refused() -> None:
+def test_a_network_of_fixed_size_is_refused() -> None:
     config = RunConfig(image_size=64)
     config.machine.accelerator = "cpu"
     config.teacher.name = "resnet18"

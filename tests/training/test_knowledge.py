@@ -26,6 +26,7 @@ from scenedistill.training.teacher_outputs import knowledge as rooms
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 CPU = torch.device("cpu")
+WORKER = Path(__file__).with_name("knowledge_worker.py")
 VIEWS = ViewConfig()
 
 
@@ -51,7 +52,7 @@ def test_epochs_cycle_through_the_views(teacher: SceneNet, all_images: ScenePart
     assert [knowing(teacher, all_images, 0).view_number(epoch) for epoch in range(4)] == [0, 1, 2, 3]
 
 
-def test_kept_knowledge_is_what_the_teacher_says_of_those_views(
+def test_stored_knowledge_equals_the_teachers_outputs_for_those_views(
     teacher: SceneNet, all_images: ScenePart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(rooms, "BATCH", 24)  # the last of three batches is smaller
@@ -71,7 +72,7 @@ def test_kept_knowledge_is_what_the_teacher_says_of_those_views(
     assert kept.store is not None and kept.store.kept() == {0, 1}
 
 
-def test_feature_maps_are_the_teachers_own_and_never_kept(
+def test_feature_maps_are_the_teachers_own_and_never_stored(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
     asked, batch = knowing(teacher, all_images, 0), all_images.fetch([63, 0, 17])
@@ -80,7 +81,7 @@ def test_feature_maps_are_the_teachers_own_and_never_kept(
     assert asked.of(batch, 1).features == () and len(found.features) == 4
     for ours, theirs in zip(found.features, expected.features, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="not among the kept answers to 2 views"):
+    with pytest.raises(ValueError, match="not among the kept outputs for 2 views"):
         knowing(teacher, all_images, 2, tmp_path).of(batch, 0, features=True)
 
 
@@ -93,7 +94,7 @@ def said(kept: Knowledge, part: ScenePart, epoch: int) -> np.ndarray:
     return kept.of(part.fetch([5, 1]), epoch).logits.numpy()
 
 
-def test_what_was_kept_is_read_by_a_later_run_and_nobody_asks_the_teacher(
+def test_a_later_run_reads_the_stored_outputs_and_does_not_run_the_teacher(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
     first = knowing(teacher, all_images, 2, tmp_path)
@@ -105,14 +106,14 @@ def test_what_was_kept_is_read_by_a_later_run_and_nobody_asks_the_teacher(
         pairs = zip(cast(Iterable[Tensor], ours), cast(Iterable[Tensor], theirs), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     assert again.statistics(CPU)[1] == statistics[1]
-    assert not again.teachers.asked, "the teacher was asked"
+    assert not again.teachers.used, "the teacher was asked"
     assert files(tmp_path) == before
     said(again, all_images, 2)
     assert len(files(tmp_path)) == len(before) + 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped bit", "no array"])
-def test_damaged_knowledge_is_asked_for_again(
+def test_damaged_knowledge_is_computed_again(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path, damage: str
 ) -> None:
     answers = said(knowing(teacher, all_images, 1, tmp_path), all_images, 0)
@@ -123,7 +124,7 @@ def test_damaged_knowledge_is_asked_for_again(
     file.write_bytes(b"nonsense" if damage == "no array" else content[:-1] if damage == "cut" else content)
     again = knowing(teacher, all_images, 1, tmp_path)
     assert np.array_equal(said(again, all_images, 0), answers)
-    assert again.teachers.asked
+    assert again.teachers.used
     (mended,) = tmp_path.glob("*/view-00000-*.npy")
     assert mended.name == file.name and len(mended.read_bytes()) == len(content)
 
@@ -135,7 +136,7 @@ def test_damaged_statistics_are_made_again(teacher: SceneNet, all_images: SceneP
     assert knowing(teacher, all_images, 1, tmp_path).statistics(CPU)[1] == oa
 
 
-def test_whatever_changes_the_answers_has_a_folder_of_its_own(
+def test_every_setting_that_changes_the_outputs_has_its_own_folder(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
     other = build_student("table1_printed", 4, image_size=32)
@@ -156,7 +157,7 @@ def test_whatever_changes_the_answers_has_a_folder_of_its_own(
     assert same.store and stores[0].store and same.store.folder == stores[0].store.folder
 
 
-def test_another_view_says_something_else(teacher: SceneNet, all_images: ScenePart, tmp_path: Path) -> None:
+def test_outputs_differ_between_views(teacher: SceneNet, all_images: ScenePart, tmp_path: Path) -> None:
     kept = knowing(teacher, all_images, 2, tmp_path)
     batch = all_images.fetch([3])
     said = []
@@ -166,7 +167,7 @@ def test_another_view_says_something_else(teacher: SceneNet, all_images: ScenePa
     assert not torch.allclose(said[0], said[1])
 
 
-def test_asked_anew_the_answer_is_the_teachers_own(teacher: SceneNet, all_images: ScenePart) -> None:
+def test_without_stored_views_the_output_is_the_teachers_own(teacher: SceneNet, all_images: ScenePart) -> None:
     asked = knowing(teacher, all_images, 0)
     asked.open(4, CPU)
     view = torch.rand(3, 3, 32, 32)
@@ -190,52 +191,21 @@ def test_statistics_are_those_of_all_evaluation_views(
         assert torch.allclose(std, stage.descriptor.std(0), atol=1e-5)
 
 
-def test_statistics_of_one_image_divide_by_nothing(teacher: SceneNet, all_images: ScenePart) -> None:
+def test_statistics_of_one_image_have_deviation_one(teacher: SceneNet, all_images: ScenePart) -> None:
     one = ScenePart(all_images.cache, all_images.positions[:1])
     for std in knowing(teacher, one, 0).statistics(CPU)[0].descriptor_std:
         assert torch.equal(std, torch.ones_like(std))
 
 
-WORKER = """
-import sys
-from pathlib import Path
-import numpy as np, torch, torch.distributed as dist
-from scenedistill.data.batches import ScenePart
-from scenedistill.data.cache.build import build_cache
-from scenedistill.data.scenes import scan
-from scenedistill.data.views import ViewConfig
-from scenedistill.models.files import load_net
-from scenedistill.training.teacher_outputs.knowledge import Knowledge
-
-rank, world, scenes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-torch.set_num_threads(1)
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-cache = build_cache(scan(scenes), 32, folder=folder / f"cache{rank}", progress=False)
-part = ScenePart(cache, np.arange(63))  # an odd number
-teacher, _ = load_net(folder / "teacher.safetensors")
-kept = Knowledge(teacher, part, views=2, config=ViewConfig(), image_size=32, seed=5, precision="fp32",
-                 root=folder / f"store{world}")
-asked = []
-ask = kept.teachers
-kept.teachers = lambda view, attention=True: asked.append(len(view)) or ask(view, attention)
-for epoch in range(3):
-    kept.open(epoch, torch.device("cpu"))
-assert sum(asked) == 2 * -(-63 // world), asked
-torch.save(kept._rows, folder / f"rows{world}-{rank}.pt")
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_share_out_the_images_and_know_what_one_would(
+def test_two_processes_divide_the_images_and_get_the_outputs_of_one(
     teacher: SceneNet, tiny_scenes: Path, tmp_path: Path
 ) -> None:
     card = NetCard("table1_printed", ("a", "b", "c", "d"), 3, 32)
     save_net(teacher, card, tmp_path / "teacher.safetensors")
-    (tmp_path / "worker.py").write_text(WORKER)
     environment = {**os.environ, "PYTHONPATH": str(Path(rooms.__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     for world in (1, 2):
-        command = [sys.executable, str(tmp_path / "worker.py")]
+        command = [sys.executable, str(WORKER)]
         workers = [
             subprocess.Popen([*command, str(rank), str(world), str(tiny_scenes), str(tmp_path)], env=environment)
             for rank in range(world)
@@ -250,7 +220,7 @@ def test_two_processes_share_out_the_images_and_know_what_one_would(
     assert len(list((tmp_path / "store2").glob("*/view-*.npy"))) == 2
 
 
-def test_what_is_kept_of_mixed_and_unlabelled_views_is_what_the_teacher_says(
+def test_stored_outputs_of_mixed_and_unlabelled_views_equal_the_teachers(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
     labelled, others = (ScenePart(all_images.cache, np.arange(first, 64, 4)) for first in (0, 1))
@@ -271,7 +241,9 @@ def test_what_is_kept_of_mixed_and_unlabelled_views_is_what_the_teacher_says(
         assert found.attention[0].energy.shape[-1] == 6, "of the finer view"
 
 
-def test_how_it_is_asked_is_part_of_what_is_kept(teacher: SceneNet, all_images: ScenePart, tmp_path: Path) -> None:
+def test_how_the_teacher_runs_is_part_of_the_stored_settings(
+    teacher: SceneNet, all_images: ScenePart, tmp_path: Path
+) -> None:
     stores = [
         knowing(teacher, all_images, 2, tmp_path),
         knowing(teacher, all_images, 2, tmp_path, ask_size=40),

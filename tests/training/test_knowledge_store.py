@@ -37,7 +37,7 @@ def test_a_row_has_two_bytes_for_each_number() -> None:
     assert rows.shape == (4, 2 * numbers) and rows.dtype == torch.uint8
 
 
-def test_unpacked_is_what_was_packed_to_the_precision_of_its_type() -> None:
+def test_unpacking_gives_what_was_packed_within_the_precision_of_its_type() -> None:
     output = answers(9)
     packing = Packing.of(output)
     found = packing.unpack(packing.pack(output)[[8, 0, 3]])
@@ -82,13 +82,15 @@ def test_a_view_is_read_back_and_a_partly_written_one_is_not_there(tmp_path: Pat
     assert store.kept() == {3} and not list(store.folder.glob("*.part"))
 
 
-def test_answers_of_another_number_of_images_are_not_taken(tmp_path: Path) -> None:
+def test_outputs_for_another_number_of_images_are_not_used(tmp_path: Path) -> None:
     packing = Packing.of(answers(5))
     KnowledgeStore(tmp_path, {"seed": 1}, 5).write(0, packing.pack(answers(5)))
     assert KnowledgeStore(tmp_path, {"seed": 1}, 6).read(0, packing) is None
 
 
-def test_the_need_is_said_and_held_against_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_needed_is_reported_and_compared_with_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packing = Packing.of(answers(5))
     store = KnowledgeStore(tmp_path, {"seed": 1}, 5)
     store.write(0, packing.pack(answers(5)))
@@ -103,7 +105,7 @@ def test_the_need_is_said_and_held_against_the_disk(tmp_path: Path, monkeypatch:
         store.need(5, packing)
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be kept in .*cache_dir"):
         KnowledgeStore(tmp_path / "file", {}, 5).need(1, Packing.of(answers(1)))
@@ -112,11 +114,11 @@ def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e8, "250 MB"), (3.24e12, "3.2 TB")]
 )
-def test_sizes_as_people_say_them(count: float, text: str) -> None:
+def test_sizes_are_written_in_readable_units(count: float, text: str) -> None:
     assert size_text(count) == text
 
 
-def test_damaged_statistics_and_a_damaged_note_are_told_and_made_again(
+def test_damaged_statistics_and_a_damaged_record_are_reported_and_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = KnowledgeStore(tmp_path, {"seed": 1}, 5)
@@ -137,14 +139,14 @@ def test_damaged_statistics_and_a_damaged_note_are_told_and_made_again(
         again = store.read_statistics()
         same = again is not None and again[1] == 0.75 and torch.equal(again[0].embedding_mean, kept.embedding_mean)
         assert again is None or same, place
-    assert "statistics.safetensors is damaged; the teacher is measured again" in capsys.readouterr().err
+    assert "statistics.safetensors is damaged; the teacher's statistics are computed" in capsys.readouterr().err
     about = store.folder / "about.json"
     about.write_text(about.read_text(encoding="utf-8")[:20], encoding="utf-8")
     store.write_statistics(kept, 0.75)
     assert read_json(about)["images"] == 5
 
 
-def test_a_damaged_view_is_told_and_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_view_is_reported_and_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, packing = KnowledgeStore(tmp_path, {"seed": 1}, 5), Packing.of(answers(5))
     store.write(0, packing.pack(answers(5)))
     (file,) = store.folder.glob("view-*.npy")
@@ -152,4 +154,4 @@ def test_a_damaged_view_is_told_and_gone(tmp_path: Path, capsys: pytest.CaptureF
     content[-9] ^= 1
     file.write_bytes(content)
     assert KnowledgeStore(tmp_path, {"seed": 1}, 5).read(0, packing) is None and not file.exists()
-    assert "is damaged; the teacher is asked again" in capsys.readouterr().err
+    assert "is damaged; the teacher's outputs are computed again" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 from scenedistill.core.errors import UserError
 from scenedistill.training.runs import Stage, fingerprint
 
+WORKER = Path(__file__).with_name("stage_worker.py")
 SETTINGS = {"seed": 0, "fit": {"epochs": 3, "lr": 0.1}, "classes": ["forêt", "river"]}
 
 
@@ -86,7 +87,7 @@ def test_a_folder_with_another_or_a_broken_record_is_moved_aside(tmp_path: Path,
     assert (moved / "stage.json").read_text() == content
 
 
-def test_waiting_for_another_process(tmp_path: Path) -> None:
+def test_waiting_for_another_process_ends_with_its_record_or_a_timeout(tmp_path: Path) -> None:
     stage, theirs = Stage(tmp_path / "teacher", SETTINGS), Stage(tmp_path / "teacher", SETTINGS)
     with pytest.raises(TimeoutError, match="teacher was not begun by the first process within 0 s"):
         stage.wait(0, begun=True)
@@ -101,10 +102,10 @@ def test_waiting_for_another_process(tmp_path: Path) -> None:
     assert stage.record == {"oa": 1.0}
 
 
-def test_a_stage_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+def test_a_stage_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     first, second = Stage(tmp_path / "run" / "teacher", SETTINGS), Stage(tmp_path / "run" / "teacher", {"seed": 1})
-    with first.held(), Stage(tmp_path / "run" / "student", SETTINGS).held():  # other stages are free
-        with pytest.raises(UserError) as refused, second.held():
+    with first.locked(), Stage(tmp_path / "run" / "student", SETTINGS).locked():  # other stages are free
+        with pytest.raises(UserError) as refused, second.locked():
             pass
         assert str(refused.value) == (
             f"{first.folder} is being worked on by another process (process {os.getpid()} on {platform.node()}). "
@@ -112,40 +113,34 @@ def test_a_stage_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         )
         first.begin()
         first.folder.rename(tmp_path / "run" / "aside")  # the lock does not move with the folder
-        with pytest.raises(UserError, match="another process"), second.held():
+        with pytest.raises(UserError, match="another process"), second.locked():
             pass
-    with second.held():
+    with second.locked():
         pass
     assert not list(tmp_path.rglob("*.holder"))
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "teacher", SETTINGS)
-    program = """import sys, pathlib, time
-from scenedistill.training.runs import Stage
-with Stage(pathlib.Path(sys.argv[1]), {}).held():
-    print("held", flush=True)
-    time.sleep(60)"""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
-    other = subprocess.Popen(
-        [sys.executable, "-c", program, str(stage.folder)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, str(WORKER), str(stage.folder)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert other.stdout and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"\(process {other.pid} on "), stage.held():
+        with pytest.raises(UserError, match=rf"\(process {other.pid} on "), stage.locked():
             pass
     finally:
         other.kill()
         other.wait()
-    with stage.held():
+    with stage.locked():
         assert (tmp_path / ".teacher.holder").read_text().startswith(f"process {os.getpid()} ")
 
 
-def test_where_there_are_no_locks_work_goes_on(tmp_path: Path) -> None:
+def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path: Path) -> None:
     (tmp_path / ".teacher.lock").mkdir()  # nothing that could be locked
-    with Stage(tmp_path / "teacher", SETTINGS).held():
+    with Stage(tmp_path / "teacher", SETTINGS).locked():
         pass
-    with pytest.raises(RuntimeError, match="a mistake"), Stage(tmp_path / "teacher", SETTINGS).held():
+    with pytest.raises(RuntimeError, match="a mistake"), Stage(tmp_path / "teacher", SETTINGS).locked():
         raise RuntimeError("a mistake")
 
 

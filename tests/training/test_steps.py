@@ -65,7 +65,9 @@ def test_the_cosine_ends_at_zero_with_the_last_step(train: Any, split: Split, mi
     assert record["last_epoch"]["val_oa"] >= 0 and "epoch 3/3" in record["said"]
 
 
-def test_as_many_steps_as_epochs_have_are_those_epochs(train: Any, split: Split, mild: ViewConfig) -> None:
+def test_a_number_of_steps_equal_to_some_epochs_gives_the_same_training(
+    train: Any, split: Split, mild: ViewConfig
+) -> None:
     by_steps, by_epochs = Watch(mild, steps=9), Watch(mild, steps=None)
     train(by_steps, split=split, folder="steps")
     record = train(by_epochs, split=split, folder="epochs")
@@ -88,7 +90,7 @@ class Killed(Callback):
 
 
 @pytest.mark.parametrize("moment", ["step", "end"])
-def test_killed_it_ends_with_the_same_bits(
+def test_a_killed_training_in_steps_ends_with_the_same_weights(
     moment: str, train: Any, split: Split, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed, again = Watch(mild), Watch(mild), Watch(mild)
@@ -102,13 +104,13 @@ def test_killed_it_ends_with_the_same_bits(
     assert record["last_epoch"] == expected["last_epoch"] and record["epochs"] == 3
 
 
-def test_epochs_are_counted_by_the_batches_there_are(train: Any, split: Split, mild: ViewConfig) -> None:
+def test_the_number_of_epochs_follows_from_the_batches(train: Any, split: Split, mild: ViewConfig) -> None:
     module = Watch(mild, epochs=77)  # as settings have it that do not know of further images
     record = train(module, split=split)
     assert record["epochs"] == 3 and len(module.rates) == STEPS
 
 
-def test_a_teacher_takes_steps_too(train: Any, split: Split, mild: ViewConfig) -> None:
+def test_a_teacher_can_be_trained_in_steps(train: Any, split: Split, mild: ViewConfig) -> None:
     torch.manual_seed(0)
     fit = TeacherFitConfig(**vars(FitConfig(epochs=2, batch_size=16, lr=0.02, steps=5)))
     net = build_student("table1_printed", 4, image_size=32)

@@ -15,6 +15,7 @@ from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
+from scenedistill.losses import ReusedClassifier
 from scenedistill.losses.logits import Decoupled
 from scenedistill.losses.registry import LOSSES
 from scenedistill.metrics.predict import predict
@@ -62,7 +63,7 @@ def right(net: SceneNet, part: ScenePart) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["plain", "dkd"])
-def test_a_student_learns_64_images_by_heart(
+def test_a_student_overfits_64_images(
     method: str, all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any
 ) -> None:
     knowledge = knowledge_of(teacher, all_images, mild) if method == "dkd" else None
@@ -124,7 +125,21 @@ def test_a_loss_on_feature_maps_trains(all_images: ScenePart, teacher: SceneNet,
     assert set(record["last_epoch"]) == {"ce", "reviewkd", "train_oa"} and record["last_epoch"]["reviewkd"] > 0
 
 
-def test_a_plain_student_asks_no_teacher(mild: ViewConfig) -> None:
+def test_the_reused_classifier_is_in_the_trained_students_head(
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any
+) -> None:
+    module = student({"simkd": 1.0}, mild, knowledge_of(teacher, all_images, mild), epochs=2)
+    record = train(module)
+    assert set(record["last_epoch"]) == {"simkd", "train_oa"}
+    loss = module.losses["simkd"].eval()
+    assert isinstance(loss, ReusedClassifier)
+    embedding = torch.randn(5, module.net.dims.embedding)
+    with torch.no_grad():
+        wanted = teacher.head(loss.norm(loss.layer(embedding)[:, :, None, None]).flatten(1))
+        torch.testing.assert_close(module.net.head(embedding), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_student_does_not_run_a_teacher(mild: ViewConfig) -> None:
     module = student({"ce": 1.0}, mild)
     assert module.knowledge is None
     assert not list(module.losses.parameters())
@@ -153,7 +168,7 @@ def test_a_loss_that_needs_labels_never_sees_an_image_without_one(
     assert none == 0 and none.requires_grad
 
 
-def test_the_losses_are_told_how_far_the_training_is(
+def test_the_losses_receive_the_progress_of_the_training(
     all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []

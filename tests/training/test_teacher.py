@@ -63,7 +63,7 @@ def test_without_triplets_a_step_is_smoothed_cross_entropy_alone(all_images: Sce
 
 
 @pytest.mark.slow
-def test_the_teacher_learns_64_images_by_heart(all_images: ScenePart, mild: ViewConfig, train: Any) -> None:
+def test_the_teacher_overfits_64_images(all_images: ScenePart, mild: ViewConfig, train: Any) -> None:
     torch.manual_seed(0)
     net = build_student("table1_printed", 4, image_size=32)
     record = train(TeacherTraining(net, TeacherConfig(fit=FIT), mild, image_size=32, seed=0), images_per_class=4)

@@ -35,12 +35,12 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_one_teacher_answers_as_it_does(nets: list[SceneNet]) -> None:
+def test_one_teacher_gives_its_own_outputs(nets: list[SceneNet]) -> None:
     view = torch.rand(3, 3, 32, 32)
     assert close(ask(nets[:1])(view).logits, nets[0](view).logits)
 
 
-def test_probabilities_of_several_are_averaged_and_the_rest_is_the_firsts(nets: list[SceneNet]) -> None:
+def test_several_teachers_average_their_probabilities_and_the_first_gives_the_rest(nets: list[SceneNet]) -> None:
     view = torch.rand(3, 3, 32, 32)
     found, each = ask(nets)(view), [net(view) for net in nets]
     assert close(found.logits.softmax(1), (each[0].logits.softmax(1) + each[1].logits.softmax(1)) / 2)
@@ -75,11 +75,11 @@ def test_the_eight_symmetries_are_averaged_and_maps_turned_back(nets: list[Scene
     assert close(again.logits, found.logits), "the same however the view is turned"
 
 
-def test_another_process_asks_anew_and_a_changed_teacher_is_noticed(nets: list[SceneNet]) -> None:
+def test_another_process_rebuilds_the_teacher_and_a_changed_teacher_is_noticed(nets: list[SceneNet]) -> None:
     teachers, view = ask([nets[1]]), torch.rand(1, 3, 32, 32)
     said = teachers(view).logits
     again = pickle.loads(pickle.dumps(teachers))
-    assert teachers.asked and not again.asked
+    assert teachers.used and not again.used
     assert close(again(view).logits, said)
     again.check_untouched()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
-from scenedistill.training.multi_student import TogetherTraining
+from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
@@ -46,7 +46,7 @@ def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig
     )  # fmt: skip
 
 
-def test_side_by_side_is_as_alone_with_one_teacher_pass(
+def test_students_trained_side_by_side_equal_those_trained_alone_with_one_teacher_pass(
     knowledge: Knowledge, mild: ViewConfig, train: Any, all_train: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = {}
@@ -62,7 +62,7 @@ def test_side_by_side_is_as_alone_with_one_teacher_pass(
         return ask(self, view, *what)
 
     monkeypatch.setattr(FrozenTeacher, "__call__", watched)
-    together = TogetherTraining({method: student(method, knowledge, mild) for method in METHODS})
+    together = MultiStudentTraining({method: student(method, knowledge, mild) for method in METHODS})
     asked.clear()
     record = train(together, folder="together")
     for name, trained in zip(METHODS, together.students, strict=True):
@@ -78,7 +78,7 @@ def test_each_student_has_a_validation_oa(
     parts = torch.arange(64).remainder(4).eq(3).to(torch.int8).numpy()  # every fourth image validates
     split = assemble(all_images.cache.index, parts, None, None)
     assert len(split.val) == 16
-    module = TogetherTraining({method: student(method, knowledge, mild) for method in ("dkd", "da")})
+    module = MultiStudentTraining({method: student(method, knowledge, mild) for method in ("dkd", "da")})
     record = train(module, split=split)
     assert {"dkd val_oa", "da val_oa"} <= set(record["last_epoch"])
 
@@ -88,7 +88,7 @@ def test_students_that_differ_in_schedule_or_teacher_are_refused(
 ) -> None:
     longer = FitConfig(**{**vars(FIT), "epochs": 3})
     with pytest.raises(ValueError, match="'da' cannot train beside"):
-        TogetherTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", knowledge, mild, longer)})
+        MultiStudentTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", knowledge, mild, longer)})
     other = Knowledge(knowledge.teacher, all_images, views=0, config=mild, image_size=32, seed=0, precision="fp32")
     with pytest.raises(ValueError, match="'da' cannot train beside"):
-        TogetherTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", other, mild)})
+        MultiStudentTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", other, mild)})

@@ -34,13 +34,13 @@ def config(**student: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_its_step(method: str) -> None:
+def test_every_method_passes_the_trial_step(method: str) -> None:
     settings = config(method=method)
     try_student(settings, settings.student, CPU, "fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_teacher_takes_its_step_and_the_random_numbers_stay_as_they_were(precision: str) -> None:
+def test_a_teacher_passes_the_trial_step_and_the_random_state_is_unchanged(precision: str) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     try_teacher(config(), CPU, precision)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_a_backbone_that_reads_from_its_stages_is_refused_in_a_line() -> None:
 def test_images_that_leave_no_map_are_refused(size: int) -> None:
     settings = config()
     settings.image_size = size
-    said = f"--image_size is {size}: .* sees a single position at its finest stage"
+    said = f"--image_size is {size}: .* has a single position at its finest stage"
     with pytest.raises(UserError, match=said):
         try_student(settings, settings.student, CPU, "fp32")
     with pytest.raises(UserError, match=said):

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled, result_file
+from scenedistill.commands.parsing import CommandParser, build_config, result_file
 
 
 def parser() -> CommandParser:
@@ -27,7 +27,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
 
     results = result_file(settings.results)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, filled(BenchConfig, settings), command=text, keep=results, console=console)
+    result = bench(data, build_config(BenchConfig, settings), command=text, keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if results:
         console.print(f"Result written to {results}")

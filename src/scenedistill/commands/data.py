@@ -59,7 +59,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
             console.print(note, markup=False)
         console.print(str(report), markup=False)
         readable = not options.decode or _decoded(index, console)
-        return int(not readable or (report.facts is not None and not report.complete))
+        return int(not readable or (report.info is not None and not report.complete))
     elif settings.action == "stored":
         _stored(options, console)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.export.config import ExportConfig
 
 
@@ -30,7 +30,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
     if settings.push_to:
         check_name(settings.push_to)
     data = Path(settings.data) if settings.data else None
-    exported = export(settings.run, settings.out, filled(ExportConfig, settings), data=data, console=console)
+    exported = export(settings.run, settings.out, build_config(ExportConfig, settings), data=data, console=console)
     names = ", ".join(file.name for file in exported.files)
     console.print(f"Written to {exported.folder}: {names}, README.md", markup=False)
     if settings.push_to:

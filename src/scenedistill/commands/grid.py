@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled, result_file
+from scenedistill.commands.parsing import CommandParser, build_config, result_file
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
 
@@ -139,10 +139,10 @@ def grid_config(settings: Namespace) -> Any:
     values = settings.clone()
     methods, tuning = values.pop("methods"), values.pop("tuning")
     values["methods"], values["tuning"] = {}, None
-    config = filled(GridConfig, values)
+    config = build_config(GridConfig, values)
     config.methods = {
-        label: filled(MethodConfig, each, f"methods.{label}.") if isinstance(each, Namespace) else each
+        label: build_config(MethodConfig, each, f"methods.{label}.") if isinstance(each, Namespace) else each
         for label, each in (methods or {}).items()
     }
-    config.tuning = filled(TuningConfig, tuning, "tuning.") if isinstance(tuning, Namespace) else tuning
+    config.tuning = build_config(TuningConfig, tuning, "tuning.") if isinstance(tuning, Namespace) else tuning
     return config

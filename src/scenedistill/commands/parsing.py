@@ -44,7 +44,7 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print two lines and exit with code 2."""
-        text = _plainly(message)
+        text = _in_plain_words(message)
         print(f"scenedistill: {' '.join([text, *self._hints(text)])}", file=sys.stderr)
         print(f"`{self.prog.replace(' [options]', '')} --help` lists what there is.", file=sys.stderr)
         raise SystemExit(2)
@@ -71,7 +71,7 @@ class CommandParser(ArgumentParser):
         return [f"Did you mean {' or '.join(near)}?"] if near else []
 
 
-def _plainly(message: str) -> str:
+def _in_plain_words(message: str) -> str:
     """Rewrite an error message of jsonargparse in plain words."""
     text = " ".join(message.split())
     rules: list[tuple[str, Any]] = [
@@ -79,7 +79,7 @@ def _plainly(message: str) -> str:
         (r"^(?:U|u)nrecognized arguments: (.*)$", r"It is not clear what is meant by: \1"),
         (r"^Subcommand '\w+' does not accept option '([\w.]+)'", r"There is no option \1."),
         (r"^argument \w+: invalid choice: ('[^']*') \(choose from (.*)\)$", r"found \1, expected one of \2."),
-        (r"^the following arguments are required: (.*)$", lambda m: f"{_tails(m[1])} must be given."),
+        (r"^the following arguments are required: (.*)$", lambda m: f"{_last_parts(m[1])} must be given."),
         (r"^Problems parsing config: (.*)$", r"The file given with --config is not valid YAML: \1"),
         (r"^Unexpected config:.*$", "The file given with --config holds no settings: expected `name: value` lines."),
         (r"^Parser key \"config\": (.*)$", r"--config: \1"),
@@ -95,12 +95,12 @@ def _plainly(message: str) -> str:
     return text
 
 
-def _tails(names: str) -> str:
+def _last_parts(names: str) -> str:
     """`run.folder, run.out` -> `folder, out`."""
     return ", ".join(name.rpartition(".")[2] for name in names.split(", "))
 
 
-def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
+def build_config(kind: type[Config], settings: Namespace, where: str = "") -> Config:
     """Build a dataclass of settings, and those nested in it, from the parsed values.
 
     Args:
@@ -117,7 +117,7 @@ def filled(kind: type[Config], settings: Namespace, where: str = "") -> Config:
         if is_dataclass(hint):
             if not isinstance(value, Namespace):
                 raise UserError(f"{name}: found {value!r}, expected settings by name, such as {fields(hint)[0].name}.")
-            value = filled(cast(type, hint), value, f"{name}.")
+            value = build_config(cast(type, hint), value, f"{name}.")
         elif value is None and type(None) not in get_args(hint):
             raise UserError(f"{name} is empty: give it a value or leave the line out.")
         values[field.name] = value

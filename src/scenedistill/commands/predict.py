@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted, plain_console
@@ -59,7 +59,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     from scenedistill.inference.inputs import find_inputs
     from scenedistill.inference.model import open_model
 
-    config, out = filled(RasterConfig, settings), Path(settings.out)
+    config, out = build_config(RasterConfig, settings), Path(settings.out)
     ends = settings.value_range
     if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
         raise UserError(f"--value_range is {ends}; expected two numbers, the smaller one first, such as [0, 4000].")

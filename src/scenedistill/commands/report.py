@@ -7,7 +7,7 @@ from typing import Literal
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.reporting.html.config import ReportConfig
 
 
@@ -38,7 +38,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         data=settings.data,
         figures=settings.figures,
         ending=settings["as"],
-        config=filled(ReportConfig, settings),
+        config=build_config(ReportConfig, settings),
         say=lambda line: console.print(f"  {line}", markup=False),
     )
     console.print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB). Open it in a browser.", markup=False)

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled
+from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.serve.limits import ServeLimits
 
 
@@ -38,7 +38,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         host=settings.host,
         port=settings.port,
         teacher=settings.teacher,
-        limits=filled(ServeLimits, settings.limits, "limits."),
+        limits=build_config(ServeLimits, settings.limits, "limits."),
         device=settings.device,
         threads=settings.threads,
         trust=settings.trust,

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
-from scenedistill.commands.parsing import CommandParser, filled, result_file
+from scenedistill.commands.parsing import CommandParser, build_config, result_file
 
 
 def training_parser(description: str) -> CommandParser:
@@ -38,7 +38,7 @@ def train(*parts: str) -> Callable[[Namespace, Console, str], None]:
 
         data, results = Path(settings.folder), result_file(settings.results)
         out = Path(settings.out or Path("runs") / data.resolve().name)
-        config, clear = filled(RunConfig, settings), settings.clear_knowledge
+        config, clear = build_config(RunConfig, settings), settings.clear_knowledge
         result = run(data, out, config, parts=parts, command=text, clear_knowledge=clear, console=console)
         console.print(
             f"Everything lies in {out}: summary.md, summary.json, and the networks as weights.safetensors", markup=False

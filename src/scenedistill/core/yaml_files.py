@@ -20,7 +20,7 @@ _CHECKSUM = re.compile(r"\A# checksum ([0-9a-f]{16})[^\n]*\n")
 
 def write_yaml(path: Path, text: str) -> None:
     """Write YAML atomically, with its checksum in a comment that `read_yaml` can verify."""
-    note = "by which a report sees that nobody has changed this file"
+    note = "with which a report verifies that this file is unchanged"
     write_text(path, f"# checksum {short_hash(text)}, {note}\n{text}")
 
 

@@ -130,5 +130,5 @@ def decode(index: SceneIndex, data: Path, settings: DataConfig, console: Console
     console.print(f"Decoded: {cache.report}")
     for path, reason in cache.bad:
         console.print(f"  left out {path}: {reason}", markup=False)
-    facts = recognise(cache.index)
-    return ExperimentImages(cache, facts.name if facts else data.resolve().name, settings, console, lead)
+    info = recognise(cache.index)
+    return ExperimentImages(cache, info.name if info else data.resolve().name, settings, console, lead)

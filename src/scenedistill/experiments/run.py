@@ -138,8 +138,8 @@ def check_settings(config: RunConfig) -> None:
     _check_unlabelled(config)
     if config.student.knowledge_views < 0:
         raise UserError(
-            f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to ask "
-            "the teacher anew in every epoch."
+            f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to run "
+            "the teacher in every epoch."
         )
     if not 0 <= config.student.mixup <= 1:
         raise UserError(f"--student.mixup is {config.student.mixup}; expected a share of the images, 0 to 1.")

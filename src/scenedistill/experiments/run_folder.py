@@ -74,7 +74,7 @@ class RunFolder:
         if known.get(name, found) != found:
             self.console.print(
                 f"  these are not the images that {folder} was begun with (changed files, or another decoder); "
-                "what is done stays as it was: to have all of it anew, give another run folder with --out",
+                "finished trainings stay as they are; to train all of them again, give another run folder with --out",
                 markup=False,
             )
         if name not in known:
@@ -87,7 +87,7 @@ class RunFolder:
         Raises:
             UserError: another process holds the lock, or the folder of the stage was removed meanwhile.
         """
-        with stage.held() if self.lead else nullcontext():
+        with stage.locked() if self.lead else nullcontext():
             while self.lead and self.before_first_stage:
                 self.before_first_stage.pop(0)()
             try:
@@ -96,13 +96,13 @@ class RunFolder:
                 if stage.folder.exists():
                     raise
                 raise UserError(
-                    f"{stage.folder} was removed or moved while it was worked on. Give the same command again: what is "
-                    "no longer there is done anew."
+                    f"{stage.folder} was removed or moved while it was worked on. Give the same command again: missing "
+                    "results are computed again."
                 ) from problem
 
     def hold_seed(self, seed: int) -> AbstractContextManager[None]:
         """Lock all stages of a seed against other runs."""
-        return Stage(self.path / f"seed{seed}", {}).held() if self.lead else nullcontext()
+        return Stage(self.path / f"seed{seed}", {}).locked() if self.lead else nullcontext()
 
     def name_of(self, stage: Stage) -> Path:
         """Return the path of a stage below the folder."""

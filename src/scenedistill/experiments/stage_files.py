@@ -24,7 +24,7 @@ def open_net(stage: Stage) -> tuple[SceneNet, NetCard]:
     net, card = load_net(stage.folder / WEIGHTS)
     if weights_hash(net) != stage.record.get("weights_hash", weights_hash(net)):
         raise Damaged(
-            f"{stage.folder / WEIGHTS} is damaged, or another training's. Give the same command again to have it anew."
+            f"{stage.folder / WEIGHTS} is damaged, or another training's. Give the same command to train it again."
         )
     return net, card
 

@@ -153,7 +153,7 @@ def _test(context: SeedContext, final: Stage, stage: Stage) -> None:
     if not experiment.lead:
         return
     metrics = scene_metrics(logits.argmax(1), part.labels, experiment.classes)
-    final.begin_anew()
+    final.begin_empty()
     save_outputs(logits, part.labels, split.test, final.folder / OUTPUTS)
     write_confusion(metrics, final.folder, "test")
     context.say(

@@ -26,7 +26,7 @@ from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights.take import WeightAccount
 from scenedistill.training.best import BEST, BestEpoch, damaged_best, read_best
 from scenedistill.training.fitting import fit
-from scenedistill.training.multi_student import TogetherTraining
+from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.runs import Stage, fingerprint, title_of
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
@@ -120,13 +120,13 @@ def _train(context: SeedContext, todo: Sequence[tuple[Stage, StudentConfig]], te
     )
     folder = todo[0][0].folder
     title = title_of(folder)
-    module: StudentTraining | TogetherTraining = modules[title]
+    module: StudentTraining | MultiStudentTraining = modules[title]
     if len(todo) > 1:
         folder, title = _shared_folder(context, todo), f"{len(todo)} students"
-        module = TogetherTraining(modules)
+        module = MultiStudentTraining(modules)
     watching = [BestEpoch(folder)] if context.config.best_epoch else []
     if watching and experiment.lead and (lost := damaged_best(folder)):
-        context.say(f"{title}: {lost.name} is damaged; its training begins anew")
+        context.say(f"{title}: {lost.name} is damaged; its training starts again")
         _checkpoint(folder).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST, ignore_errors=True)
     record = fit(

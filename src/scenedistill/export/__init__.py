@@ -1,1 +1,1 @@
-"""A student as files that people can use, each checked."""
+"""Export of a student as checked files for use without this package's runs."""

@@ -1,4 +1,4 @@
-"""Whether an exported file says what the network says, and how fast it says it."""
+"""Compare an exported file with the network it was made from, and measure its speed."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ import numpy as np
 from scenedistill.data.images.read import UnreadableImage, read_image, squash
 from scenedistill.inference.model import SceneModel
 
-#: Largest difference of a logit, over the largest logit, in a file that should be exact.
+#: Largest difference of a logit, relative to the largest logit, for files that should be exact.
 TOLERANCE = 1e-3
-#: Test images that an 8-bit file may lose where the share is fewer: one image is much in a small test split.
-FORGIVEN = 2
-#: Share of images that a file must name alike whether it prepares them itself or `read_scene` does; one more is
-#: forgiven. A few differ in a grey level, and very large ones in how they are made small.
-ALIKE = 0.95
-#: Images of one pass, while checking and in the timing of many.
+#: Test images that an 8-bit file may always lose: in a small test split a single image is a large share.
+TOLERATED_LOSS = 2
+#: Least share of images for which a file's own preparation and `read_scene` give the same class; one further image is
+#: tolerated. Some images differ by a grey level, and very large ones by the downscaling.
+MIN_AGREEMENT = 0.95
+#: Images of one pass in the checks, and in the timing of batches.
 BATCH = 64
-#: Original files that are put through a file as they are.
+#: Number of original image files that are passed through a file at their own size.
 FILES = 64
-#: Pictures of another size, each of six test images, that are put through a file as they are.
+#: Number of mosaics of six test images that are passed through a file at their own size.
 MOSAICS = 32
-#: The timing goes round this often: what else the machine does then hits all networks alike.
+#: Rounds of the timing over all networks, so that other load on the machine affects all of them.
 ROUNDS = 3
 
 
 @dataclass
 class FileCheck:
-    """What was found of one file.
+    """Results of the check of one file.
 
     Attributes:
-        name: of the file.
-        bytes: its size.
-        images: test images it was asked about.
-        oa: share of them that it names rightly.
-        equal: share that it names like the network in PyTorch, fp32.
-        difference: largest difference of a logit from the network's.
-        allowed: largest difference that lets it pass; None for 8 bits, which `loss` decides.
-        loss: images named rightly by the network and not by the file, less the reverse.
-        from_files: of a file that prepares images itself: `images`, a number of original files in their own size;
-            `equal`, the share that it names as it does when `read_scene` prepares them; `difference`, the largest of a
-            logit. Empty where the files are gone.
-        other_sizes: the same for pictures of twice and three times the stored size, made of test images, which are
-            always there.
-        milliseconds: for one image, by images in a pass; empty where nothing was timed.
-        failure: why it fails, in a few words; "" when it passes.
+        name: name of the file.
+        bytes: size of the file in bytes.
+        images: number of test images.
+        oa: share of the test images that are classified correctly, 0..1.
+        equal: share of the test images with the same class as from the network in PyTorch (fp32), 0..1.
+        difference: largest absolute difference of a logit from the network's.
+        allowed: largest allowed difference; None for 8-bit files, which are judged by `loss`.
+        loss: number of images that only the network classifies correctly, minus those that only the file does.
+        from_files: for a file that prepares images itself, the check of its preparation on original image files:
+            `images`, their number; `equal`, the share with the same class as after `read_scene`; `difference`, the
+            largest difference of a logit. Empty if the files are missing.
+        other_sizes: the same for mosaics of test images, twice the stored size high and three times wide.
+        milliseconds: time for one image, by images in a pass; empty without timing.
+        failure: reason of a failed check; "" if the file passes.
     """
 
     name: str
@@ -67,7 +66,7 @@ class FileCheck:
 
 
 def logits_of(model: SceneModel, images: np.ndarray) -> np.ndarray:
-    """Logits of all images, float32 `[N, K]`."""
+    """Return the logits of images uint8 `[N, S, S, bands]`, float32 `[N, K]`."""
     starts = range(0, len(images), BATCH)
     return np.concatenate([model.predict(images[start : start + BATCH]).logits for start in starts])
 
@@ -86,11 +85,11 @@ def check_file(
     Args:
         model: the opened file.
         images: test images, uint8 `[N, S, S, bands]`.
-        labels: int64 `[N]`.
-        expected: logits of the network in PyTorch, fp32, `[N, K]`.
-        files: the originals of the images; those that are gone are left out.
-        max_loss: share of the images that an 8-bit file may name worse, or `FORGIVEN` where that is fewer; None asks
-            for the same logits.
+        labels: labels of the images, int64 `[N]`.
+        expected: logits of the network in PyTorch (fp32), `[N, K]`.
+        files: original files of the images; missing ones are left out.
+        max_loss: largest `loss` of an 8-bit file as a share of the images, 0..1; at least `TOLERATED_LOSS` images are
+            allowed. None requires the same logits.
     """
     found = logits_of(model, images)
     top, wanted = found.argmax(1), expected.argmax(1)
@@ -99,16 +98,20 @@ def check_file(
     loss = int((wanted == labels).sum() - (top == labels).sum())
     failure = ""
     if not np.isfinite(found).all():
-        failure = "it gives logits that are no numbers"
+        failure = "it outputs logits that are not finite"
     elif allowed is not None and difference > allowed:
         failure = f"its logits differ by up to {difference:.2g} from the network's, allowed are {allowed:.2g}"
-    elif max_loss is not None and loss > max(max_loss * len(images) + 1e-6, FORGIVEN):
+    elif max_loss is not None and loss > max(max_loss * len(images) + 1e-6, TOLERATED_LOSS):
         failure = f"it names {loss} of {len(images)} test images worse than fp32, allowed is a share of {max_loss:g}"
     from_files, other_sizes = dict[str, float](), dict[str, float]()
     if model.prepares:
-        from_files = _alike(model, ((image, found[row]) for row, image in _originals(model, files)))
-        other_sizes = _alike(model, _mosaics(model, images))
-        failure = failure or _misprepared(from_files, "original files") or _misprepared(other_sizes, "other sizes")
+        from_files = _compare_preparation(model, ((image, found[row]) for row, image in _originals(model, files)))
+        other_sizes = _compare_preparation(model, _mosaics(model, images))
+        failure = (
+            failure
+            or _preparation_failure(from_files, "original files")
+            or _preparation_failure(other_sizes, "other sizes")
+        )
     return FileCheck(
         name=model.source.name,
         bytes=model.source.stat().st_size,
@@ -125,7 +128,7 @@ def check_file(
 
 
 def _originals(model: SceneModel, files: Sequence[Path]) -> Iterator[tuple[int, np.ndarray]]:
-    """Files of all classes that can be read, with their number."""
+    """Yield the index and the image of readable files, evenly spread over `files`."""
     if not files:
         return
     for row in np.unique(np.linspace(0, len(files) - 1, FILES).round().astype(int)):
@@ -136,19 +139,19 @@ def _originals(model: SceneModel, files: Sequence[Path]) -> Iterator[tuple[int, 
 
 
 def _mosaics(model: SceneModel, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pictures of six test images each, and the logits of the file when they are made small for it."""
+    """Yield mosaics of six test images, and the model's logits for each after `squash`."""
     size, bands = images.shape[1], images.shape[3]
     for start in range(min(MOSAICS, len(images))):
         six = images[(start + np.arange(6)) % len(images)].reshape(2, 3, size, size, bands)
         picture = six.transpose(0, 2, 1, 3, 4).reshape(2 * size, 3 * size, bands)
-        yield picture, model.unaided(squash(picture, size)[None]).logits[0]
+        yield picture, model.predict_unresized(squash(picture, size)[None]).logits[0]
 
 
-def _alike(model: SceneModel, given: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """The file's own preparation of whole images, against `read_scene`'s: images, and logits of those prepared."""
+def _compare_preparation(model: SceneModel, given: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Compare a file's own preparation with that of `read_scene`, on pairs of an image and its expected logits."""
     found, wanted = [], []
     for image, logits in given:
-        found.append(model.unaided(image[None]).logits[0])
+        found.append(model.predict_unresized(image[None]).logits[0])
         wanted.append(logits)
     if not found:
         return {}
@@ -160,9 +163,9 @@ def _alike(model: SceneModel, given: Iterable[tuple[np.ndarray, np.ndarray]]) ->
     }
 
 
-def _misprepared(seen: Mapping[str, float], what: str) -> str:
-    """Why a file's own preparation fails; "" when it passes, or was not asked."""
-    if not seen or (1 - seen["equal"]) * seen["images"] <= (1 - ALIKE) * seen["images"] + 1 + 1e-6:
+def _preparation_failure(seen: Mapping[str, float], what: str) -> str:
+    """Return why a file's own preparation fails; "" if it passes or was not checked."""
+    if not seen or (1 - seen["equal"]) * seen["images"] <= (1 - MIN_AGREEMENT) * seen["images"] + 1 + 1e-6:
         return ""
     return f"of {seen['images']} {what} it names only {seen['equal']:.1%} as it does when they are prepared for it"
 
@@ -170,13 +173,16 @@ def _misprepared(seen: Mapping[str, float], what: str) -> str:
 def time_models(
     models: Mapping[str, SceneModel], images: np.ndarray, repeats: int, batches: Sequence[int] = (1, BATCH)
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds for an image of each network, by images in a pass: the median of its passes, images prepared within.
+    """Measure the time for an image, its preparation included, as the median over passes.
 
     Args:
-        models: by name.
-        images: uint8 `[N, S, S, bands]`; repeated where a pass needs more.
-        repeats: passes of one image; of more images a fifth. The first of each round is thrown away.
-        batches: images in a pass.
+        models: networks by name.
+        images: images, uint8 `[N, S, S, bands]`; repeated if a pass needs more.
+        repeats: number of passes with one image; larger passes take a fifth. The first pass of each round is a warm-up.
+        batches: numbers of images in a pass.
+
+    Returns:
+        Milliseconds for one image, by name and images in a pass.
     """
     seconds: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in models for batch in batches}
     for _ in range(ROUNDS):

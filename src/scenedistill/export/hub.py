@@ -1,4 +1,4 @@
-"""Put exported files into a repository on the Hugging Face hub."""
+"""Upload exported files to a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ BESIDE = (README, CARD, RECORD)
 
 
 def check_name(name: str) -> None:
-    """Look at the name before the work and not after.
+    """Check the name of a repository, so that a wrong one is reported before the export.
 
     Raises:
-        UserError: not of the form USER/NAME.
+        UserError: the name is not of the form USER/NAME.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"--push_to is {name!r}; expected USER/NAME, such as anna/table1-aid.")
 
 
 def push(folder: Path, name: str, *, endpoint: str | None = None) -> str:
-    """Upload an export and give its address. A new repository is private until you open it; who you are the hub learns
-    from `hf auth login` or from HF_TOKEN.
+    """Upload an export to the hub. The login is that of `hf auth login` or HF_TOKEN.
 
-    Networks that an earlier export has left in the repository, and this one has not, are deleted in the same commit.
+    A new repository is private. Networks of an earlier export that are not part of this one are deleted from the
+    repository in the same commit.
 
     Args:
-        folder: of `export`; nothing but its files is sent.
-        name: `USER/NAME` of the repository, made when it is not there.
-        endpoint: address of the hub, where it is another.
+        folder: folder of the export; only exported files in it are uploaded.
+        name: `USER/NAME` of the repository, which is created if necessary.
+        endpoint: address of another hub.
+
+    Returns:
+        The address of the repository.
 
     Raises:
-        UserError: the hub cannot be reached, or refuses.
+        UserError: the name is invalid, huggingface_hub is not installed, or the upload fails.
     """
     check_name(name)
     try:
@@ -52,7 +55,7 @@ def push(folder: Path, name: str, *, endpoint: str | None = None) -> str:
             delete_patterns=list(EXPORTED) if earlier else None,
             commit_message="Export of scenedistill",
         )
-    except Exception as problem:  # of the hub's client, and of whatever library it speaks through
+    except Exception as problem:  # the hub's client and its HTTP library raise many kinds
         reason = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
         raise UserError(
             f"{name} could not be written to the hub: {reason}. The files are in {folder}; "

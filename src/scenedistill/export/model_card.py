@@ -1,4 +1,4 @@
-"""The page that goes with an exported student: what it is, how good, how fast, how to use it."""
+"""The model card of an exported student: accuracy, speed, use and origin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHAT = {
 }
 HEADINGS = ("MB", "OA (%)", "same class (%)", "largest logit difference", "ms, one image", "ms, 64 at once")
 
-#: Licences by the names that Hugging Face lists; any other is `other` there.
+#: Licence identifiers of Hugging Face; any other licence is `other` there.
 LICENCES = frozenset(
     (
         *("mit", "apache-2.0", "cc0-1.0", "odc-by", "odbl", "pddl", "cc-by-3.0", "cc-by-sa-3.0", "cc-by-nc-3.0"),
@@ -28,7 +28,7 @@ LICENCES = frozenset(
     )
 )
 
-WITH_US = """
+USE_SCENEDISTILL = """
 With `pip install scenedistill`:
 
 ```python
@@ -46,7 +46,7 @@ print(model.card.classes[probabilities.argmax()], probabilities.max())
 `scenedistill predict MODEL FOLDER` does it for a folder of images or a large GeoTIFF.
 """
 
-WITH_ONNX = """
+USE_ONNX = """
 With ONNX Runtime alone; the images of a batch have one size, any size:
 
 ```python
@@ -64,7 +64,7 @@ print(card["classes"][probabilities[0].argmax()])
 ```
 """
 
-WITH_TORCH = """
+USE_TORCH = """
 With PyTorch alone, and only where you trust the file, as loading it may run code:
 
 ```python
@@ -86,13 +86,13 @@ print(json.loads(notes["scenedistill"])["classes"][probabilities[0].argmax()])
 def model_card(
     files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]], card: NetCard, about: Mapping[str, Any]
 ) -> str:
-    """Markdown with the head that Hugging Face reads.
+    """Return the model card in Markdown, with the YAML header that Hugging Face reads.
 
     Args:
-        files: that passed their check.
-        others: what was timed beside them, see `Exported`.
-        card: of the network.
-        about: what the run says of it; what it does not say is left out.
+        files: results of the files that passed their checks.
+        others: results of the networks that were timed for comparison, see `Exported`.
+        card: card of the network.
+        about: provenance from the run; missing entries are left out of the model card.
     """
     parts = [
         f"---\n{yaml.safe_dump(_head(card, about), sort_keys=False, allow_unicode=True)}---",
@@ -111,8 +111,8 @@ def _title(card: NetCard, about: Mapping[str, Any]) -> str:
 
 
 def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of the card that Hugging Face lists."""
-    # by hand because ModelCardData takes as many lines, and an export of weights alone needs no client of the hub
+    """Return the entries of the YAML header."""
+    # not with ModelCardData, so that the export does not depend on huggingface_hub
     head: dict[str, Any] = {
         "license": _licence(about),
         "pipeline_tag": "image-classification",
@@ -129,13 +129,13 @@ def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _licence(about: Mapping[str, Any]) -> str:
-    """The licence of the images in the hub's words; `other` where it has none for it, or nobody knows it for sure."""
+    """Return the hub's identifier of the images' licence; `other` if it is unknown or the hub does not list it."""
     name = "-".join(str(about.get("licence", "")).lower().split())
     return name if name in LICENCES else "other"
 
 
 def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
-    """One paragraph: what it sees, who taught it, how good it is."""
+    """Return a paragraph with the network's task, teacher and accuracy."""
     said = [f"A small network that tells {len(card.classes)} kinds of aerial and satellite scenes apart."]
     if about.get("teacher"):
         teacher, method = as_markdown(about["teacher"]), as_markdown(about.get("method"))
@@ -148,7 +148,7 @@ def _what_it_is(card: NetCard, about: Mapping[str, Any]) -> str:
 
 
 def _files(files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of files, and of what was timed beside them."""
+    """Return the table of the files and of the networks timed for comparison."""
     said = (
         f"OA and agreement with the network in PyTorch (fp32) on {files[0].images:,} test images; times for an image "
         "on the CPU of the exporting machine, preparation of the image included."
@@ -159,13 +159,13 @@ def _files(files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]]) 
 
 
 def figures(file: FileCheck) -> list[str]:
-    """What was found of a file, below `HEADINGS`."""
+    """Return the results of a file as table cells for `HEADINGS`."""
     shares = (f"{100 * file.oa:.2f}", f"{100 * file.equal:.2f}", f"{file.difference:.1e}")
     return [f"{file.bytes / 1e6:.1f}", *shares, *_times(file.milliseconds)]
 
 
 def timed(other: Mapping[str, Any]) -> list[str]:
-    """What was found of a network that was timed beside the files, below `HEADINGS`."""
+    """Return the results of a network timed for comparison as table cells for `HEADINGS`."""
     return [f"{other['bytes'] / 1e6:.1f}", "", "", "", *_times(other["milliseconds"])]
 
 
@@ -174,17 +174,17 @@ def _times(milliseconds: Mapping[str, float]) -> list[str]:
 
 
 def _use(names: Sequence[str]) -> str:
-    """A few lines of Python for each kind of file."""
-    shown = [WITH_US.replace("MODEL", names[0])]
+    """Return an example in Python for each kind of file."""
+    shown = [USE_SCENEDISTILL.replace("MODEL", names[0])]
     if onnx := next((name for name in names if name.endswith(".onnx")), None):
-        shown.append(WITH_ONNX.replace("MODEL", onnx))
+        shown.append(USE_ONNX.replace("MODEL", onnx))
     if "model.pt2" in names:
-        shown.append(WITH_TORCH)
+        shown.append(USE_TORCH)
     return "\n\n".join(text.strip() for text in shown)
 
 
 def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any]) -> str:
-    """How an image is prepared, and how near a graph of its own comes to it."""
+    """Return the section on the preparation of images, and how closely the files reproduce it."""
     stored = card.stored_size or card.image_size
     normal = about.get("normalisation")
     statistics = f" ({normal['mean']} and {normal['std']})" if normal else ""
@@ -193,7 +193,7 @@ def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any])
         f"{stored} pixels (bicubic, antialiased), then seen at {card.image_size} pixels in 0..1 (bilinear, "
         f"antialiased), and normalised with the mean and standard deviation the backbone expects{statistics}. The ONNX "
         "files and the program do all of this by themselves, and `open_model` does it for the weights: give plain "
-        "pixels. Windows that cover as much ground as the training images did give the best answers."
+        "pixels. Windows that cover as much ground as the training images did give the best results."
     ]
     for file in files:
         pairs = ((file.from_files, "test files in their own size"), (file.other_sizes, "pictures of another size"))
@@ -208,13 +208,13 @@ def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any])
 
 
 def _origin(card: NetCard, about: Mapping[str, Any]) -> str:
-    """The facts that let somebody find the run again, and the data's terms."""
+    """Return the list with the provenance of the network and the licence of the data."""
     licence = about.get("licence")
     facts = {
         "data": about.get("data"),
         "licence of the data": f"{licence}. Whether it also binds a network trained on them is for you to judge."
         if licence
-        else "not known to scenedistill; ask whoever gave you the images.",
+        else "not known to scenedistill; ask the provider of the images.",
         "reference of the data": " ".join(filter(None, (about.get("reference"), _doi(about)))) or None,
         "train ratio": about.get("train_ratio"),
         "seed": about.get("seed"),

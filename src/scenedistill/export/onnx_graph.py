@@ -1,4 +1,4 @@
-"""A student as one ONNX graph that takes plain uint8 images of any size."""
+"""Export of a student as one ONNX graph for uint8 images of any size."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from scenedistill.runs.provenance import as_metadata
 if TYPE_CHECKING:
     import onnx
 
-#: Resize has known antialiasing since opset 18.
+#: First opset whose Resize has antialiasing.
 OPSET = 18
-#: Start the names of the nodes that prepare images.
+#: Name prefixes of the nodes that prepare images.
 PREPARE, NORMALISE = "prepare/", "normalise/"
-#: What the network sees; no name within the network looks like it.
+#: Name of the network's input; it cannot clash with names in the network.
 VIEW = f"{PREPARE}view"
 
 
 def build_graph(net: SceneNet, card: NetCard, about: Mapping[str, Any]) -> onnx.ModelProto:
-    """The network as ONNX, its images prepared as in a run's test.
+    """Return the network as an ONNX graph that includes the preparation of images.
 
-    Input: `images`, uint8 `[batch, height, width, bands]`, all three sizes free. Outputs, all float32:
-    `probabilities [batch, K]`, `embedding [batch, D]`, `logits [batch, K]`.
+    The input is `images`, uint8 `[batch, height, width, bands]` with free batch, height and width. The outputs are
+    `probabilities [batch, K]`, `embedding [batch, D]` and `logits [batch, K]`, all float32.
 
-    The squash to `stored_size` is a bicubic Resize on uint8 with Pillow's own coefficients: it gives the pixels of
-    `read_scene`, but for one grey level in some of ten thousand (of tall images, in up to one of four). From images six
-    and more times as large, and JPEGs that `read_scene` decodes at a fraction of their size, it differs as two good
-    downscalings do.
+    The resize to `stored_size` is bicubic on uint8 with Pillow's coefficients. Its pixels equal those of `read_scene`,
+    except for one grey level in a few of ten thousand pixels (up to one in four for tall images). Differences are
+    larger, as between two good downscaling methods, for images of six or more times the stored size and for JPEGs that
+    `read_scene` decodes at a fraction of their size.
 
     Args:
-        net: in any mode; left as it is. What its attention modules report is not part of the graph.
-        card: of the net.
-        about: written into the file's metadata.
+        net: network in any mode; it is not changed. The graph does not output its attention.
+        card: card of the network.
+        about: provenance for the file's metadata.
     """
     from onnx import helper, shape_inference
 
     model = _network(net, card)
     _name_nodes(model.graph)
-    _prepare(model.graph, card)
-    _answer(model.graph)
+    _add_preparation(model.graph, card)
+    _add_softmax(model.graph)
     model.doc_string = f"{card.name}: {len(card.classes)} scene classes; takes uint8 images of any size"
     helper.set_model_props(model, as_metadata(card, about))
     return shape_inference.infer_shapes(model)
 
 
 def write_metadata(path: Path, card: NetCard, about: Mapping[str, Any]) -> None:
-    """Replace what an ONNX file says of itself."""
+    """Replace the metadata of an ONNX file."""
     import onnx
     from onnx import helper
 
@@ -69,10 +69,10 @@ def write_metadata(path: Path, card: NetCard, about: Mapping[str, Any]) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-class _Answer(nn.Module):
-    """From grey levels 0..255 to logits and embedding; attention is neither asked for nor reported.
+class _LogitsAndEmbedding(nn.Module):
+    """Network from grey levels 0..255 to logits and embedding, without attention outputs.
 
-    The images' normalisation is a 1x1 convolution, which runtimes do faster than a difference and a quotient.
+    The normalisation is a 1x1 convolution, which runtimes compute faster than a subtraction and a division.
     """
 
     scale: Tensor
@@ -92,13 +92,13 @@ class _Answer(nn.Module):
 
 
 def _network(net: SceneNet, card: NetCard) -> onnx.ModelProto:
-    """From a view `[batch, bands, S, S]` in 0..255 to logits and embedding, batch norms folded."""
+    """Export the network for views `[batch, bands, S, S]` in 0..255, with logits, embedding and folded batch norms."""
     plain = cast(SceneNet, reparameterize_model(copy.deepcopy(net).cpu().float().eval()))
     view = torch.zeros(2, card.bands, card.image_size, card.image_size)
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter reports each of its steps
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its steps
         warnings.simplefilter("ignore")
-        program = torch.export.export(_Answer(plain), (view,), dynamic_shapes={"levels": {0: batch}})
+        program = torch.export.export(_LogitsAndEmbedding(plain), (view,), dynamic_shapes={"levels": {0: batch}})
         exported: Any = torch.onnx.export(
             program,
             dynamo=True,
@@ -112,8 +112,8 @@ def _network(net: SceneNet, card: NetCard) -> onnx.ModelProto:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Each node after the module it comes from, such as `backbone.conv2_x.attention/conv2d_3`; what else the exporter
-    notes (the lines of source, with this machine's folders) is dropped."""
+    """Name each node after its module, such as `backbone.conv2_x.attention/conv2d_3`, and drop the exporter's metadata,
+    which contains source lines and folders of this machine."""
     for node in graph.node:
         notes = {note.key: note.value for note in node.metadata_props}
         scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -123,8 +123,8 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         del part.metadata_props[:]
 
 
-def _prepare(graph: onnx.GraphProto, card: NetCard) -> None:
-    """Put in front what `read_scene` and `evaluation_view` do."""
+def _add_preparation(graph: onnx.GraphProto, card: NetCard) -> None:
+    """Prepend the preparation of images by `read_scene` and `evaluation_view`."""
     from onnx import TensorProto, helper, numpy_helper
 
     stored = card.stored_size or card.image_size
@@ -135,7 +135,7 @@ def _prepare(graph: onnx.GraphProto, card: NetCard) -> None:
         return helper.make_node(kind, inputs, [output], name=output, **settings)
 
     def resize(source: str, output: str, side: int, **settings: Any) -> list[onnx.NodeProto]:
-        # all four sizes: ONNX Runtime's own tools stumble over `axes` with two
+        # all four sizes, because tools of ONNX Runtime fail on two sizes with `axes`
         square, batch, sizes = (f"{output}_{name}" for name in ("square", "batch", "sizes"))
         graph.initializer.append(numpy_helper.from_array(np.array([side, side], np.int64), square))
         return [
@@ -147,7 +147,7 @@ def _prepare(graph: onnx.GraphProto, card: NetCard) -> None:
     same = stored == card.image_size
     nodes = [
         node("Transpose", ["images"], planes, perm=[0, 3, 1, 2]),
-        # -1/2 and no pixels beyond the edge: Pillow's bicubic; the latter also for PyTorch's bilinear
+        # -1/2 and no pixels beyond the edge as in Pillow's bicubic; PyTorch's bilinear also ignores pixels beyond it
         *resize(planes, squashed, stored, mode="cubic", cubic_coeff_a=-0.5),
         node("Cast", [squashed], VIEW if same else levels, to=TensorProto.FLOAT),
         *([] if same else resize(levels, VIEW, card.image_size, mode="linear")),
@@ -159,8 +159,8 @@ def _prepare(graph: onnx.GraphProto, card: NetCard) -> None:
     graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
 
 
-def _answer(graph: onnx.GraphProto) -> None:
-    """Put the softmax behind, and name the sizes of the outputs."""
+def _add_softmax(graph: onnx.GraphProto) -> None:
+    """Append the softmax, and set the shapes of the outputs."""
     from onnx import TensorProto, helper
 
     widths = {output.name: output.type.tensor_type.shape.dim[1].dim_value for output in graph.output}

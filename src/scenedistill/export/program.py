@@ -1,4 +1,4 @@
-"""A student as an exported program of PyTorch: a graph that needs no code of ours to run."""
+"""Export of a student as a PyTorch program, which runs without this package."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scenedistill.models.files import NetCard
 from scenedistill.models.network import SceneNet
 from scenedistill.runs.provenance import as_metadata
 
-#: What of a graph's notes is about this machine's files.
+#: Metadata of graph nodes that contains file names of this machine.
 _NOTES = ("stack_trace", "source_fn_stack", "nn_module_stack", "torch_fn", "from_node")
 
 
 class _Program(nn.Module):
-    """Plain images in, probabilities, embedding and logits out."""
+    """Network from uint8 images `[B, H, W, bands]` to probabilities, embedding and logits."""
 
     def __init__(self, net: SceneNet, card: NetCard) -> None:
         super().__init__()
@@ -32,23 +32,23 @@ class _Program(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         planes = images.permute(0, 3, 1, 2)
-        # on uint8 this is Pillow's arithmetic: the pixels of `read_scene`, but for one grey level in few of them
+        # on uint8 this equals Pillow's resize in `read_scene`, except for one grey level in a few pixels
         square = F.interpolate(planes, (self.stored, self.stored), mode="bicubic", antialias=True, align_corners=False)
         output = self.net(evaluation_view(square.permute(0, 2, 3, 1), size=self.size), attention=False)
         return output.logits.softmax(1), output.embedding, output.logits
 
 
 def write_program(net: SceneNet, card: NetCard, about: Mapping[str, Any], path: Path) -> None:
-    """Write the network as `torch.export` has it, for any batch and any size of images, on the CPU in float32.
+    """Write the network as a program of `torch.export`, for any batch size and image size, on the CPU in float32.
 
-    `torch.export.load(path).module()(images)` takes uint8 `[batch, height, width, bands]` and gives probabilities
+    `torch.export.load(path).module()(images)` takes uint8 `[batch, height, width, bands]` and returns probabilities
     `[batch, K]`, embedding `[batch, D]` and logits `[batch, K]`.
 
     Args:
-        net: in any mode; left as it is.
-        card: of the net.
-        about: written into the file beside the card.
-        path: to write to.
+        net: network in any mode; it is not changed.
+        card: card of the network.
+        about: provenance, stored in the file with the card.
+        path: file to write.
     """
     plain = cast(SceneNet, reparameterize_model(copy.deepcopy(net).cpu().float().eval())).requires_grad_(False)
     images = torch.zeros(2, 40, 36, card.bands, dtype=torch.uint8)

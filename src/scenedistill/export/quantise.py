@@ -1,4 +1,4 @@
-"""An ONNX graph in 8-bit integers, its ranges measured on training images."""
+"""Quantise an ONNX graph to 8-bit integers, with ranges measured on training images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scenedistill.export.onnx_graph import NORMALISE, PREPARE
 if TYPE_CHECKING:
     import onnx
 
-#: What is computed in integers. Attention is not: its sums and gates are small work, and lose the most by rounding.
+#: Operators to quantise, outside attention modules, which cost little time and are most sensitive to rounding.
 KINDS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool")
 ATTENTION = ".attention"
 #: Images of one pass while the ranges are measured.
@@ -22,26 +22,25 @@ PASS = 16
 
 
 def quantise(model: onnx.ModelProto, images: np.ndarray, path: Path) -> None:
-    """Write the graph with convolutions, residual sums, pooling and head in 8 bits, as QDQ pairs that every runtime
-    reads.
+    """Write the graph with convolutions, residual sums, pooling and head in 8 bits, as QDQ pairs.
 
-    Activations are uint8, weights int8 with one symmetric scale a channel: the pair for which x86 has instructions.
-    Weights keep to 7 bits (`reduce_range`): processors without VNNI add two products in 16 bits, which 8 bits could
-    overflow. Preparing images, normalisation and attention stay in float32.
+    Activations are uint8; weights are int8 with one symmetric scale for each channel, the combination that x86
+    instructions support. Weights use 7 bits only (`reduce_range`), because processors without VNNI add two products
+    in 16 bits, which can overflow with 8-bit weights. Image preparation, normalisation and attention stay in float32.
 
     Args:
-        model: of `build_graph`; left as it is.
-        images: training images, uint8 `[N, S, S, bands]`, from which each tensor's least and greatest value are taken.
-        path: to write to.
+        model: graph of `build_graph`; it is not changed.
+        images: training images, uint8 `[N, S, S, bands]`, on which the range of each tensor is measured.
+        path: file to write.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    copy = onnx.ModelProto()  # the quantiser changes what it is given
+    copy = onnx.ModelProto()  # the quantiser changes its input
     copy.CopyFrom(model)
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it would advise a step that has been done
+    logger.setLevel(logging.ERROR)  # it would recommend a preprocessing step that is already done
     try:
         quantize_static(
             copy,
@@ -54,15 +53,15 @@ def quantise(model: onnx.ModelProto, images: np.ndarray, path: Path) -> None:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=list(KINDS),
-            nodes_to_exclude=[node.name for node in model.graph.node if _stays(node.name)],
+            nodes_to_exclude=[node.name for node in model.graph.node if _is_float32(node.name)],
             extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
         )
     finally:
         logger.setLevel(level)
 
 
-def _stays(name: str) -> bool:
-    """Whether a node stays in float32."""
+def _is_float32(name: str) -> bool:
+    """Return whether a node stays in float32."""
     return name.startswith((PREPARE, NORMALISE)) or ATTENTION in name
 
 
@@ -70,7 +69,7 @@ def _reader(images: np.ndarray) -> object:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Hands out batches until there are no more."""
+        """Reader of batches of calibration images."""
 
         def __init__(self) -> None:
             starts = range(0, len(images), PASS)

@@ -1,4 +1,4 @@
-"""The student alone, as files to take away: each is checked on test images before it may stay."""
+"""Export a student as files, and keep only those that pass a check on test images."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ NAMES: dict[Format, str] = {
     "int8": "model.int8.onnx",
     "pt2": "model.pt2",
 }
-#: Seconds, and bytes of images, that a check on all test images may take where nobody has said how many.
+#: Limits in seconds and in bytes of images for the checks, if the number of images is not given.
 MOST_SECONDS, MOST_BYTES = 60.0, 2**30
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has left.
+    """Result of an export.
 
     Attributes:
-        folder: of the files.
-        files: what was found of each.
-        others: what was timed beside them: the network in PyTorch and its teacher; bytes and milliseconds.
+        folder: folder of the files.
+        files: check results of each file.
+        others: size (`bytes`) and times (`milliseconds`) of the network in PyTorch and of its teacher, by name.
     """
 
     folder: Path
@@ -71,19 +71,19 @@ def export(
     data: Path | str | None = None,
     console: Console | None = None,
 ) -> Exported:
-    """Write a student as files that need no run, and check each of them on test images at once.
+    """Write a student as files that can be used without its run, and check each file on test images.
 
     Args:
-        source: a run's folder with one distilled student, or the folder of one training.
-        out: folder for the files; `export` in the training's folder when not given. What an earlier export has left
-            there is replaced, once a file of the new one has passed.
-        config: every setting.
-        data: images of the run, where they are no longer in the decoded cache.
-        console: to print to.
+        source: folder of a run with one distilled student, or of one training.
+        out: folder for the files; `export` in the training's folder when not given. The files of an earlier export
+            there are replaced once a new file has passed its check.
+        config: settings of the export.
+        data: folder with the images of the run, if they are not in the decoded cache.
+        console: console to print to.
 
     Raises:
-        UserError: no such student, no images to check with, a folder with other people's files of these names, or a
-            file that failed its check: it is not kept, the others are.
+        UserError: the student or the test images are not found, the folder contains other files with these names, or a
+            file fails its check; that file is deleted, and the others are kept.
     """
     config, console = config or ExportConfig(), console or plain_console()
     _check_settings(config)
@@ -104,7 +104,7 @@ def export(
     )
     console.print(
         f"{card.name}, {counted(len(card.classes), 'class')}, {card.image_size} pixels: {training.folder}\n"
-        f"Checked on {len(images.test):,} of {counted(images.of, 'test image')}" + _why_not_all(config, images),
+        f"Checked on {len(images.test):,} of {counted(images.of, 'test image')}" + _sample_note(config, images),
         markup=False,
     )
     with part_of(folder) as part:
@@ -135,8 +135,8 @@ def _check_settings(config: ExportConfig) -> None:
 
 
 def _most_images(net: SceneNet, card: NetCard, files: int) -> int:
-    """Test images on which so many files and the network itself are checked within `MOST_SECONDS` and `MOST_BYTES`."""
-    own = copy.deepcopy(net)  # what is exported keeps its layout in memory
+    """Return on how many test images the network and `files` files can be checked within the limits."""
+    own = copy.deepcopy(net)  # the exported network keeps its memory layout
     model = TorchSceneModel(own, card, {}, Path(), device=CPU, precision="fp32")
     side = model.stored_size
     blank = np.zeros((16, side, side, card.bands), np.uint8)
@@ -147,8 +147,8 @@ def _most_images(net: SceneNet, card: NetCard, files: int) -> int:
     return int(min(MOST_SECONDS / (each * (1 + files)), MOST_BYTES / blank[0].nbytes))
 
 
-def _why_not_all(config: ExportConfig, images: RunImages) -> str:
-    """What is said of a sample that nobody asked for."""
+def _sample_note(config: ExportConfig, images: RunImages) -> str:
+    """Return a note that only a sample of the test images is used; "" if all are, or the number was given."""
     if config.images is not None or len(images.test) == images.of:
         return ""
     limits = f"{MOST_SECONDS:g} seconds or {MOST_BYTES / 2**30:g} GiB"
@@ -158,26 +158,26 @@ def _why_not_all(config: ExportConfig, images: RunImages) -> str:
 def _write(
     config: ExportConfig, net: SceneNet, card: NetCard, about: Mapping[str, Any], images: RunImages, folder: Path
 ) -> None:
-    """Write the files that are wanted into a folder."""
+    """Write the files of `config.formats` into a folder."""
     if "safetensors" in config.formats:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
         (folder / NAMES["safetensors"]).write_bytes(save(tensors, with_checksum(as_metadata(card, about), tensors)))
     if {"onnx", "int8"} & set(config.formats):
-        with _explained("ONNX", card):
+        with _short_errors("ONNX", card):
             graph = build_graph(net, card, about)
         if "onnx" in config.formats:
             (folder / NAMES["onnx"]).write_bytes(graph.SerializeToString())
         if "int8" in config.formats:
-            with _explained("8-bit ONNX", card):
+            with _short_errors("8-bit ONNX", card):
                 quantise(graph, images.training, folder / NAMES["int8"])
     if "pt2" in config.formats:
-        with _explained("a program", card):
+        with _short_errors("a program", card):
             write_program(net, card, about, folder / NAMES["pt2"])
 
 
 @contextlib.contextmanager
-def _explained(what: str, card: NetCard) -> Iterator[None]:
-    """Say in one line what an exporter could not do; their own errors go over pages."""
+def _short_errors(what: str, card: NetCard) -> Iterator[None]:
+    """Turn an exporter's error, which can fill pages, into a `UserError` of one line."""
     try:
         yield
     except ImportError as problem:
@@ -185,7 +185,7 @@ def _explained(what: str, card: NetCard) -> Iterator[None]:
             f"Export as {what} needs {problem.name}. `pip install 'scenedistill[use]'` brings it; --formats can leave "
             "this one out."
         ) from problem
-    except Exception as problem:  # of any library beneath
+    except Exception as problem:  # the exporters may raise anything
         reason = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
         raise UserError(
             f"{card.name} cannot be exported as {what}: {reason}. Leave it out with --formats."
@@ -197,7 +197,7 @@ def _check(
 ) -> tuple[list[FileCheck], dict[str, SceneModel]]:
     """Open every file as a user would, and compare it with the network.
 
-    The exact files are the run's network and carry its figures; 8 bits are another network, whose file gets its own.
+    Exact files carry the accuracy of the run in their metadata; the 8-bit file gets the accuracy measured here.
     """
     exact = TorchSceneModel(net, card, {}, folder, device=CPU, precision="fp32")
     expected = logits_of(exact, images.test)
@@ -234,7 +234,7 @@ def _time(
     files: list[FileCheck],
     models: dict[str, SceneModel],
 ) -> dict[str, dict[str, Any]]:
-    """Put the times into the checks, and give what was timed beside them."""
+    """Set the times of the files, and return sizes and times of the networks timed for comparison."""
     if not config.repeats:
         return {}
     beside: dict[str, SceneModel] = {
@@ -250,7 +250,7 @@ def _time(
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        # the safetensors file is the network in PyTorch, which is timed beside them
+        # the safetensors file is the network in PyTorch, which is in `beside`
         timed = {name: model for name, model in models.items() if name != NAMES["safetensors"]} | beside
         times = time_models(timed, images.test[:64], config.repeats)
     finally:
@@ -261,7 +261,7 @@ def _time(
 
 
 def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part: Path, *, threads: int) -> None:
-    """Put card, page and record beside the files; the record last, for `claim` believes it."""
+    """Write card, model card and record beside the files; the record last, because `claim` relies on it."""
     record = {
         "about": about,
         "files": {file.name: asdict(file) | {"sha256": file_sha256(part / file.name)} for file in exported.files},
@@ -277,7 +277,7 @@ def _describe(exported: Exported, card: NetCard, about: Mapping[str, Any], part:
 
 
 def table(exported: Exported) -> Table:
-    """What was found, for the terminal."""
+    """Return the check results as a table for the terminal."""
     found = Table()
     found.add_column("file", no_wrap=True)
     for heading in HEADINGS:

@@ -1,1 +1,1 @@
-"""Any finished network, asked about images and rasters."""
+"""Inference: classify image files and rasters with a trained network."""

@@ -1,4 +1,4 @@
-"""Pages of small images with the class and the confidence of each, to look a prediction over by eye."""
+"""Contact sheets: pages of thumbnails with the predicted class and confidence of each image."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from scenedistill.core.terminal import counted
 from scenedistill.data.images.read import UnreadableImage, read_image
 from scenedistill.metrics.plots import PLAIN_FONT, characters, font_with
 
-#: `class`: class after class, the least sure first; `doubtful`: the least sure first whatever their class.
+#: `class`: by class, and within a class by rising confidence; `doubtful`: by rising confidence over all classes.
 Order = Literal["class", "doubtful"]
 
-SIDE = 144  # pixels of a small image
-CAPTION = 38  # pixels below it: class with confidence, file name
+SIDE = 144  # pixels, side of a thumbnail
+CAPTION = 38  # pixels, height of the caption: class with confidence, file name
 GAP = 8
 COLUMNS, ROWS = 10, 6
-HEAD = 40  # pixels above, for the title
+HEAD = 40  # pixels, height of the title
 PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (120, 120, 120)
-BANDS = ((232, 238, 246), (246, 238, 226))  # behind the captions, in turn from class to class
+BANDS = ((232, 238, 246), (246, 238, 226))  # backgrounds of the captions, alternating between classes
 SURE, UNSURE, DOUBTFUL = (46, 125, 80), (201, 138, 22), (183, 50, 50)
 
 
 class Shown(NamedTuple):
-    """One image of a sheet: its file, the name to print, its class's number, and the confidence in 0..1."""
+    """One image of a sheet: its file, the name to print, the index of its class, and its confidence, 0..1."""
 
     path: Path
     name: str
@@ -43,19 +43,22 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images are drawn, in order, and what the title says of them."""
+    """Images to draw, in order, and the title of the sheet."""
 
     shown: list[Shown]
     title: str
 
 
 def plan(images: Sequence[Shown], order: Order, pages: int) -> Plan:
-    """Choose and sort: all images where they fit, otherwise the least sure ones, of each class alike in `class` order.
+    """Choose and sort the images of a contact sheet.
+
+    If they do not all fit, the images with the lowest confidence are kept; with `order="class"`, the same number per
+    class.
 
     Args:
-        images: everything that was predicted.
+        images: all predicted images.
         order: see `Order`.
-        pages: at most so many pages, 1 or more.
+        pages: maximum number of pages, 1 or more.
     """
     room = pages * COLUMNS * ROWS
     doubtful = sorted(images, key=lambda image: (image.confidence, image.name))
@@ -84,22 +87,22 @@ def draw_sheets(
     pages: int = 20,
     value_range: tuple[float, float] | None = None,
 ) -> list[Path]:
-    """Write `contact_sheet_01.png` and so on.
+    """Draw contact sheets and write them as `contact_sheet_01.png`, `contact_sheet_02.png`, ...
 
-    A small image keeps its proportions. The bar below it is as long as the confidence: green from 90 %, amber from
-    60 %, red below. An image that is no longer there is left as a grey field.
+    Thumbnails keep their aspect ratio. The length of the bar below a thumbnail shows the confidence; it is green from
+    90 %, amber from 60 %, and red below. An image that cannot be read is drawn as a grey square.
 
     Args:
-        images: everything that was predicted.
+        images: all predicted images.
         classes: names of the classes.
-        folder: to write to.
-        bands: of the network, as in `read_image`; of more than three the first three are shown.
+        folder: output folder.
+        bands: number of bands of the network, see `read_image`; of more than three the first three are shown.
         order: see `Order`.
-        pages: at most so many.
-        value_range: as in `read_image`.
+        pages: maximum number of pages, 1 or more.
+        value_range: see `read_image`.
 
     Returns:
-        The files, in order.
+        The files written, in order.
     """
     planned = plan(images, order, pages)
     labels = list(dict.fromkeys(image.label for image in planned.shown))
@@ -120,7 +123,7 @@ def draw_sheets(
 
 
 def _fair_share(sizes: Sequence[int], room: int) -> int:
-    """The largest number of each group that fit together; at least 1."""
+    """Return the largest limit on the size of each group for which all groups fit into `room`; at least 1."""
     most = max(sizes, default=0)
     while most > 1 and sum(min(size, most) for size in sizes) > room:
         most -= max(1, (sum(min(size, most) for size in sizes) - room) // len(sizes))
@@ -136,7 +139,7 @@ def _batches(images: Sequence[Shown], size: int) -> Iterator[list[Shown]]:
 def _thumbnail(path: Path, bands: int, value_range: tuple[float, float] | None) -> Image.Image | None:
     try:
         pixels = read_image(path, bands, at_least=SIDE, value_range=value_range)
-    except UnreadableImage:  # it was there a minute ago
+    except UnreadableImage:  # deleted since the prediction
         return None
     shown = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
     image = Image.fromarray(np.ascontiguousarray(shown))
@@ -185,7 +188,7 @@ def _fitted(
     *,
     keep_end: bool = False,
 ) -> None:
-    """Write a line of text, cut with an ellipsis where it is too wide: at its end, or at its start for `keep_end`."""
+    """Draw a line of text; if it is too wide, replace its end (its start for `keep_end`) with an ellipsis."""
     text = " ".join(text.split())
     font, cut = _font(text, size), text
     while cut and draw.textlength(cut if cut == text else f"{cut}…", font) > width:
@@ -194,7 +197,7 @@ def _fitted(
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, or the first installed one that has the character it lacks."""
+    """Return the default font of matplotlib, or the first installed font with a character that this font lacks."""
     plain = findfont(PLAIN_FONT)
     missing = sorted({ord(letter) for letter in text} - characters(plain))
     return _loaded(_file_with(missing[0]) if missing else plain, size)

@@ -1,4 +1,4 @@
-"""The folder of an export: only what an earlier export has left there is replaced, and by a whole new one."""
+"""Output folder of an export: replace an earlier export as a whole, and never overwrite other files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scenedistill.core.disk import file_damage, read_checked, shown_path
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.runs.find import EXPORTED
 
-#: Beside the networks: their card as JSON, what was found of them, and the page for people.
+#: Files beside the networks: their card, the record of the export with checksums, and a readme.
 CARD, RECORD, README = "model.json", "export.json", "README.md"
 PART = ".scenedistill-export"
 
 
 def claim(folder: Path) -> None:
-    """See that a folder can take an export; one that was killed while it put its files in place is brought to its end.
+    """Check that a folder can take an export, and complete an export that was killed while it moved its files there.
 
     Raises:
-        UserError: it holds a file of a name that an export writes, and no export's record names it; or its name is not
-            UTF-8.
+        UserError: the folder holds a file with a name that an export writes, and the record of no export lists it; or
+            the folder's path is not valid UTF-8.
     """
     if shown_path(folder) != str(folder):
         raise UserError(f"{shown_path(folder)}: safetensors takes only names in UTF-8. Give another folder with --out.")
@@ -40,7 +40,7 @@ def claim(folder: Path) -> None:
 
 @contextmanager
 def part_of(folder: Path) -> Iterator[Path]:
-    """An empty folder within it for files that are not checked yet; removed at the end."""
+    """Provide an empty subfolder for files that are not checked yet, and remove it at the end."""
     part = folder / PART
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -51,8 +51,11 @@ def part_of(folder: Path) -> Iterator[Path]:
 
 
 def replace(folder: Path) -> None:
-    """Put what lies ready in `PART` in place of an earlier export: networks first, the page last. So a folder with a
-    page holds one whole export; `claim` finishes what a kill has left."""
+    """Replace an earlier export with the files in `PART`.
+
+    The networks are moved first and the readme last, so a folder with a readme holds one complete export. If the
+    process is killed, `claim` completes the replacement.
+    """
     part = folder / PART
     new, old = _recorded(part), _recorded(folder)
     (folder / README).unlink(missing_ok=True)
@@ -67,27 +70,27 @@ def replace(folder: Path) -> None:
 
 
 def check_exported(file: Path) -> None:
-    """Compare a network's file with the checksum in the `export.json` beside it; one without any is taken as it is.
+    """Compare a network's file with its checksum in `export.json` beside it; a file without one passes.
 
     Raises:
-        Damaged: it does not fit, or the record itself is damaged.
+        Damaged: the checksum differs, or the record itself is damaged.
     """
-    # while an export replaces another one, the new record still lies in `PART`
+    # while an export replaces another one, the new record is still in `PART`
     records = [read_checked(file.parent / place / RECORD) or {} for place in ("", PART)]
     kept = [found["sha256"][:16] for record in records if (found := _found_of(record, file.name)).get("sha256")]
     if kept and all(damages := [file_damage(file, checksum) for checksum in kept]):
-        raise Damaged(f"{file.parent}: {damages[0]} in {RECORD}. Export it anew or take another copy.")
+        raise Damaged(f"{file.parent}: {damages[0]} in {RECORD}. Export it again or take another copy.")
 
 
 def _found_of(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What a record says of one file; nothing where it does not."""
+    """Return the entry of a file in a record, or an empty dict if there is none."""
     files = record.get("files")
     found = files.get(name) if isinstance(files, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def _recorded(folder: Path) -> set[str]:
-    """The files that a folder's record names as an export's; none where there is no record, or not one of ours."""
+    """Return the files that the record of an export lists; empty if there is no valid record."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         networks = {name for name, found in content["files"].items() if not found["failure"]}

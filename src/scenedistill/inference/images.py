@@ -1,9 +1,7 @@
-"""Classify many images: decoded in threads, resumable, bad files named, the results as tables and contact sheets."""
+"""Classify many image files in a resumable run, and write tables, embeddings and contact sheets."""
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -23,33 +21,30 @@ from scenedistill.core.own_files import replaced
 from scenedistill.core.terminal import counted
 from scenedistill.data.cache.decoding import decode_all
 from scenedistill.data.images.read import read_scene
-from scenedistill.data.names import as_cell, as_path_cell
 from scenedistill.data.raster.holes import Constant, constants_text
 from scenedistill.inference.contact_sheet import Shown, draw_sheets
+from scenedistill.inference.image_tables import EMBEDDINGS, ROUND, write_tables
 from scenedistill.inference.inputs import find_inputs
 from scenedistill.inference.journal import Entry, Journal
 from scenedistill.inference.model import Predicted, SceneModel
 
-#: Batches that the network may lag behind the decoders.
+#: Number of decoded batches that may wait for the network.
 AHEAD = 2
-ROUND = 6  # decimals of a probability
-#: Holds the paths it is of, and may have taken hours: a call that writes none leaves it.
-EMBEDDINGS = "embeddings.npz"
 
 
 @dataclass(frozen=True)
 class ImagesResult:
-    """What became of the images.
+    """Summary of a call of `predict_images`.
 
     Attributes:
         images: number of images with a prediction.
-        skipped: the others, each with the reason.
-        before: how many of both were done by an interrupted call before.
-        twice: images named more than once, which were predicted once.
-        counts: number of images of each class that was named, the largest first.
-        seconds: of decoding and network together, for what was done in this call.
-        files: everything that was written.
-        notes: what somebody who looks at the results must know of the images.
+        skipped: path and reason of each image that cannot be read.
+        before: number of images, predicted or skipped, that an earlier interrupted call had finished.
+        twice: number of repeated inputs; an image given more than once is predicted once.
+        counts: number of images of each predicted class, the largest first.
+        seconds: duration of decoding and prediction in this call.
+        files: all files written.
+        notes: warnings about the images, such as a likely nodata value.
     """
 
     images: int
@@ -96,32 +91,35 @@ def predict_images(
     restart: bool = False,
     console: Console | None = None,
 ) -> ImagesResult:
-    """Classify images and write what was found.
+    """Classify images and write the results.
 
-    In `out`: `predictions.csv` and `predictions.jsonl`, a line for each image in the order of the inputs;
-    `embeddings.npz` with the arrays `paths` [N] and `embeddings` float32 [N, D] if asked for; `contact_sheet_01.png`
-    and further pages; `skipped.csv` if a file could not be read. They hold the images of this call and nothing else;
-    pages and `skipped.csv` of an earlier call, which `predict.files.json` names, go. Only its `embeddings.npz` stays,
-    with its own paths in it.
+    The output folder receives `predictions.csv` and `predictions.jsonl` with one line per image in the order of the
+    inputs; optionally `embeddings.npz` with the arrays `paths` `[N]` and `embeddings`, float32 `[N, D]`;
+    `contact_sheet_01.png` and further pages; and `skipped.csv` if a file cannot be read. These files describe the
+    images of this call only: contact sheets and `skipped.csv` of an earlier call, listed in its `predict.files.json`,
+    are deleted. An earlier `embeddings.npz` is kept, as it contains its own paths.
 
-    What is done is kept in `out` as it comes. After an interruption, the same call does only what is missing, and what
-    has changed on the disk meanwhile.
+    Predictions are saved in `out` as they are made. After an interruption, the same call predicts only the images that
+    are missing or have changed on disk.
 
     Args:
-        model: from `open_model`.
-        inputs: images, folders (searched to the bottom) and patterns, see `find_inputs`; none of them as a raster.
-        out: folder; made when absent.
-        batch_size: images of one pass, 1 or more.
-        embeddings: keep them.
-        sheet: order of the contact sheet: class after class, or the least sure first; or no sheet.
-        sheet_pages: at most so many pages.
-        value_range: what becomes black and white in images deeper than 8 bits, see `read_image`.
-        workers: decoding threads; the cores this process may use when not given.
-        restart: throw away what an interrupted call has done.
-        console: for the progress bar; none when not given.
+        model: network from `open_model`.
+        inputs: images, folders (searched recursively) and patterns, see `find_inputs`; none is read as a raster.
+        out: output folder; created if absent.
+        batch_size: number of images per forward pass, 1 or more.
+        embeddings: whether to write the embeddings.
+        sheet: order of the contact sheets, see `contact_sheet.Order`; `none` for no sheets.
+        sheet_pages: maximum number of pages, 1 or more.
+        value_range: values that become black and white in images of more than 8 bits, see `read_image`.
+        workers: number of decoding threads; by default the number of cores available to this process.
+        restart: discard the predictions of an interrupted call.
+        console: console of the progress bar; by default no bar is shown.
+
+    Returns:
+        A summary, and the files written.
 
     Raises:
-        UserError: nothing to predict, or another process writes to the folder.
+        UserError: there is nothing to predict, a number is below 1, or another process writes to the folder.
     """
     if batch_size < 1 or sheet_pages < 1:
         raise UserError(f"batch_size is {batch_size} and sheet_pages {sheet_pages}; expected 1 or more.")
@@ -137,17 +135,18 @@ def predict_images(
     }
     constants: dict[Path, Constant] = {}
     width = model.predict([]).embedding.shape[1] if embeddings else None
-    with Journal(out, settings, width).opened(anew=restart) as journal:
+    with Journal(out, settings, width).opened(restart=restart) as journal:
         todo = {name: path for name, path in files.items() if not _is_done(journal, name, path)}
         started = time.monotonic()
         for batch in _predicted(model, todo, batch_size, value_range, workers, console, constants):
             journal.add(batch.entries, batch.predicted.embedding if embeddings and batch.predicted else None)
         seconds = time.monotonic() - started
-        results = _write(model.card.classes, list(files), journal, out, embeddings)
+        results = write_tables(model.card.classes, list(files), journal, out, embeddings)
         sheets: list[Path] = []
         if sheet != "none":
             shown = [
-                Shown(files[name], "/".join(files[name].parts[-2:]), label, sure) for name, label, sure in results.named
+                Shown(files[name], "/".join(files[name].parts[-2:]), label, confidence)
+                for name, label, confidence in results.predicted
             ]
             classes, bands = model.card.classes, model.card.bands
             sheets = draw_sheets(
@@ -156,11 +155,11 @@ def predict_images(
         note = replaced(out, "predict", [*results.files, *sheets], keep=[EMBEDDINGS])
         journal.remove()
     return ImagesResult(
-        images=len(results.named),
+        images=len(results.predicted),
         skipped=tuple(results.skipped),
         before=len(files) - len(todo),
         twice=found.twice,
-        counts=dict(Counter(model.card.classes[label] for _, label, _ in results.named).most_common()),
+        counts=dict(Counter(model.card.classes[label] for _, label, _ in results.predicted).most_common()),
         seconds=seconds,
         files=(*results.files, *sheets, note),
         notes=tuple(filter(None, [constants_text(constants)])),
@@ -169,14 +168,14 @@ def predict_images(
 
 @dataclass
 class _Batch:
-    """Images on their way: those to be classified, and those that cannot be read."""
+    """Batch of images in the pipeline: the decoded ones, and the ones that cannot be read."""
 
     entries: list[Entry] = field(default_factory=list)
     scenes: list[np.ndarray] = field(default_factory=list)
     predicted: Predicted | None = None
 
     def finish(self, predicted: Predicted | None) -> _Batch:
-        """Give each image that was classified its probabilities."""
+        """Add the probabilities of the decoded images to their entries."""
         rows = iter(() if predicted is None else predicted.probabilities.astype(np.float64).round(ROUND).tolist())
         self.entries = [
             entry if entry.reason is not None else Entry(entry.path, entry.stamp, tuple(next(rows)))
@@ -186,15 +185,8 @@ class _Batch:
         return self
 
 
-@dataclass
-class _Results:
-    named: list[tuple[str, int, float]] = field(default_factory=list)  # path, class number, confidence
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-
-
 def _is_done(journal: Journal, name: str, path: Path) -> bool:
-    """Whether an interrupted call has dealt with this very file."""
+    """Return whether an interrupted call has finished this file, and the file is unchanged."""
     return name in journal.places and journal.get(name).stamp == _stamp(path)
 
 
@@ -215,18 +207,18 @@ def _predicted(
     console: Console | None,
     constants: dict[Path, Constant],
 ) -> Iterator[_Batch]:
-    """Batches in order, each finished; decoding, network and what the caller does with a batch go on side by side."""
+    """Yield finished batches in order; decoding, prediction and the caller run concurrently."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=console is None or not files)
     waiting: deque[tuple[_Batch, Future[Predicted] | None]] = deque()
-    with ExitStack() as open_things:
-        open_things.enter_context(bar)
+    with ExitStack() as stack:
+        stack.enter_context(bar)
         task = bar.add_task("predicting", total=len(files))
-        network = open_things.enter_context(ThreadPoolExecutor(1, thread_name_prefix="network"))
+        network = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="network"))
 
         def finished() -> _Batch:
-            batch, answer = waiting.popleft()
-            batch.finish(answer.result() if answer else None)
+            batch, future = waiting.popleft()
+            batch.finish(future.result() if future else None)
             bar.advance(task, len(batch.entries))
             return batch
 
@@ -266,48 +258,3 @@ def _decoded(
                 batch = _Batch()
     if batch.entries:
         yield batch
-
-
-def _write(classes: Sequence[str], names: Sequence[str], journal: Journal, out: Path, embeddings: bool) -> _Results:
-    """The tables, each whole or not at all, in the order of the inputs."""
-    results, rows = _Results(), list[int]()
-    table, lines = out / "predictions.csv", out / "predictions.jsonl"
-    parts = [file.with_name(f"{file.name}.part") for file in (table, lines)]
-    with (
-        parts[0].open("w", encoding="utf-8", newline="") as csv_file,
-        parts[1].open("w", encoding="utf-8") as json_file,
-    ):
-        writer = csv.writer(csv_file)
-        cells = [as_cell(name) for name in classes]
-        writer.writerow(["path", "class", "confidence", *(f"p_{name}" for name in classes)])
-        for name in names:
-            entry = journal.get(name)
-            if entry.reason is not None:
-                results.skipped.append((name, entry.reason))
-                continue
-            label = max(range(len(classes)), key=entry.probabilities.__getitem__)
-            sure = entry.probabilities[label]
-            results.named.append((name, label, sure))
-            rows.append(entry.row)
-            writer.writerow(
-                [as_path_cell(name), cells[label], *(f"{value:.{ROUND}f}" for value in (sure, *entry.probabilities))]
-            )
-            chances = dict(zip(classes, entry.probabilities, strict=True))
-            found = {"path": name, "class": classes[label], "confidence": sure, "probabilities": chances}
-            json_file.write(json.dumps(found, ensure_ascii=False) + "\n")
-    for part, file in zip(parts, (table, lines), strict=True):
-        part.replace(file)
-    results.files += [table, lines]
-    kept, bad = out / EMBEDDINGS, out / "skipped.csv"
-    if embeddings:
-        paths = np.array([name for name, _, _ in results.named], dtype=np.str_)
-        vectors = journal.embeddings()
-        whole = vectors if rows == list(range(len(vectors))) else vectors[rows]
-        np.savez(kept, paths=paths, embeddings=whole)
-        results.files.append(kept)
-    if results.skipped:
-        with bad.open("w", encoding="utf-8", newline="") as bad_file:
-            rows_of_bad = ((as_path_cell(path), as_cell(reason)) for path, reason in results.skipped)
-            csv.writer(bad_file).writerows([("path", "reason"), *rows_of_bad])
-        results.files.append(bad)
-    return results

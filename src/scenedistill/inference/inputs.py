@@ -1,4 +1,4 @@
-"""Which images and rasters are meant by what somebody names: files, folders and patterns."""
+"""Find the images and rasters that files, folders and patterns refer to."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.raster.read import open_raster
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter, walk_images
 
-#: More pixels than this are a raster, georeferenced or not: nobody means them as one scene.
+#: An image with more pixels than this is treated as a raster, georeferenced or not: it is too large for one scene.
 RASTER_PIXELS = 50_000_000
-#: GDAL's drivers of the formats of images. None of them opens a file that is not beside the image and named after it.
+#: GDAL drivers of the image formats. They open no other files than sidecar files of the image.
 IMAGE_DRIVERS = ["GTiff", "PNG", "JPEG", "WEBP"]
-#: TIFF tags of a CRS and of a place (OGC 19-008r4): GeoKeyDirectory, ModelPixelScale, ModelTransformation and
-#: ModelTiepoint, which alone is a ground control point.
+#: TIFF tags of a georeference (OGC 19-008r4): GeoKeyDirectory, ModelPixelScale, ModelTransformation and ModelTiepoint.
+#: ModelTiepoint alone gives ground control points.
 GEO_KEYS, PIXEL_SCALE, TRANSFORMATION, TIE_POINTS = 34735, 33550, 34264, 33922
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found, each file once and in the order it was named; `twice` counts those named more than once.
+    """Files found, each listed once, in the order of the inputs.
 
-    A raster may be something that GDAL knows by a name and that is no file. `points_only` are the images that have
-    ground control points and no other place on the map.
+    Attributes:
+        images: image files.
+        rasters: raster files, or other names that GDAL can open.
+        twice: number of repeated inputs.
+        points_only: images whose only georeference is ground control points.
     """
 
     images: tuple[Path, ...]
@@ -40,24 +43,24 @@ class Inputs:
 
 
 def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leave_out: Path | None = None) -> Inputs:
-    """Find the files behind names.
+    """Find the images and rasters that the inputs refer to.
 
-    A file is taken whatever its ending. A folder is searched to the bottom for files with an image's ending; hidden
-    ones and system litter are left out, links to folders followed once. A pattern (`*`, `?`, `[`, `**`) gives the
-    images and folders it fits. Within a folder or a pattern the order is that of the names.
+    A file is used regardless of its suffix. A folder is searched recursively for files with an image suffix; hidden
+    files and files such as `Thumbs.db` are left out, and links to folders are followed once. A pattern (`*`, `?`, `[`,
+    `**`) stands for the images and folders that match it. The files of a folder or pattern are sorted by name.
 
-    A file is a raster when its ending is .vrt or no image's, when it has a place on a map (by rasterio, where that is
-    installed: in the file or in one beside it, with or without a CRS), or more than `RASTER_PIXELS`; but all files of a
-    folder or a pattern are images, except a pattern's .vrt.
+    A file given by its path is a raster if its suffix is .vrt or not that of an image, if it has a georeference (in the
+    file or a sidecar file, with or without a CRS, as read by rasterio if installed), or if it has more than
+    `RASTER_PIXELS` pixels. Files from a folder or a pattern are images, except .vrt files that match a pattern.
 
     Args:
-        given: what was named.
-        raster: True takes every file as a raster, and a name with nothing behind it for one that GDAL knows; False
-            takes every file as an image.
-        leave_out: folder of the results, which are no input.
+        given: paths and patterns.
+        raster: True treats every file as a raster, and a path that does not exist as a name for GDAL; False treats
+            every file as an image; None decides as above.
+        leave_out: output folder, whose contact sheets are left out.
 
     Raises:
-        UserError: a name with nothing behind it, or nothing found at all.
+        UserError: a path does not exist, no image is found, or a file with a georeference cannot be read as a raster.
     """
     missing, named = list[str](), list[str]()
     files, seen = dict[tuple[str, str], tuple[Path, bool]](), 0
@@ -91,7 +94,7 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
 
 
 def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
-    """The files behind one name, and whether each may be a raster: those of a folder or a pattern are many scenes."""
+    """Yield the files of one input, and whether each may be a raster; files of a folder or pattern may not."""
     own = leave_out.resolve() if leave_out else None
     if path.is_dir():
         yield from ((file, False) for file in _in_folder(path, own))
@@ -106,7 +109,7 @@ def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
 
 
 def _fitting(pattern: Path) -> list[Path]:
-    """What fits a pattern, sorted; by pathlib, whose `**` does not follow links, which may go in circles."""
+    """Return the sorted matches of a pattern. The `**` of pathlib does not follow links, which may form cycles."""
     parts = list(pattern.parts)
     first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     base, rest = Path(*parts[:first]), parts[first:]
@@ -117,14 +120,14 @@ def _fitting(pattern: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path, own: Path | None) -> Iterator[Path]:
-    """Images to the bottom of a folder, without what an earlier call has put into the folder of the results."""
+    """Yield the images of a folder recursively, without the contact sheets in the output folder `own`."""
     for file in walk_images(folder, own):
         if not (file.name.startswith("contact_sheet_") and file.parent.resolve() == own):
             yield file
 
 
 def _is_raster(path: Path, points: list[Path]) -> bool:
-    """Whether a file is to be mapped; adds it to `points` where it is not, and has ground control points."""
+    """Return whether a file is a raster; add an image with ground control points to `points`."""
     suffix = path.suffix.lower()
     if suffix == ".vrt":
         return True
@@ -135,9 +138,9 @@ def _is_raster(path: Path, points: list[Path]) -> bool:
     if shown_path(path) != str(path):
         return _refused_if_placed(path, "GDAL takes only names in UTF-8. Rename it")
     try:
-        # only files named after this one are looked for beside it: folders may hold a hundred thousand
+        # GDAL does not list the folder, which may hold a hundred thousand files; it tests for sidecar files by name
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it has no georeference
+            warnings.simplefilter("ignore")  # NotGeoreferencedWarning
             if suffix not in IMAGE_SUFFIXES:
                 open_raster(path).close()
                 return True
@@ -147,15 +150,15 @@ def _is_raster(path: Path, points: list[Path]) -> bool:
                 if raster.gcps[0] or raster.rpcs:
                     points.append(path)
     except (rasterio.errors.RasterioError, UserError):
-        pass  # then it is read as an image, which says what is wrong
+        pass  # reading it as an image reports the error
     return False
 
 
 def _refused_if_placed(path: Path, reason: str) -> bool:
-    """False for a file without a place on a map, told without rasterio.
+    """Return False for a file without a georeference, checked without rasterio.
 
     Raises:
-        UserError: it has one.
+        UserError: the file has a georeference.
     """
     if _is_placed_tiff(path) or any(path.with_suffix(end).exists() for end in _world_endings(path.suffix)):
         raise UserError(
@@ -165,15 +168,15 @@ def _refused_if_placed(path: Path, reason: str) -> bool:
 
 
 def _world_endings(suffix: str) -> list[str]:
-    """`.tif` -> `.tfw`, `.tifw`, `.wld`: a world file has the place of the image beside it."""
+    """Return the suffixes of the world files of an image: `.tif` -> `.tfw`, `.tifw`, `.wld`."""
     return [f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld"] if suffix else []
 
 
 def _is_placed_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF that says where it lies."""
+    """Return whether a file is a TIFF with a georeference in its tags."""
     try:
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
             return GEO_KEYS in tags or PIXEL_SCALE in tags or TRANSFORMATION in tags
-    except Exception:  # tifffile has many for a damaged file; as an image it is then told what is wrong
+    except Exception:  # tifffile raises many types for a damaged file; reading it as an image reports the error
         return False

@@ -1,4 +1,4 @@
-"""What an interrupted prediction has done already, so that it goes on where it was."""
+"""Journal of finished predictions on disk, from which an interrupted prediction resumes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scenedistill.training.runs import fingerprint
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: its probabilities in the order of the classes, or the reason why it could not be read.
+    """Result of one image: its probabilities, or the reason why it cannot be read.
 
     Attributes:
-        path: as it is named in the results.
-        stamp: size in bytes and time of change of the file, to see whether it is still the same; None if unreadable.
-        probabilities: K numbers in 0..1.
-        reason: why there are none.
-        row: of its embedding.
+        path: path of the image as in the results.
+        stamp: size of the file in bytes and modification time in nanoseconds, to detect changes; None if unavailable.
+        probabilities: K probabilities in the order of the classes, 0..1; empty if the image cannot be read.
+        reason: why the image cannot be read; None if it has probabilities.
+        row: row of its embedding in the journal; -1 without one.
     """
 
     path: str
@@ -37,34 +37,34 @@ class Entry:
 
 
 class Journal:
-    """A file that grows by a line for each image, beside one of embeddings if they are wanted.
+    """File with one line per image, and optionally a second file with the embeddings.
 
-    It belongs to one network and one set of settings; another one has another journal in the same folder. A process
-    that is killed leaves whole lines and at most one that is cut, which is forgotten. Embeddings are written before the
-    lines that name them.
+    A journal belongs to one network and one set of settings; several journals may share a folder. If the process is
+    killed, at most the last line is incomplete, and is discarded. Embeddings are written before the lines that refer
+    to them.
 
     Args:
-        folder: of the results.
-        settings: everything a line depends on, as plain JSON values.
-        width: D of the embeddings; None when they are not wanted.
+        folder: output folder of the prediction.
+        settings: all values that the predictions depend on, as plain JSON values.
+        width: length D of an embedding; None to store no embeddings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], width: int | None) -> None:
         self.path = folder / f"unfinished-{fingerprint(settings)}.jsonl"
-        self.done = self.path.with_suffix(".done")  # its name while it is deleted
+        self.done = self.path.with_suffix(".done")  # name during deletion
         self.vectors = self.path.with_suffix(".f32")
         self.width = width
-        self.places: dict[str, int] = {}  # where the last line of a path begins
+        self.places: dict[str, int] = {}  # byte offset of the last line of each path
         self.rows = 0
         self._lines: BinaryIO | None = None
         self._numbers: BinaryIO | None = None
 
     @contextmanager
-    def opened(self, *, anew: bool = False) -> Iterator[Journal]:
-        """Read what is there, or begin `anew`, and hold it against other processes; it stays unless `remove` is called.
+    def opened(self, *, restart: bool = False) -> Iterator[Journal]:
+        """Lock the journal, and read it, or delete it first with `restart`; it is kept unless `remove` is called.
 
         Raises:
-            UserError: another process is at it.
+            UserError: another process has locked it.
         """
         lock = self.path.with_suffix(".lock")
         held = FileLock(lock, timeout=0)
@@ -79,7 +79,7 @@ class Journal:
             pass
         try:
             self._clear()
-            if anew:
+            if restart:
                 self.remove()
             self._read()
             with ExitStack() as files:
@@ -92,7 +92,7 @@ class Journal:
             held.release()
 
     def add(self, entries: Sequence[Entry], embeddings: np.ndarray | None = None) -> None:
-        """Append entries, with the embeddings `[B, D]` of those that have probabilities, in their order."""
+        """Append entries, with the embeddings, `[B, D]`, of the entries that have probabilities."""
         assert self._lines is not None
         if self._numbers is not None and embeddings is not None:
             self._numbers.write(np.ascontiguousarray(embeddings, np.float32).tobytes())
@@ -113,10 +113,10 @@ class Journal:
         self._lines.flush()
 
     def get(self, path: str) -> Entry:
-        """The last entry of a path.
+        """Return the last entry of a path.
 
         Raises:
-            KeyError: it has none.
+            KeyError: the path has no entry.
         """
         assert self._lines is not None
         end = self._lines.tell()
@@ -126,28 +126,28 @@ class Journal:
         return entry
 
     def embeddings(self) -> np.ndarray:
-        """Float32 `[rows, D]`, read from the disk as they are used."""
+        """Return the embeddings, float32 `[rows, D]`, mapped into memory from the file."""
         if not self.rows or not self.width:
             return np.zeros((0, self.width or 0), np.float32)
         return np.memmap(self.vectors, np.float32, "r", shape=(self.rows, self.width))
 
     def remove(self) -> None:
-        """Delete it: all is written elsewhere. A kill meanwhile leaves nothing that looks like unfinished work."""
+        """Delete the journal; it is renamed first, so that a kill leaves nothing that looks like unfinished work."""
         if self.path.exists():
             self.path.replace(self.done)
         _delete(self.done)
 
     def _clear(self) -> None:
-        """Delete what a kill has left of other journals that were no longer needed."""
+        """Delete what is left of other journals whose deletion was interrupted."""
         for done in self.path.parent.glob(f"unfinished-*{self.done.suffix}"):
             _delete(done)
         for lock in self.path.parent.glob("unfinished-*.lock"):
             if not lock.with_suffix(self.path.suffix).exists():
-                with suppress(Timeout, OSError), FileLock(lock, timeout=0):  # held: another process begins
+                with suppress(Timeout, OSError), FileLock(lock, timeout=0):  # held by another process that starts
                     lock.unlink()
 
     def _read(self) -> None:
-        """Find the lines, and cut off what is not whole."""
+        """Index the lines, and truncate the files after the last complete entry."""
         for file in (self.path, *([] if self.width is None else [self.vectors])):
             file.touch()
         bytes_of_row = 4 * (self.width or 0)
@@ -172,7 +172,7 @@ class Journal:
 
 
 def _delete(done: Path) -> None:
-    """Remove a journal that is no longer needed, the file of its embeddings first."""
+    """Delete a renamed journal, its embeddings first."""
     done.with_suffix(".f32").unlink(missing_ok=True)
     done.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""A network in use: uint8 images in, probabilities out, whatever file it comes from."""
+"""Inference with a network from a .safetensors, .onnx or .pt2 file: uint8 images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 Images = Sequence[np.ndarray] | np.ndarray
 
-#: `read_scene` averages boxes of pixels first where an image is this many times as large as wanted.
+#: `read_scene` averages blocks of pixels first if an image is at least this many times larger than the target size.
 BOX_FROM = 6
 
 
 class Predicted(NamedTuple):
-    """What a network says of B images of K classes.
+    """Output of a network with K classes for B images.
 
     Attributes:
         probabilities: softmax of the logits, float32 `[B, K]`.
-        embedding: pooled feature before the head, float32 `[B, D]`.
+        embedding: pooled features before the classification head, float32 `[B, D]`.
         logits: class scores before the softmax, float32 `[B, K]`.
     """
 
@@ -46,17 +46,16 @@ class Predicted(NamedTuple):
 
 
 class SceneModel(ABC):
-    """A network that answers, and what is known of it.
+    """A network for inference with its metadata.
 
-    Images are prepared as in a run's test: squashed to a square of `card.stored_size` pixels as `read_scene` does, then
-    to `card.image_size` as `evaluation_view` does. Several threads may call `predict` at once.
+    Images are prepared as in the test of a run: resized to a square of `card.stored_size` pixels as by `read_scene`,
+    then to `card.image_size` as by `evaluation_view`. `predict` is thread-safe.
 
     Attributes:
         card: classes in the order of the probabilities, bands, sizes.
-        about: what the file says of itself (`oa`, `split_hash`, `data`, `licence`, `teacher`, `method`, ...); may be
-            empty.
-        source: the file it comes from.
-        prepares: whether the file itself takes images of any size.
+        about: metadata of the file (`oa`, `split_hash`, `data`, `licence`, `teacher`, `method`, ...); may be empty.
+        source: the file of the network.
+        prepares: whether the network in the file accepts images of any size and resizes them.
     """
 
     prepares: ClassVar[bool] = False
@@ -68,18 +67,18 @@ class SceneModel(ABC):
 
     @property
     def stored_size(self) -> int:
-        """Side in pixels to which an image is squashed first."""
+        """Side in pixels of the square to which an image is resized first."""
         return self.card.stored_size or self.card.image_size
 
     def predict(self, images: Images) -> Predicted:
         """Classify images.
 
         Args:
-            images: uint8 `[H, W, bands]` each, of any and of different sizes; one array `[B, H, W, bands]` is taken as
-                it is, without a copy where its sides are `stored_size`. None at all is fine.
+            images: B images, each uint8 `[H, W, bands]` of any size, or one array `[B, H, W, bands]`, which is not
+                copied if its sides are `stored_size`. B may be 0.
 
         Raises:
-            ValueError: not uint8, or another number of bands than the network's.
+            ValueError: an image is not uint8, or has another number of bands than the network.
         """
         for image in images if not isinstance(images, np.ndarray) else [images]:
             deep = 4 if image is images else 3
@@ -89,38 +88,38 @@ class SceneModel(ABC):
                 )
         if len(images) == 0:
             empty = np.zeros((0, len(self.card.classes)), np.float32)
-            return Predicted(empty, np.zeros((0, self._width()), np.float32), empty)
-        return self._answer(self._prepared(images))
+            return Predicted(empty, np.zeros((0, self._embedding_width()), np.float32), empty)
+        return self._run(self._prepared(images))
 
-    def unaided(self, images: np.ndarray) -> Predicted:
-        """What the file itself makes of images `[B, H, W, bands]`, B >= 1, of any size where it `prepares`."""
-        return self._answer(images)
+    def predict_unresized(self, images: np.ndarray) -> Predicted:
+        """Run the network in the file on images `[B, H, W, bands]`, B >= 1, without resizing them here first."""
+        return self._run(images)
 
     def _prepared(self, images: Images) -> np.ndarray:
-        """One array `[B, S, S, bands]` of the stored size."""
+        """Resize images to one array `[B, S, S, bands]` of the stored size."""
         size = self.stored_size
         if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
             return images
         return np.stack([squash(image, size) for image in images])
 
     @abstractmethod
-    def _answer(self, images: np.ndarray) -> Predicted:
-        """The network's word on `[B, H, W, bands]`, B >= 1."""
+    def _run(self, images: np.ndarray) -> Predicted:
+        """Run the network on uint8 images `[B, H, W, bands]`, B >= 1."""
 
     @abstractmethod
-    def _width(self) -> int:
-        """D of the embedding."""
+    def _embedding_width(self) -> int:
+        """Return the length D of the embedding."""
 
 
 class TorchSceneModel(SceneModel):
-    """A network of PyTorch.
+    """Inference with a PyTorch network.
 
     Args:
-        net: put into eval mode and onto the device, in place.
-        card: of the net.
+        net: the network; set to eval mode and moved to the device in place.
+        card: card of the network.
         about: see `SceneModel`.
-        source: its file.
-        device: to compute on.
+        source: the file of the network.
+        device: device to compute on.
         precision: `bf16`, `fp16` or `fp32`.
     """
 
@@ -139,18 +138,30 @@ class TorchSceneModel(SceneModel):
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.precision = device, precision
 
-    def _answer(self, images: np.ndarray) -> Predicted:
+    def _run(self, images: np.ndarray) -> Predicted:
         with torch.inference_mode(), autocast(self.device, self.precision):
             view = evaluation_view(_tensor(images).to(self.device), size=self.card.image_size)
             output = self.net(view, attention=False)
         return _arrays(output.logits.float().softmax(1), output.embedding, output.logits)
 
-    def _width(self) -> int:
+    def _embedding_width(self) -> int:
         return self.net.dims.embedding
 
 
 class OnnxSceneModel(SceneModel):
-    """A network in ONNX Runtime, whose file prepares images itself; `session` is the runtime's own."""
+    """Inference with an ONNX file in ONNX Runtime; its graph also resizes the images.
+
+    Args:
+        path: the file.
+        device: `auto`, `cpu` or `cuda`; the CPU is used if ONNX Runtime has no CUDA.
+        threads: number of CPU threads; by default ONNX Runtime chooses it.
+
+    Attributes:
+        session: the session of ONNX Runtime.
+
+    Raises:
+        UserError: the file cannot be read, or ONNX Runtime is not installed.
+    """
 
     prepares = True
 
@@ -169,7 +180,7 @@ class OnnxSceneModel(SceneModel):
             self.session: onnxruntime.InferenceSession = ort.InferenceSession(
                 str(path), options, providers=[*wanted, "CPUExecutionProvider"]
             )
-        except Exception as problem:  # the runtime has classes of errors of its own, with no common base
+        except Exception as problem:  # the errors of ONNX Runtime have no common base class
             raise UserError(f"{path} cannot be read as an ONNX file: {str(problem)[:150]}") from problem
         try:
             notes = self.session.get_modelmeta().custom_metadata_map
@@ -179,27 +190,32 @@ class OnnxSceneModel(SceneModel):
         super().__init__(card, about, path)
 
     def _prepared(self, images: Images) -> np.ndarray:
-        # the graph resizes like `squash`, to one grey level in few pixels, unless the image is very large
+        # the graph resizes like `squash` (few pixels differ, by one grey level) except for very large images
         sizes = {image.shape[:2] for image in images}
         if len(sizes) > 1 or max(max(size) for size in sizes) >= BOX_FROM * self.stored_size:
             return super()._prepared(images)
         return images if isinstance(images, np.ndarray) else np.stack(images)
 
-    def _answer(self, images: np.ndarray) -> Predicted:
+    def _run(self, images: np.ndarray) -> Predicted:
         outputs: Any = self.session.run(list(Predicted._fields), {"images": images})
         return Predicted(*outputs)
 
-    def _width(self) -> int:
+    def _embedding_width(self) -> int:
         shapes = {output.name: output.shape for output in self.session.get_outputs()}
         return int(shapes["embedding"][1])
 
 
 class ProgramSceneModel(SceneModel):
-    """A network as an exported program of PyTorch, which prepares images itself; it computes where it was exported, on
-    the CPU in fp32.
+    """Inference with an exported PyTorch program on the CPU in fp32; the program also resizes the images.
 
-    Opening it runs whatever code the file holds: PyTorch's loader unpickles weights that say they are pickled, and
-    evaluates the sizes of the graph as expressions. Only a file that its user trusts may come here.
+    Opening the file can run any code in it: the loader of PyTorch unpickles weights that are declared as pickled, and
+    evaluates sizes in the graph as expressions. Open only files that the user trusts.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be read.
     """
 
     prepares = True
@@ -208,17 +224,17 @@ class ProgramSceneModel(SceneModel):
         files = {"scenedistill": "", "about": ""}
         try:
             program = torch.export.load(path, extra_files=files)
-        except Exception as problem:  # a zip archive with anything in it
+        except Exception as problem:  # a zip archive with any content
             raise UserError(f"{path} cannot be read as an exported program: {str(problem)[:150]}") from problem
         card, about = read_provenance(files, path)
         super().__init__(card, about, path)
         self.program = program.module()
 
-    def _answer(self, images: np.ndarray) -> Predicted:
+    def _run(self, images: np.ndarray) -> Predicted:
         with torch.inference_mode():
             return _arrays(*self.program(_tensor(images)))
 
-    def _width(self) -> int:
+    def _embedding_width(self) -> int:
         with torch.inference_mode():
             side = self.stored_size
             return int(self.program(torch.zeros(1, side, side, self.card.bands, dtype=torch.uint8))[1].shape[1])
@@ -230,17 +246,18 @@ def open_model(
     """Open a network for use.
 
     Args:
-        path: a run's folder (its distilled student), the folder of one training in it, a folder of exports, or a file:
+        path: folder of a run (opens its distilled student), of one training in a run, or of an export; or a file:
             .safetensors, .onnx or .pt2.
-        device: `auto`, `cpu` or `cuda`; a .pt2 computes on the CPU.
-        precision: `bf16`, `fp16`, `fp32` or `auto` of a .safetensors; the other files have their own.
-        threads: CPU threads; as PyTorch or ONNX Runtime choose when not given. PyTorch's holds for the whole process.
-        trust: open a .pt2, which may run any code. The other files cannot.
+        device: `auto`, `cpu` or `cuda`; a .pt2 file always runs on the CPU.
+        precision: `bf16`, `fp16`, `fp32` or `auto` for a .safetensors file; the other files have a fixed precision.
+        threads: number of CPU threads; by default PyTorch or ONNX Runtime chooses it. For PyTorch it applies to the
+            whole process.
+        trust: allow opening a .pt2 file, which can run any code. The other files cannot.
 
     Raises:
-        Damaged: the file does not fit its own checksum, or that in the `export.json` beside it.
-        UserError: nothing there, several candidates (their paths are listed), a file that cannot be read, or a .pt2
-            that nobody says is trusted.
+        Damaged: the file does not match its checksum, in the file itself or in `export.json` beside it.
+        UserError: there is no network, there are several candidates (their paths are listed), the file cannot be read,
+            or it is a .pt2 file and `trust` is false.
     """
     file = find_model(Path(path))
     check_exported(file)
@@ -262,9 +279,10 @@ def open_model(
 
 
 def _tensor(images: np.ndarray) -> Tensor:
-    """Without a copy where torch can; a read-only array it would only warn about."""
+    """Convert to a tensor, without a copy unless the array is read-only, for which torch issues a warning."""
     return torch.from_numpy(images if images.flags.writeable else images.copy())
 
 
 def _arrays(*outputs: Tensor) -> Predicted:
+    """Convert probabilities, embedding and logits to float32 arrays."""
     return Predicted(*(output.float().cpu().numpy() for output in outputs))

@@ -1,4 +1,4 @@
-"""Distillation losses: each a function of two `SceneOutput`s and the labels, usable in any training loop."""
+"""Distillation losses: modules that map two `SceneOutput`s and the labels to a scalar, for any training loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scenedistill.losses.base import CrossEntropy, DistillationLoss, TeacherStatistics
     from scenedistill.losses.dual_attention import DualAttentionLoss
     from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
+    from scenedistill.losses.libraries import LightlyQueue, TimmFeatures, TimmLogits
     from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
     from scenedistill.losses.projected import OrthogonalProjection, ProjectorEnsemble, SelfSupervised
     from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
         SimilarityPreserving,
     )
     from scenedistill.losses.review import KnowledgeReview
+    from scenedistill.losses.simkd import ReusedClassifier
     from scenedistill.losses.spatial_structure import SpatialStructureLoss
     from scenedistill.losses.triplet import triplet_loss
 
-# triplet_loss imports a library that takes seconds
+# lazy, because triplet_loss imports a library that takes seconds to load
 __getattr__, __dir__ = attach(
     __name__,
     {
         "base": ("CrossEntropy", "DistillationLoss", "TeacherStatistics"),
         "dual_attention": ("DualAttentionLoss",),
         "features": ("AttentionTransfer", "Hint", "PooledHint", "SimpleRecipe"),
+        "libraries": ("LightlyQueue", "TimmFeatures", "TimmLogits"),
         "logits": ("Decoupled", "SoftLogits", "StandardisedLogits", "StrongerTeacher"),
         "projected": ("OrthogonalProjection", "ProjectorEnsemble", "SelfSupervised"),
         "registry": ("LOSSES", "METHODS", "build_losses", "resolve_weights"),
@@ -44,14 +47,16 @@ __getattr__, __dir__ = attach(
             "SimilarityPreserving",
         ),
         "review": ("KnowledgeReview",),
+        "simkd": ("ReusedClassifier",),
         "spatial_structure": ("SpatialStructureLoss",),
         "triplet": ("triplet_loss",),
     },
 )
 __all__ = [
     "LOSSES", "METHODS", "AttentionTransfer", "ContrastiveRepresentation", "CorrelationCongruence", "CrossEntropy",
-    "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint", "KnowledgeReview", "OrthogonalProjection",
-    "PooledHint", "PooledSimilarity", "ProbabilisticTransfer", "ProjectorEnsemble", "RelationalKnowledge",
-    "SelfSupervised", "SimilarityPreserving", "SimpleRecipe", "SoftLogits", "SpatialStructureLoss",
-    "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "build_losses", "resolve_weights", "triplet_loss",
+    "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint", "KnowledgeReview", "LightlyQueue",
+    "OrthogonalProjection", "PooledHint", "PooledSimilarity", "ProbabilisticTransfer", "ProjectorEnsemble",
+    "RelationalKnowledge", "ReusedClassifier", "SelfSupervised", "SimilarityPreserving", "SimpleRecipe", "SoftLogits",
+    "SpatialStructureLoss", "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "TimmFeatures", "TimmLogits",
+    "build_losses", "resolve_weights", "triplet_loss",
 ]  # fmt: skip

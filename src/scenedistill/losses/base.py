@@ -1,4 +1,4 @@
-"""What all distillation losses share: float32 arithmetic, one call form, and the places where a loss may learn."""
+"""The base class of all distillation losses, the teacher statistics that some of them need, and shared helpers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
+from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
 class TeacherStatistics(NamedTuple):
-    """Means and deviations of a teacher's features over the training images, seen whole (without augmentation).
+    """Statistics of a teacher's features over the training images, without augmentation.
 
     Attributes:
-        embedding_mean: `[D_t]`.
-        descriptor_mean: of each stage's channel descriptor, `[C_s]`.
-        descriptor_std: of each stage's channel descriptor, `[C_s]`.
-        embeddings: of the training images themselves, `[N, D_t]`, in their order; empty where they were not kept.
-        labels: class indices of the same images, int64 `[N]`; empty where they are not known.
+        embedding_mean: mean embedding, `[D_t]`.
+        descriptor_mean: mean channel descriptor of each stage, `[C_s]`.
+        descriptor_std: standard deviation of the channel descriptor of each stage, `[C_s]`.
+        embeddings: embeddings of the N training images in their order, `[N, D_t]`; empty if they are not stored.
+        labels: class indices of the same images, int64 `[N]`; empty if they are not known.
+        head: weight `[K, D_t]` and bias `[K]` of the teacher's head; empty if it is not known.
     """
 
     embedding_mean: Tensor
@@ -28,19 +30,24 @@ class TeacherStatistics(NamedTuple):
     descriptor_std: tuple[Tensor, ...]
     embeddings: Tensor = torch.empty(0)
     labels: Tensor = torch.empty(0, dtype=torch.int64)
+    head: tuple[Tensor, ...] = ()
 
     @classmethod
     def measure(cls, teacher: Callable[[Tensor], SceneOutput], loader: Iterable[Any]) -> TeacherStatistics:
-        """Measure a teacher in one pass over the training images.
+        """Compute the statistics of a teacher in one pass over the training images.
 
         Args:
-            teacher: a `SceneNet`, which is put into eval mode and left there, or what `freeze` makes of one.
-            loader: batches of images `[B, bands, H, W]` as the teacher expects them: tensors, tuples and lists that
-                begin with one (a `DataLoader` of an `ImageFolder`), or mappings with an `image` (torchgeo). Without
-                random transforms, and in a fixed order where outputs say their `rows`.
+            teacher: a `SceneNet`, which is switched to eval mode and stays in it, or a `FrozenTeacher`.
+            loader: batches of images `[B, bands, H, W]` as the teacher expects them: tensors, tuples or lists that
+                begin with a tensor (a `DataLoader` of an `ImageFolder`), or mappings with the key `image` (torchgeo).
+                The loader must not apply random transforms. If teacher outputs carry `rows`, it must keep the order of
+                the training images.
+
+        Returns:
+            The statistics, without `labels`.
 
         Raises:
-            UserError: no batches, or batches of another kind.
+            UserError: the loader yields no batches, or batches of another kind.
         """
         if isinstance(teacher, nn.Module):
             teacher.eval()
@@ -48,14 +55,16 @@ class TeacherStatistics(NamedTuple):
         else:
             device = getattr(teacher, "device", torch.device("cpu"))
         with torch.no_grad():
-            return cls.of(teacher(_images(batch).to(device)) for batch in loader)
+            found = cls.of(teacher(_images(batch).to(device)) for batch in loader)
+        head = getattr(teacher, "head", None)
+        return found._replace(head=head_tensors(head)) if isinstance(head, nn.Linear) else found
 
     @classmethod
     def of(cls, outputs: Iterable[SceneOutput]) -> TeacherStatistics:
-        """The statistics of a teacher's outputs for all training images, batch by batch.
+        """Compute the statistics from a teacher's outputs for all training images, one output per batch.
 
         Raises:
-            UserError: there are none.
+            UserError: there are no outputs.
         """
         rows = [(o.embedding.float(), *(stage.descriptor.float() for stage in o.attention)) for o in outputs]
         if not rows:
@@ -65,47 +74,47 @@ class TeacherStatistics(NamedTuple):
             embedding.mean(0),
             tuple(d.mean(0) for d in descriptors),
             tuple(d.std(0) if len(d) > 1 else torch.ones_like(d[0]) for d in descriptors),
-            embedding.half().float(),  # as they are kept on the disk
+            embedding.half().float(),  # rounded as in the files of stored outputs
         )
 
 
 class DistillationLoss(nn.Module):
-    """A scalar loss of a student's output against its teacher's.
+    """Base class of losses that compare a student's output with its teacher's output.
 
-    A leaf writes `compute`. What a leaf registers as parameters (adapters from the student's width to the teacher's)
-    is trained with the student and thrown away after training.
+    Subclasses implement `compute`. Parameters of a loss (adapters from the student's width to the teacher's width) are
+    trained with the student and discarded after training.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
 
     Raises:
-        UserError: the loss compares stages, and a network has none.
+        UserError: the loss compares stages and one of the networks has none.
     """
 
-    #: True when the loss compares the images of a batch with each other: it is then given the whole batch of all
-    #: processes, not one process's share.
+    #: True if the loss compares the images of a batch with each other. Distributed training then passes it the batch of
+    #: all processes.
     relational: ClassVar[bool] = False
-    #: False when the loss looks at the labels only and no teacher is needed.
+    #: False if the loss uses only the student's output and the labels.
     needs_teacher: ClassVar[bool] = True
-    #: True when the loss looks at the labels: it is then given the images that have one, and no others.
+    #: True if the loss uses the labels. The training then passes it labelled images only.
     needs_labels: ClassVar[bool] = False
-    #: True when the loss looks at the attention of the stages, which else is not reported.
+    #: True if the loss uses the attention of the stages, which networks return only on request.
     needs_attention: ClassVar[bool] = False
-    #: True when the loss looks at the feature maps of the stages; they are never kept, the teacher is asked every time.
+    #: True if the loss uses the feature maps of the stages. They are never stored: the teacher runs in every step.
     needs_features: ClassVar[bool] = False
-    #: True when the loss is wrong without the teacher's statistics. Its own buffers are then NaN until `prepare` fills
-    #: them, and it refuses to compute before.
+    #: True if the loss needs the teacher's statistics. Its buffers are then NaN until `prepare` fills them, and calling
+    #: it before that raises an error.
     needs_statistics: bool = False
-    #: Share of the training that is done at the end of the current epoch, in (0, 1], for losses that change with it.
-    #: The training sets it; it is 1, the end, in a loop that does not.
+    #: Share of the training completed at the end of the current epoch, in (0, 1]; the weight of some losses uses it.
+    #: The training sets it; in a loop that does not, it stays 1.
     progress: float = 1.0
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__()
         self.student_dims = student
         self.teacher_dims = teacher
-        self._prepared = False  # whether the statistics were seen to be there: asking a GPU each time would cost a wait
+        self._prepared = False  # caches the check of the buffers, which would synchronise a GPU in every step
         if self.needs_attention or self.needs_features:
             for who, dims in (("student", student), ("teacher", teacher)):
                 if not dims.stages:
@@ -115,35 +124,46 @@ class DistillationLoss(nn.Module):
                     )
 
     def forward(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
-        """The loss as a float32 scalar, whatever the autocast.
+        """Compute the loss of a batch in float32 (float64 inputs stay float64), regardless of autocast.
 
         Args:
-            student: of a batch of B images; gradients flow into it.
-            teacher: of the same B views; no gradient flows into it.
+            student: the student's output for a batch of B images; gradients flow into it.
+            teacher: the teacher's output for the same B views; no gradients flow into it.
             labels: class indices, int64 `[B]`.
 
+        Returns:
+            A scalar.
+
         Raises:
-            UserError: an output lacks what the loss looks at, or the teacher's statistics are missing.
+            UserError: an output lacks attention or feature maps that the loss uses, or the teacher's statistics are
+                missing.
         """
         self._check_output("student", student)
         self._check_output("teacher", teacher)
         if self.needs_statistics and not self._prepared:
             self._check_prepared()
         with torch.autocast(student.logits.device.type, enabled=False):
-            if not self.needs_features:  # large: not made float32 for nothing
+            if not self.needs_features:  # avoids a needless float32 copy of large maps
                 student, teacher = student._replace(features=()), teacher._replace(features=())
             return self.compute(student.map(_exact), teacher.map(_constant), labels)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
-        """The mathematics, on float32 (or float64) tensors."""
+        """Compute the loss from float32 (or float64) tensors; the arguments are those of `forward`."""
         raise NotImplementedError(f"{type(self).__name__} has no compute()")
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Take what is needed of the teacher's statistics, before the first step."""
+        """Store the statistics of the teacher that the loss needs; called before the first step."""
+
+    def after_step(self, student: SceneNet) -> None:
+        """Change the student after an optimiser step; most losses do nothing.
+
+        Args:
+            student: the student whose outputs the loss is computed on.
+        """
 
     def _check_output(self, who: str, output: SceneOutput) -> None:
-        asked = {"attention": self.needs_attention, "features": self.needs_features}
-        for name in (name for name, needed in asked.items() if needed):
+        required = {"attention": self.needs_attention, "features": self.needs_features}
+        for name in (name for name, needed in required.items() if needed):
             if not getattr(output, name):
                 raise UserError(
                     f"{type(self).__name__} compares the {name} of the stages, which the {who}'s output does not hold. "
@@ -183,11 +203,13 @@ class CrossEntropy(DistillationLoss):
 
 
 def warm_up(progress: float) -> float:
-    """Factor on the weight of a loss, 0..1: it rises linearly over the first twelfth of the training (20 of 240 epochs
-    in the authors' code) and is 1 from then on.
+    """Return a factor for the weight of a loss, in (0, 1].
+
+    The factor rises linearly over the first twelfth of the training (20 of 240 epochs in the authors' code) and stays 1
+    afterwards.
 
     Args:
-        progress: share of the training that is done, in (0, 1].
+        progress: completed share of the training, in (0, 1].
 
     Examples:
         >>> from scenedistill.losses.base import warm_up
@@ -197,11 +219,18 @@ def warm_up(progress: float) -> float:
     return min(1.0, 12 * progress)
 
 
+def head_tensors(head: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return copies of weight `[K, D]` and bias `[K]` of a head, float32 on the CPU; a missing bias is zeros."""
+    weight = head.weight.detach().float().cpu().clone()
+    bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach().float().cpu().clone()
+    return weight, bias
+
+
 def require(least: float, *, above: bool = False, **options: float) -> None:
-    """See that options of a loss are `least` or more, or above it.
+    """Check that the options of a loss are at least `least`, or greater than `least` if `above` is set.
 
     Raises:
-        ValueError: one is not.
+        ValueError: an option is out of range.
     """
     for name, value in options.items():
         if not (value > least if above else value >= least):
@@ -211,7 +240,7 @@ def require(least: float, *, above: bool = False, **options: float) -> None:
 
 
 def _images(batch: Any) -> Tensor:
-    """The images of a loader's batch."""
+    """Return the images `[B, bands, H, W]` of a loader's batch."""
     found = batch
     if isinstance(batch, Mapping):
         found = batch.get("image")

@@ -1,4 +1,4 @@
-"""L_DA, the dual-attention distillation loss: the student looks where its teacher looks."""
+"""L_DA, the dual-attention distillation loss: the student learns to match the teacher's attention."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 
 
 class DualAttentionLoss(DistillationLoss):
-    """Sum over the stages of what differs between the two networks' attention.
+    """Dual-attention distillation: match the attention of the stages of two networks.
+
+    The loss is a weighted sum of three parts, summed over the stages:
 
     - energy: squared distance of the L2-normalised energy maps (Zagoruyko and Komodakis, ICLR 2017);
-    - channel: squared distance of the standardised channel descriptors, the student's carried to the teacher's width
-      by a linear map that is thrown away after training;
-    - gates: squared distance of the spatial gates, standardised over the map (raw gates of a well-trained teacher are
-      nearly flat and teach nothing).
+    - channel: mean squared distance of the channel descriptors. The teacher's descriptors are standardised, the
+      student's are projected to the teacher's width by a linear layer that is discarded after training;
+    - gates: mean squared distance of the spatial gates, standardised over the map. Without standardisation the gates of
+      a well-trained teacher are nearly flat and carry no information.
 
-    That the loss moves the teacher's dual-attention knowledge is stated by Li, Nan and Liu (2023); the formula is ours.
+    Li, Nan and Liu (2023) state that the loss transfers the teacher's dual-attention knowledge; the formula is ours.
 
-    The channel part needs the teacher's statistics (`prepare`) and refuses to compute without: a batch's own would make
-    the target of an image depend on the images beside it, and divide by next to nothing where a channel is silent in
-    all of them. The other two parts need none.
+    The channel part needs the teacher's statistics (`prepare`) and raises an error without them. With the statistics of
+    a batch, the target of an image would depend on the other images of the batch, and channels that are near 0 in the
+    whole batch would be divided by nearly 0. The other two parts need no statistics.
 
     Args:
         student: widths of the student.
-        teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
+        teacher: widths of the teacher. If the numbers of stages differ, the coarsest shared stages are compared.
         energy: weight of the energy maps.
         channel: weight of the channel descriptors.
         gates: weight of the spatial gates.
@@ -63,22 +65,21 @@ class DualAttentionLoss(DistillationLoss):
         super().__init__(student, teacher)
         self.energy, self.channel, self.gates = energy, channel, gates
         self.needs_statistics = bool(channel)
-        # a student and a teacher with a different number of stages are compared at the coarsest ones they share
         self.shared = min(len(student.stages), len(teacher.stages))
         pairs = zip(student.stages[-self.shared :], teacher.stages[-self.shared :], strict=True)
-        # none without the part that trains it: DDP wants a gradient for every parameter
+        # only with the channel part: DDP requires a gradient for every parameter
         self.carry = nn.ModuleList(nn.Linear(narrow, wide) for narrow, wide in pairs if channel)
         for i, wide in enumerate(teacher.stages[-self.shared :]):
             self.register_buffer(f"mean_{i}", torch.full((wide,), torch.nan))
             self.register_buffer(f"std_{i}", torch.full((wide,), torch.nan))
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Remember mean and deviation of the teacher's channel descriptors over the training set."""
+        """Store mean and standard deviation of the teacher's channel descriptors over the training set."""
         for i in range(self.shared):
             self.get_buffer(f"mean_{i}").copy_(statistics.descriptor_mean[i - self.shared])
             std = statistics.descriptor_std[i - self.shared]
-            # half of a fine-tuned stage's channels may be all but dead: divided by their own deviation they would drown
-            # the others in noise
+            # half of the channels of a fine-tuned stage may be nearly dead; divided by their own deviation, they would
+            # dominate the loss with noise
             self.get_buffer(f"std_{i}").copy_(std.clamp(min=(0.05 * std.mean()).clamp(min=1e-6)))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -97,9 +98,9 @@ class DualAttentionLoss(DistillationLoss):
 
 
 def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean over the batch of the squared distance of L2-normalised maps, `[B, H, W]` each: a number in 0..4.
+    """Return the squared distance of L2-normalised maps `[B, H, W]`, in 0..4, as a mean over the batch.
 
-    A map of another size is averaged down to the smaller of the two first.
+    Maps of different size are first averaged down to the smaller height and width.
 
     Examples:
         >>> import torch
@@ -115,7 +116,9 @@ def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def gate_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared distance of gates `[B, H, W]`, each standardised over its own map; a flat map counts as zeros.
+    """Return the mean squared distance of gates `[B, H, W]`, each standardised over its own map.
+
+    A flat map is treated as zeros. Maps of different size are first averaged down to the smaller height and width.
 
     Examples:
         >>> import torch
@@ -132,7 +135,7 @@ def gate_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _standardised(gates: Tensor) -> Tensor:
     centred = gates.flatten(1) - gates.flatten(1).mean(1, keepdim=True)
-    # the floor is added under the root: the gradient of a flat map stays finite
+    # the constant under the root keeps the gradient of a flat map finite
     return centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""Losses that compare single images' features in student and teacher."""
+"""Losses that compare the features of each image in student and teacher."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 class Hint(DistillationLoss):
     """FitNets' hint of Romero et al. (ICLR 2015), equation 3.
 
-    Mean squared error between the teacher's feature map of one stage and the student's, the latter carried to the
-    teacher's width by a 1x1 convolution and a batch norm that are thrown away after training; maps of different size
-    are averaged to the smaller one. Weight 100, as in the field's common codebases.
+    Mean squared error between the feature maps of one stage of teacher and student. A 1x1 convolution and a batch norm,
+    discarded after training, project the student's map to the teacher's width. Maps of different size are averaged down
+    to the smaller height and width. The weight of 100 is that of widely used codebases.
 
-    What differs from the paper: it trains up to the hint first and distils the logits afterwards; here, as in those
-    codebases, the hint is one term beside the cross-entropy, a mean over channels and positions (the paper has half
-    the sum). The batch norm is theirs; without it students from nothing stayed at chance under a teacher whose
-    features are small (AID at 64 pixels). Their ReLU after it is left out: not every backbone's
-    stages end in one. The teacher's maps are too large to be kept, so it is asked in every step, about fresh views;
-    `fitnet_pooled` does without.
+    Differences from the paper: the paper first trains the network up to the hint and then distils the logits. Here, as
+    in those codebases, the hint is added to the cross-entropy, as a mean over channels and positions (the paper has
+    half the sum). The batch norm comes from those codebases; without it, students trained from scratch stayed at chance
+    level under a teacher with small features (AID at 64 pixels). Their ReLU after it is omitted, because the stages of
+    some backbones do not end in one. The teacher's maps are too large to store, so the teacher runs in every step on
+    fresh views; `fitnet_pooled` uses stored outputs.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
-        stage: which stage, counted from the coarsest as 1; the default is that of stride 16. A network with fewer
-            stages gives its finest.
+        stage: number of the stage, counted from 1, the coarsest; the default is usually the stage of stride 16. If a
+            network has fewer stages, the finest shared stage is used.
 
     Raises:
         ValueError: the stage is below 1.
@@ -70,10 +70,10 @@ class Hint(DistillationLoss):
 
 
 class PooledHint(Hint):
-    """The hint on the stage's channel descriptors, which are its map's mean over the positions.
+    """The hint on the channel descriptors of a stage, that is, on the mean of its map over the positions.
 
-    Looks at less than the other: it misses where in the image the two networks differ. What it needs of the teacher is
-    kept.
+    It ignores where in the image the two networks differ. The teacher's descriptors are stored, so the teacher need not
+    run in every step.
 
     Examples:
         >>> import torch
@@ -101,15 +101,15 @@ class PooledHint(Hint):
 class AttentionTransfer(DistillationLoss):
     """Activation-based attention transfer of Zagoruyko and Komodakis (ICLR 2017), equation 2 as their code has it.
 
-    Summed over the stages: mean over images and positions of the squared difference of the two networks' energy maps,
-    each map of unit length. Weight 1000, as in the authors' code.
+    Squared difference of the L2-normalised energy maps of the two networks, as a mean over images and positions, summed
+    over the stages. The weight of 1000 is that of the authors' code.
 
-    Traps: equation 2 has the distance itself, halved, where the code has its square; what is called attention transfer
-    in the literature is mostly the code. The mean over the positions, not the sum, is what the 1000 belongs to.
+    Caveats: equation 2 has half the distance, the code its square; most of the literature means the code. The weight of
+    1000 applies to the mean over the positions, not to the sum.
 
     Args:
         student: widths of the student.
-        teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
+        teacher: widths of the teacher. If the numbers of stages differ, the coarsest shared stages are compared.
 
     Examples:
         >>> import torch
@@ -142,21 +142,21 @@ class AttentionTransfer(DistillationLoss):
 class SimpleRecipe(DistillationLoss):
     """SRD, the simple recipe of Miles and Mikolajczyk, "Understanding the Role of the Projector ..." (AAAI 2024).
 
-    `features * log(sum of |p(u) - t|^power) + logits * KL(softmax(t) || softmax(s))`, the first over all images and
-    channels: p is a linear projector (thrown away after training), and both sides are batch-normalised without learned
-    scale. Weights, power and the temperature of 1 are those of the authors' ImageNet code.
+    `features * log(sum of |p(u) - t|^power) + logits * KL(softmax(t) || softmax(s))`. The sum is over all images and
+    channels; p is a linear projector that is discarded after training; p(u) and t are batch-normalised without a
+    learned scale. Weights, power and the temperature of 1 are those of the authors' ImageNet code.
 
-    Traps: the logarithm makes the gradient independent of the loss's scale, and the value depends on the number of
-    images and channels, so values are comparable in one setting only. The mean and deviation of the whole batch are
-    part of the loss: small batches make it noisy, and a batch of one teaches nothing. The projector has no bias,
-    because the normalisation would take it away again.
+    Caveats: the logarithm makes the gradient independent of the scale of the sum, and the value depends on the number
+    of images and channels, so values of different settings are not comparable. The loss uses the mean and deviation of
+    the batch: small batches make it noisy, and the features of a batch of one give no gradient. The projector has no
+    bias, because the normalisation would remove it.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
         features: weight of the features.
         logits: weight of the class scores.
-        power: > 1; the higher, the more the largest differences count.
+        power: exponent of the differences, > 1; a higher one puts more weight on large differences.
 
     Examples:
         >>> import torch
@@ -184,7 +184,7 @@ class SimpleRecipe(DistillationLoss):
         super().__init__(student, teacher)
         require(1, above=True, power=power)
         self.features, self.logits, self.power = features, logits, power
-        # none without the part that trains it: DDP wants a gradient for every parameter
+        # only with the feature part: DDP requires a gradient for every parameter
         self.projector = nn.Linear(student.embedding, teacher.embedding, bias=False) if features else nn.Identity()
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class SimpleRecipe(DistillationLoss):
         total = student.logits.new_zeros(())
         if self.features:
             gap = _standardised(self.projector(student.embedding)) - _standardised(teacher.embedding)
-            # the small number keeps value and gradient finite where student and teacher agree
+            # the constant keeps value and gradient finite if student and teacher agree
             total = total + self.features * (gap.abs().pow(self.power).sum() + 1e-8).log()
         if self.logits:
             ours, theirs = F.log_softmax(student.logits, dim=1), F.log_softmax(teacher.logits, dim=1)
@@ -201,6 +201,6 @@ class SimpleRecipe(DistillationLoss):
 
 
 def _standardised(features: Tensor) -> Tensor:
-    """`[B, D]` with mean 0 and variance 1 over the batch in each channel; zeros for a batch of one."""
+    """Standardise each channel of `[B, D]` over the batch; a batch of one gives zeros."""
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     return (features - mean) * (variance + 1e-4).rsqrt()

@@ -1,4 +1,4 @@
-"""Losses that compare the class scores of student and teacher."""
+"""Losses that compare the logits of student and teacher."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 class SoftLogits(DistillationLoss):
     """Knowledge distillation of Hinton, Vinyals and Dean (2015, arXiv 1503.02531), equation 1 and section 2.
 
-    `T^2 KL(softmax(t / T) || softmax(s / T))`, mean over the batch: the factor keeps the gradient's size when the
-    temperature changes. A trap: `F.kl_div` with its default reduction divides by the number of classes too.
+    `T^2 KL(softmax(t / T) || softmax(s / T))`, mean over the batch. The factor keeps the size of the gradient when the
+    temperature changes. Caveat: `F.kl_div` with its default reduction also divides by the number of classes.
 
     Args:
         student: widths of the student.
@@ -48,14 +48,14 @@ class SoftLogits(DistillationLoss):
 class Decoupled(DistillationLoss):
     """Decoupled knowledge distillation of Zhao, Cui, Song, Qiu and Liang (CVPR 2022), equation 7.
 
-    `T^2 (target * TCKD + rest * NCKD)`: TCKD is the KL divergence of (target class, everything else), NCKD that of the
-    softmax over the other classes alone. Plain distillation is the same with `rest` = the teacher's probability of
-    everything else, which is next to nothing where the teacher is sure.
+    `T^2 (target * TCKD + rest * NCKD)`: TCKD is the KL divergence of the binary distributions (target class, all other
+    classes), NCKD the KL divergence of the softmax over the other classes alone. Plain distillation is the same loss
+    with `rest` equal to the teacher's probability of all other classes, which is near 0 if the teacher is confident.
 
     The weight rises over the first twelfth of the training (`warm_up`), as in the authors' code.
 
-    Traps: it looks at the labels, and so at no mixed or unlabelled images. The right `rest` depends on the teacher:
-    their runs take 2 to 8 on CIFAR-100, and 0.5 with T = 1 on ImageNet.
+    Caveats: the loss uses the labels, so it ignores mixed and unlabelled images. The best `rest` depends on the
+    teacher: the authors use 2 to 8 on CIFAR-100, and 0.5 with T = 1 on ImageNet.
 
     Args:
         student: widths of the student.
@@ -103,13 +103,14 @@ class Decoupled(DistillationLoss):
 class StrongerTeacher(DistillationLoss):
     """DIST, distillation from a stronger teacher, of Huang, You, Wang, Qian and Xu (NeurIPS 2022), section 4.
 
-    `T^2 (inter * (1 - r over the classes of each image) + intra * (1 - r over the images of each class))`, r being
-    Pearson's correlation of the two networks' probabilities, each part the mean over its rows. The authors' ImageNet
-    runs have a weight of 2 and T = 1; T is that of `SoftLogits` here, as the teacher of a small data set is surer.
+    `T^2 (inter * (1 - r over the classes of each image) + intra * (1 - r over the images of each class))`, where r is
+    Pearson's correlation of the two networks' probabilities, and each part is the mean over images or classes. The
+    authors' ImageNet runs use a weight of 2 and T = 1. The default T here is that of `SoftLogits`, because the teacher
+    of a small data set is more confident.
 
-    Traps: of a batch of one the second part is the constant 1, and in small batches it is noise. Where a class's
-    probability is all but the same for every image, r says nothing and its gradient explodes; what varies by less than
-    a thousandth of its size therefore counts as flat here.
+    Caveats: for a batch of one the second part is the constant 1, and in small batches it is noisy. If a class has
+    nearly the same probability for every image, r is meaningless and its gradient explodes; rows that vary by less than
+    a thousandth of their norm are therefore pulled to a correlation of 0.
 
     Args:
         student: widths of the student.
@@ -157,12 +158,12 @@ class StrongerTeacher(DistillationLoss):
 class StandardisedLogits(DistillationLoss):
     """Logit-standardised distillation of Sun, Ren, Li, Wang and Cao (CVPR 2024), algorithm 1.
 
-    `T^2 KL(softmax(z(t) / T) || softmax(z(s) / T))`, mean over the batch, where z gives each image's logits mean 0 and
-    standard deviation 1: the student learns the order and the spacing of the scores, not their size.
+    `T^2 KL(softmax(z(t) / T) || softmax(z(s) / T))`, mean over the batch, where z standardises the logits of each image
+    to mean 0 and standard deviation 1. The student learns the order and the spacing of the logits, not their scale.
 
-    Traps: the deviation is that of the paper (divided by K), the authors' code divides by K - 1, which is a slightly
-    higher T. The cross-entropy alone has to set the size of the student's logits: without it they are as good at any
-    size. Their weights are 0.1 for the cross-entropy and 9 for this.
+    Caveats: the deviation divides by the number of classes K, as in the paper; the authors' code divides by K - 1,
+    which corresponds to a slightly higher T. The loss does not depend on the scale of the student's logits, so it must
+    be combined with the cross-entropy. The authors' weights are 0.1 for the cross-entropy and 9 for this loss.
 
     Args:
         student: widths of the student.
@@ -194,7 +195,7 @@ class StandardisedLogits(DistillationLoss):
 
 
 def correlation(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Pearson's correlation `[N]` of the rows of two `[N, M]`, -1..1; nearly flat rows are pulled to 0.
+    """Return Pearson's correlation `[N]`, in -1..1, of the rows of two matrices `[N, M]`; flat rows give about 0.
 
     Examples:
         >>> import torch
@@ -214,10 +215,10 @@ def _direction(rows: Tensor) -> Tensor:
 
 
 def _decouple(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities `[B, 2]` of the target class and of all others together, and `[B, K - 1]` among the others."""
+    """Return log probabilities `[B, 2]` of the target class and of all others, and `[B, K - 1]` among the others."""
     label = labels[:, None]
     column = torch.arange(scores.shape[1] - 1, device=scores.device)
-    others = scores.gather(1, column + (column >= label))  # every column but the label's
+    others = scores.gather(1, column + (column >= label))  # all columns except the label's
     split = torch.cat((scores.gather(1, label), others.logsumexp(1, keepdim=True)), dim=1)
     return F.log_softmax(split, dim=1), F.log_softmax(others, dim=1)
 
@@ -225,6 +226,6 @@ def _decouple(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _standardised(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(1, keepdim=True)
     deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / logits.shape[1] ** 0.5
-    # the floor keeps the gradient of a student whose logits are still all alike from exploding
+    # the lower bound limits the gradient if all logits are nearly equal, as at the start of the training
     standardised: Tensor = centred / deviation.clamp(min=0.01)
     return standardised

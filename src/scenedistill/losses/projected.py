@@ -1,4 +1,4 @@
-"""Losses that carry the student's embedding into the teacher's space by a layer of their own and compare it there."""
+"""Losses that project the student's embedding to the teacher's space by learned layers and compare it there."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.nn import functional as F
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
-#: Teacher embeddings of training images that serve as SEED's queue, whose length in the paper this is.
+#: Maximum number of teacher embeddings in SEED's queue: the queue length of the paper.
 QUEUE = 65_536
 
 
 class ProjectorEnsemble(DistillationLoss):
     """PEFD, feature distillation with an ensemble of projectors, of Chen et al. (NeurIPS 2022), section 3.
 
-    Mean over the batch of `1 - cos(g(s), t)`, where g is the mean of several linear layers with ReLU that start from
-    different weights. The weight of `METHODS`, 25, and the three layers are the authors'.
+    Mean over the batch of `1 - cos(g(s), t)`, where g is the mean of several linear layers with ReLU that are
+    initialised differently. The weight of 25 and the three layers are those of the authors.
 
-    Traps: a teacher's embedding behind a ReLU is never negative, and so is g; a teacher with negative values, such as a
-    transformer, cannot be reached. Their code divides by lengths that may be 0; a length of 0 gives a cosine of 0 here.
+    Caveats: g is never negative, as is an embedding after a ReLU, so it cannot match a teacher with negative values,
+    such as a transformer. The authors' code divides by norms that may be 0; here a norm of 0 gives a cosine of 0.
 
     Args:
         student: widths of the student.
@@ -55,12 +55,12 @@ class ProjectorEnsemble(DistillationLoss):
 class OrthogonalProjection(DistillationLoss):
     """VkD, distillation through an orthogonal projection, of Miles, Elezi and Deng (CVPR 2024), sections 3.2 and 3.3.
 
-    Mean squared difference of `P s` and the teacher's embedding with mean 0 and deviation 1 over its channels. P has
-    orthonormal columns (rows where the student is the wider one), so that it can neither stretch the student's
-    embedding nor fold it: what the loss learns goes into the student. Standardisation is the paper's choice for
-    classification; for images that are generated it whitens.
+    Mean squared difference of `P s` and the teacher's embedding, standardised to mean 0 and deviation 1 over its
+    channels. P has orthonormal columns, or orthonormal rows if the student is wider. It cannot stretch the student's
+    embedding, so the student itself must learn the teacher's structure. The paper standardises for classification and
+    whitens for image generation.
 
-    What differs from the paper: the embedding alone is compared, the weight of `METHODS` is ours.
+    Differences from the paper: only the embedding is compared, and the weight is ours.
 
     Args:
         student: widths of the student.
@@ -92,22 +92,23 @@ class OrthogonalProjection(DistillationLoss):
 class SelfSupervised(DistillationLoss):
     """SEED, self-supervised distillation of Fang et al. (ICLR 2021), equations 4 to 6.
 
-    Cross-entropy of two softmax distributions over a queue of teacher embeddings: that of the teacher's cosines over
-    its temperature, and that of the student's over its own. The image's own teacher embedding is the queue's first.
+    Cross-entropy of two softmax distributions over a queue of teacher embeddings. The logits are the cosines of the
+    teacher's (target) or the student's embedding to the queue, divided by the temperature of that network. The first
+    entry of the queue is the teacher embedding of the image itself.
 
-    What differs from the paper: the queue holds all training images instead of those of the last batches, except the
-    image's own entry; the student is carried into the teacher's space by a two-layer perceptron, where the paper gives
-    both networks a head of the same width; and the paper has no labels. Without the teacher's statistics, or where the
-    teacher's output does not say its `rows`, the other images of the batch are the queue.
+    Differences from the paper: the queue holds the other training images instead of those of the last batches. A
+    two-layer perceptron projects the student to the teacher's space; the paper gives both networks a head of the same
+    width. The paper uses no labels. Without the teacher's statistics, or if the teacher's output has no `rows`, the
+    queue consists of the other images of the batch.
 
-    Traps: at the paper's teacher temperature of 0.01 the own embedding has nearly all of the mass, so that the loss is
-    close to InfoNCE; `SpatialStructureLoss` leaves the own embedding out.
+    Caveats: at the paper's teacher temperature of 0.01, the image's own embedding has nearly all of the probability, so
+    the loss is close to InfoNCE; `SpatialStructureLoss` leaves this embedding out.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
-        temperature: of the student, > 0.
-        teacher_temperature: of the teacher, > 0.
+        temperature: temperature of the student, > 0.
+        teacher_temperature: temperature of the teacher, > 0.
 
     Examples:
         >>> import torch
@@ -140,7 +141,7 @@ class SelfSupervised(DistillationLoss):
         self.register_buffer("queue", torch.zeros(0, teacher.embedding), persistent=False)
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Take the teacher's embeddings of the training images."""
+        """Store the teacher's embeddings of the training images, if the statistics hold them."""
         if len(statistics.embeddings):
             first = next(self.head.parameters())
             self.queue = F.normalize(statistics.embeddings[:QUEUE].to(first), dim=1)
@@ -155,7 +156,7 @@ class SelfSupervised(DistillationLoss):
         itself = own[:, None] == torch.arange(len(queue), device=own.device)
 
         def scores(side: Tensor, temperature: float) -> Tensor:
-            """`[B, 1 + M]`, the own teacher embedding first."""
+            """Return logits `[B, 1 + M]`, those of the image's own teacher embedding first."""
             others = (side @ queue.T).masked_fill(itself, -torch.inf)
             return torch.cat(((side * theirs).sum(1, keepdim=True), others), dim=1) / temperature
 

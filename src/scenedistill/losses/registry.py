@@ -1,4 +1,4 @@
-"""The losses by name; a new loss is one class in its file and one line here."""
+"""Registry of losses and methods by name; a new loss needs one entry in `LOSSES`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.losses.base import CrossEntropy, DistillationLoss
 from scenedistill.losses.dual_attention import DualAttentionLoss
 from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
+from scenedistill.losses.libraries import LightlyQueue, TimmFeatures, TimmLogits
 from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
 from scenedistill.losses.projected import OrthogonalProjection, ProjectorEnsemble, SelfSupervised
 from scenedistill.losses.relations import (
@@ -23,6 +24,7 @@ from scenedistill.losses.relations import (
     SimilarityPreserving,
 )
 from scenedistill.losses.review import KnowledgeReview
+from scenedistill.losses.simkd import ReusedClassifier
 from scenedistill.losses.spatial_structure import SpatialStructureLoss
 from scenedistill.models.output import FeatureDims
 
@@ -30,7 +32,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "ce": CrossEntropy,
     "da": DualAttentionLoss,
     "ss": SpatialStructureLoss,
-    # the rivals
+    # other methods
     "at": AttentionTransfer,
     "cc": CorrelationCongruence,
     "crd": ContrastiveRepresentation,
@@ -39,28 +41,32 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "fitnet": Hint,
     "fitnet_pooled": PooledHint,
     "kd": SoftLogits,
+    "lightly": LightlyQueue,
     "logit_std": StandardisedLogits,
     "pefd": ProjectorEnsemble,
     "pkt": ProbabilisticTransfer,
     "reviewkd": KnowledgeReview,
     "rkd": RelationalKnowledge,
     "seed": SelfSupervised,
+    "simkd": ReusedClassifier,
     "sp": SimilarityPreserving,
     "sp_pooled": PooledSimilarity,
     "srd": SimpleRecipe,
+    "timm_feature": TimmFeatures,
+    "timm_logit": TimmLogits,
     "vkd": OrthogonalProjection,
 }
 
-#: Weighted sets of losses by the name that results carry. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15);
-#: `dkd_plus`, ours, adds soft labels, and is the best of eight mixtures on validation images of AID (docs/method.md).
-#: The rivals' weights are those of their authors' code or of the field's common codebases, but that of `cc`, which is
-#: ours. The pooled variants and `crd`, which here has no memory, take over the weight of what they stand for: a start,
-#: and tuning has to tell.
+#: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15); `dkd_plus`, ours,
+#: adds soft logits and is the best of eight mixtures on validation images of AID (docs/method.md). The weights of the
+#: other methods are those of their authors' code or of widely used codebases, except `cc` and `vkd`, whose weights are
+#: ours. The pooled variants and `crd` (without its memory) use the weights of the original methods, which are not tuned
+#: for them.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
     "dkd_plus": {"ce": 1.0, "da": 3.0, "ss": 3.0, "kd": 0.1},
-    # the rivals
+    # other methods
     "at": {"ce": 1.0, "at": 1000.0},
     "cc": {"ce": 1.0, "cc": 100.0},
     "crd": {"ce": 1.0, "crd": 0.8},
@@ -69,20 +75,24 @@ METHODS: dict[str, dict[str, float]] = {
     "fitnet": {"ce": 1.0, "fitnet": 100.0},
     "fitnet_pooled": {"ce": 1.0, "fitnet_pooled": 100.0},
     "kd": {"ce": 0.1, "kd": 0.9},
+    "lightly": {"ce": 1.0, "lightly": 1.0},
     "logit_std": {"ce": 0.1, "logit_std": 9.0},
     "pefd": {"ce": 1.0, "pefd": 25.0},
     "pkt": {"ce": 1.0, "pkt": 30000.0},
     "reviewkd": {"ce": 1.0, "reviewkd": 1.0},
     "rkd": {"ce": 1.0, "rkd": 1.0},
     "seed": {"ce": 1.0, "seed": 1.0},
+    "simkd": {"simkd": 1.0},
     "sp": {"ce": 1.0, "sp": 3000.0},
     "sp_pooled": {"ce": 1.0, "sp_pooled": 3000.0},
     "srd": {"ce": 1.0, "srd": 1.0},
+    "timm_feature": {"ce": 1.0, "timm_feature": 1.0},
+    "timm_logit": {"ce": 1.0, "timm_logit": 1.0},
     "vkd": {"ce": 1.0, "vkd": 1.0},
 }
 
-#: Methods and losses that have come to mean another training under the same name: what was trained with an older number
-#: is trained again.
+#: Revision of methods and losses whose definition has changed under the same name. Students trained with an older
+#: revision are trained again.
 REVISIONS: dict[str, int] = {"crd": 2, "decoupled": 2, "logit_std": 2, "reviewkd": 2}
 
 
@@ -92,17 +102,20 @@ def build_losses(
     teacher: FeatureDims,
     options: Mapping[str, Mapping[str, float]] | None = None,
 ) -> nn.ModuleDict:
-    """A fresh module for each named loss.
+    """Build a new module for each named loss.
 
     Args:
-        names: the losses wanted.
+        names: keys of `LOSSES`, such as an entry of `METHODS`; the weights are ignored.
         student: widths of the student.
         teacher: widths of the teacher.
-        options: keyword settings of single losses.
+        options: keyword arguments of single losses, by name of the loss.
+
+    Returns:
+        The losses by name.
 
     Raises:
-        UserError: nobody knows a name or an option, an option is out of its range, or options are given for a loss
-            that is not wanted.
+        UserError: a name or an option is unknown, an option is out of range, or options are given for a loss that is
+            not in `names`.
 
     Examples:
         >>> from scenedistill.losses.registry import build_losses
@@ -128,10 +141,14 @@ def build_losses(
 
 
 def resolve_weights(method: str, changes: Mapping[str, float]) -> dict[str, float]:
-    """The weights of a method with a user's changes; losses of weight 0 are left out.
+    """Return the weights of a method with changes applied; losses of weight 0 are removed.
+
+    Args:
+        method: key of `METHODS`.
+        changes: weights by name of the loss, which replace those of the method or are added to them.
 
     Raises:
-        UserError: nobody knows the method or a loss, or a weight is negative or no number.
+        UserError: the method or a loss is unknown, or a weight is negative or not finite.
 
     Examples:
         >>> from scenedistill.losses.registry import resolve_weights
@@ -140,7 +157,7 @@ def resolve_weights(method: str, changes: Mapping[str, float]) -> dict[str, floa
     """
     if method not in METHODS:
         raise UserError(f"No method is called '{method}'. There are: {', '.join(METHODS)}.")
-    _check_names(changes)  # those of weight 0 too: a misspelt `SS: 0` would leave `ss` in
+    _check_names(changes)  # also those of weight 0: a misspelt `SS: 0` would not remove `ss`
     weights = {**METHODS[method], **changes}
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:

@@ -1,4 +1,4 @@
-"""Losses that compare how the images of a batch lie to each other in student and teacher."""
+"""Losses that compare the relations between the images of a batch in student and teacher."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from scenedistill.models.output import FeatureDims, SceneOutput
 class SimilarityPreserving(DistillationLoss):
     """SP, similarity-preserving distillation of Tung and Mori (ICCV 2019), L_SP.
 
-    Mean over all pairs of images of the squared difference of the two networks' similarities: dot products of the last
-    stage's feature maps, each image's row of them divided by its length. Weight 3000, as in the paper.
+    Mean squared difference of the similarity matrices `[B, B]` of the two networks: dot products of the flattened
+    feature maps of the last stage, with L2-normalised rows. The weight of 3000 is that of the paper.
 
-    Traps: the matrix is `B x B` and its entries shrink as `1 / sqrt(B)`, so the 3000 goes with batches of about 64.
-    Features behind a ReLU are never negative: all similarities are near each other, and differences small. The
-    teacher's maps are too large to be kept, so it is asked in every step, about fresh views; `sp_pooled` does without.
+    Caveats: the entries of the matrix shrink as `1 / sqrt(B)`, so the weight of 3000 suits batches of about 64. Because
+    features after a ReLU are never negative, all similarities are close to each other and their differences are small.
+    The teacher's maps are too large to store, so the teacher runs in every step on fresh views; `sp_pooled` uses stored
+    outputs.
 
     Examples:
         >>> import torch
@@ -45,12 +46,14 @@ class SimilarityPreserving(DistillationLoss):
         return F.mse_loss(_similarity(self._rows(student)), _similarity(self._rows(teacher)))
 
     def _rows(self, output: SceneOutput) -> Tensor:
-        """An image a row."""
+        """Return the features as one row per image, `[B, N]`."""
         return output.features[-1].flatten(1)
 
 
 class PooledSimilarity(SimilarityPreserving):
-    """The same of the pooled last features, without their positions: what it needs of the teacher is kept.
+    """Similarity-preserving distillation on the embeddings instead of the feature maps.
+
+    It ignores positions in the image. The teacher's embeddings are stored, so the teacher need not run in every step.
 
     Examples:
         >>> import torch
@@ -73,21 +76,21 @@ class PooledSimilarity(SimilarityPreserving):
 class CorrelationCongruence(DistillationLoss):
     """CC, correlation congruence of Peng et al. (ICCV 2019), L_CC with the Gaussian kernel.
 
-    Mean over all pairs of images of the squared difference of the two networks' kernels. The kernel is the Taylor
-    series of `exp(-gamma |x - y|^2)` for features of unit length, the sum over p up to P of
-    `exp(-2 gamma) (2 gamma x.y)^p / p!`.
+    Mean squared difference of the kernel matrices `[B, B]` of the two networks. The kernel is the Taylor series of
+    `exp(-gamma |x - y|^2)` for features of unit length: the sum of `exp(-2 gamma) (2 gamma x.y)^p / p!` for p = 0..P.
 
-    What differs from the paper: its features go through a linear layer to a common width, the teacher's too; kernels
-    compare without one, and a teacher's layer that trains could fit itself to the student. Its way of drawing batches
-    (several images of each class) is not part of the loss.
-    Traps: the series is a Gaussian only for unit vectors, which reimplementations leave out, or they take another loss
-    altogether; the weights in use (0.02, 0.003) go with those. The values here are a few hundredths, and the weight of
-    `METHODS` is ours.
+    Differences from the paper: the paper projects the features of both networks to a common width by linear layers.
+    Kernels need no common width, and a trained layer on the teacher could adapt to the student. The paper's batches of
+    several images per class are not part of the loss.
+
+    Caveats: the series approximates a Gaussian for unit vectors only. Other implementations omit the normalisation or
+    use a different loss, and the common weights (0.02, 0.003) belong to these. The values here are a few hundredths;
+    the weight is ours.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
-        gamma: > 0, the inverse squared width of the Gaussian.
+        gamma: inverse squared width of the Gaussian, > 0.
         order: P, the highest power of the series, >= 1.
 
     Examples:
@@ -124,13 +127,13 @@ class CorrelationCongruence(DistillationLoss):
 class RelationalKnowledge(DistillationLoss):
     """RKD, relational knowledge distillation of Park, Kim, Lu and Cho (CVPR 2019), L_RKD-D and L_RKD-A.
 
-    Huber loss of all pairwise distances, each set divided by its mean, and of the cosines of the angles of all triples.
-    The weights 25 and 50 are those of the authors' classification code; for metric learning they take 1 and 2.
+    Huber loss of all pairwise distances, divided by their mean in each network, and of the cosines of the angles of all
+    triples. The weights 25 and 50 are those of the authors' classification code; for metric learning the authors use 1
+    and 2.
 
-    Traps: the distances are averaged over the `B (B - 1) / 2` pairs of different images, the authors' code also counts
-    each image's zero distance to itself, which makes its loss smaller by `(B - 1) / B`. That code gives the features
-    unit length first and the field's common codebases do not, nor is it done here. The angles take `B^2 D` numbers
-    and `B^3` cosines.
+    Caveats: the mean is over the `B (B - 1) / 2` pairs of different images. The authors' code includes the distance of
+    each image to itself, 0, which makes its distance loss smaller by a factor of `(B - 1) / B`. It also L2-normalises
+    the features; this class, like widely used codebases, does not. The angles need memory for `B^2 D + B^3` values.
 
     Args:
         student: widths of the student.
@@ -171,11 +174,12 @@ class RelationalKnowledge(DistillationLoss):
 class ProbabilisticTransfer(DistillationLoss):
     """PKT, probabilistic knowledge transfer of Passalis and Tefas (ECCV 2018), equation 8 with the cosine kernel.
 
-    Each image's similarities to all images of the batch, `(cos + 1) / 2`, divided by their sum, are a distribution.
-    The loss is the mean over all `B^2` pairs of `p_t log(p_t / p_s)`. Weight 30000, as in the field's common codebases.
+    The similarities `(cos + 1) / 2` of an image to all images of the batch, divided by their sum, form a probability
+    distribution. The loss is the mean of `p_t log(p_t / p_s)` over all `B^2` pairs. The weight of 30000 is that of
+    widely used codebases.
 
-    Traps: the mean over pairs, as in the authors' code, makes the value shrink as `1 / B^2`, so the 30000 goes with
-    batches of about 64. The image itself is among its own neighbours.
+    Caveats: because of the mean over pairs, as in the authors' code, the value shrinks as `1 / B^2`, so the weight of
+    30000 suits batches of about 64. Each image is one of its own neighbours.
 
     Examples:
         >>> import torch
@@ -200,26 +204,29 @@ class ProbabilisticTransfer(DistillationLoss):
 class ContrastiveRepresentation(DistillationLoss):
     """CRD, contrastive representation distillation of Tian, Krishnan and Isola (ICLR 2020).
 
-    Both embeddings are carried by a linear layer each (trained, and thrown away after training) to unit vectors of a
-    common width. Each image's student vector must be nearer to its own teacher vector than to those of the images of
-    other classes, and the other way round: the cross-entropy of "which one is mine", summed over both directions.
+    Linear layers, discarded after training, project the embeddings of both networks to unit vectors of a common width.
+    The student vector of an image must be more similar to the teacher vector of the same image (positive) than to those
+    of images of other classes (negatives), and vice versa. The loss is the cross-entropy of selecting the positive,
+    summed over both directions.
 
-    The negatives of a student vector are the teacher vectors of all training images, if the teacher's statistics hold
-    their embeddings and labels (`prepare`) and the teacher's output holds its `rows`. Otherwise, and for a teacher
-    vector, the negatives are the other images of the batch.
+    The negatives of a student vector are the teacher vectors of all training images of other classes if the teacher's
+    statistics hold embeddings and labels (`prepare`) and the teacher's output holds its `rows`. Otherwise, and for a
+    teacher vector, the negatives come from the batch.
 
-    What differs from the paper: it contrasts with 16384 images drawn from two memories of the training set, of slowly
-    updated vectors, by noise-contrastive estimation. Here the teacher's embeddings are exact and carried by the current
-    layer, there is no memory of student vectors, and the estimator is InfoNCE (van den Oord et al. 2018), which needs
-    no constant. As in the paper, images of the same class are no negatives, temperature and width are 0.07 and 128,
-    and the weight is 0.8.
-    Traps: without the training images it needs large batches of many classes, and a batch of one class teaches nothing.
+    Differences from the paper: the paper draws 16384 negatives from two memories of slowly updated vectors of the
+    training set and uses noise-contrastive estimation. Here the teacher's embeddings are exact and projected by the
+    current layer, there is no memory of student vectors, and the estimator is InfoNCE (van den Oord et al. 2018), which
+    needs no normalisation constant. As in the paper, images of the same class are not negatives, and temperature, width
+    and weight are 0.07, 128 and 0.8.
+
+    Caveats: without the embeddings of the training images, the loss needs large batches of many classes; a batch of one
+    class gives no gradient.
 
     Args:
         student: widths of the student.
         teacher: widths of the teacher.
         temperature: tau, > 0.
-        width: of the common space, >= 1.
+        width: width of the common space, >= 1.
 
     Examples:
         >>> import torch
@@ -251,7 +258,7 @@ class ContrastiveRepresentation(DistillationLoss):
         self.register_buffer("bank_labels", torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Take the teacher's embeddings of the training images with their labels."""
+        """Store the teacher's embeddings and the labels of the training images, if the statistics hold both."""
         if len(statistics.embeddings) == len(statistics.labels) > 0:
             self.bank = statistics.embeddings.to(self.teacher_head.weight)
             self.bank_labels = statistics.labels.to(self.teacher_head.weight.device)
@@ -264,26 +271,25 @@ class ContrastiveRepresentation(DistillationLoss):
         if len(self.bank) and teacher.rows:
             others = F.normalize(self.teacher_head(self.bank), dim=1, eps=1e-6)
             other_labels = self.bank_labels
-        return self._told_apart(ours, theirs, others, labels, other_labels) + self._told_apart(
-            theirs, ours, ours, labels, labels
-        )
+        student_loss = self._contrast(ours, theirs, others, labels, other_labels)
+        return student_loss + self._contrast(theirs, ours, ours, labels, labels)
 
-    def _told_apart(self, anchors: Tensor, own: Tensor, others: Tensor, labels: Tensor, other_labels: Tensor) -> Tensor:
-        """Cross-entropy of finding each anchor's own vector among the others of another class."""
+    def _contrast(self, anchors: Tensor, own: Tensor, others: Tensor, labels: Tensor, other_labels: Tensor) -> Tensor:
+        """Return the cross-entropy of selecting each anchor's own vector among the vectors of other classes."""
         positive = (anchors * own).sum(1, keepdim=True)
-        same = labels[:, None] == other_labels[None, :]  # no negatives, and the own one is there already
+        same = labels[:, None] == other_labels[None, :]  # excluded; these include the anchor's own vector
         negatives = (anchors @ others.T).masked_fill(same, -math.inf)
         scores = torch.cat((positive, negatives), dim=1) / self.temperature
         return F.cross_entropy(scores, torch.zeros(len(labels), dtype=torch.int64, device=labels.device))
 
 
 def _similarity(embedding: Tensor) -> Tensor:
-    """Dot products `[B, B]`, each row of unit length."""
+    """Return dot products `[B, B]` with L2-normalised rows."""
     return F.normalize(embedding @ embedding.T, dim=1)
 
 
 def _neighbours(embedding: Tensor) -> Tensor:
-    """Probabilities `[B, B]` of each image's neighbours, above 0."""
+    """Return positive similarities `[B, B]` whose rows sum to 1."""
     unit = F.normalize(embedding, dim=1, eps=1e-6)
     similarity = (unit @ unit.T + 1).clamp(min=0) / 2 + 1e-6
     return similarity / similarity.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The loss that compares whole feature maps, level by level."""
+"""ReviewKD, the loss that compares feature maps level by level."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from scenedistill.losses.base import DistillationLoss, require, warm_up
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
-#: Sides of the grids that maps are averaged to beside their full size; each counts half as much as the one before.
+#: Sides of the grids to which maps are averaged, in addition to their full size; each has half the previous weight.
 GRIDS = (4, 2, 1)
 
 
 class KnowledgeReview(DistillationLoss):
     """ReviewKD of Chen, Liu, Zhao and Jia, "Distilling Knowledge via Knowledge Review" (CVPR 2021).
 
-    From the coarsest level to the finest, the student's feature is fused with what came from the coarser levels by two
-    learned gates at each position (the paper's ABF), carried to the teacher's width, and compared with the teacher's
-    feature of that level at several resolutions (its HCL). The levels are the pooled embedding, as a map of one pixel,
-    and the stages. Weight 1, as in the authors' ImageNet code. The fusions are thrown away after training.
+    The levels are the stages and the embedding, as a map of one pixel. From the coarsest level to the finest, the
+    student's feature is fused with the result of the coarser levels by two learned gates at each position (the paper's
+    ABF), projected to the teacher's width, and compared with the teacher's feature of that level at several resolutions
+    (the paper's HCL). The fusions are discarded after training. The weight of 1 is that of the authors' ImageNet code.
 
     The weight rises over the first twelfth of the training (`warm_up`), as in the authors' CIFAR code.
 
-    Traps: that code has weights up to 8 by architecture. It compares features before their activation; here it is what
-    a stage gives. The 3x3 convolutions of the fusions cost more than a light student. The teacher's maps are too large
-    to be kept, so it is asked in every step, about fresh views.
+    Caveats: the CIFAR code uses weights up to 8, depending on the architecture. It compares features before their
+    activation; here the outputs of the stages are compared. The 3x3 convolutions of the fusions need more computation
+    than a light student. The teacher's maps are too large to store, so the teacher runs in every step on fresh views.
 
     Args:
         student: widths of the student.
-        teacher: widths of the teacher; of a different number of stages the coarsest shared ones are compared.
-        middle: width of the fusions, at most that of the student's embedding; the authors have 512.
+        teacher: widths of the teacher. If the numbers of stages differ, the coarsest shared stages are compared.
+        middle: width of the fusions, capped at the width of the student's embedding; the authors use 512.
 
     Raises:
         ValueError: middle is below 1.
@@ -60,7 +60,7 @@ class KnowledgeReview(DistillationLoss):
         self.shared = min(len(student.stages), len(teacher.stages))
         width = min(int(middle), student.embedding)
         ours, theirs = ((*dims.stages[-self.shared :], dims.embedding) for dims in (student, teacher))
-        #: finest first; the last one, of the embedding, has nothing coarser to fuse with
+        #: finest first; the last one, for the embedding, has no coarser level
         self.fusions = nn.ModuleList(
             Fusion(ours[level], width, theirs[level], fuses=level < self.shared) for level in range(self.shared + 1)
         )
@@ -79,13 +79,13 @@ class KnowledgeReview(DistillationLoss):
 
 
 class Fusion(nn.Module):
-    """One level of the review (the paper's ABF, figure 3).
+    """Attention-based fusion of one level with the coarser levels (the paper's ABF, figure 3).
 
     Args:
-        student: channels of the student's feature.
-        middle: channels of what goes on to the next finer level.
-        teacher: channels of the teacher's feature.
-        fuses: a coarser level comes before this one.
+        student: number of channels of the student's feature.
+        middle: number of channels of the fused feature.
+        teacher: number of channels of the teacher's feature.
+        fuses: whether there is a coarser level.
     """
 
     def __init__(self, student: int, middle: int, teacher: int, *, fuses: bool) -> None:
@@ -97,16 +97,16 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(cast(Tensor, first.weight), a=1)
 
     def forward(self, feature: Tensor, coarser: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """Fuse and carry to the teacher's width and size.
+        """Fuse two levels and project the result to the teacher's width and size.
 
         Args:
-            feature: of the student, `[B, C, H, W]`.
-            coarser: what the coarser level gave second, `[B, middle, h, w]`; None where there is none.
+            feature: the student's feature, `[B, C, H, W]`.
+            coarser: fused feature of the coarser level, `[B, middle, h, w]`; None if there is none.
             size: height and width of the teacher's feature.
 
         Returns:
-            What is compared with the teacher's feature, `[B, C_t, *size]`, and what the next finer level takes,
-            `[B, middle, *size]`.
+            The feature to compare with the teacher's, `[B, C_t, *size]`, and the fused feature for the next finer
+            level, `[B, middle, *size]`.
         """
         fused: Tensor = self.reduce(feature)
         if self.gates is not None and coarser is not None:
@@ -118,14 +118,16 @@ class Fusion(nn.Module):
 
 
 def context_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared error at full size and averaged to each smaller one of `GRIDS` (the paper's HCL).
+    """Return the mean squared error at several resolutions (the paper's HCL).
+
+    The resolutions are the full size and the grids of `GRIDS` that are smaller than it.
 
     Args:
-        ours: `[B, C, H, W]`.
-        theirs: the same shape.
+        ours: the student's feature, `[B, C, H, W]`.
+        theirs: the teacher's feature, of the same shape.
 
     Returns:
-        A scalar: the weighted mean, weights 1, 1/2, 1/4, ... as far as the sizes go.
+        A scalar: the weighted mean over the resolutions, with weights 1, 1/2, 1/4, ...
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""L_SS, the spatial-structure distillation loss: the images of a batch lie to each other as the teacher sees them."""
+"""L_SS, the spatial-structure distillation loss: the student learns the teacher's relations between images."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from torch.nn import functional as F
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.models.output import FeatureDims, SceneOutput
 
-#: Points of the bank at most: the first ones, in an order of the training images that mixes no classes on purpose.
+#: Maximum number of points of the bank. A larger training set contributes its first images only.
 BANK = 16384
 
 
 class SpatialStructureLoss(DistillationLoss):
-    """Anchored structure plus inner structure of a batch's embeddings.
+    """Spatial-structure distillation: match the relations between the embeddings of different images.
 
-    Anchored: a head (the SS module, thrown away after training) carries the student's embedding into the teacher's
-    space, where each student point must stand to the teacher's points as its own teacher point does:
-    `KL(softmax(t_i . b_j / tau) || softmax(p(u_i) . b_j / tau))` over j, and `1 - cos(p(u_i), t_i)`. The points b_j are
-    those of all training images but the image's own, which would else take nearly the whole of the softmax. The KL term
-    is the objective of SEED (Fang et al., ICLR 2021) with the whole training set in the place of its queue. Teacher
-    embeddings are centred with their mean over the training set and L2-normalised.
+    The loss has two parts:
 
-    Inner: pairwise distances (each set divided by its mean distance) and the angles of all triples, Huber loss
-    (Park et al., CVPR 2019).
+    - anchored: a head p (the SS module, discarded after training) projects the student's embedding u_i to the teacher's
+      space. There it must have the same similarities to the points b_j as the teacher's embedding t_i:
+      `relation * KL(softmax(t_i . b_j / tau) || softmax(p(u_i) . b_j / tau)) + cosine * (1 - cos(p(u_i), t_i))`. The
+      points b_j are the teacher embeddings of all training images except image i, which would take nearly all of the
+      softmax. The KL term is the objective of SEED (Fang et al., ICLR 2021) with the training set in place of the
+      queue. Teacher embeddings are centred with their mean over the training set and L2-normalised.
+    - inner: Huber loss of the pairwise distances, divided by their mean in each network, and of the angles of all
+      triples (Park et al., CVPR 2019).
 
-    That the loss works on the sets Tb and Sb of a batch's features is stated by Li, Nan and Liu (2023); the choice of
-    the terms is ours.
+    Li, Nan and Liu (2023) state that the loss compares the sets Tb and Sb of a batch's features; the terms are ours.
 
-    The anchored part needs the teacher's statistics (`prepare`) and refuses to compute without: around a batch's own
-    mean the place of an image's target would depend on the images beside it, and a batch of one would have none. The
-    inner part needs none. The points of all training images are used where the teacher's output says which of them its
-    images are (`SceneOutput.rows`); where it does not, an image's own point could not be left out, and the points are
-    those of the batch.
+    The anchored part needs the teacher's statistics (`prepare`) and raises an error without them. If the embeddings
+    were centred with the mean of the batch, the target of an image would depend on the other images of the batch, and a
+    batch of one would have no target. The inner part needs no statistics. The bank of all training images is used only
+    if the teacher's output holds the positions of its images in the training set (`SceneOutput.rows`), which are needed
+    to exclude image i. Otherwise the points are the teacher embeddings of the batch.
 
     Args:
         student: widths of the student.
@@ -43,8 +43,8 @@ class SpatialStructureLoss(DistillationLoss):
         distance: weight of the pairwise distances.
         angle: weight of the angles.
         temperature: tau, > 0.
-        bank: 1 takes the points b_j from the training set, where statistics hold its embeddings and the teacher's
-            output its rows; 0 from the batch.
+        bank: 1 takes the points b_j from the training set if the statistics hold its embeddings and the teacher's
+            output its rows; 0 always takes them from the batch.
 
     Examples:
         >>> import torch
@@ -81,7 +81,7 @@ class SpatialStructureLoss(DistillationLoss):
         self.needs_statistics = bool(cosine or relation)
         width = teacher.embedding
         self.head = nn.Sequential()
-        if cosine or relation:  # else nothing would train it, and DDP wants a gradient for every parameter
+        if cosine or relation:  # only with the anchored part: DDP requires a gradient for every parameter
             self.head.extend(
                 (
                     nn.Linear(student.embedding, width, bias=False),
@@ -94,7 +94,7 @@ class SpatialStructureLoss(DistillationLoss):
         self.register_buffer("points", torch.zeros(0, width), persistent=False)
 
     def prepare(self, statistics: TeacherStatistics) -> None:
-        """Take mean and, for the bank, embeddings of the teacher over the training set."""
+        """Store the mean and, for the bank, the embeddings of the teacher over the training set."""
         self.centre.copy_(statistics.embedding_mean)
         if self.bank and len(statistics.embeddings):
             self.points = F.normalize(statistics.embeddings[:BANK].to(self.centre) - self.centre, dim=1)
@@ -118,7 +118,7 @@ class SpatialStructureLoss(DistillationLoss):
         return total
 
     def _carry(self, embedding: Tensor) -> Tensor:
-        if len(embedding) == 1 and self.training:  # a batch of one has no batch statistics: use the running ones
+        if len(embedding) == 1 and self.training:  # a batch of one has no variance: use the running statistics
             norm = self.head[1]
             assert isinstance(norm, nn.BatchNorm1d)
             hidden = F.batch_norm(
@@ -131,13 +131,15 @@ class SpatialStructureLoss(DistillationLoss):
 
 
 def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """Mean over i of KL(softmax_j(t_i . b_j / tau) || softmax_j(s_i . b_j / tau)), the image's own point left out.
+    """Return `KL(softmax(t_i . b_j / tau) || softmax(s_i . b_j / tau))` over the points j, as a mean over the images i.
+
+    The point of the image itself is left out. With fewer than 3 points the divergence is 0.
 
     Args:
-        ours: unit vectors s `[B, D]`.
-        theirs: unit vectors t `[B, D]`.
-        points: unit vectors b `[M, D]`.
-        own: position of each image's own point among these, int64 `[B]`; M or more where it is not among them.
+        ours: unit vectors s of the student, `[B, D]`.
+        theirs: unit vectors t of the teacher, `[B, D]`.
+        points: unit vectors b, `[M, D]`.
+        own: index of each image's own point in `points`, int64 `[B]`; M or more if it is not among them.
         temperature: tau, > 0.
 
     Examples:
@@ -150,7 +152,7 @@ def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tenso
         >>> relation_divergence(points.flip(0), points, points, own, temperature=0.1)
         tensor(2.8713)
     """
-    if len(points) < 3:  # one point beside the own says nothing
+    if len(points) < 3:  # a softmax over the single other point is constant
         return ours.sum() * 0
     itself = own[:, None] == torch.arange(len(points), device=own.device)
     scores = (side @ points.T / temperature for side in (theirs, ours))
@@ -159,7 +161,7 @@ def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tenso
 
 
 def distance_structure(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Huber loss of all pairwise distances of `[B, D_s]` and `[B, D_t]`, each set divided by its mean distance.
+    """Return the Huber loss of all pairwise distances of `[B, D_s]` and `[B, D_t]`, divided by their mean in each set.
 
     Examples:
         >>> import torch
@@ -176,9 +178,10 @@ def distance_structure(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def angle_structure(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Huber loss of the cosines of the angles at a between i and k, of `[B, D_s]` and `[B, D_t]`.
+    """Return the Huber loss of the cosines of the angles of all triples of points in `[B, D_s]` and `[B, D_t]`.
 
-    The mean is over all `B^3` triples, those that name an image twice counting zero, as in the authors' code.
+    The mean is over all `B^3` triples. As in the authors' code, a triple whose vertex is also one of the other two
+    points counts as 0.
 
     Examples:
         >>> import torch
@@ -196,7 +199,7 @@ def angle_structure(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _distances(points: Tensor) -> Tensor:
-    """All `B * (B - 1) / 2` distances over their mean; duplicates give zero with a finite gradient."""
+    """Return all `B * (B - 1) / 2` distances divided by their mean; duplicates give 0 with a finite gradient."""
     products = points @ points.T
     squares = products.diagonal()
     squared = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0)
@@ -206,7 +209,7 @@ def _distances(points: Tensor) -> Tensor:
 
 
 def _angles(points: Tensor) -> Tensor:
-    """Cosines `[B, B, B]` at the first index between the other two; zero where one of those is the first itself."""
-    # differences first: out of a Gram matrix, in float32, rounding alone gives "angles" to a point from itself
-    towards = F.normalize(points[None] - points[:, None], dim=2, eps=1e-6)  # [B, B, D], at a towards i
+    """Return cosines `[B, B, B]` of the angles at the first point between the other two; 0 if one is the first."""
+    # from differences: a float32 Gram matrix would give nonzero vectors from a point to itself by rounding
+    towards = F.normalize(points[None] - points[:, None], dim=2, eps=1e-6)  # [B, B, D], from the first to the second
     return towards @ towards.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The teacher's triplet loss on the L2-normalised embedding."""
+"""The teacher's triplet loss on L2-normalised embeddings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ Mining = Literal["hard", "semihard"]
 
 
 def triplet_loss(embedding: Tensor, labels: Tensor, *, margin: float = 0.3, mining: Mining = "hard") -> Tensor:
-    """Mean over the mined triplets of `max(0, |a - p| - |a - n| + margin)`.
+    """Return the mean of `max(0, |a - p| - |a - n| + margin)` over the triplets mined from a batch.
 
-    The three branches of the triplet Siamese frame (Li, Nan and Liu 2023, figure 3) share their weights, so one pass
-    over a batch of P classes x K images holds all of them. Triplets are mined from the batch: for each anchor the
-    farthest positive and the nearest negative (`hard`, Hermans et al. 2017), or every negative that is farther than the
-    positive but within the margin (`semihard`, Schroff et al., CVPR 2015). Zero, with a gradient, where the batch holds
-    no triplet.
+    The three branches of the triplet Siamese framework (Li, Nan and Liu 2023, figure 3) share their weights, so one
+    pass over a batch of P classes x K images computes all of them. `hard` mining takes, for each anchor, the farthest
+    positive and the nearest negative (Hermans et al. 2017). `semihard` mining takes every negative that is farther than
+    the positive but within the margin (Schroff et al., CVPR 2015). A batch without triplets gives a loss of 0.
 
     Args:
-        embedding: `[B, D]`, any scale.
-        labels: int64 `[B]`.
-        margin: between the two distances of unit vectors, 0..2.
-        mining: which triplets.
+        embedding: embeddings of any scale, `[B, D]`.
+        labels: class indices, int64 `[B]`.
+        margin: minimum difference of the two distances between unit vectors, 0..2.
+        mining: `hard` or `semihard`.
 
     Examples:
         >>> import torch
@@ -43,5 +42,5 @@ def triplet_loss(embedding: Tensor, labels: Tensor, *, margin: float = 0.3, mini
         anchor, positive, negative = miner(unit.detach(), labels)
         if len(anchor) == 0:
             return unit.sum() * 0
-        # torch's distance adds a small number to each difference, which keeps the gradient of duplicates finite
+        # torch's distance adds a small constant to each difference, which keeps the gradient of duplicates finite
         return F.triplet_margin_loss(unit[anchor], unit[positive], unit[negative], margin=margin)

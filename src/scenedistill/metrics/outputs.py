@@ -58,12 +58,12 @@ def load_outputs(path: Path) -> KeptOutputs:
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if damage := archive_damage(path):
-        raise Damaged(f"{path.parent}: {damage}. The run's command makes it anew.")
+        raise Damaged(f"{path.parent}: {damage}. The run's command writes it again.")
     try:
         with np.load(path, allow_pickle=False) as kept:
             logits, labels, rows = kept["logits"], kept["labels"], kept["rows"]
     except (ValueError, KeyError, TypeError, EOFError) as problem:
-        raise Damaged(f"{path} holds other arrays than a test leaves. The run's command makes it anew.") from problem
+        raise Damaged(f"{path} holds other arrays than a test writes. The run's command writes it again.") from problem
     if not (logits.ndim == 2 and labels.shape == rows.shape == logits.shape[:1]):
-        raise Damaged(f"{path} holds arrays of other shapes than a test leaves. The run's command makes it anew.")
+        raise Damaged(f"{path} holds arrays of other shapes than a test writes. The run's command writes it again.")
     return KeptOutputs(logits.astype(np.float32), labels, rows)

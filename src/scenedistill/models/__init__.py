@@ -1,4 +1,4 @@
-"""Students and teachers: networks by name, or any module of yours, and the `SceneOutput` that all of them give."""
+"""Students and teachers: networks by name, wrappers for other modules, and the `SceneOutput` that all return."""
 
 from __future__ import annotations
 

@@ -13,16 +13,16 @@ from scenedistill.models.output import StageAttention
 
 
 class DualAttention(nn.Module):
-    """Weighs the channels, then the positions, of a feature map.
+    """Channel gate followed by a spatial gate on a feature map.
 
     Channel: `c = 1/2 + tanh(MLP(BN(avgpool F)) + MLP(BN(maxpool F))) / 4`, `F' = 2 c F`, one shared MLP
     `C -> max(C/16, 8) -> C`. Spatial: `m = 1/2 + tanh(conv7x7(BN([mean_C F', max_C F']))) / 4`, `F'' = 2 m F'`.
 
-    The last layer of each gate starts at zero, so both gates start at 1/2 and the module as the identity: put into a
-    pretrained backbone it changes nothing at first. That the module is dual is stated by Li, Nan and Liu (2023); the
-    formula is ours, after CBAM (Woo et al., ECCV 2018). Unlike CBAM's, the gates read normalised summaries and stay in
-    1/4..3/4: with sigmoid gates on raw summaries, SGD at a rate of 0.1 drives the spatial gates to 0 or 1 within 30
-    steps, and what has passed a gate of 0 learns nothing any more (docs/method.md).
+    The last layer of each gate is initialised to 0, so both gates start at 1/2 and the module starts as the identity:
+    it does not change a pretrained backbone at first. Li, Nan and Liu (2023) state that the module is dual; the formula
+    is ours, after CBAM (Woo et al., ECCV 2018). Unlike in CBAM, the gates are computed from batch-normalised pooled
+    features and stay in 1/4..3/4. With sigmoid gates on raw pooled features, SGD at a learning rate of 0.1 drives the
+    spatial gates to 0 or 1 within 30 steps, and no gradient passes a gate of 0 (docs/method.md).
 
     Args:
         channels: number of channels C of the feature map.
@@ -47,9 +47,10 @@ class DualAttention(nn.Module):
             feature: `[B, C, H, W]`.
 
         Returns:
-            The gated feature `[B, C, H, W]`, the channel gates `[B, C]` and the spatial gates `[B, 1, H, W]`.
+            The gated feature `[B, C, H, W]`, the channel gates `[B, C]` and the spatial gates `[B, 1, H, W]`, both
+            gates in 1/4..3/4.
         """
-        # in the order of channels-last memory: the gradients of these means then come in that order too, uncopied
+        # in channels-last order, so that the gradients of the means need no copy to that memory format
         tokens = feature.permute(0, 2, 3, 1)  # [B, H, W, C]
         pooled = torch.cat((tokens.mean((1, 2)), tokens.amax((1, 2))))  # [2 B, C]
         channel = self._gate(
@@ -72,7 +73,7 @@ class DualAttention(nn.Module):
 
 
 class SigmoidAttention(DualAttention):
-    """The module of networks that were trained before its gates were bounded: sigmoid gates on raw summaries."""
+    """Sigmoid gates on raw pooled features, for networks that were trained with the first version of the module."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -89,7 +90,7 @@ class SigmoidAttention(DualAttention):
 
 
 class NoAttention(nn.Module):
-    """Stands where a DA module would: leaves the feature as it is and reports open gates of 1/2."""
+    """Replacement of a DA module: returns the feature unchanged with gates of 1/2."""
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `DualAttention.forward`."""
@@ -97,17 +98,20 @@ class NoAttention(nn.Module):
 
 
 class AttendedStage(nn.Module):
-    """A stage of any backbone with a DA module behind it.
+    """A stage of any backbone, followed by a DA module.
 
-    Accepts the three layouts found in timm, `[B, C, H, W]`, `[B, H, W, C]` and tokens `[B, P + H*W, C]` with P prefix
-    tokens on a square grid, and returns the same layout. What the gates did is kept for `SceneNet` to collect while
-    `watched`, and what came out of them while `kept`.
+    The stage may return any of the three layouts of timm: `[B, C, H, W]`, `[B, H, W, C]`, or tokens `[B, P + H*W, C]`
+    with P prefix tokens and a square grid (H = W). The output has the same layout.
 
     Args:
-        stage: gives one of the layouts.
+        stage: module that returns one of the layouts.
         attention: a `DualAttention` or `NoAttention`.
-        channels_last: four dimensions are `[B, H, W, C]`.
-        prefix_tokens: P.
+        channels_last: whether outputs of four dimensions are `[B, H, W, C]`.
+        prefix_tokens: number of prefix tokens P.
+
+    Attributes:
+        watched: whether calls store the attention of the stage for `collect`.
+        kept: whether calls store the gated feature for `collect_feature`.
     """
 
     def __init__(
@@ -123,27 +127,27 @@ class AttendedStage(nn.Module):
         self._feature: Tensor | None = None
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Run the stage, then the gates."""
+        """Run the stage and gate its output."""
         output: Tensor = self.stage(*args, **kwargs)
         if output.ndim == 4:
             if self.channels_last:
                 return self._gate(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             return self._gate(output)
         side = math.isqrt(output.shape[1] - self.prefix_tokens)
-        # CaiT and XCiT put their prefix tokens in only after the stages: then all tokens make up the square
+        # CaiT and XCiT add their prefix tokens after the stages, where all tokens form the square
         first = self.prefix_tokens if side**2 == output.shape[1] - self.prefix_tokens else 0
         side = math.isqrt(output.shape[1] - first)
         gated = self._gate(output[:, first:].transpose(1, 2).unflatten(2, (side, side)))  # type: ignore[no-untyped-call]
         return torch.cat((output[:, :first], gated.flatten(2).transpose(1, 2)), 1)
 
     def collect(self) -> StageAttention:
-        """What the gates did in the last call; handed out once, so that no second owner keeps the graph alive."""
+        """Return the attention of the last call, once; the stage then no longer keeps the graph alive."""
         seen, self._seen = self._seen, None
         assert seen is not None, "nothing was watched since the last collection"
         return seen
 
     def collect_feature(self) -> Tensor:
-        """The gated feature of the last call, `[B, C, H, W]`; handed out once."""
+        """Return the gated feature of the last call, `[B, C, H, W]`, once."""
         feature, self._feature = self._feature, None
         assert feature is not None, "nothing was kept since the last collection"
         return feature
@@ -160,7 +164,7 @@ class AttendedStage(nn.Module):
         return gated  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        # some backbones read attributes of their stages (stride, channels): answer for the stage inside
+        # some backbones read attributes of their stages (stride, channels), which are forwarded
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -168,13 +172,15 @@ class AttendedStage(nn.Module):
 
 
 class _Energy(torch.autograd.Function):
-    """Mean over the channels of the square, `[B, C, H, W]` to `[B, H, W]` in float32, without a float32 copy of the
-    feature, forward or backward."""
+    """Mean square over the channels, `[B, C, H, W]` to `[B, H, W]`, in float32 or float64.
+
+    Only the feature itself is saved for backward, not a float32 copy of it.
+    """
 
     @staticmethod
     def forward(ctx: Any, feature: Tensor) -> Tensor:
         ctx.save_for_backward(feature)
-        exact = feature.float() if feature.dtype == torch.float16 else feature  # whose squares overflow
+        exact = feature.float() if feature.dtype == torch.float16 else feature  # float16 squares overflow
         kind = torch.float64 if feature.dtype == torch.float64 else torch.float32
         return (exact * exact).mean(1, dtype=kind)
 

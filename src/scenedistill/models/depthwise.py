@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose bfloat16 gradients are quick on a CPU."""
+"""Depthwise convolutions with fast bfloat16 gradients on a CPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 
 def use_quick_depthwise(network: nn.Module) -> int:
-    """Give every depthwise convolution of a network quick gradients, in place.
+    """Replace the gradients of depthwise convolutions of a network by faster ones, in place.
 
-    Parameters, names and results stay the same, the results up to rounding. What is not a depthwise convolution with an
-    odd square kernel of 3 or more and no dilation stays as it is.
+    Parameters, names and, up to rounding, results stay the same. Only depthwise convolutions with an odd square kernel
+    of at least 3 x 3 and without dilation are changed.
 
     Returns:
-        Number of convolutions that were changed.
+        Number of changed convolutions.
     """
     found = 0
     for module in network.modules():
@@ -44,21 +44,21 @@ def _fits(convolution: nn.Conv2d) -> bool:
 
 
 class QuickDepthwise(nn.Conv2d):
-    """A depthwise convolution that takes `DepthwiseConvolution` where that pays: a bfloat16 training step on a CPU."""
+    """Depthwise convolution that uses `DepthwiseConvolution` in bfloat16 training steps on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, C, H', W']`."""
-        if not _pays(self, input):
+        """Convolve `[B, C, H, W]` to `[B, C, H', W']`."""
+        if not _is_faster(self, input):
             return super().forward(input)
         return _convolve(self, input, cast(int, self.padding[0]))
 
 
 class QuickDepthwiseSame(Conv2dSame):
-    """The same with TensorFlow's "same" padding, as timm's `tf_` networks have it."""
+    """`QuickDepthwise` with TensorFlow's "same" padding, as in timm's `tf_` networks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, C, H', W']`."""
-        if not _pays(self, x):
+        """Convolve `[B, C, H, W]` to `[B, C, H', W']`."""
+        if not _is_faster(self, x):
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         return _convolve(self, pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), 0)
 
@@ -66,7 +66,7 @@ class QuickDepthwiseSame(Conv2dSame):
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuickDepthwise, Conv2dSame: QuickDepthwiseSame}
 
 
-def _pays(module: nn.Module, image: Tensor) -> bool:
+def _is_faster(module: nn.Module, image: Tensor) -> bool:
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return (
         module.training
@@ -79,29 +79,29 @@ def _pays(module: nn.Module, image: Tensor) -> bool:
 
 def _convolve(module: nn.Conv2d, image: Tensor, padding: int) -> Tensor:
     kernel = module.weight.to(torch.bfloat16)
-    answer = cast(Tensor, DepthwiseConvolution.apply(image.to(torch.bfloat16), kernel, module.stride[0], padding))
-    return answer if module.bias is None else answer + module.bias.to(answer.dtype)[:, None, None]
+    output = cast(Tensor, DepthwiseConvolution.apply(image.to(torch.bfloat16), kernel, module.stride[0], padding))
+    return output if module.bias is None else output + module.bias.to(output.dtype)[:, None, None]
 
 
 class DepthwiseConvolution(torch.autograd.Function):
-    """A depthwise convolution with gradients made of the operations that oneDNN has quick bfloat16 kernels for.
+    """Depthwise convolution whose gradients use operations with fast bfloat16 kernels in oneDNN.
 
-    Of torch 2.14's own gradients two are 10 to 100 times slower in bfloat16 than in float32: that of the input with a
-    stride of 2, which here is a convolution of the gradient with zeros put between its pixels, and that of kernels
-    larger than 3 x 3, which here is made of those of overlapping 3 x 3 parts.
+    Two gradients of torch 2.14 are 10 to 100 times slower in bfloat16 than in float32: that of the input at a stride of
+    2, and that of kernels larger than 3 x 3. Here the former is a convolution of the gradient with zeros inserted
+    between its pixels, and the latter is assembled from the gradients of 3 x 3 parts, which may overlap.
     `benchmarks/depthwise.py` measures both.
     """
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-        """Convolve `[B, C, H, W]` with `[C, 1, k, k]`."""
+        """Convolve an image `[B, C, H, W]` with a kernel `[C, 1, k, k]`."""
         ctx.save_for_backward(image, kernel)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(image, kernel, None, stride, padding, groups=len(kernel))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Gradients of image and kernel."""
+        """Return the gradients of image and kernel."""
         image, kernel = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         of_image = of_kernel = None
@@ -116,7 +116,7 @@ def _image_gradient(gradient: Tensor, kernel: Tensor, stride: int, padding: int,
     batch, channels, height, width = shape
     size = kernel.shape[2]
     if stride > 1:
-        # as large as makes a convolution with the full kernel end at the image's size
+        # this size makes the convolution below return the size of the image
         spread = gradient.new_zeros(batch, height + 2 * padding - size + 1, width + 2 * padding - size + 1, channels)
         spread = spread.permute(0, 3, 1, 2)
         spread[:, :, ::stride, ::stride] = gradient

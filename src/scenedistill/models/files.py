@@ -1,4 +1,4 @@
-"""A trained network as one safetensors file that says how to build it again."""
+"""Storage of a trained network in one safetensors file, with the description needed to build it again."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 
-#: Largest number of bands, and of pixels a side, that a card may say.
+#: Maximum number of bands, and maximum side in pixels, in a card.
 LONGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
 class NetCard:
-    """What must be known to build a network again.
+    """Description of a network from which it can be built again.
 
     Attributes:
-        name: of the student or timm backbone.
+        name: name of the student or timm backbone.
         classes: names of the scene classes, in the order of the logits.
         bands: number of input bands.
-        image_size: side in pixels at which it was trained.
+        image_size: side in pixels of the training images.
         dual_attention: whether DA modules follow the stages.
-        stride_in_first_convolution: ResNet "v1" blocks, see `models.weights`.
-        stored_size: side in pixels at which its images were decoded, before the view was made of them; like
-            `image_size` when not known.
+        stride_in_first_convolution: whether the ResNet blocks are "v1" blocks, see `build_network`.
+        stored_size: side in pixels to which images were decoded before views were cut from them; None if it is not
+            known, which means `image_size`.
     """
 
     name: str
@@ -47,10 +47,10 @@ class NetCard:
     stored_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no network has: a card may come from anybody's file.
+        """Validate the fields, because a card may come from an untrusted file.
 
         Raises:
-            ValueError: a field of another kind, or a number that would take all memory.
+            ValueError: a field has another type, or a number is so large that the network would exhaust the memory.
         """
         sizes = [self.bands, self.image_size, *([] if self.stored_size is None else [self.stored_size])]
         if any(type(size) is not int or not 1 <= size <= LONGEST_SIDE for size in sizes):
@@ -60,24 +60,24 @@ class NetCard:
 
 
 def save_net(net: SceneNet, card: NetCard, path: Path) -> None:
-    """Write a network's tensors and card with the checksum of both, whole or not at all."""
+    """Write a network's tensors, its card and a checksum of both, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = with_checksum({"scenedistill": json.dumps(asdict(card), ensure_ascii=False)}, tensors)
-    with whole_file(path) as file:  # not save_file, which makes a file that only its owner may read
+    with whole_file(path) as file:  # not save_file, whose files are readable by their owner only
         file.write(save(tensors, metadata=metadata))
 
 
 def with_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a safetensors file with one entry more, over all others and the tensors."""
+    """Return the metadata of a safetensors file with an additional checksum of the other entries and the tensors."""
     return {**metadata, CHECKSUM: _checksum(metadata, tensors)}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, compared with its checksum where it has one.
+    """Read tensors and metadata of a safetensors file and verify its checksum, if it has one.
 
     Raises:
-        Damaged: they do not fit it.
-        UserError: it cannot be read as such a file.
+        Damaged: the content does not match the checksum.
+        UserError: the file cannot be read as a safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -87,16 +87,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} cannot be read as a safetensors file: {problem}") from problem
     written = metadata.pop(CHECKSUM, None)
     if written is not None and written != _checksum(metadata, tensors):
-        raise Damaged(f"{path} is damaged: its content does not fit its checksum. Make it anew or take a copy.")
+        raise Damaged(f"{path} is damaged: its content does not fit its checksum. Create it again or restore a copy.")
     return tensors, metadata
 
 
 def load_net(path: Path) -> tuple[SceneNet, NetCard]:
-    """Read a network that `save_net` wrote, in eval mode.
+    """Load a network that `save_net` wrote.
+
+    Args:
+        path: a `weights.safetensors` file.
+
+    Returns:
+        The network in eval mode, on the CPU, and its card.
 
     Raises:
-        Damaged: what it holds is not what was written.
-        UserError: no such file, or not one of ours.
+        Damaged: the content of the file has changed since it was written.
+        UserError: the file does not exist, or `save_net` did not write it.
     """
     if not path.is_file():
         raise UserError(f"No network at {path}. Expected the weights.safetensors of a finished training.")
@@ -118,7 +124,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
     try:
         fields = json.loads(text)
         card = NetCard(**{**fields, "classes": tuple(fields["classes"])})
-        # before a network of the card's size is built: the tensors say what is true
+        # checked against the tensors before a network of the stated size is built
         if len(tensors["head.weight"]) != len(card.classes):
             raise ValueError(f"{len(card.classes)} classes, and the head has {len(tensors['head.weight'])}")
         if not any(tensor.ndim == 4 and tensor.shape[1] == card.bands for tensor in tensors.values()):
@@ -144,12 +150,12 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """16 hex digits over the names, shapes and values of all tensors of a module."""
+    """Return a hash of the names, shapes and values of all tensors of a module, 16 hex digits."""
     return tensors_hash(module.state_dict())
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits over the names, shapes and values of tensors."""
+    """Return a hash of the names, shapes, types and values of tensors, 16 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,52 +1,44 @@
-"""A trained teacher made fast for inference: merged, folded, in half precision, channels-last, compiled."""
+"""Conversion of a trained network to a fast teacher: merged, folded, half precision, channels-last, compiled."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scenedistill.core.precision import TYPES, Precision, allow_compiling, autocast
-from scenedistill.models.attention import AttendedStage
 from scenedistill.models.files import weights_hash
+from scenedistill.models.fold import NORMS, fold_batch_norms, merge_branches
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 
-#: What merging and folding may change, in float32: norm of an output's difference over the output's norm.
-TOLERANCE = 1e-4
-#: Weights in half precision throughout may be this much less exact than autocast, which keeps some sums in float32.
-WORSE = 1.5
-#: Largest activation on the probe images for which float16, which ends at 65504, is trusted on others.
-FP16_LIMIT = 8192.0
-#: A batch shape is compiled when it comes this often in a row: the short last batch of an epoch never is.
-ROW = 3
-#: Batch shapes compiled at most; the rest run as they are.
-SHAPES = 3
-
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, Conv2dSame)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
+#: Maximum relative change of the float32 outputs by merging or folding: norm of the difference over norm of the output.
+MAX_FOLDING_CHANGE = 1e-4
+#: Maximum error of half-precision weights, relative to the error of autocast, which keeps some sums in float32.
+MAX_HALF_TO_AUTOCAST_ERROR = 1.5
+#: Largest activation on the probe images at which float16 (maximum 65504) is used.
+MAX_FP16_ACTIVATION = 8192.0
+#: A batch shape is compiled after this many consecutive batches, so the shorter last batch of an epoch is not compiled.
+COMPILE_AFTER_REPEATS = 3
+#: Maximum number of compiled batch shapes; batches of other shapes run uncompiled.
+MAX_COMPILED_SHAPES = 3
 
 
 class FrozenTeacher:
-    """A network that only answers, made by `freeze`.
+    """Inference-only copy of a network, made by `freeze`.
 
-    Not a module, so that it cannot slip into a student's checkpoint or optimiser.
+    It is not an `nn.Module`, so that it cannot become part of a student's checkpoint or optimiser.
 
     Attributes:
         dims: widths of the outputs.
-        report: one line a step: what was done, or why it does not apply. A failing compilation adds its line when it
-            fails, which is in a call.
+        report: one line per step of `freeze`, with its result or the reason why it was left out. If a compilation
+            fails during a call, that call adds a line.
+        device: device of the weights.
     """
 
     def __init__(
@@ -55,7 +47,7 @@ class FrozenTeacher:
         self.dims = net.dims
         self.report = report
         self._net = net
-        net.check_images = True  # what was seen until now were probe images
+        net.check_images = True  # the check so far was on probe images
         self.device: torch.device | None = None
         self._autocast = autocast_to
         self._compile = compiled
@@ -69,28 +61,28 @@ class FrozenTeacher:
         """Classify a batch.
 
         Args:
-            view: `[B, bands, H, W]`, float32 in 0..1, on the teacher's device.
-            attention: report the attention of each stage.
-            features: report the feature map of each stage.
+            view: images `[B, bands, H, W]`, float32 in 0..1, on the teacher's device.
+            attention: return the attention of each stage.
+            features: return the feature map of each stage.
 
         Returns:
-            As `SceneNet` gives it, in tensors without gradients that a loss may save for backward.
+            The output as described in `SceneNet.forward`, without gradients. A loss may save its tensors for backward.
         """
         view = view.contiguous(memory_format=torch.channels_last)
-        # autocast also to switch off a student's around this call
+        # with fp32, this disables an autocast of the student around the call
         with torch.no_grad(), autocast(view.device, self._autocast):
-            if self._compiled is not None and self._is_usual(view.shape):
+            if self._compiled is not None and self._should_compile(view.shape):
                 try:
                     with _compiling(view.device):
                         return self._compiled(view, attention, features)
-                except Exception as problem:  # compilers fail in many ways, and none of them is worth a training
+                except Exception as problem:  # a compiler may fail in any way, which must not end the training
                     self._compiled = None
                     self.report += (f"compile: given up: {_reason(problem)}",)
             output: SceneOutput = self._net(view, attention, features)
         return output
 
     def to(self, device: torch.device) -> FrozenTeacher:
-        """Move to a device, in place; nothing is compiled anew where it is there already."""
+        """Move to a device, in place, and return the teacher; a change of the device discards compiled code."""
         before = self.device
         self._net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = next(self._net.parameters()).device
@@ -101,13 +93,13 @@ class FrozenTeacher:
         return self
 
     def weights_hash(self) -> str:
-        """16 hex digits over its weights, to see that they stay."""
+        """Return a hash of the weights, 16 hex digits."""
         return weights_hash(self._net)
 
-    def _is_usual(self, shape: torch.Size) -> bool:
+    def _should_compile(self, shape: torch.Size) -> bool:
         self._in_a_row = self._in_a_row + 1 if shape == self._last else 1
         self._last = shape
-        if self._in_a_row >= ROW and len(self._shapes) < SHAPES:
+        if self._in_a_row >= COMPILE_AFTER_REPEATS and len(self._shapes) < MAX_COMPILED_SHAPES:
             self._shapes.add(shape)
         return shape in self._shapes
 
@@ -115,26 +107,26 @@ class FrozenTeacher:
 def freeze(
     net: SceneNet, *, precision: Precision, device: torch.device, image_size: int, compiled: bool = False
 ) -> FrozenTeacher:
-    """A fast copy of a network for inference; the network itself is left as it is.
+    """Return a fast copy of a network for inference; the network itself does not change.
 
-    Branches are merged where timm knows how (RepVGG and the like), batch norms are folded into the convolution or
-    linear layer before them, and the backbone's weights are stored in half precision; normalisation of the images,
-    batch norms that stay, energies, descriptors and the head compute in float32. Merging and folding are checked on
-    the outputs in float32 (`TOLERANCE`) and left out where they would change them.
+    Branches are merged if timm supports it (RepVGG and similar networks), batch norms are folded into the convolution
+    or linear layer before them, and the backbone's weights are stored in half precision. Normalisation of the images,
+    remaining batch norms, energies, descriptors and the head are computed in float32. Merging and folding are left out
+    if they change the float32 outputs on random images by more than `MAX_FOLDING_CHANGE`.
 
     Args:
-        net: trained.
-        precision: of the backbone's weights and arithmetic.
-        device: where it will run.
-        image_size: side in pixels of the images that will come.
-        compiled: also `torch.compile` it, for shapes that come several times in a row. On a CPU that takes minutes
-            for a deep network and saves 11 to 15 % of its time: it pays from some tens of thousands of images
-            on.
+        net: a trained network.
+        precision: precision of the backbone's weights and arithmetic.
+        device: device on which the copy runs.
+        image_size: side of the images in pixels.
+        compiled: compile the copy with `torch.compile` for batch shapes that occur several times in a row. On a CPU,
+            compilation takes minutes for a deep network and saves 11 to 15 % of the time of a pass, so it is worthwhile
+            from some tens of thousands of images.
     """
     with (
-        torch.random.fork_rng(devices=[]),  # modules made anew draw weights: not from the run's seed
+        torch.random.fork_rng(devices=[]),  # modules created here must not use the random numbers of the run
         torch.no_grad(),
-        # a training may be the first to ask, in the middle of its step
+        # the first call may come from a training step, under the student's autocast
         autocast(torch.device("cpu"), "fp32"),
         autocast(device, "fp32"),
     ):
@@ -142,13 +134,13 @@ def freeze(
         probe = _probe(net.mean.numel(), image_size)
         expected = exact(probe)
         report = []
-        for step in (_merge_branches, _fold_batch_norms):
-            exact, line = _if_equal(step, exact, probe, expected)
+        for step in (merge_branches, fold_batch_norms):
+            exact, line = _apply_if_equal(step, exact, probe, expected)
             report.append(line)
         fast, autocast_to, line = _in_precision(exact, precision, device, probe, expected)
         report.append(line)
     if compiled:
-        report.append("compile: for batch shapes that come several times in a row")
+        report.append("compile: for batch shapes that occur several times in a row")
     return FrozenTeacher(fast, tuple(report), autocast_to=autocast_to, device=device, compiled=compiled)
 
 
@@ -157,120 +149,40 @@ Step = Callable[[SceneNet, Tensor], str]
 
 @contextmanager
 def _compiling(device: torch.device) -> Iterator[None]:
-    """Has a failing compilation raised, whatever a student's training has set, and on a CPU lets what is compiled take
-    the weights for constants, laid out once for its kernels and fused with what follows them. As an option of
-    `torch.compile` that has no effect: the tracer asks the setting too."""
-    import torch._dynamo.config as dynamo  # here: slow to import
+    """Set up compilation: failures raise, and on a CPU the weights become constants (inductor's `freezing`).
+
+    Constant weights are laid out once for the kernels and fused with the following operations. Passing `freezing` as an
+    option of `torch.compile` has no effect, because the tracer reads the global setting.
+    """
+    import torch._dynamo.config as dynamo  # slow to import
     import torch._inductor.config as inductor
 
     with dynamo.patch(suppress_errors=False), inductor.patch(freezing=device.type == "cpu"):
         yield
 
 
-def _if_equal(step: Step, net: SceneNet, probe: Tensor, expected: SceneOutput) -> tuple[SceneNet, str]:
-    """The network after a step, which says what it did; or as it was, with the reason, where the step changes what it
-    computes or does not work."""
-    name = step.__name__.strip("_").replace("_", " ")
+def _apply_if_equal(step: Step, net: SceneNet, probe: Tensor, expected: SceneOutput) -> tuple[SceneNet, str]:
+    """Return the network after a step and a line for the report; if the step fails or changes the outputs, return the
+    network without it."""
+    name = step.__name__.replace("_", " ")
     candidate = copy.deepcopy(net)
     try:
         line = step(candidate, probe)
         error = _error(candidate(probe), expected)
-    except Exception as problem:  # the backbone is anybody's code
+    except Exception as problem:  # the backbone may be any code
         return net, f"{name}: left out: {_reason(problem)}"
-    if not error <= TOLERANCE:  # nor where it is not a number
+    if not error <= MAX_FOLDING_CHANGE:  # also true for NaN
         return net, f"{name}: left out: outputs would change by {error:.2g} of their norm"
     return candidate, f"{name}: {line}"
-
-
-def _merge_branches(net: SceneNet, probe: Tensor) -> str:
-    """timm's own re-parameterisation, with the stages out of their wrappers: those answer for the stage inside, and
-    would be replaced by it."""
-    before = len(list(net.modules()))
-    wrappers = {name: module for name, module in net.backbone.named_modules() if isinstance(module, AttendedStage)}
-    for name, wrapper in wrappers.items():
-        net.backbone.set_submodule(name, wrapper.stage)
-    reparameterize_model(net.backbone, inplace=True)
-    for name, wrapper in wrappers.items():
-        wrapper.stage = net.backbone.get_submodule(name)
-        net.backbone.set_submodule(name, wrapper)
-    merged = before - len(list(net.modules()))
-    return f"{merged} modules fewer" if merged else f"{type(net.backbone).__name__} has none that timm can merge"
-
-
-def _fold_batch_norms(net: SceneNet, probe: Tensor) -> str:
-    """Into the layer that alone feeds them; what else they do (timm's hold their activation) stays."""
-    layer_of = _layers_of_norms(net, probe)
-    names = [
-        (name, module)
-        for name, module in net.named_modules(remove_duplicate=False)
-        if isinstance(module, _NORMS) and ".attention." not in name  # a DA module's read summaries, not layers
-    ]
-    if not names:
-        return "there are none"
-    for norm, layer in layer_of.items():
-        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-        layer.weight, layer.bias = fuse(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-    for name, norm in names:
-        if norm in layer_of:
-            rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-            net.set_submodule(name, rest)
-    kept = len(names) - sum(norm in layer_of for _, norm in names)
-    reason = f"; {kept} stay, which no convolution alone feeds" if kept else ""
-    return f"{len(names) - kept} of {len(names)} folded{reason}"
-
-
-def _layers_of_norms(net: SceneNet, images: Tensor) -> dict[Any, Any]:
-    """Each batch norm that reads the output of a layer that nothing else reads, with that layer; found by watching one
-    forward pass. Both are called once in it."""
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors are held, so that an id stays theirs
-    inputs: dict[nn.Module, Tensor] = {}
-    calls: Counter[nn.Module] = Counter()
-    reads: Counter[int] = Counter()
-
-    class CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            reads.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-            return func(*args, **(kwargs or {}))
-
-    def after_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
-        calls[layer] += 1
-        outputs[id(output)] = layer, output
-        reads[id(output)] = 0
-
-    def before_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
-        calls[norm] += 1
-        inputs[norm] = args[0]
-
-    hooks = []
-    for module in net.modules():
-        # exact types: a subclass may standardise its weights
-        if type(module) in _LAYERS:
-            hooks.append(module.register_forward_hook(after_layer))
-        elif type(module) in _NORMS and module.running_var is not None:
-            hooks.append(module.register_forward_pre_hook(before_norm))
-    with CountReads():  # type: ignore[no-untyped-call]
-        net(images)
-    for hook in hooks:
-        hook.remove()
-    found = {}
-    for norm, tensor in inputs.items():
-        layer, _ = outputs.get(id(tensor), (None, None))
-        if layer is None or (isinstance(layer, nn.Linear) and tensor.ndim != 2):
-            continue
-        if calls[norm] == calls[layer] == reads[id(tensor)] == 1:
-            found[norm] = layer
-    return found
 
 
 def _in_precision(
     net: SceneNet, precision: Precision, device: torch.device, probe: Tensor, expected: SceneOutput
 ) -> tuple[SceneNet, Precision, str]:
-    """The network in a precision, the precision to autocast to when it runs, and what was done."""
+    """Return the network in a precision, the precision of autocast in its calls, and a line for the report."""
     if precision == "fp32":
         return net, "fp32", "fp32: weights as they are"
-    if precision == "fp16" and (largest := _largest_activation(net, probe)) > FP16_LIMIT:
+    if precision == "fp16" and (largest := _largest_activation(net, probe)) > MAX_FP16_ACTIVATION:
         return net, "fp32", f"fp16: left out, fp32 instead: activations reach {largest:.2g} on random images"
 
     def error(candidate: SceneNet, autocast_to: Precision) -> float:
@@ -289,36 +201,38 @@ def _in_precision(
         _halve(half.backbone, kinds, TYPES[precision])
         try:
             found = error(half, autocast_to)
-        except RuntimeError as problem:  # a backbone that insists on float32 somewhere
+        except RuntimeError as problem:  # some backbones require float32 in places
             reason = f" (more would fail: {_reason(problem)})"
             continue
-        if found <= WORSE * usual:
+        if found <= MAX_HALF_TO_AUTOCAST_ERROR * usual:
             return half, autocast_to, f"{precision}: {what}{reason}; outputs change by {found:.2g} of their norm"
         reason = f" (more would change outputs by {found:.2g})"
     return net, precision, f"{precision}: by autocast alone{reason}; outputs change by {usual:.2g} of their norm"
 
 
 def _halve(backbone: nn.Module, kinds: tuple[type[nn.Module], ...], dtype: torch.dtype) -> None:
-    """Convert what modules of some kinds hold themselves. Batch norms stay: a variance in 16 bits would be off by more
-    than the arithmetic."""
+    """Convert the own parameters and buffers of modules of the given kinds to `dtype`.
+
+    Batch norms stay in float32, because rounding a variance to 16 bits causes a larger error than the arithmetic.
+    """
 
     def half(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     for module in backbone.modules():
-        if isinstance(module, kinds) and not isinstance(module, _NORMS):
+        if isinstance(module, kinds) and not isinstance(module, NORMS):
             module._apply(half, recurse=False)  # type: ignore[no-untyped-call]
 
 
 def _largest_activation(net: SceneNet, images: Tensor) -> float:
-    """Over the outputs of all modules."""
+    """Return the largest absolute value in the outputs of all modules of the backbone."""
     peaks = [images.new_zeros(())]
 
-    def look(_: nn.Module, __: Any, output: Any) -> None:
+    def record(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             peaks.append(output.abs().max())
 
-    hooks = [module.register_forward_hook(look) for module in net.backbone.modules()]
+    hooks = [module.register_forward_hook(record) for module in net.backbone.modules()]
     net(images)
     for hook in hooks:
         hook.remove()
@@ -326,7 +240,7 @@ def _largest_activation(net: SceneNet, images: Tensor) -> float:
 
 
 def _probe(bands: int, size: int) -> Tensor:
-    """Random images, `[4, bands, size, size]`, rough and smooth; the same each time."""
+    """Return two rough and two smooth random images `[4, bands, size, size]`, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     rough = torch.rand(2, bands, size, size, generator=generator)
     smooth = nn.functional.interpolate(torch.rand(2, bands, 4, 4, generator=generator), size=(size, size))
@@ -334,7 +248,7 @@ def _probe(bands: int, size: int) -> Tensor:
 
 
 def _error(output: SceneOutput, expected: SceneOutput) -> float:
-    """Largest over the tensors of an output: norm of the difference over norm of what is expected."""
+    """Return the largest relative error of the tensors of an output: norm of the difference over expected norm."""
     pairs = zip(tree_leaves(output), tree_leaves(expected), strict=True)
     return float(
         torch.stack([(ours.float() - theirs).norm() / theirs.norm().clamp_min(1e-12) for ours, theirs in pairs]).max()

@@ -1,4 +1,4 @@
-"""A scene classifier: any backbone with dual attention at its stages and a linear head."""
+"""Scene classifier: any backbone with dual attention after its stages and a linear head."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scenedistill.models.attention import AttendedStage, DualAttention, NoAttent
 from scenedistill.models.output import FeatureDims, SceneOutput
 from scenedistill.models.wrap import StageLayout, described_stages, embedding_width, take_apart
 
-#: Values of images that a network normalises: 0..1, and what interpolation may overshoot. Of images that are normalised
-#: already next to every batch holds a value below, of bytes and reflectances one above.
+#: Range of the values of images that a network normalises: 0..1 with a margin for overshoots of interpolation. Nearly
+#: every batch of normalised images has a value below it, and nearly every batch of bytes or reflectances one above it.
 LOWEST, HIGHEST = -0.25, 1.25
 
 
@@ -26,18 +26,21 @@ class SceneNet(nn.Module):
     """A backbone that maps images to a pooled embedding, with a DA module after each of its stages and a linear head.
 
     Args:
-        backbone: maps `[B, bands, H, W]` to an embedding `[B, D]`; has timm's `feature_info` (a list of dicts with
-            `module`, `num_chs`, `reduction`) and `num_features`. Its stage modules are wrapped in place.
+        backbone: module that maps `[B, bands, H, W]` to an embedding `[B, D]`. Its stage modules are wrapped in place.
+            Without `stages`, it needs timm's `feature_info` (a list of dicts with `module`, `num_chs`, `reduction`).
         classes: number of scene classes K.
-        mean: mean of each band of the images the backbone expects, in 0..1.
-        std: standard deviation of each band, in 0..1.
-        dual_attention: put DA modules after the stages; without, the stages are only watched.
-        image_size: side in pixels at which the embedding's width is probed.
-        stages: of the backbone, finest first; those of timm's description when not given.
+        mean: mean of each band, for images in 0..1, with which images are normalised.
+        std: standard deviation of each band, for images in 0..1.
+        dual_attention: add a DA module after each stage; otherwise the stages are only observed.
+        image_size: side in pixels of the image that measures the width of the embedding.
+        stages: stages of the backbone, finest first; by default those described by timm.
 
     Attributes:
         dims: widths of the outputs.
-        check_images: whether the next batch is checked to hold values that can be normalised; the first one is.
+        check_images: whether the range of the next batch is checked; initially True, so that the first batch is.
+
+    Raises:
+        UserError: the backbone lacks a stage, does not call its stages as modules, or returns no embedding `[B, D]`.
     """
 
     mean: Tensor
@@ -76,8 +79,8 @@ class SceneNet(nn.Module):
         self.dims = FeatureDims(classes, width, tuple(widths))
 
     def _refusal(self, problem: UserError, bands: int, image_size: int) -> UserError:
-        """Why the backbone computes nothing: `problem`, unless it does as soon as its stages are no longer wrapped."""
-        for name in self._stage_names:  # one by one: several stages may be called alike, and are wrapped in each other
+        """Return the error of a failed pass: `problem`, or another one if the pass works without wrapped stages."""
+        for name in self._stage_names:  # one by one: stages of the same name are wrapped in each other
             self.backbone.set_submodule(name, cast(AttendedStage, self.backbone.get_submodule(name)).stage)
         try:
             embedding_width(self.backbone, bands, image_size)
@@ -86,7 +89,7 @@ class SceneNet(nn.Module):
         names = ", ".join(dict.fromkeys(self._stage_names))
         return UserError(
             f"{type(self.backbone).__name__} does not call its stages ({names}) as modules of one feature map, so "
-            "none can be watched or have a DA module behind it, whatever dual_attention is. Choose another backbone."
+            "none can be observed or followed by a DA module, regardless of dual_attention. Choose another backbone."
         )
 
     @classmethod
@@ -103,28 +106,31 @@ class SceneNet(nn.Module):
         image_size: int = 96,
         prefix_tokens: int | None = None,
     ) -> SceneNet:
-        """Take a network of any origin as a student or a teacher, with the weights and the head that it has.
+        """Wrap any network as a student or a teacher, with its weights and its head.
 
-        Its stages and its head are taken over in place; `unwrapped` gives a copy under its own names back. In eval mode
-        the logits are those of the module itself.
+        The module is modified in place: its stages are wrapped and its head is moved. `unwrapped` returns a copy with
+        the original names. In eval mode the logits equal those of the module.
 
         Args:
-            module: maps `[B, bands, H, W]` to logits `[B, K]`.
-            stages: names of the submodules whose outputs are its stages, finest first, such as
-                `["layer1", "layer2", "layer3", "layer4"]`; none for losses that compare no stages. timm describes the
-                stages of its networks, which need not be named.
-            head: name of its own last linear layer, which is found when not given; or a linear layer for a module that
-                gives an embedding `[B, D]`.
-            mean: of each band of images in 0..1, where the network is to normalise them; images come normalised as the
-                module expects them when not given.
-            std: standard deviation of each band, given with the mean.
-            dual_attention: put fresh DA modules after the stages; they start as the identity.
-            bands: number of input bands.
-            image_size: side in pixels of the images with which the module is tried.
-            prefix_tokens: tokens before those of the image, of a transformer that does not say.
+            module: module that maps `[B, bands, H, W]` to logits `[B, K]`.
+            stages: names of the submodules whose outputs are the stages, finest first, such as
+                `["layer1", "layer2", "layer3", "layer4"]`; an empty list if no loss compares stages. It can be omitted
+                for timm networks.
+            head: name of the last linear layer, which is detected by default; or a linear layer, if the module returns
+                an embedding `[B, D]`.
+            mean: mean of each band, for images in 0..1, if the network is to normalise its images. By default images
+                must be normalised as the module expects.
+            std: standard deviation of each band, required with `mean`.
+            dual_attention: add a new DA module after each stage; it starts as the identity.
+            bands: number of input bands; ignored if `mean` is given.
+            image_size: side in pixels of the images of a test pass.
+            prefix_tokens: number of tokens before those of the image, for transformers that do not state it.
+
+        Returns:
+            The network, in the mode and on the device of the module.
 
         Raises:
-            UserError: a stage or head that is not there or will not do, or half of a normalisation.
+            UserError: a stage or the head is missing or unsuitable, or only one of `mean` and `std` is given.
         """
         if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
             raise UserError("A normalisation is a mean and a std for each band; give both or neither.")
@@ -153,7 +159,7 @@ class SceneNet(nn.Module):
                 image_size=image_size,
                 stages=wrapped,
             )
-        except UserError:  # the module is its owner's: it is given back as it was
+        except UserError:  # restore the caller's module
             for name in {parts.head_name, *(stage.module for stage in wrapped)} & before.keys() - {""}:
                 module.set_submodule(name, before[name])
             raise
@@ -164,13 +170,13 @@ class SceneNet(nn.Module):
         return net.to(parts.head.weight.device)
 
     def unwrapped(self) -> nn.Module:
-        """A copy of the wrapped network under its own names, with what it has learnt; its own head back in its place.
+        """Return a copy of the wrapped network with its original parameter names, its trained weights and its own head.
 
         Raises:
-            UserError: there are DA modules, which the network itself has no place for.
+            UserError: the network has DA modules, which the original network cannot hold.
         """
         if any(not isinstance(stage.attention, NoAttention) for stage in self.stages):
-            raise UserError("The network has dual attention, so the backbone alone computes something else. Keep it.")
+            raise UserError("The network has dual attention, so the backbone alone has other outputs. Keep it.")
         module = copy.deepcopy(self.backbone)
         for name in self._stage_names:
             module.set_submodule(name, cast(AttendedStage, module.get_submodule(name)).stage)
@@ -179,11 +185,11 @@ class SceneNet(nn.Module):
         return module
 
     def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Put in another head.
+        """Replace the head.
 
         Args:
-            weight: `[K, D]`.
-            bias: `[K]`; zeros when not given.
+            weight: weight of the linear layer, `[K, D]`.
+            bias: bias, `[K]`; zeros by default.
         """
         self.head = nn.Linear(weight.shape[1], weight.shape[0])
         with torch.no_grad():
@@ -192,10 +198,10 @@ class SceneNet(nn.Module):
         self.dims = self.dims._replace(classes=len(weight))
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
-        """Normalise images with other statistics than the backbone's own, which is kept with the weights.
+        """Normalise images with other statistics than those of the backbone; they are stored with the weights.
 
         Args:
-            mean: of each band of images in 0..1, `[bands]`.
+            mean: mean of each band, for images in 0..1, `[bands]`.
             std: standard deviation of each band, `[bands]`.
         """
         self.check_images = True
@@ -211,17 +217,16 @@ class SceneNet(nn.Module):
         """Classify a batch.
 
         Args:
-            images: `[B, bands, H, W]`, values in 0..1; normalised here with the backbone's own statistics. Where the
-                network normalises nothing, as the backbone expects them.
-            attention: report the attention of each stage; without, that part of the output is empty and cheaper.
-            features: report the feature map of each stage.
+            images: images `[B, bands, H, W]`, float in 0..1, or normalised images if the network does not normalise.
+            attention: return the attention of each stage; without it a pass is cheaper.
+            features: return the gated feature map of each stage.
 
         Returns:
-            Logits `[B, K]` and embedding `[B, D]`, in float32 whatever the autocast, and what else was asked for of
-            each stage.
+            Logits `[B, K]` and embedding `[B, D]`, in float32 regardless of autocast, and the requested attention and
+            feature maps.
 
         Raises:
-            UserError: the first images are not such as can be normalised.
+            UserError: the network normalises its images, and values of the first batch are out of range.
         """
         if self.check_images and not torch.compiler.is_compiling():
             self._check_range(images)
@@ -229,9 +234,9 @@ class SceneNet(nn.Module):
         for stage in stages:
             stage.watched, stage.kept = attention, features
         normal = (images - self.mean) / self.std
-        # a frozen teacher's backbone is in half precision, its head is not
+        # the backbone of a frozen teacher may be in half precision, its head is not
         embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype)).to(self.head.weight.dtype)
-        # nor under autocast: in 16 bits the two best logits of some images in a hundred would be the same number
+        # without autocast: in 16 bits the two largest logits of up to 2 % of the images are equal
         with no_autocast(embedding.device):
             logits = self.head(embedding)
         seen = tuple(stage.collect() for stage in stages) if attention else ()
@@ -239,15 +244,15 @@ class SceneNet(nn.Module):
         return SceneOutput(logits, embedding, seen, maps)
 
     def _check_range(self, images: Tensor) -> None:
-        """Notice images that are normalised already, or were never scaled to 0..1."""
-        self.check_images = False  # one batch tells, and a GPU has to be waited for
+        """Reject images that are normalised already or not scaled to 0..1."""
+        self.check_images = False  # the check synchronises a GPU, and one batch is enough
         if not (self.mean.any() or (self.std != 1).any()):
             return
         low, high = float(images.min()), float(images.max())
         if low < LOWEST or high > HIGHEST:
             raise UserError(
                 f"The network normalises images itself and expects values in 0..1; these go from {low:.2f} to "
-                f"{high:.2f}. Leave normalising out of your transforms, or have the network do without "
+                f"{high:.2f}. Leave normalising out of your transforms, or turn it off in the network "
                 "(normalise=False, or SceneNet.wrap without mean and std)."
             )
 
@@ -257,14 +262,18 @@ def _attended(backbone: nn.Module, stage: StageLayout, attention: nn.Module) -> 
         module = backbone.get_submodule(stage.module)
     except AttributeError as problem:
         raise UserError(
-            f"{type(backbone).__name__} has no single module for its stage '{stage.module}' to put dual attention "
-            "behind. Choose another backbone."
+            f"{type(backbone).__name__} has no single module for its stage '{stage.module}' that dual attention could "
+            "follow. Choose another backbone."
         ) from problem
     return AttendedStage(module, attention, channels_last=stage.channels_last, prefix_tokens=stage.prefix_tokens)
 
 
 def check_name(name: str, others: Iterable[str] = ()) -> None:
-    """Raise a UserError, with the names it may have been meant for, unless timm or one of the `others` is called so."""
+    """Check that a name is one of `others` or a timm model.
+
+    Raises:
+        UserError: it is neither; the message suggests similar names.
+    """
     if name not in others and not timm.is_model(name):
         near = difflib.get_close_matches(name, [*others, *timm.list_models()], 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " timm.list_models() names all of them."
@@ -274,8 +283,18 @@ def check_name(name: str, others: Iterable[str] = ()) -> None:
 def timm_backbone(
     name: str, *, bands: int = 3, image_size: int = 96, pretrained: bool = False, others: Iterable[str] = ()
 ) -> nn.Module:
-    """A timm backbone without its classifier, at an image size in pixels; `pretrained` takes timm's hub weights, and
-    `others` are further names that a wrong one may have been meant for."""
+    """Create a timm backbone without its classifier.
+
+    Args:
+        name: timm model name.
+        bands: number of input bands.
+        image_size: side of the images in pixels.
+        pretrained: load the weights of timm's hub.
+        others: further valid names, which are suggested if `name` is unknown.
+
+    Raises:
+        UserError: the name is unknown, timm cannot build the model for this size, or the weights are not available.
+    """
     check_name(name, others)
     settings: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": bands}
     try:
@@ -287,14 +306,16 @@ def timm_backbone(
         if not pretrained:
             raise UserError(f"timm cannot build '{name}' for {image_size} pixels: {problem}") from problem
         raise UserError(
-            f"The pretrained weights of '{name}' could not be had from timm's hub ({type(problem).__name__}). "
+            f"The pretrained weights of '{name}' could not be downloaded from timm's hub ({type(problem).__name__}). "
             "Give a local .safetensors or .pth file instead, or 'none' to start from scratch."
         ) from problem
 
 
 def band_statistics(backbone: nn.Module, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (0..1) of each band as the backbone expects them; bands beyond the ones it states get
-    the average of those."""
+    """Return mean and standard deviation of each band, for images in 0..1, as the backbone expects them.
+
+    Additional bands get the average over the stated bands; if there are fewer bands than stated, all of them do.
+    """
     config = getattr(backbone, "pretrained_cfg", None) or {}
     mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
     std = tuple(config.get("std", (0.229, 0.224, 0.225)))

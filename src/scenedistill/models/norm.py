@@ -1,4 +1,4 @@
-"""Batch norm that takes a batch of one value a channel."""
+"""Batch norm that accepts a training batch with one value per channel."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm over `[B, C, H, W]`; goes by its running statistics where a batch has but one value a channel, which
-    does not vary."""
+    """Batch norm over `[B, C, H, W]` that uses its running statistics for a training batch with one value per channel,
+    because such a batch has no variance."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `[B, C, H, W]`."""

@@ -1,4 +1,4 @@
-"""What every network of the package returns for a batch."""
+"""The outputs of all networks of the package, and their widths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class StageAttention(NamedTuple):
-    """Where one stage of a network looks.
+    """Attention of one stage of a network.
 
     Attributes:
-        channel: gate c of every channel, `[B, C_s]`, in 0..1; the feature is multiplied by 2 c. 1/2 everywhere when the
-            network has no DA modules.
-        spatial: gate of every position, `[B, 1, H_s, W_s]`, in 0..1.
-        energy: mean over the channels of the squared stage feature, `[B, H_s, W_s]`, >= 0.
-        descriptor: mean over the positions of the stage feature, `[B, C_s]`.
+        channel: channel gates c, `[B, C_s]`, in 0..1; the feature is multiplied by 2 c. They are 1/2 if the network has
+            no DA modules.
+        spatial: spatial gates m, `[B, 1, H_s, W_s]`, in 0..1; the feature is multiplied by 2 m.
+        energy: mean over the channels of the squared gated feature, `[B, H_s, W_s]`, >= 0.
+        descriptor: mean over the positions of the gated feature, `[B, C_s]`.
     """
 
     channel: Tensor
@@ -27,14 +27,15 @@ class StageAttention(NamedTuple):
 
 
 class SceneOutput(NamedTuple):
-    """A network's view of a batch of B scenes.
+    """Output of a network for a batch of B images.
 
     Attributes:
         logits: class scores before the softmax, `[B, K]`.
         embedding: pooled last feature, `[B, D]`.
-        attention: one entry a stage, from the finest (stride 4) to the coarsest (stride 32).
-        features: the whole feature map of each stage, `[B, C_s, H_s, W_s]`, finest first; empty unless asked for.
-        rows: position of each image among the training images, as one int64 `[B]`; empty where it is not known.
+        attention: attention of each stage, from the finest (stride 4) to the coarsest (stride 32); empty unless
+            requested.
+        features: gated feature map of each stage, `[B, C_s, H_s, W_s]`, finest first; empty unless requested.
+        rows: a tuple of one int64 tensor `[B]`, the index of each image among the training images; empty if unknown.
 
     Examples:
         >>> import torch
@@ -51,14 +52,14 @@ class SceneOutput(NamedTuple):
     rows: tuple[Tensor, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SceneOutput:
-        """The same output with `function(tensor) -> tensor` applied to every tensor in it."""
+        """Return the output with `function(tensor) -> tensor` applied to every tensor in it."""
         apply = torch.utils._pytree.tree_map
         mapped: SceneOutput = apply(function, self)
         return mapped
 
 
 class FeatureDims(NamedTuple):
-    """The widths a loss needs to know of a network.
+    """Widths of a network's outputs.
 
     Attributes:
         classes: number of scene classes K.

@@ -1,4 +1,4 @@
-"""The paper's light student, Table 1, in both readings."""
+"""The paper's light student of Table 1, in two readings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from scenedistill.core.precision import at_least_float32
 
 Widths = tuple[tuple[int, int], ...]
 
-#: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage; that is
-#: either meant, or a slip for the widths of a ResNet with one basic block a stage. Both are offered.
+#: Widths of the two 3x3 convolutions of each stage. Table 1 prints 64 as the second width of every stage. This is
+#: either intended or a misprint of the widths of a ResNet with one basic block per stage, so both are available.
 TABLE1_PRINTED: Widths = ((64, 64), (128, 64), (256, 64), (512, 64))
 TABLE1_RESNET: Widths = ((64, 64), (128, 128), (256, 256), (512, 512))
 
-#: Students of our own by name; a new one is a line here. Any other name is looked up in timm.
+#: Constructors of the package's own students by name, called with the number of bands; other names are timm models.
 STUDENTS: dict[str, Callable[[int], nn.Module]] = {
     "table1_printed": lambda bands: Table1Backbone(TABLE1_PRINTED, bands),
     "table1_resnet": lambda bands: Table1Backbone(TABLE1_RESNET, bands),
@@ -25,11 +25,11 @@ STUDENTS: dict[str, Callable[[int], nn.Module]] = {
 class Table1Backbone(nn.Module):
     """The paper's light CNN: a 7x7/2 stem, a 3x3/2 max pool and four stages of one residual block each.
 
-    The block, the stem and batch norm are ours (Table 1 prints the convolutions and the pool only; the sizes it prints
-    ask for a stem that halves the input).
+    The residual blocks, the stem and the batch norms are ours. Table 1 lists the convolutions and the pool only; the
+    output sizes in it require a stem of stride 2.
 
     Args:
-        widths: of the two 3x3 convolutions of each stage.
+        widths: widths of the two 3x3 convolutions of each stage.
         bands: number of input bands.
     """
 
@@ -54,16 +54,22 @@ class Table1Backbone(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed `[B, bands, H, W]` as `[B, num_features]`."""
+        """Map images `[B, bands, H, W]` to embeddings `[B, num_features]`."""
         feature = self.stem(images)
         feature = self.conv5_x(self.conv4_x(self.conv3_x(self.conv2_x(feature))))
         return at_least_float32(feature).mean((2, 3))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut that is projected (1x1) where the shape changes.
+    """Two 3x3 convolutions with batch norm and a shortcut, which is a 1x1 convolution if the shape changes.
 
-    Source: He et al., CVPR 2016, basic block; the widths of the two convolutions may differ.
+    Source: the basic block of He et al., CVPR 2016; here the widths of the two convolutions may differ.
+
+    Args:
+        inputs: number of input channels.
+        middle: number of channels between the two convolutions.
+        outputs: number of output channels.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, inputs: int, middle: int, outputs: int, *, stride: int) -> None:

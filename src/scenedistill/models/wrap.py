@@ -1,4 +1,4 @@
-"""What a network of any origin consists of: its stages, its embedding and its head, found by watching one pass."""
+"""Detection of the stages, the embedding and the head of any network by observing one forward pass."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STRIDES = (4, 8, 16, 32)
 
 
 class StageLayout(NamedTuple):
-    """A submodule whose output is the feature of a stage.
+    """Submodule whose output is the feature of a stage, and the layout of this feature.
 
     Attributes:
-        module: its name in the network.
-        channels: of the feature.
-        channels_last: the feature is `[B, H, W, C]`; else `[B, C, H, W]` or tokens `[B, P + H*W, C]`.
-        prefix_tokens: P.
+        module: name of the submodule in the network.
+        channels: number of channels C.
+        channels_last: True for `[B, H, W, C]`, False for `[B, C, H, W]` or tokens `[B, P + H*W, C]`.
+        prefix_tokens: number of prefix tokens P.
     """
 
     module: str
@@ -35,12 +35,12 @@ class StageLayout(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What one pass shows of a network.
+    """Parts of a network, as found by `take_apart`.
 
     Attributes:
-        stages: the submodules asked for.
-        head_name: name of the linear layer that gives the network's logits; empty where a head was given.
-        head: that layer, or the given one.
+        stages: the named stages with their layouts.
+        head_name: name of the linear layer that returns the logits; empty if the caller gave a head.
+        head: this layer, or the given head.
     """
 
     stages: tuple[StageLayout, ...]
@@ -50,7 +50,7 @@ class Parts(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is in the mode in which it was, also where these differed."""
+    """Switch a module to eval mode; on exit, restore the mode of every submodule."""
     modes = {each: each.training for each in module.modules()}
     module.eval()
     try:
@@ -61,14 +61,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def probe_images(module: nn.Module, bands: int, size: int, count: int = 1) -> Tensor:
-    """Random images in 0..1, the same each time, `[count, bands, size, size]`, of the type a module computes in."""
+    """Return random images in 0..1, `[count, bands, size, size]`, with the device and type of the module's parameters.
+
+    The images are the same in every call.
+    """
     images = torch.rand(count, bands, size, size, generator=torch.Generator().manual_seed(0))
     first = next(module.parameters(), images)
     return images.to(first.device, first.dtype)
 
 
 def probe_error(module: nn.Module, size: int, problem: Exception) -> UserError:
-    """What to tell where a module fails on probe images."""
+    """Return the error to raise if a module fails on probe images."""
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     return UserError(
         f"{type(module).__name__} does not take images of {size} x {size} pixels ({reason}). Choose another "
@@ -85,18 +88,19 @@ def take_apart(
     image_size: int,
     prefix_tokens: int | None,
 ) -> Parts:
-    """Find stages and head of a network, and leave an identity where its own head was.
+    """Find the stages and the head of a network, and replace its own head by an identity, in place.
 
     Args:
-        module: maps `[B, bands, H, W]` to logits `[B, K]`, or to an embedding `[B, D]` where a head is given.
+        module: module that maps `[B, bands, H, W]` to logits `[B, K]`, or to an embedding `[B, D]` if a head is given.
         stages: names of submodules, finest first.
         head: see `SceneNet.wrap`.
         bands: number of input bands.
         image_size: side in pixels of the images of the pass.
-        prefix_tokens: of stages that give tokens; 0 or 1, whichever leaves a square, when not given.
+        prefix_tokens: number of prefix tokens of stages that return tokens. By default the number that the module
+            states, or else 0 if the tokens form a square and 1 otherwise.
 
     Raises:
-        UserError: a name that is not there, an output of another kind, or no head.
+        UserError: a name is unknown, an output has an unsupported shape, or no head is found.
     """
     images = probe_images(module, bands, image_size, count=2)
     with evaluating(module), torch.no_grad():
@@ -121,7 +125,7 @@ def take_apart(
         module.set_submodule(name, nn.Identity())
         try:
             unchanged = torch.allclose(own(module(images)), output, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
-        except Exception:  # of whatever a network does without its last layer
+        except Exception:  # a network may fail in any way without its last layer
             unchanged = False
         if not unchanged:
             module.set_submodule(name, own)
@@ -133,8 +137,14 @@ def take_apart(
 
 
 def described_stages(backbone: nn.Module) -> list[StageLayout]:
-    """The four stages as timm describes them: the last feature at each of the strides 4, 8, 16 and 32, where the
-    backbone has them, else (a plain transformer) four features evenly spread over its depth."""
+    """Return the stages of a backbone as described by timm's `feature_info`.
+
+    They are the last features at those of the strides 4, 8, 16 and 32 that the backbone has. If it has fewer than two
+    of these strides, as a plain transformer does, they are four features evenly spaced over its depth.
+
+    Raises:
+        UserError: the backbone has fewer than two of these strides and fewer than four features.
+    """
     info = [dict(entry) for entry in backbone.feature_info]  # type: ignore[union-attr]
     by_stride = {entry["reduction"]: entry for entry in info}
     chosen = [by_stride[stride] for stride in STRIDES if stride in by_stride]
@@ -152,9 +162,14 @@ def described_stages(backbone: nn.Module) -> list[StageLayout]:
 
 
 def embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
-    """Width of the embedding, found by one forward pass: what timm states differs from it for some backbones. A pooling
-    whose output is the embedding computes in float32 from now on; what else may follow one in half precision takes
-    nothing wider."""
+    """Return the width of the embedding, measured in a forward pass because timm's value is wrong for some backbones.
+
+    A pooling layer whose output is the embedding computes in float32 from then on. Other pooling layers keep their
+    precision, because layers in half precision that follow them accept no wider input.
+
+    Raises:
+        UserError: the pass fails, or its output is not an embedding `[B, D]`.
+    """
     pooled: dict[SelectAdaptivePool2d, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda module, _, output: pooled.update({module: output}))
@@ -164,7 +179,7 @@ def embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
     try:
         with evaluating(backbone), torch.no_grad():
             embedding = backbone(probe_images(backbone, bands, size))
-    except Exception as problem:  # of whatever a backbone does, such as reading from the stages that are wrapped here
+    except Exception as problem:  # a backbone may fail in any way, for example by reading attributes of its stages
         raise probe_error(backbone, size, problem) from problem
     finally:
         for hook in hooks:
@@ -180,7 +195,7 @@ def embedding_width(backbone: nn.Module, bands: int, size: int) -> int:
 def _watched(
     module: nn.Module, stages: Sequence[str], images: Tensor
 ) -> tuple[object, dict[str, object], dict[str, Tensor]]:
-    """Output of a pass, that of the stages, and that of every linear layer by name."""
+    """Return the output of a pass, the outputs of the stages and the outputs of all linear layers, by name."""
     named = dict(module.named_modules())
     if unknown := [name for name in stages if not name or name not in named]:
         raise UserError(
@@ -226,7 +241,7 @@ def _widen(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def _layout(module: nn.Module, name: str, feature: object, prefix_tokens: int | None) -> StageLayout:
-    """How a stage's feature lies, told by its shape for square images."""
+    """Return the layout of a stage's feature, inferred from its shape for square images."""
     problem = UserError(
         f"The submodule '{name}' of {type(module).__name__} gives {_shown(feature)}; expected a feature map "
         "[B, C, H, W] or [B, H, W, C], or tokens [B, P + H*W, C] with P prefix_tokens. Name another submodule."

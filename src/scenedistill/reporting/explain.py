@@ -21,7 +21,7 @@ from scenedistill.runs.network import PLAIN, TEACHER, Network
 
 
 @dataclass(frozen=True)
-class Look:
+class Explanation:
     """Prediction and Grad-CAM map of one network for one image.
 
     Attributes:
@@ -45,7 +45,7 @@ class Explained:
         classes: names of the K classes.
         asked: index of the class that the Grad-CAM maps explain.
         truth: index of the class that the image's folder is named after; None for any other folder.
-        looks: result of each network by name, the teacher first.
+        explanations: result of each network by name, the teacher first.
     """
 
     path: Path
@@ -53,11 +53,11 @@ class Explained:
     classes: tuple[str, ...]
     asked: int
     truth: int | None
-    looks: Mapping[str, Look]
+    explanations: Mapping[str, Explanation]
 
     def named(self, network: str) -> int:
         """Return the index of the class that a network predicts."""
-        return int(self.looks[network].probabilities.argmax())
+        return int(self.explanations[network].probabilities.argmax())
 
 
 def networks_of(run: Path) -> dict[str, Path]:
@@ -119,7 +119,7 @@ def as_text(explained: Sequence[Explained]) -> str:
 
 def likeliest(one: Explained, each: int = 3, most: int = 6) -> list[int]:
     """Return the classes to show: the `each` likeliest of every network, the likeliest first, at most `most` in all."""
-    chances = np.stack([look.probabilities for look in one.looks.values()])
+    chances = np.stack([explanation.probabilities for explanation in one.explanations.values()])
     wanted = {int(label) for row in chances for label in row.argsort()[::-1][:each]}
     return sorted(wanted, key=lambda label: -chances[:, label].max())[:most]
 
@@ -150,17 +150,17 @@ def _explain(
     }
     found = []
     for number, path in enumerate(paths):
-        looks = {}
+        explanations = {}
         for name, maps in heats.items():
             score = None
             if name != TEACHER and TEACHER in heats and maps.shape == heats[TEACHER].shape:
                 pair = (maps[number : number + 1], heats[TEACHER][number : number + 1])
                 score = float(agreement(*pair)[0])
-            looks[name] = Look(chances[name][number].numpy(), maps[number].numpy(), score)
+            explanations[name] = Explanation(chances[name][number].numpy(), maps[number].numpy(), score)
         (number_of_folder,) = positions_in([path.resolve().parent.name], classes)
         truth = None if number_of_folder < 0 else number_of_folder
         pixels = scenes[leader][number].numpy()
-        found.append(Explained(path, pixels, classes, int(wanted[number]), truth, looks))
+        found.append(Explained(path, pixels, classes, int(wanted[number]), truth, explanations))
     return found
 
 
@@ -169,19 +169,27 @@ def _text(one: Explained) -> str:
     lines = [str(one.path) + (f"  (in the folder {classes[one.truth]})" if one.truth is not None else "")]
     shown = likeliest(one)
     first = max(len("agreement with the teacher"), *(len(classes[label]) for label in shown))
-    names = [classes[one.named(name)] for name in one.looks]
-    widths = [max(len(network), len(name), 7) for network, name in zip(one.looks, names, strict=True)]
+    names = [classes[one.named(name)] for name in one.explanations]
+    widths = [max(len(network), len(name), 7) for network, name in zip(one.explanations, names, strict=True)]
 
     def line(head: str, cells: Sequence[str]) -> str:
         padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         return f"  {head:<{first}}  {'  '.join(padded)}".rstrip()
 
-    lines.append(line("", list(one.looks)))
+    lines.append(line("", list(one.explanations)))
     for label in shown:
-        lines.append(line(classes[label], [f"{100 * look.probabilities[label]:.1f} %" for look in one.looks.values()]))
+        lines.append(
+            line(
+                classes[label],
+                [f"{100 * explanation.probabilities[label]:.1f} %" for explanation in one.explanations.values()],
+            )
+        )
     lines.append(line("names", names))
-    scores = ["" if look.agreement is None else f"{look.agreement:.2f}" for look in one.looks.values()]
+    scores = [
+        "" if explanation.agreement is None else f"{explanation.agreement:.2f}"
+        for explanation in one.explanations.values()
+    ]
     if any(scores):
         lines.append(line("agreement with the teacher", scores))
-        lines.append(f"  where each looks for {classes[one.asked]}")
+        lines.append(f"  Grad-CAM for {classes[one.asked]}")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def draw_explained(explained: Sequence[Explained], folder: Path) -> list[Path]:
 
 def explained_figure(explained: Sequence[Explained]) -> Figure:
     """Draw a row for each image: the image, each network's map over it, and the likeliest classes side by side."""
-    networks = list(explained[0].looks)
+    networks = list(explained[0].explanations)
     figure = Figure(
         figsize=(TILE * (len(networks) + 1) + 3.4, (TILE + 0.55) * len(explained) + 0.3), layout="constrained"
     )
@@ -48,13 +48,13 @@ def explained_figure(explained: Sequence[Explained]) -> Figure:
         (name, *_), families = readable_names((one.path.name, *one.classes))
         below = f"in the folder {one.classes[one.truth]}" if one.truth is not None else ""
         _picture(row[0], one.pixels, None, name, below, families)
-        for axes, (network, look) in zip(row[1:], one.looks.items(), strict=False):
+        for axes, (network, explanation) in zip(row[1:], one.explanations.items(), strict=False):
             said = one.named(network)
             (label,), families = readable_names((one.classes[said],))
-            title = f"{network}: {label} {100 * look.probabilities[said]:.0f} %"
-            score = "" if look.agreement is None else f"agreement {look.agreement:.2f}"
+            title = f"{network}: {label} {100 * explanation.probabilities[said]:.0f} %"
+            score = "" if explanation.agreement is None else f"agreement {explanation.agreement:.2f}"
             wrong = one.truth is not None and said != one.truth
-            _picture(axes, one.pixels, look.heat, title, score, families, "#B00020" if wrong else "black")
+            _picture(axes, one.pixels, explanation.heat, title, score, families, "#B00020" if wrong else "black")
         _bars(row[-1], one, legend=number == 0)
     asked = {one.classes[one.asked] for one in explained}
     leader = f"the {TEACHER}" if TEACHER in networks else networks[-1]
@@ -93,10 +93,10 @@ def _bars(axes: Axes, one: Explained, *, legend: bool) -> None:
     """Draw the likeliest classes from top to bottom, with a bar for each network."""
     shown = likeliest(one)
     labels, families = readable_names(tuple(one.classes[label] for label in shown))
-    places, thick = np.arange(len(shown)), 0.8 / len(one.looks)
-    for number, (network, look) in enumerate(one.looks.items()):
-        values = [100 * float(look.probabilities[label]) for label in shown]
-        offset = (number - (len(one.looks) - 1) / 2) * thick
+    places, thick = np.arange(len(shown)), 0.8 / len(one.explanations)
+    for number, (network, explanation) in enumerate(one.explanations.items()):
+        values = [100 * float(explanation.probabilities[label]) for label in shown]
+        offset = (number - (len(one.explanations) - 1) / 2) * thick
         axes.barh(places + offset, values, thick, color=COLOURS[number % len(COLOURS)], label=network)
     axes.set_yticks(places, labels, fontsize=8, fontfamily=families, parse_math=False)
     axes.invert_yaxis()

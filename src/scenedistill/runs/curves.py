@@ -14,7 +14,7 @@ import numpy as np
 from scenedistill.core.disk import file_damage
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.losses.registry import METHODS, resolve_weights
-from scenedistill.training.gradients import CLIPPED, GRADIENT_PREFIX, VITAL_SIGNS
+from scenedistill.training.gradients import CLIPPED, DIAGNOSTIC_PREFIXES, GRADIENT_PREFIX
 from scenedistill.training.runs import read_stage, title_of
 
 DOMINANT_SHARE = 0.9  # share of the summed gradient norms above which one loss term dominates
@@ -82,7 +82,7 @@ def read_curves(stage: Path) -> Curves:
     other = {"epoch", "step"}
     accuracies = {name for name in columns if name.endswith("_oa")}
     pulls = {name for name in columns if name.startswith(GRADIENT_PREFIX)}
-    other |= {name for name in columns if name.endswith("seconds") or name.startswith((CLIPPED, *VITAL_SIGNS))}
+    other |= {name for name in columns if name.endswith("seconds") or name.startswith((CLIPPED, *DIAGNOSTIC_PREFIXES))}
     parts = [name for name in columns if name not in other | accuracies | pulls]
     return Curves(
         epochs=np.array(epochs, dtype=np.int64) + 1,

@@ -15,7 +15,7 @@ from scenedistill.core.disk import read_json
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
 from scenedistill.data.known.catalogue import lookup, normalise
-from scenedistill.data.known.dataset_info import DatasetFacts
+from scenedistill.data.known.dataset_info import DatasetInfo
 from scenedistill.models.files import NetCard
 from scenedistill.models.network import SceneNet
 from scenedistill.runs.network import Network
@@ -45,7 +45,7 @@ def training_provenance(training: Network) -> dict[str, Any]:
         return {}
     tested, data = training.tested, training.settings.get("data", {})
     name = data_name(training)
-    facts = _facts(name, training.classes)
+    info = _catalogue_entry(name, training.classes)
     teacher, start = training.teacher, started_from(training.settings)
     found = {
         "oa": tested.get("oa"),
@@ -54,9 +54,9 @@ def training_provenance(training: Network) -> dict[str, Any]:
         "train_ratio": _ratio(training),
         "seed": training.settings.get("seed"),
         "data": name,
-        "licence": facts.licence if facts else None,
-        "reference": facts.reference if facts else None,
-        "doi": facts.doi if facts else None,
+        "licence": info.licence if info else None,
+        "reference": info.reference if info else None,
+        "doi": info.doi if info else None,
         "method": training.method,
         "started_from": None if start == "none" else start,
         "teacher": training.record.get("teacher") or (teacher.record.get("name") if teacher else None),
@@ -121,12 +121,12 @@ def _ratio(training: Network) -> float | None:
     return None if settings.get("split_file") else settings.get("train_ratio")
 
 
-def _facts(name: str | None, classes: Sequence[str]) -> DatasetFacts | None:
+def _catalogue_entry(name: str | None, classes: Sequence[str]) -> DatasetInfo | None:
     """Look up the catalogue entry of a name; None where fewer than half of the classes match: any name is possible."""
     try:
-        facts = lookup(name or "")
+        info = lookup(name or "")
     except UserError:
         return None
     wanted = {normalise(one) for one in classes}
-    known = {normalise(one) for one in (*facts.counts, *facts.class_aliases)}
-    return facts if 2 * len(wanted & known) >= len(wanted) else None
+    known = {normalise(one) for one in (*info.counts, *info.class_aliases)}
+    return info if 2 * len(wanted & known) >= len(wanted) else None

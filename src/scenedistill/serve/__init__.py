@@ -1,1 +1,1 @@
-"""The local page."""
+"""Local web page that classifies uploaded images and rasters."""

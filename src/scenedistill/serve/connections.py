@@ -1,78 +1,86 @@
-"""Connections that ask nothing, or take no answer: uvicorn waits for them without end, and counts them against all."""
+"""Timeouts for idle connections, which uvicorn keeps without limit and counts towards its maximum."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-#: Seconds in which a connection must have put a whole request's head, counted from its start or from the last answer.
-ASKING = 10.0
-#: Seconds in which somebody must take some of an answer.
-TAKING = 30.0
-#: Connections that may be without a request; of more, the one that has been so longest goes. Who really asks sends the
-#: head of the request at once, so that thousands of others cannot keep it out.
-MOST_RESTING = 128
-#: Bytes of a request's head.
+#: Seconds within which a connection must send the complete header of a request, from its start or the last response.
+REQUEST_SECONDS = 10.0
+#: Seconds within which the client must receive a part of a response.
+RESPONSE_SECONDS = 30.0
+#: Maximum number of connections without a request; beyond that, the one that is idle longest is closed. Real clients
+#: send the header at once, so thousands of idle connections cannot block them.
+MOST_IDLE = 128
+#: Maximum size of the header of a request in bytes.
 HEAD_BYTES = 32_768
 
 
-def bounded_protocol(asking: float = ASKING, taking: float = TAKING, most: int = MOST_RESTING) -> type[Any]:
-    """uvicorn's protocol of a connection with these limits, for the `http` of one `uvicorn.Config`."""
+def bounded_protocol(
+    request_seconds: float = REQUEST_SECONDS, response_seconds: float = RESPONSE_SECONDS, most_idle: int = MOST_IDLE
+) -> type[Any]:
+    """Return a protocol class with these limits, for the argument `http` of one `uvicorn.Config`.
+
+    Args:
+        request_seconds: seconds until the header of a request must be complete.
+        response_seconds: seconds until the client must receive a part of a response.
+        most_idle: maximum number of connections without a request.
+    """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    resting: dict[Any, asyncio.TimerHandle] = {}  # connections without a request under way, the oldest first
+    idle: dict[Any, asyncio.TimerHandle] = {}  # connections without a request in progress, the longest idle first
 
     class BoundedProtocol(H11Protocol):
-        """A connection that ends when nothing is asked, or no answer taken, for too long."""
+        """Connection that is closed if no request is sent, or no response received, for too long."""
 
-        untaken: asyncio.TimerHandle | None = None
+        response_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._note()
+            self._update_timers()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._note()
+            self._update_timers()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._note()
+            self._update_timers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._wake()
-            self._taken()
+            self._leave_idle()
+            self._stop_response_timer()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self.untaken = self.loop.call_later(taking, self.transport.abort)
+            self.response_timer = self.loop.call_later(response_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._taken()
+            self._stop_response_timer()
 
-        def _note(self) -> None:
-            """Begin to count, or cease to, when a request has come or has been answered; other bytes change nothing."""
-            asked = self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
-            if asked:
-                self._wake()
-            elif self not in resting:
-                resting[self] = self.loop.call_later(asking, self._end)
-                if len(resting) > most:
-                    next(iter(resting))._end()
+        def _update_timers(self) -> None:
+            """Start or stop the timer after a request was received or its response sent; other bytes have no effect."""
+            busy = self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
+            if busy:
+                self._leave_idle()
+            elif self not in idle:
+                idle[self] = self.loop.call_later(request_seconds, self._close)
+                if len(idle) > most_idle:
+                    next(iter(idle))._close()
 
-        def _end(self) -> None:
-            self._wake()
+        def _close(self) -> None:
+            self._leave_idle()
             self.transport.abort()
 
-        def _wake(self) -> None:
-            if (timer := resting.pop(self, None)) is not None:
+        def _leave_idle(self) -> None:
+            if (timer := idle.pop(self, None)) is not None:
                 timer.cancel()
 
-        def _taken(self) -> None:
-            if self.untaken is not None:
-                self.untaken.cancel()
-                self.untaken = None
+        def _stop_response_timer(self) -> None:
+            if self.response_timer is not None:
+                self.response_timer.cancel()
+                self.response_timer = None
 
     return BoundedProtocol

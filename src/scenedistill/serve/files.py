@@ -1,4 +1,4 @@
-"""The files of the page while it runs: uploads until they are worked through, results until they are fetched."""
+"""Temporary files of the page: uploads while they are processed, and results for download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from scenedistill.serve.limits import Refused, ServeLimits
 
-#: What a result may consist of, and its media type. No other file leaves the machine.
+#: Files of a result and their media types. No other file can be downloaded.
 DOWNLOADS = {
     "result.json": "application/json",
     "result.csv": "text/csv",
@@ -27,12 +27,12 @@ DOWNLOADS = {
 PREFIX, LOCK = "scenedistill-serve-", ".lock"
 
 
-class Shelf:
-    """A temporary folder that only its owner can read, with a sub-folder for each request.
+class ResultStore:
+    """Temporary folder that only its owner can read, with a subfolder for each request.
 
-    A result lies there under a name that cannot be guessed, until `limits.kept` newer ones came, the newer ones take
-    `limits.kept_megabytes`, or `limits.minutes` passed. Everything goes with `close`; after a kill with
-    the next page that is served.
+    A result has an unguessable name. It is deleted when there are `limits.kept` newer results, when the newer ones
+    take `limits.kept_megabytes`, or after `limits.minutes`. `close` deletes all files; after a kill, the next server
+    that starts deletes them.
     """
 
     def __init__(self, limits: ServeLimits) -> None:
@@ -43,12 +43,12 @@ class Shelf:
         self._lock.acquire()
         self.root = self._home / "requests"
         self.root.mkdir()
-        self.results: dict[str, dict[str, Path]] = {}  # oldest first
-        self.bytes: dict[str, int] = {}  # of each result
+        self.results: dict[str, dict[str, Path]] = {}  # the oldest first
+        self.bytes: dict[str, int] = {}  # size of each result
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """An empty folder for one request; removed at the end unless `keep` was told otherwise."""
+        """Provide an empty folder for a request; it is removed at the end unless `keep` was called for it."""
         folder = self.root / secrets.token_urlsafe(16)
         folder.mkdir(mode=0o700)
         try:
@@ -58,14 +58,14 @@ class Shelf:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, folder: Path, names: Iterable[str]) -> dict[str, str]:
-        """Keep these files of a request's folder for download, and nothing else of it.
+        """Keep files of a request's folder for download, and delete the others.
 
         Args:
-            folder: from `folder()`.
-            names: of files in it, of those in `DOWNLOADS`.
+            folder: folder from `folder()`.
+            names: names of the files to keep; names that are not in `DOWNLOADS` are ignored.
 
         Returns:
-            The address of each, by its name.
+            The relative URL of each file, by its name.
         """
         wanted = {name: folder / name for name in names if name in DOWNLOADS}
         self.results[folder.name] = {
@@ -86,10 +86,10 @@ class Shelf:
         return {name: f"results/{folder.name}/{name}" for name in self.results[folder.name]}
 
     def find(self, token: str, name: str) -> Path:
-        """A kept file. The words of a request are only looked up, and never become part of a path.
+        """Return the path of a kept file. Token and name are looked up and never become part of a path.
 
         Raises:
-            Refused: 404, not there, or no longer.
+            Refused: 404, there is no such file, or it was deleted.
         """
         path = self.results.get(token, {}).get(name)
         if path is None:
@@ -97,7 +97,7 @@ class Shelf:
         return path
 
     def close(self) -> None:
-        """Remove everything."""
+        """Delete all files."""
         self.results.clear()
         self.bytes.clear()
         shutil.rmtree(self._home, ignore_errors=True)
@@ -110,7 +110,7 @@ class Shelf:
 
 
 def _remove_orphans() -> None:
-    """Remove the folders of pages that were killed, told by a lock that the system has freed."""
+    """Delete the folders of servers that were killed, recognised by their released lock."""
     for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout):
             status = home.lstat()
@@ -121,18 +121,18 @@ def _remove_orphans() -> None:
 
 
 async def receive(chunks: AsyncIterator[bytes], folder: Path, name: str) -> Path:
-    """Write an upload into a folder, once its first bytes say that it is an image of a kind that is taken.
+    """Write an upload to a folder if its first bytes are those of a supported image format.
 
     Args:
-        chunks: the upload.
-        folder: where to put it.
-        name: what the sender calls it; for messages only.
+        chunks: chunks of the upload.
+        folder: output folder.
+        name: name given by the client; for messages only.
 
     Returns:
-        `upload.jpg`, `.png`, `.webp` or `.tif`, by its content.
+        The file: `upload.jpg`, `.png`, `.webp` or `.tif`, by its content.
 
     Raises:
-        Refused: 400, empty; 415, something else.
+        Refused: 400, the upload is empty; 415, the format is not supported.
     """
     head = b""
     async for chunk in chunks:
@@ -148,9 +148,9 @@ async def receive(chunks: AsyncIterator[bytes], folder: Path, name: str) -> Path
 
 
 def image_kind(head: bytes, name: str) -> str:
-    """The ending that an image's first 12 bytes call for.
+    """Return the suffix, without a dot, for the first 12 bytes of an image.
 
-    Formats that name other files, such as GDAL's VRT, are text and not among them.
+    Formats that refer to other files, such as GDAL's VRT, are not supported.
 
     Raises:
         Refused: see `receive`.
@@ -170,7 +170,7 @@ def image_kind(head: bytes, name: str) -> str:
 
 
 def shown_name(given: str) -> str:
-    """The last part of a name a browser sent, fit to be shown and to stand in a table."""
+    """Return the last part of a file name sent by a browser, safe for display and for a CSV table."""
     last = given.replace("\\", "/").rpartition("/")[2]
     clean = "".join(letter for letter in last if letter.isprintable())[:100].strip()
-    return clean.lstrip("=+-@") or "upload"  # a table program takes a cell that begins so for a formula
+    return clean.lstrip("=+-@") or "upload"  # a spreadsheet would treat such a cell as a formula

@@ -1,4 +1,4 @@
-"""What the page lets through: how large, how long, how many, and from where."""
+"""Limits on requests to the page: size, duration, number and origin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scenedistill.core.errors import UserError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: On every answer: nothing but the page's own files is loaded, nothing is kept, nobody may frame it.
+#: Headers of every response: the page loads only its own files, is not cached, and cannot be framed by other sites.
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -30,27 +30,29 @@ SECURITY_HEADERS = {
 }
 
 
-#: Slowest upload in bytes a second, on average after the first seconds: a few that hardly send hold all places else.
+#: Minimum average speed of an upload in bytes per second, and seconds before it applies: otherwise a few slow uploads
+#: could occupy all places.
 SLOWEST, GRACE = 16_384, 10.0
 
 
 @dataclass(frozen=True)
 class ServeLimits:
-    """What a request may cost.
+    """Limits on the resources that requests may use.
 
     Attributes:
-        megabytes: largest upload, in MiB, more than 0.
-        megapixels: largest image or raster, in millions of pixels, more than 0; looked up in the file's head, before
+        megabytes: largest upload in MiB, more than 0.
+        megapixels: largest image or raster in millions of pixels, more than 0; read from the header of the file before
             anything is decoded.
-        seconds: longest time for an upload, and again for the work on it, more than 0; waiting is not counted.
-        memory: largest memory that the work on a file may take beside the networks, in GiB, more than 0; held by the
-            system on Linux, for networks on the CPU.
-        cells: largest number of cells of a map, 1 or more; it bounds what a map takes on the disk.
-        parallel: requests worked on at once, 1 or more; each has a process of its own with the networks in it.
-        waiting: further requests that may wait, 0 or more; the next one is told to come again.
-        kept: results kept for download, 1 or more; the oldest goes first.
-        kept_megabytes: disk that they may take together, in MiB, more than 0; the newest one is kept all the same.
-        minutes: longest time a result is kept, more than 0.
+        seconds: longest duration of an upload, and of the work on it, more than 0 each; time in the queue does not
+            count.
+        memory: largest memory in GiB that the work on a file may use besides the networks, more than 0; enforced on
+            Linux, for networks on the CPU.
+        cells: largest number of cells of a map, 1 or more; it limits the size of a map on disk.
+        parallel: number of requests processed at once, 1 or more; each has its own process with the networks.
+        waiting: number of further requests that may wait, 0 or more; others are refused.
+        kept: number of results kept for download, 1 or more; the oldest is deleted first.
+        kept_megabytes: largest total size of these results in MiB, more than 0; the newest one is always kept.
+        minutes: longest time that a result is kept, more than 0.
     """
 
     megabytes: float = 64
@@ -79,12 +81,12 @@ class ServeLimits:
 
     @property
     def pixels(self) -> int:
-        """Largest width x height."""
+        """Largest number of pixels, width x height."""
         return int(self.megapixels * 1e6)
 
 
 class Refused(Exception):
-    """A request that is not answered: the HTTP status, and the line that the page shows."""
+    """Refusal of a request: an HTTP status, and the message that the page shows."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
@@ -92,17 +94,17 @@ class Refused(Exception):
 
 
 class RequestLimit:
-    """Counts the requests that are in, and lets no more than `parallel + waiting` in."""
+    """Counter that admits at most `parallel + waiting` requests at a time."""
 
     def __init__(self, limits: ServeLimits) -> None:
         self.limits, self.inside = limits, 0
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A place, given back at the end.
+        """Admit a request, and release its place at the end.
 
         Raises:
-            Refused: 503, all places are taken.
+            Refused: 503, all places are occupied.
         """
         if self.inside >= self.limits.parallel + self.limits.waiting:
             waiting = self.limits.waiting
@@ -115,12 +117,15 @@ class RequestLimit:
 
 
 async def limited(chunks: AsyncIterator[bytes], length: str | None, limits: ServeLimits) -> AsyncIterator[bytes]:
-    """The chunks of an upload, as long as they are within its limits.
+    """Pass on the chunks of an upload while it is within the limits.
 
     Args:
-        chunks: what comes in.
-        length: what the sender says of its length (Content-Length); believed only where it is too much.
-        limits: of bytes and of seconds.
+        chunks: chunks of the upload.
+        length: Content-Length header; used only to refuse an upload that is too large.
+        limits: limits on bytes and seconds.
+
+    Yields:
+        The chunks.
 
     Raises:
         Refused: 413, too many bytes; 408, too slow.
@@ -149,7 +154,7 @@ async def limited(chunks: AsyncIterator[bytes], length: str | None, limits: Serv
 
 
 async def drain(chunks: AsyncIterator[bytes], limits: ServeLimits) -> None:
-    """Let the rest of a refused upload run out, for a while: a browser that cannot finish sending never reads why."""
+    """Receive the rest of a refused upload, within limits: a browser reads the response only after it has sent all."""
     left = 2 * limits.bytes
     try:
         async with asyncio.timeout(min(limits.seconds, 10)):
@@ -157,32 +162,32 @@ async def drain(chunks: AsyncIterator[bytes], limits: ServeLimits) -> None:
                 left -= len(chunk)
                 if left < 0:
                     return
-    except (TimeoutError, RuntimeError):  # too slow; or read to its end already
+    except (TimeoutError, RuntimeError):  # too slow, or already read to its end
         return
 
 
 class Guard:
-    """ASGI middleware: only asked by its own name and from its own page, and with security headers on every answer.
+    """ASGI middleware that refuses foreign hosts and origins, and adds security headers to every response.
 
-    A foreign site may point its name at this machine (DNS rebinding), so the Host header must be an address or a known
-    name; it may also send a form here, so a POST from a browser must come from the page itself.
+    Another site can make its name resolve to this machine (DNS rebinding), so the Host header must be an address or a
+    known name. Another site can also send a form to this server, so a POST from a browser must come from the page.
 
     Args:
-        app: what is guarded.
-        host: where the server listens. On a loopback address only loopback addresses are taken as Host, else any
-            address: a rebinding needs a name.
-        names: further names that the Host header may hold.
+        app: the application to protect.
+        host: address on which the server listens. If it is a loopback address, the Host header must be a loopback
+            address; otherwise it may be any address, as DNS rebinding needs a name.
+        names: further names that the Host header may have.
     """
 
     def __init__(self, app: ASGIApp, host: str, names: tuple[str, ...] = ()) -> None:
-        # by hand because Starlette's TrustedHostMiddleware is less strict: it takes one of several Host headers, knows
-        # names but no classes of addresses and no IPv6, and nothing of Starlette's refuses a foreign Origin
+        # TrustedHostMiddleware of Starlette is less strict: it uses one of several Host headers, supports names but
+        # neither ranges of addresses nor IPv6, and does not check the Origin
         self.app = app
         self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
         self.loopback_only = host == "localhost" or _is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 403."""
+        """Forward a request to the application, or respond with status 403."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -208,6 +213,7 @@ class Guard:
         await send_with_headers({"type": "http.response.body", "body": json.dumps({"error": line}).encode()})
 
     def _ours(self, host: str) -> bool:
+        """Return whether a Host header is allowed."""
         name = _host_name(host)
         if name in self.names:
             return True
@@ -215,7 +221,7 @@ class Guard:
 
 
 def _same_origin(headers: dict[bytes, bytes]) -> bool:
-    """Whether a POST comes from our page, or from no browser at all."""
+    """Return whether a POST comes from the page, or from a client that is not a browser."""
     if headers.get(b"sec-fetch-site", b"same-origin") not in (b"same-origin", b"none"):
         return False
     origin = headers.get(b"origin")
@@ -228,7 +234,7 @@ def _same_origin(headers: dict[bytes, bytes]) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """`[::1]:8000` -> `::1`; an empty string for what is no host."""
+    """Return the host without port: `[::1]:8000` -> `::1`; an empty string if it is invalid."""
     parts = _split(f"//{host}")
     clean = parts is not None and parts.netloc == host and not (set(host) & set("@/?#\\"))
     return (parts.hostname or "") if parts and clean else ""

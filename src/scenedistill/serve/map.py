@@ -1,4 +1,4 @@
-"""What the page says of a raster: the maps of `map_raster`, and all that a canvas needs to show them."""
+"""Classification of an uploaded raster with `map_raster`, and the data with which the page draws the map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.names import as_cell
-from scenedistill.data.raster.read import describe, open_raster, read_pixels
+from scenedistill.data.raster.read import open_raster, raster_info, read_pixels
 from scenedistill.inference.model import SceneModel
 from scenedistill.inference.raster.config import RasterConfig
 from scenedistill.inference.raster.pipeline import map_raster
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from affine import Affine
     from rasterio.io import DatasetReader
 
-#: The one driver of GDAL that may open an upload, by its ending. None of them reads another file than it is given.
+#: GDAL driver that may open an upload, by its suffix. These drivers read no other files.
 DRIVERS = {".tif": "GTiff", ".png": "PNG", ".jpg": "JPEG"}
-PREVIEW = 1600  # pixels, longer side of the raster below the map
-CELLS = 2048  # longer side of the grid that the page gets; of a larger one every second, third ... cell
+PREVIEW = 1600  # pixels, longer side of the preview below the map
+CELLS = 2048  # longer side of the grid sent to the page; larger grids are subsampled
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The answer as a grid.
+    """Classified cells of a raster.
 
     Attributes:
-        labels: class of each cell, int `[rows, columns]`; -1 without data.
-        confidence: its probability, float `[rows, columns]` in 0..1.
-        width: of a cell in pixels of the raster.
-        height: the same, downwards.
-        to_map: from cells to the map.
+        labels: class index of each cell, int `[rows, columns]`; -1 without data.
+        confidence: probability of this class, float `[rows, columns]`, 0..1.
+        width: width of a cell in pixels of the raster.
+        height: height of a cell in pixels of the raster.
+        to_map: affine transform from cells to the map.
     """
 
     labels: np.ndarray
@@ -57,7 +57,7 @@ class Cells:
 
 
 def map_reason() -> str | None:
-    """Why no maps can be made here; None where they can."""
+    """Return why maps are not available; None if they are."""
     missing = [name for name in ("rasterio", "pyogrio") if find_spec(name) is None]
     return f"Maps need {' and '.join(missing)}: `pip install 'scenedistill[use]'`." if missing else None
 
@@ -72,19 +72,22 @@ def map_answer(
     window: int | None,
     overlap: float,
 ) -> dict[str, Any]:
-    """Classify a raster window by window; the maps go into its folder.
+    """Classify a raster window by window and write the maps to its folder.
 
     Args:
-        model: to classify with.
+        model: the network.
         path: the raster.
-        name: what the user calls it.
-        limits: of cells and of seconds.
-        seconds_of_window: that the network takes for one; 0 where that is not known.
-        window: side in pixels; the network's own when not given.
+        name: name of the file given by the user.
+        limits: limits on cells and seconds.
+        seconds_of_window: seconds that the network needs per window; 0 if unknown.
+        window: side of a window in pixels; by default the image size of the network.
         overlap: see `RasterConfig`.
 
+    Returns:
+        The results as JSON values for the page.
+
     Raises:
-        UserError: the raster cannot be read, or is none; or the map would have too many cells, or take too long.
+        UserError: the file is not a raster or cannot be read, or the map would have too many cells or take too long.
     """
     if path.suffix not in DRIVERS:
         raise UserError(f"{name} cannot be a map: give a TIFF, PNG or JPEG.")
@@ -103,12 +106,12 @@ def map_answer(
         shown = preview(raster, model.card.bands)
     result = map_raster(model, path, path.parent, config)
     assert result.polygons and result.classes
-    places = read_cells(result.classes, transform)
+    found_cells = read_cells(result.classes, transform)
     result.polygons.rename(path.with_name("classes.gpkg"))
     result.classes.rename(path.with_name("classes.tif"))
-    write_tables(path.parent, name, places, model.card.classes, None if crs is None else crs.to_string())
-    step = max(1, -(-max(places.labels.shape) // CELLS))
-    labels, confidence = places.labels[::step, ::step], places.confidence[::step, ::step]
+    write_tables(path.parent, name, found_cells, model.card.classes, None if crs is None else crs.to_string())
+    step = max(1, -(-max(found_cells.labels.shape) // CELLS))
+    labels, confidence = found_cells.labels[::step, ::step], found_cells.confidence[::step, ::step]
     notes = list(result.notes)
     if result.left_out:
         notes.append(f"{result.left_out:,} of {result.windows:,} windows hold too little data and are left out.")
@@ -121,12 +124,12 @@ def map_answer(
         "grid": {
             "rows": labels.shape[0],
             "columns": labels.shape[1],
-            "cell_width": step * places.width,
-            "cell_height": step * places.height,
+            "cell_width": step * found_cells.width,
+            "cell_height": step * found_cells.height,
             "classes": _base64((labels + 1).astype("<u2")),
             "confidence": _base64(np.rint(255 * confidence).astype(np.uint8)),
         },
-        "legend": legend(places.labels, model.card.classes),
+        "legend": legend(found_cells.labels, model.card.classes),
         "transform": transform,
         "geographic": bool(crs is not None and crs.is_geographic),
         "facts": [
@@ -140,11 +143,12 @@ def map_answer(
 
 
 def read_cells(classes: Path, transform: Sequence[float] | None) -> Cells:
-    """The grid out of the GeoTIFF of the classes.
+    """Read the cells from the GeoTIFF of the classes.
 
     Args:
-        classes: band 1 the class, band 2 the confidence.
-        transform: of the raster, six numbers; None when it has none: then the map is in pixels, upside down.
+        classes: GeoTIFF written by `ClassRaster`: band 1 is the class, band 2 the confidence.
+        transform: the six coefficients of the raster's affine transform; None without a georeference, for which the map
+            is in pixels with y upwards.
     """
     import rasterio
     from affine import Affine
@@ -159,20 +163,20 @@ def read_cells(classes: Path, transform: Sequence[float] | None) -> Cells:
 
 
 def preview(raster: DatasetReader, bands: int) -> str:
-    """The raster as the network sees its values, in at most `PREVIEW` pixels a side; clear where there is no data."""
-    source = describe(raster, bands)
+    """Return the raster as a data URI, stretched as for the network, at most `PREVIEW` pixels a side."""
+    info = raster_info(raster, bands)
     factor = max(1.0, max(raster.shape) / PREVIEW)
     columns = max(1, round(raster.width / factor))
     strips, top, height = [], 0, 1024
     while top < raster.height:
         rows = min(height, raster.height - top)
-        pixels, known = read_pixels(raster, source, top, 0, rows, raster.width)
+        pixels, known = read_pixels(raster, info, top, 0, rows, raster.width)
         alpha = np.full((*pixels.shape[:2], 1), 255, np.uint8)
         if known is not None:
             alpha[~known] = 0
         colours = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
         strip = Image.fromarray(np.concatenate([colours, alpha], axis=2))
-        # a strip's rows in the small picture, so that the strips' edges meet
+        # first and last row of the strip in the preview, without gaps between strips
         first, last = round(top / factor), max(round((top + rows) / factor), round(top / factor) + 1)
         strips.append(np.asarray(strip.resize((columns, last - first), Image.Resampling.BOX)))
         top += rows
@@ -182,7 +186,7 @@ def preview(raster: DatasetReader, bands: int) -> str:
 
 
 def legend(labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes on the map, the most common first, with their colours and their share of the cells with data."""
+    """Return the classes on the map, most frequent first, with colour and share of the cells with data."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     colours = class_colours(len(classes))
     return [
@@ -198,7 +202,7 @@ def legend(labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_tables(folder: Path, name: str, cells: Cells, classes: Sequence[str], crs: str | None) -> None:
-    """`result.csv` with a line for each cell that has data, and `result.json` with each class's share."""
+    """Write `result.csv` with a row for each cell with data, and `result.json` with the share of each class."""
     rows, columns = np.nonzero(cells.labels >= 0)
     x, y = to_map(cells.to_map, columns + 0.5, rows + 0.5)
     with (folder / "result.csv").open("w", encoding="utf-8", newline="") as file:
@@ -206,8 +210,8 @@ def write_tables(folder: Path, name: str, cells: Cells, classes: Sequence[str], 
         writer.writerow(["row", "column", "x", "y", "class", "confidence"])
         found = zip(rows.tolist(), columns.tolist(), x.tolist(), y.tolist(), strict=True)
         for row, column, east, north in found:
-            sure = round(float(cells.confidence[row, column]), 4)
-            writer.writerow([row, column, east, north, as_cell(classes[cells.labels[row, column]]), sure])
+            confidence = round(float(cells.confidence[row, column]), 4)
+            writer.writerow([row, column, east, north, as_cell(classes[cells.labels[row, column]]), confidence])
     content = {
         "path": name,
         "crs": crs,

@@ -1,12 +1,10 @@
-"""`scenedistill serve`: a local page to drop an image or a small GeoTIFF on."""
+"""Local web page of `scenedistill serve`, which classifies an uploaded image or small GeoTIFF."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
-import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import partial
@@ -18,10 +16,11 @@ from rich.console import Console
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.serve.connections import HEAD_BYTES, MOST_RESTING, bounded_protocol
-from scenedistill.serve.files import DOWNLOADS, Shelf, receive, shown_name
-from scenedistill.serve.limits import Guard, Refused, RequestLimit, ServeLimits, drain, limited
-from scenedistill.serve.worker import Answer, Workers
+from scenedistill.serve.connections import HEAD_BYTES, MOST_IDLE, bounded_protocol
+from scenedistill.serve.endpoints import Endpoints
+from scenedistill.serve.files import ResultStore
+from scenedistill.serve.limits import Guard, Refused, ServeLimits
+from scenedistill.serve.worker import Workers
 
 if TYPE_CHECKING:
     import uvicorn
@@ -29,14 +28,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-#: The page's files, all that is served beside results: read once, so that no request ever names a path.
+#: Files of the page by URL. They are read at the start, so that no request ever refers to a path.
 PAGE = {"": "index.html", "app.js": "app.js", "map.js": "map.js", "style.css": "style.css", "icon.svg": "icon.svg"}
 MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-
-#: Refused uploads that may run out at once; of others the sender may not read why.
-MOST_DRAINING = 16
-
-KINDS, OVERLAPS = ("auto", "scene", "map"), ("0", "0.5", "0.75")
 
 
 def serve(
@@ -55,16 +49,16 @@ def serve(
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        model_path: as `open_model` takes it.
-        host: address to listen on; anything but a loopback address lets other machines in.
-        port: 0 takes a free one.
-        teacher: a network to show beside; `none` for none; that of the run, if it is there, when not given.
-        limits: of a request.
+        model_path: path of the network, see `open_model`.
+        host: address to listen on; other machines can connect unless it is a loopback address.
+        port: port to listen on; 0 chooses a free one.
+        teacher: path of a second network; `none` for none; by default the teacher of the run if its file exists.
+        limits: limits on requests; the defaults if None.
         device: `auto`, `cpu` or `cuda`.
-        threads: CPU threads of each process.
-        trust: open a .pt2, see `open_model`.
-        names: names of this machine that a browser may call it by, beside `localhost` and addresses.
-        console: where the address is printed.
+        threads: number of CPU threads of each process.
+        trust: allow opening a .pt2 file, see `open_model`.
+        names: host names of this machine that browsers may use, besides `localhost` and addresses.
+        console: console on which the address is printed.
 
     Raises:
         UserError: a network cannot be opened, the address is taken, or a package is missing.
@@ -80,34 +74,37 @@ def serve(
         )
         with console.status("Opening the networks"):
             networks = workers.start()
-        shelf = Shelf(limits)
+        store = ResultStore(limits)
         try:
             say = partial(console.print, markup=False, highlight=False)
             address, bound = listener.getsockname()[:2]
             say(", ".join(f"{role} {about['name']} ({about['file']})" for role, about in networks.items()))
             say(f"Open http://{f'[{address}]' if ':' in address else address}:{bound}/ in a browser. Ctrl-C ends it.")
-            if not Guard(_nobody, host).loopback_only:
+            if not Guard(_no_app, host).loopback_only:
                 say(f"Listening on {host}: every machine that reaches this one can use the page.")
-            app = build_app(workers, shelf, limits, host=host, names=names)
+            app = build_app(workers, store, limits, host=host, names=names)
             config = server_config(app)
-            with contextlib.suppress(KeyboardInterrupt):  # how uvicorn ends after Ctrl-C, when all is put away
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
                 uvicorn.Server(config).run(sockets=[listener])
         finally:
             workers.stop()
-            shelf.close()
+            store.close()
 
 
 def build_app(
-    workers: Workers, shelf: Shelf, limits: ServeLimits, *, host: str = "127.0.0.1", names: tuple[str, ...] = ()
+    workers: Workers, store: ResultStore, limits: ServeLimits, *, host: str = "127.0.0.1", names: tuple[str, ...] = ()
 ) -> Guard:
-    """The page as an ASGI application: a Starlette application behind its `Guard`.
+    """Build the page as an ASGI application: a Starlette application behind a `Guard`.
 
     Args:
-        workers: started; ended with the application.
-        shelf: for its files; emptied with the application.
-        limits: of a request.
-        host: where it will listen, see `Guard`.
+        workers: started workers; stopped when the application ends.
+        store: storage of files; closed when the application ends.
+        limits: limits on requests.
+        host: address on which the server listens, see `Guard`.
         names: see `Guard`.
+
+    Raises:
+        UserError: Starlette is not installed.
     """
     try:
         from starlette.applications import Starlette
@@ -115,26 +112,26 @@ def build_app(
         from starlette.routing import Route
     except ImportError as problem:
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
-    desk = Endpoints(workers, shelf, limits)
+    endpoints = Endpoints(workers, store, limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
             yield
-        finally:  # here, for uvicorn ends the process at once after SIGTERM
+        finally:  # in the lifespan, as uvicorn exits right after SIGTERM
             await asyncio.to_thread(workers.stop)
-            shelf.close()
+            store.close()
 
     async def refused(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Refused)
         headers = {"retry-after": "2"} if problem.status == 503 else {}
         if problem.status in (408, 413, 503):
-            headers["connection"] = "close"  # who goes on sending is cut off
+            headers["connection"] = "close"  # ends an upload that continues
         return JSONResponse({"error": problem.line}, problem.status, headers)
 
     async def unknown(request: Request, problem: Exception) -> Response:
         status = getattr(problem, "status_code", 500)
-        line = {404: "There is no such page.", 405: "This cannot be asked so."}.get(status, "Something went wrong.")
+        line = {404: "There is no such page.", 405: "This method is not allowed."}.get(status, "Something went wrong.")
         return JSONResponse({"error": line}, status)
 
     def page(address: str, name: str) -> Route:
@@ -145,9 +142,9 @@ def build_app(
     app = Starlette(
         routes=[
             *(page(address, name) for address, name in PAGE.items()),
-            Route("/about", desk.about),
-            Route("/classify", desk.classify, methods=["POST"]),
-            Route("/results/{token}/{name}", desk.result),
+            Route("/about", endpoints.about),
+            Route("/classify", endpoints.classify, methods=["POST"]),
+            Route("/results/{token}/{name}", endpoints.result),
         ],
         exception_handlers={Refused: refused, 404: unknown, 405: unknown, 500: unknown},
         lifespan=lifespan,
@@ -156,10 +153,10 @@ def build_app(
 
 
 def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
-    """How uvicorn serves the page.
+    """Return the configuration of uvicorn for the page.
 
     Args:
-        app: the page.
+        app: application from `build_app`.
         limits: arguments of `bounded_protocol`.
     """
     import uvicorn
@@ -173,7 +170,7 @@ def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=2 * MOST_RESTING,
+        limit_concurrency=2 * MOST_IDLE,
         timeout_graceful_shutdown=2,
     )
 
@@ -187,7 +184,7 @@ def worker_setup(
     threads: int | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """What `Workers` gives each of its processes to start with; see `serve`."""
+    """Return the arguments of `Answerer` for the worker processes; see `serve`."""
     return {
         "model": str(model_path),
         "teacher": "auto" if teacher is None else str(teacher),
@@ -198,94 +195,16 @@ def worker_setup(
     }
 
 
-class Endpoints:
-    """Where requests are answered: a place in the queue, the upload, the work, the results."""
-
-    def __init__(self, workers: Workers, shelf: Shelf, limits: ServeLimits) -> None:
-        self.workers, self.shelf, self.limits, self.limit = workers, shelf, limits, RequestLimit(limits)
-        self.draining = 0
-
-    async def about(self, request: Request) -> Response:
-        """`GET /about`: the networks and the limits."""
-        from starlette.responses import JSONResponse
-
-        networks = self.workers.about
-        limits = {"bytes": self.limits.bytes, "megapixels": self.limits.megapixels, "seconds": self.limits.seconds}
-        return JSONResponse({"networks": networks, "limits": limits})
-
-    async def classify(self, request: Request) -> Response:
-        """`POST /classify?name=&kind=&window=&overlap=` with the file itself as the body."""
-        from starlette.requests import ClientDisconnect
-        from starlette.responses import JSONResponse, Response
-
-        try:
-            return JSONResponse(await self._classify(request))
-        except Refused:
-            if self.draining < MOST_DRAINING:
-                self.draining += 1
-                try:
-                    with contextlib.suppress(ClientDisconnect):
-                        await drain(request.stream(), self.limits)
-                finally:
-                    self.draining -= 1
-            raise
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
-
-    async def result(self, request: Request) -> Response:
-        """`GET /results/TOKEN/NAME`: a file to keep."""
-        from starlette.responses import FileResponse
-
-        name = request.path_params["name"]
-        path = self.shelf.find(request.path_params["token"], name)
-        return FileResponse(path, media_type=DOWNLOADS[name], filename=f"scenedistill-{name}")
-
-    async def _classify(self, request: Request) -> Answer:
-        start = time.perf_counter()
-        name, kind = shown_name(request.query_params.get("name", "")), request.query_params.get("kind", "auto")
-        window, overlap = request.query_params.get("window") or None, request.query_params.get("overlap") or "0"
-        if kind not in KINDS:
-            raise Refused(400, f"kind: found {kind[:20]}, expected one of {', '.join(KINDS)}.")
-        if window is not None and not (re.fullmatch("[0-9]{1,6}", window) and int(window) >= 8):
-            raise Refused(400, "The side of a window must be a whole number of pixels, 8 or more.")
-        if overlap not in OVERLAPS:
-            raise Refused(400, f"overlap: found {overlap[:20]}, expected one of {', '.join(OVERLAPS)}.")
-        with self.limit.one(), self.shelf.folder() as folder:
-            chunks = limited(request.stream(), request.headers.get("content-length"), self.limits)
-            upload = await receive(chunks, folder, name)
-            map_settings = {"window": int(window) if window else None, "overlap": float(overlap)}
-            task = {"upload": str(upload), "name": name, "kind": kind, **map_settings}
-            answer = await _while_there(request, self.workers.ask(task))
-            files = self.shelf.keep(folder, answer.pop("files"))
-            return {**answer, "downloads": files, "total_seconds": time.perf_counter() - start}
-
-
-async def _while_there(request: Request, work: Any) -> Answer:
-    """The outcome of the work; ended when whoever asked has gone."""
-    from starlette.requests import ClientDisconnect
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        answer: Answer = working.result()
-        return answer
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _nobody(*_: Any) -> None:
-    """An application for a `Guard` that is only asked a question."""
+async def _no_app(*_: Any) -> None:
+    """Application of a `Guard` that is not served."""
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UserError: the address or port is not available.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""The processes that decode and classify what was uploaded, so that one that hangs or dies takes nothing along."""
+"""Worker processes that decode and classify uploads, so that a hang or crash does not affect the server."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scenedistill.serve.limits import Refused, ServeLimits
 
 Answer = dict[str, Any]
 
-#: Seconds in which a new process must have opened its networks.
-OPENING = 300.0
-#: Seconds in which a process must have put away what the last task left.
-TIDYING = 10.0
-#: Bytes that a process may keep beyond what it had at first; one that keeps more is replaced.
+#: Seconds within which a new process must open its networks.
+START_SECONDS = 300.0
+#: Seconds within which a process must release the memory of its last task.
+CLEANUP_SECONDS = 10.0
+#: Bytes of memory by which a process may grow over its tasks; beyond that it is replaced.
 KEPT_BYTES = 1 << 30
 
 PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE")
 
-#: For GDAL in these processes: no neighbours of a file are looked at, no drivers that name other files, no network.
+#: Settings of GDAL in these processes: no sidecar files, no drivers that open other files, no network.
 GDAL_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_SKIP": "HTTP WMS WCS WMTS GTI STACIT STACTA PLMOSAIC EEDA EEDAI DAAS OGCAPI",
@@ -41,53 +41,57 @@ GDAL_SETTINGS = {
 
 
 class Worker:
-    """A process with the networks in it, that answers one task at a time.
+    """Process with the networks that runs one task at a time.
 
-    What it says comes as JSON, which cannot run code here even if a broken decoder were made to misbehave there.
+    It sends its results as JSON, so that even a compromised process (by a bug in a decoder) cannot run code in the
+    server.
 
     Args:
-        setup: arguments of `serve_answers.Answerer`.
-        seconds: longest time for a task.
+        setup: arguments of `answers.Answerer`.
+        seconds: longest duration of a task.
     """
 
     def __init__(self, setup: dict[str, Any], seconds: float) -> None:
         self.setup, self.seconds = setup, seconds
         self.process: multiprocessing.process.BaseProcess | None = None
         self.about: Answer = {}
-        self.closed = self.tidying = False
+        self.closed = self.cleaning_up = False
 
     def start(self) -> Answer:
-        """Start the process, unless one is ready, and wait until its networks are open; what it says of them.
+        """Start the process, unless it is ready, and wait until its networks are open.
+
+        Returns:
+            The description of the networks, see `Answerer.about`.
 
         Raises:
-            UserError: a network cannot be opened, or not within `OPENING` seconds.
+            UserError: a network cannot be opened, or takes longer than `START_SECONDS` seconds.
         """
         if self._is_ready():
             return self.about
         self.stop()
         if self.closed:
             raise UserError("The page is being closed.")
-        context, self.tidying = multiprocessing.get_context("spawn"), False
-        self.line, there = context.Pipe()
-        self.process = context.Process(target=_work, args=(there, self.setup), daemon=True)
+        context, self.cleaning_up = multiprocessing.get_context("spawn"), False
+        self.line, remote = context.Pipe()
+        self.process = context.Process(target=_work, args=(remote, self.setup), daemon=True)
         self.process.start()
-        there.close()
+        remote.close()
         try:
-            if not self.line.poll(OPENING):
+            if not self.line.poll(START_SECONDS):
                 self.stop()
-                raise UserError(f"The process that opens the network was not ready after {OPENING:g} seconds.")
-            said = json.loads(self.line.recv_bytes())
+                raise UserError(f"The process that opens the network was not ready after {START_SECONDS:g} seconds.")
+            reply = json.loads(self.line.recv_bytes())
         except (EOFError, OSError, ValueError):
             self.stop()
             raise UserError("The process that opens the network ended unexpectedly; perhaps memory is short.") from None
-        if "refused" in said:
+        if "refused" in reply:
             self.stop()
-            raise UserError(said["refused"])
-        self.about = said["answer"]
+            raise UserError(reply["refused"])
+        self.about = reply["answer"]
         return self.about
 
-    def ask(self, task: dict[str, Any]) -> Answer:
-        """Have a task done.
+    def run(self, task: dict[str, Any]) -> Answer:
+        """Run a task, given as the arguments of `Answerer.answer`, and return its result.
 
         Raises:
             Refused: 422, not possible with this file; 500, the process failed; 504, it took too long and was ended.
@@ -95,39 +99,39 @@ class Worker:
         try:
             self.start()
             self.line.send_bytes(json.dumps(task).encode())
-            self.tidying = True
+            self.cleaning_up = True
             if not self.line.poll(self.seconds):
                 self.stop()
                 raise Refused(504, f"Stopped after {self.seconds:g} seconds, the limit for one file.")
-            said = json.loads(self.line.recv_bytes())
+            reply = json.loads(self.line.recv_bytes())
         except UserError as problem:
             raise Refused(500, str(problem)) from problem
         except (EOFError, OSError, ValueError):
             self.stop()
             line = "The work on this file ended unexpectedly: it may be damaged, or need more memory than there is."
             raise Refused(500, line) from None
-        if "refused" in said:
-            raise Refused(422, said["refused"])
-        if "failed" in said:
-            raise Refused(500, said["failed"])
-        answer: Answer = said["answer"]
+        if "refused" in reply:
+            raise Refused(422, reply["refused"])
+        if "failed" in reply:
+            raise Refused(500, reply["failed"])
+        answer: Answer = reply["answer"]
         return answer
 
     def _is_ready(self) -> bool:
-        """Whether the process waits for a task, and has let go of the memory that the last one took."""
+        """Return whether the process waits for a task and has released the memory of the last one."""
         if self.process is None or not self.process.is_alive():
             return False
         try:
-            if self.tidying and not self.line.poll(TIDYING):
+            if self.cleaning_up and not self.line.poll(CLEANUP_SECONDS):
                 return False
-            kept = json.loads(self.line.recv_bytes())["kept"] if self.tidying else 0
+            kept = json.loads(self.line.recv_bytes())["kept"] if self.cleaning_up else 0
         except (EOFError, OSError, ValueError, LookupError, TypeError):
             return False
-        self.tidying = False
+        self.cleaning_up = False
         return bool(kept <= KEPT_BYTES)
 
     def stop(self) -> None:
-        """End the process at once, and whatever it started."""
+        """Kill the process and its child processes."""
         if self.process is None or self.process.pid is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -138,7 +142,7 @@ class Worker:
 
 
 class Workers:
-    """`limits.parallel` processes and the queue before them."""
+    """Pool of `limits.parallel` processes with a queue of tasks."""
 
     def __init__(self, setup: dict[str, Any], limits: ServeLimits) -> None:
         self.all = [Worker(setup, limits.seconds) for _ in range(limits.parallel)]
@@ -148,7 +152,7 @@ class Workers:
         self.returning = set[asyncio.Task[None]]()
 
     def start(self) -> Answer:
-        """Start all; what the networks say of themselves. Raises as `Worker.start`."""
+        """Start all processes and return the description of the networks. Raises as `Worker.start`."""
         try:
             self.about: Answer = {}
             for worker in self.all:
@@ -158,41 +162,42 @@ class Workers:
             self.stop()
             raise
 
-    async def ask(self, task: dict[str, Any]) -> Answer:
-        """Have a task done by the next free process; if this is cancelled, so is the work. Raises as `Worker.ask`."""
+    async def run(self, task: dict[str, Any]) -> Answer:
+        """Run a task in the next free process; if cancelled, the process is killed. Raises as `Worker.run`."""
         worker = await self.free.get()
-        asked = asyncio.create_task(asyncio.to_thread(worker.ask, task))
+        running = asyncio.create_task(asyncio.to_thread(worker.run, task))
         try:
-            return await asyncio.shield(asked)
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.to_thread(worker.stop)
             raise
         finally:
-            back = asyncio.create_task(self._take_back(worker, asked))
+            back = asyncio.create_task(self._take_back(worker, running))
             self.returning.add(back)
             back.add_done_callback(self.returning.discard)
 
     def stop(self) -> None:
-        """End all."""
+        """Kill all processes."""
         for worker in self.all:
             worker.closed = True
             worker.stop()
 
-    async def _take_back(self, worker: Worker, asked: asyncio.Task[Answer]) -> None:
+    async def _take_back(self, worker: Worker, running: asyncio.Task[Answer]) -> None:
+        """Wait for the end of a task, restart its process if necessary, and mark it as free."""
         try:
-            await asyncio.wait([asked])
-            if not asked.cancelled():
-                asked.exception()  # whoever asked has it, or is gone
-            with contextlib.suppress(Exception):  # said to the next one who asks, if it is so still
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # marks it as retrieved; the caller has received it, or was cancelled
+            with contextlib.suppress(Exception):  # raised again by the next task if it persists
                 await asyncio.to_thread(worker.start)
         finally:
             self.free.put_nowait(worker)
 
 
 def _work(line: Connection, setup: dict[str, Any]) -> None:
-    """In the new process: open the networks, then answer task after task until nobody asks any more."""
+    """Run in a process: open the networks, then run tasks until the connection is closed."""
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C goes to the server, which ends this one; and its children end with it
+        os.setsid()  # Ctrl-C reaches only the server, which kills this process with its children
     end_with_parent()
     os.environ.update(GDAL_SETTINGS)
     from PIL import Image
@@ -205,29 +210,31 @@ def _work(line: Connection, setup: dict[str, Any]) -> None:
         except UserError as problem:
             line.send_bytes(json.dumps({"refused": str(problem)}).encode())
             return
-        Image.MAX_IMAGE_PIXELS = answerer.limits.pixels  # the decoder's own guard, behind that of `check_size`
+        Image.MAX_IMAGE_PIXELS = answerer.limits.pixels  # limit of the decoder, in addition to `check_size`
         if answerer.on_cpu:
             limit_memory(int(answerer.limits.memory * 2**30))
         line.send_bytes(json.dumps({"answer": answerer.about()}).encode())
-        gc.freeze()  # what is here now stays; collecting looks at what a task has left alone
+        gc.freeze()  # exclude the networks from garbage collection
         first = sum(memory_pages()[1:2])
         while True:
             task = json.loads(line.recv_bytes())
-            line.send_bytes(json.dumps(_said(answerer, task)).encode())
+            line.send_bytes(json.dumps(_run_task(answerer, task)).encode())
             release_memory()
             kept = (sum(memory_pages()[1:2]) - first) * PAGE
             line.send_bytes(json.dumps({"kept": kept}).encode())
 
 
 def limit_memory(more: int) -> None:
-    """Have the system refuse this process so many bytes beyond what it has now: a decoder may believe a small file that
-    it is a huge one. Only Linux says what a process has; elsewhere nothing is done."""
+    """Limit the memory of this process to its current size plus `more` bytes; only on Linux.
+
+    A small file can make a decoder allocate far too much.
+    """
     if sys.platform != "linux":
         return
     import resource
 
     pages = memory_pages()
-    # what it may write to; where the system does not count that, all of its addresses
+    # writable memory; if the system does not count it, all address space
     kind, now = (resource.RLIMIT_DATA, pages[5]) if pages[5] else (resource.RLIMIT_AS, pages[0])
     most, (_, hard) = now * PAGE + more, resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
@@ -235,13 +242,14 @@ def limit_memory(more: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _said(answerer: Any, task: dict[str, Any]) -> Answer:
+def _run_task(answerer: Any, task: dict[str, Any]) -> Answer:
+    """Run a task and return its result, or the message of its error."""
     upload = Path(task["upload"])
     try:
         return {"answer": answerer.answer(**task)}
     except UserError as problem:
         line = problem.found.replace(f"{upload.parent}{os.sep}", "").replace(upload.name, task["name"])
-        return {"refused": line}  # where it lies here is nobody's business, and nobody sits at a command line
+        return {"refused": line}  # without the path on the server and without advice for the command line
     except MemoryError:
         return {"failed": "This file needs more memory than there is."}
     except Exception:

@@ -1,4 +1,4 @@
-"""Training with Lightning: modules for its Trainer, and what the teacher says of the training views."""
+"""Training with Lightning: modules for its Trainer, and the teacher's outputs for the training views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The epoch that was best on the validation images, kept beside the last one."""
+"""Keep the weights of the epoch with the best validation OA beside those of the last epoch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BEST = "best"
 
 
 class Best(NamedTuple):
-    """What is kept of an epoch.
+    """A kept epoch.
 
     Attributes:
-        epoch: counted from 1.
+        epoch: epoch, counted from 1.
         val_oa: OA on the validation images, 0..1.
-        tensors: the network's state.
+        tensors: state of the network.
     """
 
     epoch: int
@@ -34,32 +34,32 @@ class Best(NamedTuple):
 
 
 class BestEpoch(Callback):
-    """Keeps, of each network that trains, the weights of the first epoch with the highest validation OA.
+    """Callback that keeps the weights of the first epoch with the highest validation OA, for each network that trains.
 
-    They lie in files of the folder `BEST`, not in the checkpoint: a killed training that goes on finds them there, as
-    does whoever started the processes of a training.
+    The weights are files in the folder `BEST` rather than part of the checkpoint, so that a resumed training and the
+    process that started the training processes can read them.
 
     Args:
-        folder: of the training.
+        folder: folder of the training.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / BEST
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """An epoch that was killed before its checkpoint was written is trained again: what it left goes."""
+        """Delete the files of an epoch that was killed before its checkpoint was written; it is trained again."""
         for path in self.folder.glob("*.safetensors") if trainer.is_global_zero else ():
-            if (kept := _facts(path)) is None or kept.epoch > trainer.current_epoch:
+            if (kept := _read_metadata(path)) is None or kept.epoch > trainer.current_epoch:
                 path.unlink()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what is better than all before."""
+        """Write the weights of each network whose validation OA is higher than in all epochs before."""
         assert isinstance(pl_module, SceneTraining)
         if not trainer.is_global_zero:
             return
         for prefix, net in pl_module.networks().items():
             oa, epoch = float(trainer.callback_metrics[f"{prefix}val_oa"]), trainer.current_epoch + 1
-            kept = _kept(self.folder, prefix)
+            kept = _kept_files(self.folder, prefix)
             if not kept or oa > kept[0][0].val_oa:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,31 +68,35 @@ class BestEpoch(Callback):
                     file.write(save(tensors, facts))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The checkpoint of the epoch before is written: what is no longer the best may go."""
+        """Delete weights that are not the best ones; by now the checkpoint of the previous epoch is written."""
         assert isinstance(pl_module, SceneTraining)
         for prefix in pl_module.networks() if trainer.is_global_zero else ():
-            for _, path in _kept(self.folder, prefix)[1:]:
+            for _, path in _kept_files(self.folder, prefix)[1:]:
                 path.unlink()
 
 
 def read_best(folder: Path, prefix: str) -> Best:
-    """What a finished training in a folder has kept of the network with a prefix.
+    """Return the best epoch of a finished training.
+
+    Args:
+        folder: folder of the training.
+        prefix: prefix of the network's names in the log, see `SceneTraining.networks`.
 
     Raises:
-        Damaged: it is gone, or is not what was written.
+        Damaged: the file is missing or damaged.
     """
-    kept = _kept(folder / BEST, prefix)
+    kept = _kept_files(folder / BEST, prefix)
     if not kept:
         raise Damaged(
-            f"{folder / BEST} holds no best epoch of '{prefix}', or a damaged one. Remove {folder}: what was trained "
-            "there is trained again."
+            f"{folder / BEST} holds no best epoch of '{prefix}', or a damaged one. Remove {folder}, "
+            "and give the same command to train it again."
         )
     best, path = kept[0]
     return best._replace(tensors=read_tensors(path)[0])
 
 
 def damaged_best(folder: Path) -> Path | None:
-    """The first file of an unfinished training in a folder that does not hold what was kept of an epoch."""
+    """Return the first damaged file of best weights in the folder of an unfinished training, or None."""
     for path in sorted((folder / BEST).glob("*.safetensors")):
         try:
             read_tensors(path)
@@ -105,15 +109,15 @@ def _stem(prefix: str) -> str:
     return prefix.strip().replace(" ", "-") or "net"
 
 
-def _kept(folder: Path, prefix: str) -> list[tuple[Best, Path]]:
-    """What there is of a network, without the tensors; the best first."""
+def _kept_files(folder: Path, prefix: str) -> list[tuple[Best, Path]]:
+    """Return the kept epochs of a network without their tensors, and their files; the best epoch first."""
     own = (path for path in folder.glob("*.safetensors") if path.name.rpartition("@")[0] == _stem(prefix))
-    found = [(facts, path) for path in own if (facts := _facts(path))]
+    found = [(facts, path) for path in own if (facts := _read_metadata(path))]
     return sorted(found, key=lambda one: -one[0].val_oa)
 
 
-def _facts(path: Path) -> Best | None:
-    """All but the tensors; None where there is no such file or it is damaged."""
+def _read_metadata(path: Path) -> Best | None:
+    """Read a kept epoch without its tensors; None if there is no such file or it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata()

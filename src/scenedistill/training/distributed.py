@@ -1,4 +1,4 @@
-"""What makes several processes compute what one process would: gathered batches and shared batch statistics."""
+"""Gathered batches and shared batch norm statistics, so that several processes compute the same as one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scenedistill.models.output import SceneOutput
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes of this training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors `[B, ...]` of all processes, in their order, as one `[world * B, ...]`; gradients flow to each.
+    """Concatenate the tensors `[B, ...]` of all processes by rank to `[world * B, ...]`; gradients flow to each.
 
     Every process then computes the same loss on the whole batch. The backward pass sums the gradients over the
-    processes and DDP divides by their number, which leaves the gradient of the whole batch.
+    processes and DDP divides by their number, which gives the gradient of the whole batch.
     """
     if world_size() == 1:
         return tensor
@@ -33,27 +33,27 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_output(output: SceneOutput) -> SceneOutput:
-    """Of the whole batch what relational losses use: logits, embedding and, where they were asked for, the last stage's
-    feature maps."""
+    """Gather the outputs that relational losses use: logits, embedding, rows, and the feature maps of the last stage if
+    present."""
     features = tuple(map(gather, output.features[-1:]))
     rows = tuple(map(gather, output.rows))
     return SceneOutput(gather(output.logits), gather(output.embedding), (), features, rows)
 
 
 def share_of_rows(count: int) -> list[int]:
-    """This process's rows out of `count`; as many for every process, the last row standing in for what is missing."""
+    """Return this process's share of the rows 0..`count` - 1; shares are equally long, padded with the last row."""
     each = -(-count // world_size())
     first = each * (dist.get_rank() if world_size() > 1 else 0)
     return [min(row, count - 1) for row in range(first, first + each)]
 
 
 def gather_rows(share: Tensor, count: int) -> Tensor:
-    """The answers `[count, ...]` of all processes to their `share_of_rows`, on every process."""
+    """Gather the results for each process's `share_of_rows`, `[count, ...]`, on every process."""
     return gather(share)[:count]
 
 
 def on_every_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in all processes; all of them must ask."""
+    """Return whether the flag is set in all processes; every process must call this."""
     if world_size() == 1:
         return flag
     least = torch.tensor(int(flag), device=device)
@@ -62,9 +62,9 @@ def on_every_process(flag: bool, device: torch.device) -> bool:
 
 
 def share_batch_norm(module: nn.Module) -> None:
-    """Make every batch norm in a module use the statistics of the whole batch over all processes, in place.
+    """Replace every batch norm in a module, in place, by one with the batch statistics of all processes.
 
-    Torch's own SyncBatchNorm does this on CUDA only, so a CPU gets ours. Names and values of the tensors stay the same.
+    This is for CPUs: torch's SyncBatchNorm runs on CUDA only. Names and values of the tensors do not change.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -74,7 +74,7 @@ def share_batch_norm(module: nn.Module) -> None:
 
 
 class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over `[B, C, ...]` whose mean and variance are those of all processes together."""
+    """Batch norm over `[B, C, ...]` with the mean and variance over all processes."""
 
     drop: nn.Module
     act: nn.Module
@@ -85,7 +85,7 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shared.weight, shared.bias = plain.weight, plain.bias
         shared.running_mean, shared.running_var = plain.running_mean, plain.running_var
         shared.num_batches_tracked = plain.num_batches_tracked
-        for part in ("drop", "act"):  # timm's batch norms hold their activation
+        for part in ("drop", "act"):  # timm's batch norms contain their activation
             setattr(shared, part, getattr(plain, part, nn.Identity()))
         shared.train(plain.training)
         return shared
@@ -120,5 +120,5 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _sum_of_all(tensor: Tensor) -> Tensor:
-    """Sum over the processes; gradients flow to each."""
+    """Return the sum over the processes; gradients flow to each."""
     return cast(Tensor, dist_nn.all_reduce(tensor))  # type: ignore[no-untyped-call]

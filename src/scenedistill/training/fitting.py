@@ -1,4 +1,4 @@
-"""Running a training under Lightning's Trainer so that it can be killed at any moment and goes on."""
+"""Run a training with Lightning's Trainer so that it can be killed at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.training.base import Diverged, SceneTraining
 from scenedistill.training.ema import AveragedWeights
 
-#: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
+#: Free bytes below which a disk counts as full: a failed write may free this much again.
 FULL = 32 << 20
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -50,27 +50,29 @@ def fit(
     console: Console,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Train to the end, from the last finished epoch when there was an earlier try.
+    """Train to the end, starting from the last finished epoch of an earlier attempt.
 
-    A checkpoint is written after every epoch, whole or not at all; an epoch is a pure function of the state before it
-    and the seed, so what a killed run lost is computed again, to the same bits on a CPU.
+    A checkpoint is written atomically after every epoch. An epoch depends only on the state before it and the seed, so
+    that a resumed training computes the same result as an uninterrupted one, to the same bits on a CPU.
 
     Args:
-        module: what trains.
-        data: its batches.
-        folder: for the checkpoint and the logs.
+        module: module to train.
+        data: its training and validation batches.
+        folder: folder of the checkpoint and the logs.
         machine: devices, strategy and precision.
-        title: for the progress display.
-        console: to print to.
-        callbacks: that look on.
+        title: title in the progress display.
+        console: console to print to.
+        callbacks: further callbacks; on validation they see the averaged weights, if there are any.
 
     Returns:
-        Wall seconds of training, epochs, images per second, peak memory and the last metrics.
+        `seconds` of training over all attempts, `epochs`, `steps`, `images_per_second`, `waits` (seconds by input),
+        `last_epoch` (its metrics), `peak_memory_mib` and `precision`.
 
     Raises:
-        UserError: something the user can mend; of several processes it is that of the first one that failed.
+        UserError: the settings do not fit the data or the machine, or the training diverged (`Diverged`). With several
+            processes it is the error of the first one that failed.
     """
-    _quiet()
+    _silence_libraries()
     checkpoint = folder / "checkpoints" / "last.ckpt"
     clock = _Clock(title, console)
     keeper = ModelCheckpoint(
@@ -86,17 +88,17 @@ def fit(
     if sys.stdout.isatty():
         watching.append(RichProgressBar(leave=False))
     if checkpoint.exists() and (problem := archive_damage(checkpoint)):
-        console.print(f"  {title}: {problem}; the training begins anew", markup=False)
+        console.print(f"  {title}: {problem}; the training starts again", markup=False)
         checkpoint.unlink(missing_ok=True)
     attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
-    # what is wrong with the batches is better said here than by one of several processes
+    # raise errors of the batches here rather than in one of several processes
     batches: Any = data.train_dataloader()
     if data.batch_size > len(data.training):
         console.print(f"  {title}: all {len(data.training)} training images make one batch", markup=False)
     if module.fit.steps is not None:  # images without labels make an epoch longer than the settings could know
         module.epochs = math.ceil(module.fit.steps / len(batches))
     trainer = L.Trainer(
-        **_place(machine),
+        **_device_arguments(machine),
         max_epochs=module.epochs,
         gradient_clip_val=module.fit.clip_norm or None,
         callbacks=watching,
@@ -111,7 +113,7 @@ def fit(
         enable_progress_bar=sys.stdout.isatty(),
         num_sanity_val_steps=0,
         inference_mode=False,
-        benchmark=True,  # few sizes of images: for each the fastest algorithm is looked for once
+        benchmark=True,  # there are few image sizes, so finding the fastest algorithm of each pays off
     )
     devices = trainer.num_devices * trainer.num_nodes
     if 0 < len(data.validation) < devices:
@@ -121,23 +123,23 @@ def fit(
         )
     module.to(memory_format=torch.channels_last)
     module.compiled = machine.compile
-    _forget_peak_memory()
+    _reset_peak_memory()
     answer = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
-    except SystemExit as leaving:  # Lightning's answer to Ctrl-C, which it also switches off
+    except SystemExit as leaving:  # Lightning raises it on Ctrl-C, and then ignores the signal
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, answer)
         raise KeyboardInterrupt from leaving
     except ProcessRaisedException as problem:
-        raise _as_raised(problem) from problem
-    if not trainer.callback_metrics:  # nothing was left to do: killed between its last checkpoint and its end
+        raise _original_exception(problem) from problem
+    if not trainer.callback_metrics:  # no epoch was left: killed between the last checkpoint and the end
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         clock.load_state_dict(state["callbacks"][clock.state_key])
     steps = module.fit.steps or len(batches) * module.epochs
     metrics = {name: round(float(value), 5) for name, value in (trainer.callback_metrics or clock.last).items()}
-    seconds = metrics.pop("seconds", clock.seconds)  # with spawned processes this clock stood still
+    seconds = metrics.pop("seconds", clock.seconds)  # this clock does not run with spawned processes
     return {
         "seconds": round(seconds, 1),
         "epochs": module.epochs,
@@ -150,14 +152,14 @@ def fit(
     }
 
 
-def _as_raised(problem: ProcessRaisedException) -> Exception:
-    """What went wrong in one of several processes, of which only the text comes back, as if there were but this one."""
+def _original_exception(problem: ProcessRaisedException) -> Exception:
+    """Return the exception of a training process as it was raised there; only its text reaches this process."""
     text = str(problem)
     for kind in (Diverged, UserError):
-        if told := re.search(rf"^{re.escape(f'{kind.__module__}.{kind.__qualname__}')}: (.*)", text, re.M | re.S):
-            return kind(told[1].strip())
-    if told := re.search(r"^OSError: \[Errno (\d+)\] (.*)", text, re.M):
-        return OSError(int(told[1]), told[2])
+        if found := re.search(rf"^{re.escape(f'{kind.__module__}.{kind.__qualname__}')}: (.*)", text, re.M | re.S):
+            return kind(found[1].strip())
+    if found := re.search(r"^OSError: \[Errno (\d+)\] (.*)", text, re.M):
+        return OSError(int(found[1]), found[2])
     return problem
 
 
@@ -166,28 +168,29 @@ def _is_wait(name: str) -> bool:
 
 
 def count_devices(machine: MachineConfig) -> int:
-    """Number of devices, over all machines, that a training will run on.
+    """Return the number of devices, over all machines, that a training runs on.
 
     Raises:
-        UserError: there are no such devices, or Lightning has no such strategy or precision for them.
+        UserError: the devices, the strategy or the precision are not available.
     """
-    _quiet()
+    _silence_libraries()
     try:
-        trainer = L.Trainer(**_place(machine), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        arguments = _device_arguments(machine)
+        trainer = L.Trainer(**arguments, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (MisconfigurationException, ValueError, RuntimeError) as problem:
-        asked = f"accelerator {machine.accelerator}, devices {machine.devices}, strategy {machine.strategy}"
+        settings = f"accelerator {machine.accelerator}, devices {machine.devices}, strategy {machine.strategy}"
         reason = str(problem).strip().partition("\n")[0]
         raise UserError(
-            f"--machine: {asked}, precision {machine.precision} is not to be had here: {reason}"
+            f"--machine: {settings}, precision {machine.precision} is not available here: {reason}"
         ) from problem
     return trainer.num_devices * trainer.num_nodes
 
 
-def _place(machine: MachineConfig) -> dict[str, Any]:
-    """Lightning's words for what the run computes on."""
+def _device_arguments(machine: MachineConfig) -> dict[str, Any]:
+    """Return the Trainer's arguments for devices, strategy and precision."""
     strategy = machine.strategy
     if strategy == "auto" and machine.devices not in (1, "auto") and "WORLD_SIZE" not in os.environ:
-        strategy = "ddp_spawn"  # the other processes then run this training and nothing else of the program
+        strategy = "ddp_spawn"  # with `ddp` the other processes would run the whole program
     precision = resolve_precision(machine.precision, compute_device(machine.accelerator))
     return {
         "accelerator": machine.accelerator,
@@ -198,33 +201,33 @@ def _place(machine: MachineConfig) -> dict[str, Any]:
     }
 
 
-def _forget_peak_memory() -> None:
-    """Let `peak_memory` begin anew, where the system has a way."""
+def _reset_peak_memory() -> None:
+    """Reset `peak_memory`, if the system supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux's word for it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak on Linux
 
 
 def peak_memory() -> int:
-    """Largest memory in MiB that this process has held so far: of the GPU where there is one, else of the system."""
+    """Return the peak memory of this process in MiB: of the GPU if there is one, else of the system."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     if sys.platform == "win32":
-        return 0  # not told there
+        return 0  # not reported on Windows
     import resource
 
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # reported in bytes on macOS, in KiB on Linux
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 class _Clock(Callback):
-    """Counts the seconds over all tries and prints a line an epoch."""
+    """Callback that counts the seconds over all attempts and prints one line for each epoch."""
 
     def __init__(self, title: str, console: Console) -> None:
         self.title, self.console = title, console
         self.seconds = 0.0
-        self.spent: dict[str, float] = {}  # of those, on each of the things a training may wait for
+        self.spent: dict[str, float] = {}  # seconds by input that a step waits for
         self.last: dict[str, float] = {}  # metrics of the last epoch
         self._start = time.monotonic()
         self._before: dict[str, float] = {}
@@ -252,7 +255,7 @@ class _Clock(Callback):
         pl_module.log_dict(own)
 
     def line(self, metrics: Mapping[str, Any], epoch: int, module: SceneTraining, speed: float) -> str:
-        """What an epoch did, in one line."""
+        """Return the line with the metrics and the speed of an epoch."""
         parts = [
             f"{name} {float(value):.3f}" for name, value in metrics.items() if not name.endswith(("_oa", "seconds"))
         ]
@@ -266,7 +269,7 @@ class _Clock(Callback):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, console=plain_console())
-        _quiet()  # this is the other process, which has not heard of it
+        _silence_libraries()  # runs in a spawned process
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "spent": self.spent, "last": self.last}
@@ -277,14 +280,14 @@ class _Clock(Callback):
 
 
 def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
-    """Seconds since the start of what a step waits for, by name."""
+    """Return the seconds since the start that steps have waited, by input."""
     assert isinstance(module, SceneTraining)
     batches: Any = trainer.train_dataloader
     return {**module.waits, "data": module.waits["data"] + batches.waited}
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the old checkpoint and swaps: a kill or a full disk leaves the old one whole."""
+    """Checkpoint writer that replaces the old file atomically, so that a kill or a full disk leaves it intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
@@ -292,19 +295,19 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         with whole_file(target) as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as problem:  # torch's writer hides what its file has raised
+            except RuntimeError as problem:  # torch's writer hides the OSError of its file
                 if disk_full(problem) or shutil.disk_usage(target.parent).free < FULL:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from problem
                 raise
 
     def load_checkpoint(self, path: Any, *given: Any, **more: Any) -> dict[str, Any]:
-        """Tensors and plain values alone, whatever Lightning's release would take: a run's folder may be another's."""
+        """Load tensors and plain values only: the folder of a run may come from someone else."""
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
 
 
-def _quiet() -> None:
-    """Lightning's and torch's greetings and hints off: they speak to their developers, not to ours."""
+def _silence_libraries() -> None:
+    """Silence the messages and warnings of Lightning and torch that do not concern users of this package."""
     for name in (
         "lightning.pytorch",
         "lightning.fabric",

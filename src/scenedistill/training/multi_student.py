@@ -1,4 +1,4 @@
-"""Several students in one training: one view and one teacher pass of each batch serve all of them."""
+"""Training of several students together, which share the views and the teacher pass of each batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from scenedistill.models.network import SceneNet
 from scenedistill.training.student import Distillation, StudentTraining
 
 
-class TogetherTraining(Distillation):
-    """Trains students side by side, each to the weights it would have had alone.
+class MultiStudentTraining(Distillation):
+    """Training of several students side by side, each to the same weights as alone.
 
-    For a grid of ablations without kept knowledge, where the teacher's pass is most of the work. The students have
-    nothing in common but the batches: parameters, losses and the norm at which gradients are clipped are their own.
-    (A student that draws random numbers in its forward pass, as dropout does, draws others than alone; and in fp16 all
-    skip a step in which the gradients of one of them overflow.)
+    It saves time in ablations with fresh views in every epoch, where the teacher's pass is most of the work. The
+    students share the batches only; each has its own parameters, losses and gradient clipping. There are two
+    exceptions to the equality: students with dropout draw other random numbers than alone, and in fp16 a step in which
+    the gradients of one student overflow is skipped for all.
 
     Args:
-        students: by name; with the same views, seed, image size, schedule and knowledge.
+        students: students by name, with the same views, seed, image size, schedule and knowledge.
+
+    Raises:
+        ValueError: the students differ in their schedule or knowledge.
     """
 
     def __init__(self, students: Mapping[str, StudentTraining]) -> None:
@@ -39,39 +42,39 @@ class TogetherTraining(Distillation):
         self.detail = {what: any(one.detail[what] for one in students.values()) for what in first.detail}
 
     def on_train_epoch_start(self) -> None:
-        """Have the teacher's knowledge of this epoch's views at hand."""
+        """Load the teacher's outputs for this epoch's views."""
         super().on_train_epoch_start()
         self.open(self.knowledge)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
-        """One step of every student."""
+        """Return the sum of the losses of all students on a batch."""
         view, target = self.view_and_target(batch, self.knowledge)
-        view = self.at_its_size(view)
-        self.log_vital_signs({f"{name} ": student for name, student in self._each()}, batch, view, target)
+        view = self.resized_for_epoch(view)
+        self.log_diagnostics({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():
-            loss, parts, logits = student.lesson(batch, view, target)
+            loss, parts, logits = student.loss_of_batch(batch, view, target)
             self.report(parts, logits, batch.labels, prefix=f"{name} ")
             losses.append(loss)
         return torch.stack(losses).sum()
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """OA of every student on the validation part, from the evaluation view."""
+        """Update each student's OA on the validation images with the evaluation views of a batch."""
         view = evaluation_view(batch.images, size=self.image_size)
         for name, student in self._each():
             student.validation_oa(student.net(view, attention=False).logits, batch.labels)
             self.log(f"{name} val_oa", student.validation_oa, prog_bar=True, on_epoch=True, batch_size=len(batch))
 
     def networks(self) -> dict[str, SceneNet]:
-        """Every student's."""
+        """Return the networks of all students, by the prefix of their names in the log."""
         return {f"{name} ": student.net for name, student in self._each()}
 
-    def clipped_apart(self, trained: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
-        """Those of each student, in its own parts."""
+    def clipping_groups(self, trained: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """Return the clipping groups of all students, by log column."""
         parts: dict[str, list[nn.Parameter]] = {}
         for name, student in self._each():
             own = set(student.parameters())
-            mine = student.clipped_apart([parameter for parameter in trained if parameter in own])
+            mine = student.clipping_groups([parameter for parameter in trained if parameter in own])
             parts |= {f"{name} {column}": part for column, part in mine.items()}
         return parts
 

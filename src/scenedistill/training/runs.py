@@ -1,4 +1,4 @@
-"""A stage of a run as a folder: what was asked, whether it is done, and what became of it."""
+"""Stages of a run: folders with the settings, the state and the record of one training and its evaluation."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from scenedistill.core.errors import Damaged, UserError
 
 RECORD = "stage.json"
 ASIDE = ".previous-"
-_NAMES = ("fingerprint", "settings", "finished", "record", "files")  # all that a stage.json holds beside its checksum
+_NAMES = ("fingerprint", "settings", "finished", "record", "files")  # keys of a stage.json beside its checksum
 
 
 class Stage:
     """One training and its evaluation, done once for the same settings.
 
-    A stage is done when its `stage.json` says so and carries the fingerprint of the same settings. A folder left by
-    other settings is moved aside, never deleted, and taken back when those settings return.
+    A stage is done if its `stage.json` is marked as finished and has the fingerprint of the same settings. A folder
+    with other settings is moved aside rather than deleted, and moved back when those settings are used again.
 
-    `stage.json` carries its own checksum and that of every file that a later step reads. A folder from before there
-    were checksums is taken as it is.
+    `stage.json` contains its own checksum and those of the files that later steps read. Folders of older versions
+    without checksums are accepted unchecked.
 
     Args:
-        folder: of the stage; made when it begins.
-        settings: everything its outcome depends on, as plain JSON values.
-        notes: what its record says besides, such as the sizes of the split.
+        folder: folder of the stage; created by `begin`.
+        settings: everything that the result depends on, as plain JSON values.
+        notes: further entries of the record, such as the sizes of the split.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> None:
@@ -46,16 +46,16 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Finished before, with the same settings."""
+        """Whether the stage is finished with the same settings."""
         record = read_stage(self.folder)
         return "record" in record and record.get("finished") is True and record.get("fingerprint") == self.fingerprint
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `finish` was told.
+        """The record that was passed to `finish`, with the notes.
 
         Raises:
-            Damaged: the stage is not finished, or its `stage.json` does not hold what was written.
+            Damaged: the stage is not finished, or its `stage.json` is damaged.
         """
         record = read_stage(self.folder).get("record")
         if not isinstance(record, dict):
@@ -63,22 +63,23 @@ class Stage:
         return record
 
     def damage(self) -> str:
-        """What is wrong with a file of the finished stage, in words; empty where all are as they were written."""
+        """Return a description of the first damaged file of the finished stage; "" if there is none."""
         files = read_stage(self.folder).get("files") or {}
         return next(filter(None, (file_damage(self.folder / name, kept) for name, kept in files.items())), "")
 
     def reopen(self) -> None:
-        """Take a finished stage as begun, so that it is done again."""
+        """Mark a finished stage as unfinished, so that it is done again."""
         self._write({"finished": False})
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep all other processes out of the stage. The system lets go of it when this process dies, however it dies.
+    def locked(self) -> Iterator[None]:
+        """Lock the stage against other processes. The system releases the lock when this process ends or is killed.
 
-        The lock lies beside the folder, which may be moved aside. Where the file system has no locks, none is held.
+        The lock file is beside the folder, because the folder may be moved aside. On a file system without locks the
+        stage is not locked.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process has locked the stage.
         """
         lock, holder = (self.folder.with_name(f".{self.folder.name}.{what}") for what in ("lock", "holder"))
         with contextlib.ExitStack() as leaving:
@@ -89,32 +90,32 @@ class Stage:
                 leaving.callback(holder.unlink, missing_ok=True)
             except Timeout as problem:
                 raise UserError(
-                    f"{self.folder} is being worked on by another process{_named(holder)}. Give the same command again "
-                    "when it has ended, or another run folder with --out."
+                    f"{self.folder} is being worked on by another process{_holder_note(holder)}. Give the same command "
+                    "again when it has ended, or another run folder with --out."
                 ) from problem
             except (OSError, NotImplementedError):  # a read-only folder, a file system without locks
                 pass
             yield
 
     def begin(self) -> Path | None:
-        """Make the folder, or go on in the one left by an earlier try with the same settings, moved aside or not.
+        """Create the folder, or reuse that of an earlier attempt with the same settings, moved aside or not.
 
-        For the process that holds the stage: what another one had half written when it was killed is removed.
+        The caller must have locked the stage: partial files of killed processes are deleted.
 
         Returns:
-            Where a folder of other settings, or with a damaged `stage.json`, was moved to, if there was one.
+            Where a folder with other settings or a damaged `stage.json` was moved to; None if nothing was moved.
         """
         moved: Path | None = None
         for folder in (self.folder, self.folder / "checkpoints"):
             clear_parts(folder)
         if self.folder.exists() and not self.begun and not self.damaged and self._empty():
-            shutil.rmtree(self.folder)  # a try that ended before its first step left nothing to keep
+            shutil.rmtree(self.folder)  # an attempt that ended before its first step
         if self.folder.exists() and not self.begun and any(self.folder.iterdir()):
-            places = (self.folder.with_name(f"{self.folder.name}{ASIDE}{number}") for number in itertools.count(1))
-            moved = next(place for place in places if not place.exists())
+            names = (self.folder.with_name(f"{self.folder.name}{ASIDE}{number}") for number in itertools.count(1))
+            moved = next(path for path in names if not path.exists())
             self.folder.rename(moved)
         if not self.folder.exists():
-            earlier = filter(self._is_of, self.folder.parent.glob(f"{self.folder.name}{ASIDE}*"))
+            earlier = filter(self._has_fingerprint, self.folder.parent.glob(f"{self.folder.name}{ASIDE}*"))
             if found := next(earlier, None):
                 found.rename(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,14 +123,14 @@ class Stage:
             self._write({"finished": False})
         return moved
 
-    def begin_anew(self) -> None:
-        """Make the folder empty and begin: for what is quickly made again, and so never moved aside."""
+    def begin_empty(self) -> None:
+        """Delete the folder and begin, for results that are quick to compute again."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.begin()
 
     @property
     def damaged(self) -> bool:
-        """Whether there is a `stage.json` that does not hold what was written."""
+        """Whether there is a damaged `stage.json`."""
         try:
             read_checked(self.folder / RECORD, _NAMES)
         except (OSError, Damaged):
@@ -138,24 +139,24 @@ class Stage:
 
     @property
     def begun(self) -> bool:
-        """Whether the folder is there and belongs to the same settings."""
-        return self._is_of(self.folder)
+        """Whether the folder exists and has the same settings."""
+        return self._has_fingerprint(self.folder)
 
     def finish(self, record: Mapping[str, Any], files: Sequence[str] = ()) -> None:
         """Mark the stage as done.
 
         Args:
-            record: what is to be known of it.
-            files: names of its files that later steps read; their checksums are kept.
+            record: results of the stage, as plain JSON values.
+            files: names of the files that later steps read; their checksums are stored.
         """
         kept = {name: file_hash(self.folder / name) for name in files}
         self._write({"finished": True, "record": {**self.notes, **record}, "files": kept})
 
     def wait(self, seconds: float = 3600.0, *, begun: bool = False) -> None:
-        """Until another process has finished the stage, or only `begun` it.
+        """Wait until another process has finished the stage, or only begun it if `begun` is set.
 
         Raises:
-            TimeoutError: it has not after `seconds`.
+            TimeoutError: this did not happen within `seconds`.
         """
         end = time.monotonic() + seconds
         while not (self.begun if begun else self.done):
@@ -165,11 +166,11 @@ class Stage:
             time.sleep(0.2)
 
     def _empty(self) -> bool:
-        """Whether nothing but the mark of a training that was begun lies in the folder."""
+        """Return whether the folder contains only the `stage.json` of an unfinished stage."""
         unfinished = read_stage(self.folder).get("finished") is False
         return unfinished and [path.name for path in self.folder.iterdir()] == [RECORD]
 
-    def _is_of(self, folder: Path) -> bool:
+    def _has_fingerprint(self, folder: Path) -> bool:
         return read_stage(folder).get("fingerprint") == self.fingerprint
 
     def _write(self, content: Mapping[str, Any]) -> None:
@@ -177,7 +178,7 @@ class Stage:
         write_json(self.folder / RECORD, content, checksum=True)
 
 
-def _named(holder: Path) -> str:
+def _holder_note(holder: Path) -> str:
     try:
         return f" ({holder.read_text(encoding='utf-8')})"
     except (OSError, ValueError):
@@ -185,8 +186,8 @@ def _named(holder: Path) -> str:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """What the `stage.json` of a folder holds: `fingerprint`, `settings`, `finished`, and once it is so `record` and
-    `files`; nothing where there is none, or a damaged one."""
+    """Return the content of a folder's `stage.json`: `fingerprint`, `settings`, `finished` and, once finished, `record`
+    and `files`; empty if the file is missing or damaged."""
     try:
         content = read_checked(folder / RECORD, _NAMES) or {}
     except (OSError, Damaged):
@@ -196,17 +197,17 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 hex digits over plain JSON values, whatever the order of their keys."""
+    """Return a hash of plain JSON values, 16 hex digits, independent of the order of their keys."""
     return short_hash(json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def started_from(settings: Mapping[str, Any]) -> str:
-    """`none`, or the name of the pretrained weights that a stage's network starts from, by the stage's settings."""
-    student, teacher = settings.get("student"), settings.get("teacher")  # a student's teacher is a fingerprint
+    """Return the name of the pretrained weights that a stage's network starts from, or `none`."""
+    student, teacher = settings.get("student"), settings.get("teacher")  # the latter is a fingerprint for a student
     network = student or (teacher if isinstance(teacher, Mapping) else {})
     return "none" if network.get("checkpoint") else str(network.get("weights", "none"))
 
 
 def title_of(folder: Path) -> str:
-    """What a student is called in logs: its name and how it is trained, which are its folders."""
+    """Return the title of a student in logs: its name and its method, which are the names of its folders."""
     return f"{folder.parent.name} {folder.name}"

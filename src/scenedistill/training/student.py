@@ -1,8 +1,9 @@
-"""Algorithm 1: the student's training with any weighted set of losses."""
+"""Training of a student with any weighted set of losses (Algorithm 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,34 +17,41 @@ from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather, gather_output
-from scenedistill.training.gradients import COLLAPSED, GRADIENT_PREFIX, due, gradient_norms, vital_signs
+from scenedistill.training.gradients import COLLAPSED, GRADIENT_PREFIX, due, gradient_norms, student_diagnostics
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
 class Distillation(SceneTraining):
-    """What every training with a teacher does before its losses."""
+    """Base class of trainings with a teacher: progress of the losses, teacher outputs and diagnostics."""
 
-    #: whether this epoch's next step measures how hard each loss pulls
+    #: whether the next step of this epoch logs diagnostics
     measures = False
-    #: whether a loss looks at the "attention" of the stages, at their "features"
+    #: whether a loss uses the stages' "attention" and "features"
     detail: Mapping[str, bool]
 
     def on_train_epoch_start(self) -> None:
-        """Tell the losses how far the training is, and see whether to measure."""
+        """Set the progress of the losses, 0..1, and whether this epoch logs diagnostics."""
         super().on_train_epoch_start()
         for module in self.modules():
             if isinstance(module, DistillationLoss):
                 module.progress = (self.current_epoch + 1) / self.epochs
         self.measures = due(self.current_epoch, self.epochs, int(self.trainer.num_training_batches))
 
+    def on_train_batch_end(self, *outputs: Any) -> None:
+        """Let the losses change their students, see `DistillationLoss.after_step`."""
+        for module in self.modules():
+            if isinstance(module, StudentTraining):
+                module.after_step()
+        super().on_train_batch_end(*outputs)
+
     def open(self, knowledge: Knowledge | None) -> None:
-        """Make the teacher's knowledge ready for the epoch."""
+        """Load or compute the teacher's outputs for this epoch."""
         if knowledge is not None:
             with self.waiting("teacher"):
                 knowledge.open(self.current_epoch, self.device)
 
     def view_and_target(self, batch: SceneBatch, knowledge: Knowledge | None) -> tuple[Tensor, SceneOutput | None]:
-        """The batch's views of this epoch, and what the teacher says of them where there is one."""
+        """Return the batch's views of this epoch, `[B, bands, H, W]`, and the teacher's output for them, if any."""
         if knowledge is None:
             return self.view(batch, self.current_epoch), None
         view = self.view(batch, knowledge.view_number(self.current_epoch))
@@ -51,17 +59,17 @@ class Distillation(SceneTraining):
             target = knowledge.of(batch, self.current_epoch, view, **self.detail)
             return view, target._replace(rows=(batch.rows,))
 
-    def log_vital_signs(
+    def log_diagnostics(
         self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
     ) -> None:
-        """Log, once in an epoch that measures, how each student fares: its gates, the spread of its embeddings and the
-        gradient norm of each weighted loss; one loss alone is not compared.
+        """Log the gates, the embedding spread and the gradient norm of each weighted loss, once in an epoch that
+        measures. A student with a single loss has no gradient norms.
 
         Args:
-            students: what begins their names in the log, to student.
-            batch: of this step.
-            view: of the batch.
-            target: what the teacher says of it.
+            students: students by the prefix of their names in the log.
+            batch: batch of this step.
+            view: views of the batch, `[B, bands, H, W]`.
+            target: the teacher's output for the views.
         """
         if not self.measures:
             return
@@ -74,7 +82,7 @@ class Distillation(SceneTraining):
         }
         signs: dict[str, float] = {}
         for prefix, student in students.items():
-            own = vital_signs(student, student.net, view)
+            own = student_diagnostics(student, student.net, view)
             signs |= {f"{prefix}{name}": value for name, value in own.items()}
             if len(view) > 1 and own["embedding_spread"] < COLLAPSED:
                 self.alerts.append(
@@ -86,19 +94,19 @@ class Distillation(SceneTraining):
 
 
 class StudentTraining(Distillation):
-    """The weighted sum of a set of losses on the same view for student and teacher.
+    """Training of a student with a weighted sum of losses; student and teacher use the same views.
 
-    The teacher is no part of this module: not of its checkpoint, its optimiser or DDP.
+    The teacher is not part of this module, and so not of its checkpoint, its optimiser or DDP.
 
     Args:
         net: the student.
-        config: its losses and its training.
-        weights: loss name to weight, all above 0.
-        views: how the random views vary.
+        config: options of the losses, and the training schedule.
+        weights: weight of each loss by name, > 0.
+        views: ranges of the random views.
         image_size: side of the views in pixels.
-        seed: of the run.
-        knowledge: what the teacher says of a view; None when no loss asks it.
-        statistics: of the teacher over the training set.
+        seed: seed of the run.
+        knowledge: the teacher's outputs; None if no loss uses a teacher.
+        statistics: statistics of the teacher's features over the training images.
     """
 
     def __init__(
@@ -127,33 +135,39 @@ class StudentTraining(Distillation):
                 loss.prepare(statistics)
 
     def on_train_epoch_start(self) -> None:
-        """Have the teacher's knowledge of this epoch's views at hand."""
+        """Load the teacher's outputs for this epoch's views."""
         super().on_train_epoch_start()
         self.open(self.knowledge)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
-        """One step of Algorithm 1."""
+        """Return the loss on a batch, one step of Algorithm 1."""
         view, target = self.view_and_target(batch, self.knowledge)
-        view = self.at_its_size(view)
-        self.log_vital_signs({"": self}, batch, view, target)
-        loss, parts, logits = self.lesson(batch, view, target)
+        view = self.resized_for_epoch(view)
+        self.log_diagnostics({"": self}, batch, view, target)
+        loss, parts, logits = self.loss_of_batch(batch, view, target)
         self.report(parts, logits, batch.labels)
         return loss
 
-    def lesson(
+    def loss_of_batch(
         self, batch: SceneBatch, view: Tensor, target: SceneOutput | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss on a batch, its parts before they are weighted, and the student's logits `[B, K]`."""
+        """Return the loss on a batch, its unweighted parts by name, and the student's logits `[B, K]`."""
         output = self.net(view, **self.detail)
         parts = self.parts(output, target, batch.labels)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if "ce" not in self.weights:
-            # DDP wants a gradient for every parameter, also for those of a head that no loss looks at
+            # DDP needs a gradient for every parameter, also for a head that no loss uses
             total = total + 0 * output.logits.float().sum()
         return total, parts, output.logits
 
     def parts(self, output: SceneOutput, target: SceneOutput | None, labels: Tensor) -> dict[str, Tensor]:
-        """Each loss of the student's output, not weighted."""
+        """Return the unweighted losses by name.
+
+        Args:
+            output: the student's output for a batch.
+            target: the teacher's output for the same views; None without a teacher.
+            labels: labels `[B]`, -1 for images without a label.
+        """
         target = output if target is None else target
         whole: tuple[SceneOutput, SceneOutput, Tensor] | None = None
         parts = {}
@@ -168,11 +182,16 @@ class StudentTraining(Distillation):
                 parts[name] = loss(*seen)
         return parts
 
+    def after_step(self) -> None:
+        """Let each loss change the student after an optimiser step."""
+        for _, loss in self._losses():
+            loss.after_step(self.net)
+
     def gradient_norms(self, batch: SceneBatch, view: Tensor, target: SceneOutput | None) -> dict[str, float]:
-        """Norm of the gradient of each weighted loss with respect to the student's parameters."""
+        """Return the norm of the gradient of each weighted loss with respect to the student's parameters."""
 
         def weighted() -> dict[str, Tensor]:
-            output = self.net.forward(view, **self.detail)  # past the compiled one, whose graph serves but once
+            output = self.net.forward(view, **self.detail)  # not compiled: that graph allows one backward pass
             return {name: self.weights[name] * part for name, part in self.parts(output, target, batch.labels).items()}
 
         return gradient_norms(self, self.net, weighted)
@@ -182,7 +201,7 @@ class StudentTraining(Distillation):
 
 
 def _on_labelled(loss: DistillationLoss, output: SceneOutput, target: SceneOutput, labels: Tensor) -> Tensor:
-    """A loss on the images of a batch that have a label; zero where none has."""
+    """Return a loss on the labelled images of a batch; zero if there are none."""
     known = (labels >= 0).nonzero().squeeze(1)
     if not len(known):
         return 0 * output.logits.float().sum()

@@ -1,4 +1,4 @@
-"""The teacher's training in the triplet Siamese frame."""
+"""Training of the teacher in the triplet Siamese framework."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from scenedistill.training.distributed import gather
 
 
 class TeacherTraining(SceneTraining):
-    """Cross-entropy plus lambda times the triplet loss on the embedding.
+    """Training of the teacher with cross-entropy plus lambda times the triplet loss on the embedding.
 
-    Three branches with shared weights (stated by Li, Nan and Liu 2023) are one pass over a batch of P classes x K
-    images, from which the triplets are mined (ours).
+    Li, Nan and Liu (2023) use three branches with shared weights. Here they are one pass over a batch of P classes x K
+    images, from which the triplets are mined.
+
+    Args:
+        net: the teacher.
+        config: weight, margin and mining of the triplet loss, and the training schedule.
+        views: ranges of the random views.
+        image_size: side of the views in pixels.
+        seed: seed of the run.
     """
 
     def __init__(self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:
@@ -26,8 +33,8 @@ class TeacherTraining(SceneTraining):
         self.config = config
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
-        """One step; the triplets are mined from the whole batch of all processes."""
-        output = self.net(self.at_its_size(self.view(batch, self.current_epoch)), attention=False)
+        """Return the loss on a batch; the triplets are mined from the batches of all processes together."""
+        output = self.net(self.resized_for_epoch(self.view(batch, self.current_epoch)), attention=False)
         smoothing = self.config.fit.label_smoothing
         entropy = F.cross_entropy(output.logits.float(), batch.labels, label_smoothing=smoothing)
         parts = {"ce": entropy}

@@ -1,4 +1,4 @@
-"""One training step of every network that a run will train, before anything that takes long."""
+"""Run one training step of each network of a run on random images, so that errors appear before a long training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from scenedistill.models.network import SceneNet
 from scenedistill.training.fitting import count_devices
 from scenedistill.training.student import StudentTraining
 
-CLASSES = 3  # of the trial: no network cares
-CPU_IMAGES = 256  # of the trial on a CPU: where the memory of a larger batch does not suffice, nothing is raised
-MANY = 1_000_000  # training images: batches are then as large as they come
+CLASSES = 3  # number of classes of the trial; it does not affect whether a step succeeds
+CPU_IMAGES = 256  # most images of the trial on a CPU: a lack of memory kills the process there without an exception
+MANY = 1_000_000  # training images, enough for the largest batch size of a schedule
 
 
 def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -> None:
-    """Take one step of the teacher, with fresh weights and random images, at the run's batch size and image size.
+    """Run one training step of the teacher on random images, with random weights and the run's batch and image sizes.
+
+    Args:
+        config: settings of the run.
+        device: device to train on.
+        precision: precision of the forward pass.
 
     Raises:
-        UserError: it cannot be trained so.
+        UserError: the step fails.
     """
     teacher = config.teacher
     images = _images(teacher.schedule(MANY).batch_size, config, device)
@@ -47,14 +52,20 @@ def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -
         loss = F.cross_entropy(output.logits.float(), batch.labels)
         return loss + triplet_loss(output.embedding, batch.labels, margin=teacher.margin, mining=teacher.mining)
 
-    _try(step, "teacher", teacher.name, images, config.image_size, device, precision)
+    _run_step(step, "teacher", teacher.name, images, config.image_size, device, precision)
 
 
 def try_student(config: RunConfig, student: StudentConfig, device: torch.device, precision: Precision) -> None:
-    """Take one step of a student with all its losses, itself being the teacher.
+    """Run one training step of a student with all its losses on random images; the student is its own teacher.
+
+    Args:
+        config: settings of the run.
+        student: settings of the student.
+        device: device to train on.
+        precision: precision of the forward pass.
 
     Raises:
-        UserError: it cannot be trained so.
+        UserError: the step fails.
     """
     images = _images(student.schedule(MANY).batch_size, config, device)
 
@@ -75,33 +86,32 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
         training = StudentTraining(
             net, student.closed(MANY), weights, config.views, image_size=size, seed=seed, statistics=statistics
         ).to(device)
-        return training.lesson(batch, view, None)[0]
+        return training.loss_of_batch(batch, view, None)[0]
 
-    _try(step, "student", student.name, images, config.image_size, device, precision)
+    _run_step(step, "student", student.name, images, config.image_size, device, precision)
 
 
 def _images(batch_size: int, config: RunConfig, device: torch.device) -> int:
-    """A device's share of a batch, on a CPU at most `CPU_IMAGES`: training takes no more than there are images, and the
-    system ends a program that asks for too much memory without a word."""
+    """Return a device's share of a batch, on a CPU at most `CPU_IMAGES`."""
     images = batch_size // count_devices(config.machine)
     return min(images, CPU_IMAGES) if device.type == "cpu" else images
 
 
 def _check_maps(net: SceneNet, view: Tensor) -> None:
-    """Refuse a view `[1, bands, H, W]` of which the finest stage has one position: the network would train, and the
-    losses that compare positions would compare nothing."""
+    """Check that the finest stage has more than one position for a view `[1, bands, H, W]`; with a single position the
+    losses that compare positions would be meaningless."""
     with torch.no_grad():
         finest = net.eval()(view).attention[0].energy[0]
     net.train()
     if finest.numel() < 2:
         raise UserError(
-            f"--image_size is {view.shape[-1]}: {type(net.backbone).__name__} then sees a single position at its "
-            "finest stage, and nothing of where things are. Give 32 or more."
+            f"--image_size is {view.shape[-1]}: {type(net.backbone).__name__} then has a single position at its "
+            "finest stage, too few for losses that compare positions. Give 32 or more."
         )
 
 
 def _batch(net: SceneNet, images: int, config: RunConfig, device: torch.device) -> tuple[SceneBatch, Tensor]:
-    """Random images of the size that training has them, and the network made ready as training does."""
+    """Move the network to the device in training mode, and return a random batch and its views."""
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.train()
     size, numbers = config.image_size, torch.arange(images, device=device)
@@ -110,9 +120,10 @@ def _batch(net: SceneNet, images: int, config: RunConfig, device: torch.device) 
     return SceneBatch(view, numbers % CLASSES, numbers, numbers), view
 
 
-def _try(
+def _run_step(
     step: Callable[[], Tensor], who: str, name: str, images: int, size: int, device: torch.device, precision: Precision
 ) -> None:
+    """Run a step and its backward pass, raise a failure as `UserError`, and restore the random state."""
     state = torch.random.get_rng_state()
     try:
         with autocast(device, precision):
@@ -120,7 +131,7 @@ def _try(
         loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
-    except Exception as problem:  # of whatever a backbone does
+    except Exception as problem:  # a backbone may raise anything
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
         raise UserError(
             f"The {who} {name} cannot take a training step of a batch of {images} at {size} pixels: {reason}. "

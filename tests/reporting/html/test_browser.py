@@ -85,7 +85,7 @@ def entry(tab: Any, matrix: int, row: int, column: int) -> Any:
     return tab.locator("figure.matrix").nth(matrix).locator(f'td[data-r="{row}"][data-c="{column}"]')
 
 
-def test_everything_is_there(show: Callable[..., Any], page: Path) -> None:
+def test_the_page_shows_every_section_matrix_chart_and_image(show: Callable[..., Any], page: Path) -> None:
     tab = show(page)
     assert tab.title() == "run: scenedistill report", "a class name has not run as a script"
     links = tab.locator("nav a")
@@ -97,7 +97,7 @@ def test_everything_is_there(show: Callable[..., Any], page: Path) -> None:
     assert tab.locator("#gradcam img").count() > 8 and tab.locator("#pairs img").count() > 3
 
 
-def test_the_matrix_tells_its_values_and_shows_its_images(show: Callable[..., Any], page: Path) -> None:
+def test_the_matrix_shows_the_values_and_images_of_an_entry(show: Callable[..., Any], page: Path) -> None:
     tab = show(page)
     counts = tab.evaluate("data.matrices[0].networks[data.matrices[0].second].seeds.map((one) => one.counts)")
     whole: dict[tuple[int, int], int] = {}
@@ -125,7 +125,7 @@ def test_the_matrix_tells_its_values_and_shows_its_images(show: Callable[..., An
     assert tab.locator("dialog[open] h3").count() == 2, "both networks' images behind a difference"
 
 
-def test_the_matrix_is_used_without_a_mouse(show: Callable[..., Any], page: Path) -> None:
+def test_the_matrix_works_with_the_keyboard(show: Callable[..., Any], page: Path) -> None:
     tab = show(page)
     entry(tab, 0, 0, 0).focus()
     tab.keyboard.press("ArrowDown")
@@ -138,7 +138,7 @@ def test_the_matrix_is_used_without_a_mouse(show: Callable[..., Any], page: Path
     assert tab.evaluate("document.activeElement.dataset.r") == "1", "back where it was opened"
 
 
-def test_networks_and_seeds_are_chosen(show: Callable[..., Any], page: Path, grid_page: Path) -> None:
+def test_networks_and_seeds_can_be_chosen(show: Callable[..., Any], page: Path, grid_page: Path) -> None:
     tab = show(page)
     boxes = tab.locator("#matrix select")
     first = tab.locator("figure.matrix h3")
@@ -178,7 +178,7 @@ def test_tables_are_sorted_by_their_values(show: Callable[..., Any], page: Path)
     assert words == ["dkd", "plain", "teacher"]
 
 
-def test_tables_are_downloaded(show: Callable[..., Any], page: Path) -> None:
+def test_tables_can_be_downloaded(show: Callable[..., Any], page: Path) -> None:
     tab = show(page)
 
     def download(name: str, ending: str) -> str:
@@ -211,7 +211,7 @@ def test_all_text_is_readable(scheme: str, show: Callable[..., Any], page: Path)
     assert ratio >= 4.5, where
 
 
-def test_the_page_turns_dark_and_stays_so(show: Callable[..., Any], page: Path) -> None:
+def test_the_dark_theme_is_remembered(show: Callable[..., Any], page: Path) -> None:
     tab = show(page, color_scheme="light")
     colour = "getComputedStyle(document.body).backgroundColor"
     before = tab.evaluate(colour)
@@ -233,7 +233,7 @@ def test_a_phone_scrolls_only_up_and_down(which: str, show: Callable[..., Any], 
     assert tab.locator("#cost").evaluate("(part) => Math.abs(part.getBoundingClientRect().top) < innerHeight")
 
 
-def test_the_legend_brings_a_series_out(show: Callable[..., Any], page: Path) -> None:
+def test_a_click_in_the_legend_highlights_a_series(show: Callable[..., Any], page: Path) -> None:
     tab = show(page)
     key = tab.locator("#curves .legend button").nth(1)
     key.click()
@@ -246,7 +246,7 @@ def test_the_legend_brings_a_series_out(show: Callable[..., Any], page: Path) ->
     assert re.fullmatch(r"teacher, epoch 1: [\d.]+ %", tab.locator("#tip").inner_text())
 
 
-def test_it_prints_light_and_whole(show: Callable[..., Any], page: Path) -> None:
+def test_the_page_prints_in_light_colours_and_in_full(show: Callable[..., Any], page: Path) -> None:
     tab = show(page, color_scheme="dark")
     tab.evaluate(
         "addEventListener('beforeprint', () => "

@@ -30,13 +30,13 @@ def test_a_logarithmic_axis_is_even_in_factors() -> None:
     assert {"1", "10", "100"} <= ticks
 
 
-def test_equal_values_and_one_value_are_drawn() -> None:
+def test_equal_values_and_a_single_value_can_be_drawn() -> None:
     assert len(circles(line_chart([Series("a", [1, 2], [5, 5])], x_label="x", y_label="y"))) == 2
     assert len(circles(line_chart([Series("a", [1], [5])], x_label="x", y_label="y"))) == 1
     assert "no values" in line_chart([Series("a", [1], [math.nan])], x_label="x", y_label="y")
 
 
-def test_names_are_text() -> None:
+def test_names_are_escaped_in_the_svg() -> None:
     name = '</svg><script>"&'
     for svg in (
         line_chart([Series(name, [0], [0], notes=[name])], x_label=name, y_label=name),
@@ -56,7 +56,7 @@ def test_bars_start_at_zero() -> None:
     assert abs(float(up["width"]) - 2 * float(down["width"])) < 0.3
 
 
-def test_few_groups_have_colours_far_apart() -> None:
+def test_few_groups_have_clearly_different_colours() -> None:
     for groups in (2, 8, 12):
         hues = sorted(hue(i, groups) for i in range(groups))
         assert min(b - a for a, b in itertools.pairwise(hues)) >= 180 / groups

@@ -80,7 +80,7 @@ def test_a_grid_has_its_cells_tuning_and_failures(grid_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "a file"])
-def test_a_folder_without_a_tested_network_is_a_mistake(what: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_tested_network_is_refused(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     if what == "empty":
         folder.mkdir()
@@ -90,7 +90,7 @@ def test_a_folder_without_a_tested_network_is_a_mistake(what: str, tmp_path: Pat
         Run.open(folder)
 
 
-def test_damaged_files_are_like_missing_ones(copied: Path) -> None:
+def test_damaged_files_are_treated_as_missing(copied: Path) -> None:
     (copied / "summary.json").write_text("{", encoding="utf-8")
     (copied / "settings.yaml").write_text(": [", encoding="utf-8")
     (copied / "seed0" / "teacher" / "stage.json").write_text("[]", encoding="utf-8")
@@ -133,7 +133,7 @@ def change(stage: Path, **settings: Any) -> None:
     (stage / "evaluation" / "stage.json").write_text(json.dumps(unsealed(test)), encoding="utf-8")
 
 
-def test_networks_of_other_settings_or_another_teacher_are_left_out_and_told(copied: Path) -> None:
+def test_networks_of_other_settings_or_another_teacher_are_left_out_and_named(copied: Path) -> None:
     change(copied / "seed0" / "table1_printed" / "plain", image_size=64)
     change(copied / "seed1" / "teacher")
     data = Run.open(copied)

@@ -21,7 +21,7 @@ def opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
-def test_a_copy_is_made_once_and_small(tiny_scenes: Path) -> None:
+def test_a_thumbnail_is_small_and_made_once(tiny_scenes: Path) -> None:
     copies = Thumbnails(10**6)
     path = tiny_scenes / "river" / "00.png"
     assert copies.add(path) == copies.add(path) == 0 and len(copies.uris) == 1
@@ -32,7 +32,7 @@ def test_a_copy_is_made_once_and_small(tiny_scenes: Path) -> None:
     assert copies.spent >= len(copies.uris[0])
 
 
-def test_the_budget_ends_the_copies_but_not_those_made(tiny_scenes: Path) -> None:
+def test_a_spent_budget_stops_new_thumbnails_but_keeps_earlier_ones(tiny_scenes: Path) -> None:
     paths = sorted(tiny_scenes.glob("*/*.png"))
     copies = Thumbnails(5000)
     numbers = [copies.add(path) for path in paths]
@@ -43,7 +43,7 @@ def test_the_budget_ends_the_copies_but_not_those_made(tiny_scenes: Path) -> Non
     assert copies.add(paths[-1]) == len(made)
 
 
-def test_images_of_any_kind_and_broken_ones(tmp_path: Path) -> None:
+def test_thumbnails_take_any_kind_of_image_and_skip_broken_ones(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (300, 100), dtype=np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(rng.integers(0, 255, (9, 9, 4), dtype=np.uint8)).save(tmp_path / "alpha.png")
@@ -55,7 +55,7 @@ def test_images_of_any_kind_and_broken_ones(tmp_path: Path) -> None:
     assert copies.add(tmp_path / "broken.jpg") is None and list(copies.unreadable) == ["broken.jpg"]
 
 
-def test_a_hot_place_is_bright(tmp_path: Path) -> None:
+def test_an_overlay_is_brighter_where_the_map_is_higher(tmp_path: Path) -> None:
     heat = np.zeros((10, 10), dtype=np.float32)
     heat[:5] = 1
     for bands in (1, 3, 5):

@@ -36,13 +36,13 @@ def test_counts_and_images_are_those_of_the_outputs(made: Any) -> None:
                 assert sure == sorted(sure, reverse=row != column), "the surest mistakes, the least sure right ones"
 
 
-def test_what_is_looked_at_closely_and_wrong_comes_first(made: Any) -> None:
+def test_examined_networks_and_wrong_images_come_first(made: Any) -> None:
     (cell,) = Run.open(made.run).cells
-    closely = [n for n in cell.networks if n.label == "dkd"]
-    found = matrices(cell, closely)
+    focus_networks = [n for n in cell.networks if n.label == "dkd"]
+    found = matrices(cell, focus_networks)
     assert found is not None and sorted(found.wanted) == list(range(len(found.paths)))
     wrong = set()
-    for n in closely:
+    for n in focus_networks:
         assert n.outputs is not None
         told = zip(n.test_paths, n.outputs.labels, n.outputs.predicted, strict=True)
         wrong |= {path for path, label, named in told if label != named}

@@ -88,7 +88,7 @@ def test_a_grid_has_all_cells_tuning_and_failures(grid_page: Path) -> None:
         assert [cell["networks"][cell[place]]["label"] for place in ("first", "second")] == ["plain", "dkd"]
 
 
-def test_the_page_asks_nothing_of_the_network_and_names_no_folder(page: Path, made: Any) -> None:
+def test_the_page_loads_nothing_from_the_internet_and_names_no_folder(page: Path, made: Any) -> None:
     found = read(page)
     for tag, attributes in found.elements:
         for name in ("src", "srcset", "action", "data", "poster"):
@@ -105,7 +105,7 @@ def test_the_page_asks_nothing_of_the_network_and_names_no_folder(page: Path, ma
     assert str(made.manifest.parent) not in text and "default-src 'none'" in text
 
 
-def test_class_names_stay_text(page: Path, grid_page: Path) -> None:
+def test_class_names_are_escaped(page: Path, grid_page: Path) -> None:
     """Names that are HTML make no element, wherever they stand: in tables, charts, legends or the script's data."""
     for file in (page, grid_page):
         text = file.read_text(encoding="utf-8")
@@ -148,7 +148,7 @@ def test_without_its_images_the_report_says_so_in_one_line(copied: Path, tmp_pat
     assert "data:image" not in text and out.stat().st_size < 400_000
 
 
-def test_a_run_from_before_outputs_were_kept(copied: Path) -> None:
+def test_a_run_without_stored_outputs_still_has_a_report(copied: Path) -> None:
     for path in (*copied.rglob("outputs.npz"), *copied.rglob("metrics.csv"), copied / "summary.json"):
         path.unlink()
     out = write_report(copied)
@@ -159,7 +159,7 @@ def test_a_run_from_before_outputs_were_kept(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["teacher", "table1_printed/plain", "table1_printed/dkd"])
-def test_a_run_with_one_kind_of_network(left: str, copied: Path) -> None:
+def test_a_run_with_one_kind_of_network_has_a_report(left: str, copied: Path) -> None:
     for stage in copied.rglob("stage.json"):
         if stage.parent.name != "evaluation" and stage.parent.relative_to(copied).as_posix()[6:] != left:
             stage.unlink()
@@ -189,7 +189,7 @@ def test_long_lists_of_images_are_cut(made: Any, tmp_path: Path, monkeypatch: py
     assert longest(write_report(made.run, tmp_path / "cut.html", data=made.manifest, config=PLAINLY)) == 0
 
 
-def test_what_is_looked_at_closely_can_be_chosen(grid_folder: Path, tmp_path: Path) -> None:
+def test_the_networks_examined_closely_can_be_chosen(grid_folder: Path, tmp_path: Path) -> None:
     chosen = dataclasses.replace(PLAINLY, cell="tiny-50", student="table1_printed", method="kd_hot")
     text = write_report(grid_folder, tmp_path / "page.html", config=chosen).read_text(encoding="utf-8")
     assert "OA of the kd_hot student" in text
@@ -206,7 +206,7 @@ def test_what_is_looked_at_closely_can_be_chosen(grid_folder: Path, tmp_path: Pa
         write_report(grid_folder, tmp_path, config=PLAINLY)
 
 
-def test_the_command(made: Any, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_the_figures(made: Any, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     arguments = [str(made.run), "--out", str(out), "--data", str(made.manifest)]
     settings = report_command.parser().parse_args([*arguments, "--gradcam_images", "0", "--map_images", "0"])
@@ -220,7 +220,7 @@ def test_the_command(made: Any, tmp_path: Path) -> None:
     assert settings.data == {"tiny": "a/b"} and settings.cell == "AID-20" and settings.gradcam_images == 300
 
 
-def test_where_there_is_no_room_for_all_matrices_those_looked_at_stay(
+def test_matrices_of_the_examined_networks_stay_when_the_page_is_full(
     grid_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "LISTS", 0)
@@ -230,7 +230,7 @@ def test_where_there_is_no_room_for_all_matrices_those_looked_at_stay(
     assert "no room for confusion matrices but those of tiny, 25 % training" in text
 
 
-def test_what_the_page_leaves_out_and_how_a_method_was_chosen_is_said(copied: Path, made: Any, tmp_path: Path) -> None:
+def test_the_page_says_what_it_leaves_out_and_how_a_method_was_chosen(copied: Path, made: Any, tmp_path: Path) -> None:
     for name in ("sp", "kd"):
         shutil.copytree(copied / "seed0" / "table1_printed" / "dkd", copied / "seed0" / "table1_printed" / name)
     for seed in ("seed0", "seed1"):
@@ -247,7 +247,7 @@ def test_what_the_page_leaves_out_and_how_a_method_was_chosen_is_said(copied: Pa
     assert "is shown because" not in write_report(copied, tmp_path / "page.html", config=chosen).read_text("utf-8")
 
 
-def test_tests_that_do_not_fit_each_other_leave_the_pictures_out(copied: Path, made: Any, tmp_path: Path) -> None:
+def test_test_results_on_different_images_leave_the_pictures_out(copied: Path, made: Any, tmp_path: Path) -> None:
     outputs = copied / "seed0" / "table1_printed" / "plain" / "evaluation" / "outputs.npz"
     kept = load_outputs(outputs)
     save_outputs(kept.logits, kept.labels, kept.rows + 1, outputs)

@@ -14,24 +14,24 @@ from scenedistill.reporting.html.tables import (
     Entry,
     class_table,
     cost_table,
-    mean,
-    number,
+    mean_entry,
+    number_entry,
     published_tables,
     results_table,
     seeds_table,
+    text_entry,
     tuning_table,
-    word,
 )
 from scenedistill.runs.run import Run
 
 
-def test_mean_and_spread() -> None:
-    both = mean([0.5, 0.6], factor=100)
+def test_a_mean_entry_holds_mean_spread_and_number_of_known_values() -> None:
+    both = mean_entry([0.5, 0.6], factor=100)
     assert both == Entry("55.00 ± 7.07", 55.0, both.spread) and both.spread == pytest.approx(7.0710678)
-    assert mean([0.5, None, 0.6], factor=100).text == "55.00 ± 7.07 (n=2)"
-    assert mean([0.5], factor=100) == Entry("50.00", 50.0)
-    assert mean([None]).text == number(None).text == "-" and number(math.nan).text == "-"
-    assert mean([-1.0, 1.0], "{:+.1f}").text == "+0.0 ± 1.4"
+    assert mean_entry([0.5, None, 0.6], factor=100).text == "55.00 ± 7.07 (n=2)"
+    assert mean_entry([0.5], factor=100) == Entry("50.00", 50.0)
+    assert mean_entry([None]).text == number_entry(None).text == "-" and number_entry(math.nan).text == "-"
+    assert mean_entry([-1.0, 1.0], "{:+.1f}").text == "+0.0 ± 1.4"
 
 
 def test_results_hold_the_paired_gain(made: Any) -> None:
@@ -54,7 +54,7 @@ def test_results_hold_the_paired_gain(made: Any) -> None:
     assert one.head[2:] == ("seed 0", "seed 1") and one.rows[-1][2].text == f"{oa['dkd', 0]:.2f}"
 
 
-def test_costs_and_classes(made: Any) -> None:
+def test_cost_and_class_tables_hold_the_recorded_values(made: Any) -> None:
     data = Run.open(made.run)
     costs = cost_table(data.cells[0])
     assert len(costs.rows) == 3 and all(len(row) == len(costs.head) for row in costs.rows)
@@ -81,7 +81,7 @@ def test_tuning_shows_every_trial() -> None:
     assert "20 % of the training part" in table.note
 
 
-def test_published_figures_stand_by_themselves() -> None:
+def test_published_accuracies_have_a_table_of_their_own() -> None:
     pytest.importorskip("scenedistill.experiments.results.published")
     (table,) = published_tables([("AID", 0.2), ("AID", 0.2), ("my own images", 0.2)])
     assert table.caption.startswith("Published by others: AID, 20 % training")
@@ -90,5 +90,5 @@ def test_published_figures_stand_by_themselves() -> None:
     assert figures == sorted(figures, reverse=True) and all(50 < figure < 100 for figure in figures if figure)
 
 
-def test_a_word_is_sorted_as_text() -> None:
-    assert word(3) == Entry("3")
+def test_a_text_entry_is_sorted_as_text() -> None:
+    assert text_entry(3) == Entry("3")

@@ -73,17 +73,17 @@ def build_cache(
         raise UserError(complaint(bad, len(index), index.root))
     reused = len(index) - decoded - len(bad)
     report = f"{counted(len(index), 'image')}: {reused:,} reused, {decoded:,} decoded, {len(bad):,} bad"
-    places = rows[rows >= 0]
+    row_indices = rows[rows >= 0]
     return SceneCache(
         index.subset(rows >= 0) if bad else index,
-        _rows(stored.images, places),
+        _rows(stored.images, row_indices),
         size,
         bands,
         bad,
         folder,
         report,
-        None if stored.checksums is None else stored.checksums[places],
-        places,
+        None if stored.checksums is None else stored.checksums[row_indices],
+        row_indices,
         stored.array,
         reader,
     )

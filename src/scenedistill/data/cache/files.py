@@ -159,8 +159,8 @@ def commit(
     write_text(folder / "manifest.json", json.dumps({**plain, CHECKSUM: content_checksum(plain)}))
 
 
-def marks_file(array: Path) -> Path:
-    """Return the path of the marks of a cache's images: beside the array, with the same number in the name."""
+def fingerprints_file(array: Path) -> Path:
+    """Return the path of the fingerprints of a cache's images: `marks-*.npy` beside the array `images-*.npy`."""
     return array.with_name(array.name.replace("images", "marks", 1))
 
 
@@ -172,7 +172,7 @@ def array_in_use(folder: Path) -> str:
 
 
 def remove_arrays(folder: Path, keep: str) -> None:
-    """Delete all arrays but the one named `keep` and its marks; the caller must hold the lock."""
+    """Delete all arrays but the one named `keep` and its fingerprints; the caller must hold the lock."""
     for entry in folder.iterdir():
         found = _ARRAY_NAME.fullmatch(entry.name)
         if found and (keep != f"images-{found[1]}" or found[2]):

@@ -33,7 +33,7 @@ class SceneCache:
         folder: folder of the cache.
         report: what was done, such as "10,000 images: 9,998 reused, 2 decoded, 0 bad".
         checksums: `row_checksum` of each image, uint32 `[N]`; None in a cache of an older version.
-        places: row of each image in the file `array`, int64 `[N]`.
+        row_indices: row of each image in the file `array`, int64 `[N]`; None for scenes that are not cached.
         array: file of the array.
         reader: decodes an image again where the cache is damaged.
     """
@@ -46,7 +46,7 @@ class SceneCache:
     folder: Path
     report: str = ""
     checksums: npt.NDArray[np.uint32] | None = None
-    places: npt.NDArray[np.int64] | None = None
+    row_indices: npt.NDArray[np.int64] | None = None
     array: Path = Path()
     reader: SceneReader | None = None
     _compared: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
@@ -83,16 +83,16 @@ class SceneCache:
             )
         assert self.reader is not None
         (scene,) = decode_all([path], self.reader.read, progress=False)
-        assert self.checksums is not None and self.places is not None
+        assert self.checksums is not None and self.row_indices is not None
         if isinstance(scene, str) or row_checksum(scene) != self.checksums[position]:
             raise UserError(
                 f"The decoded image of {self.index.root / path} is damaged in {self.array}, and its file now gives "
                 f"another one or none. Delete {self.folder / 'manifest.json'} and give the same command again: all "
-                "images are then decoded anew."
+                "images are then decoded again."
             )
         with contextlib.suppress(OSError, ValueError):  # the cache may be read-only, or replaced by another process
             rows = np.lib.format.open_memmap(self.array, mode="r+")
-            rows[self.places[position]] = scene
+            rows[self.row_indices[position]] = scene
             rows.flush()
         return scene
 

@@ -14,14 +14,14 @@ from rich.table import Table
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.known.catalogue_entries import ENTRIES
-from scenedistill.data.known.dataset_info import DatasetFacts, Source
+from scenedistill.data.known.dataset_info import DatasetInfo, Source
 
 if TYPE_CHECKING:
     from scenedistill.data.scenes import SceneIndex
 
-__all__ = ["CATALOG", "CheckReport", "DatasetFacts", "Source", "check", "lookup", "normalise", "overview", "recognise"]
+__all__ = ["CATALOG", "CheckReport", "DatasetInfo", "Source", "check", "lookup", "normalise", "overview", "recognise"]
 
-CATALOG: dict[str, DatasetFacts] = {facts.key: facts for facts in ENTRIES}
+CATALOG: dict[str, DatasetInfo] = {info.key: info for info in ENTRIES}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CheckReport:
     data set, the entry that shares most of its class names (at least half) and how many it shares.
     """
 
-    facts: DatasetFacts | None
+    info: DatasetInfo | None
     images: int
     missing_classes: tuple[str, ...] = ()
     unknown_classes: tuple[str, ...] = ()
@@ -42,21 +42,21 @@ class CheckReport:
     @property
     def complete(self) -> bool:
         """Whether the classes are exactly those of the entry, each with the expected number of images."""
-        return self.facts is not None and not (self.missing_classes or self.unknown_classes or self.odd_counts)
+        return self.info is not None and not (self.missing_classes or self.unknown_classes or self.odd_counts)
 
     def __str__(self) -> str:
-        if self.facts is None:
+        if self.info is None:
             count, near = counted(self.images, "image"), ""
             if self.nearest:
                 near = f"; nearest is {self.nearest[0]} with {counted(self.nearest[1], 'class')} in common"
             return f"this is no data set of the catalogue ({count}{near}); fine if it is your own"
-        facts = self.facts
+        info = self.info
         if self.complete:
-            return f"this is {facts.name}, complete: {facts.total:,} images, {len(facts.counts)} classes"
-        present = len(facts.counts) - len(self.missing_classes)
+            return f"this is {info.name}, complete: {info.total:,} images, {len(info.counts)} classes"
+        present = len(info.counts) - len(self.missing_classes)
         lines = [
-            f"this is {facts.name}, but not as published: {self.images:,} of {facts.total:,} images, "
-            f"{present} of {len(facts.counts)} classes"
+            f"this is {info.name}, but not as published: {self.images:,} of {info.total:,} images, "
+            f"{present} of {len(info.counts)} classes"
         ]
         if self.missing_classes:
             lines.append(f"  missing classes: {_shorten(self.missing_classes)}")
@@ -68,21 +68,21 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(index: SceneIndex, facts: DatasetFacts | None = None) -> CheckReport:
-    """Compare an index with `facts`, or with the set `recognise` finds; class names count as equal when they differ
+def check(index: SceneIndex, info: DatasetInfo | None = None) -> CheckReport:
+    """Compare an index with `info`, or with the set `recognise` finds; class names count as equal when they differ
     only in case, spaces, underscores or hyphens."""
-    facts = facts or recognise(index)
-    if facts is None:
+    info = info or recognise(index)
+    if info is None:
         return CheckReport(None, len(index), nearest=_nearest(index))
-    expected = {normalise(name): (name, count) for name, count in facts.counts.items()}
+    expected = {normalise(name): (name, count) for name, count in info.counts.items()}
     found: Counter[str] = Counter()
     spelling: dict[str, str] = {}
     for name, count in index.counts().items():
-        key = _class_key(name, facts)
+        key = _class_key(name, info)
         found[key] += count
         spelling.setdefault(key, name)
     return CheckReport(
-        facts,
+        info,
         images=len(index),
         missing_classes=tuple(sorted(name for key, (name, _) in expected.items() if not found[key])),
         unknown_classes=tuple(sorted(spelling[key] for key in found if key not in expected)),
@@ -94,20 +94,20 @@ def check(index: SceneIndex, facts: DatasetFacts | None = None) -> CheckReport:
     )
 
 
-def recognise(index: SceneIndex) -> DatasetFacts | None:
+def recognise(index: SceneIndex) -> DatasetInfo | None:
     """The catalogue entry whose class names fit best, if at least 60 % of all class names on both sides are shared."""
-    ranked = sorted(CATALOG.values(), key=lambda facts: _similarity(index, facts), reverse=True)
+    ranked = sorted(CATALOG.values(), key=lambda info: _similarity(index, info), reverse=True)
     best = ranked[0]
     return best if _similarity(index, best) >= 0.6 else None
 
 
-def lookup(name: str) -> DatasetFacts:
+def lookup(name: str) -> DatasetInfo:
     """Return the entry of that name, ignoring case and punctuation.
 
     Raises:
         UserError: no such entry; the nearest name is proposed.
     """
-    names = {normalise(n): facts for facts in CATALOG.values() for n in (facts.key, facts.name, *facts.other_names)}
+    names = {normalise(n): info for info in CATALOG.values() for n in (info.key, info.name, *info.other_names)}
     wanted = normalise(name)
     if wanted in names:
         return names[wanted]
@@ -119,18 +119,18 @@ def lookup(name: str) -> DatasetFacts:
 def overview() -> Table:
     """The known data sets as a table for the terminal."""
     table = Table("name", "data set", "classes", "images", "pixels", "usual ratios", "download", "licence")
-    for facts in CATALOG.values():
-        ratios = ", ".join(f"{ratio:.0%}" for ratio in facts.train_ratios)
-        how = "yes" if facts.sources else "by hand"
+    for info in CATALOG.values():
+        ratios = ", ".join(f"{ratio:.0%}" for ratio in info.train_ratios)
+        how = "yes" if info.sources else "by hand"
         table.add_row(
-            facts.key,
-            facts.name,
-            str(len(facts.counts)),
-            f"{facts.total:,}",
-            str(facts.pixels),
+            info.key,
+            info.name,
+            str(len(info.counts)),
+            f"{info.total:,}",
+            str(info.pixels),
             ratios,
             how,
-            facts.licence,
+            info.licence,
         )
     return table
 
@@ -140,24 +140,24 @@ def normalise(name: str) -> str:
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _class_key(name: str, facts: DatasetFacts) -> str:
+def _class_key(name: str, info: DatasetInfo) -> str:
     key = normalise(name)
-    return next((normalise(target) for alias, target in facts.class_aliases.items() if normalise(alias) == key), key)
+    return next((normalise(target) for alias, target in info.class_aliases.items() if normalise(alias) == key), key)
 
 
-def _shared(index: SceneIndex, facts: DatasetFacts) -> tuple[int, int]:
-    ours = {_class_key(name, facts) for name in index.classes}
-    theirs = {normalise(name) for name in facts.counts}
+def _shared(index: SceneIndex, info: DatasetInfo) -> tuple[int, int]:
+    ours = {_class_key(name, info) for name in index.classes}
+    theirs = {normalise(name) for name in info.counts}
     return len(ours & theirs), len(ours | theirs)
 
 
-def _similarity(index: SceneIndex, facts: DatasetFacts) -> float:
-    shared, either = _shared(index, facts)
+def _similarity(index: SceneIndex, info: DatasetInfo) -> float:
+    shared, either = _shared(index, info)
     return shared / either
 
 
 def _nearest(index: SceneIndex) -> tuple[str, int] | None:
-    shared, name = max((_shared(index, facts)[0], facts.name) for facts in CATALOG.values())
+    shared, name = max((_shared(index, info)[0], info.name) for info in CATALOG.values())
     return (name, shared) if 2 * shared >= len(index.classes) else None
 
 

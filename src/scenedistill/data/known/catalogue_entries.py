@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scenedistill.data.known.dataset_info import DatasetFacts, Source
+from scenedistill.data.known.dataset_info import DatasetInfo, Source
 
 
 def _each(count: int, names: str) -> dict[str, int]:
@@ -17,7 +17,7 @@ def _counted(table: str) -> dict[str, int]:
 _HUB = "https://hf.co/datasets/torchgeo"  # torchgeo's unmodified copies, each pinned to a commit
 
 ENTRIES = (
-    DatasetFacts(
+    DatasetInfo(
         key="aid",
         name="AID",
         counts=_counted(
@@ -36,7 +36,7 @@ ENTRIES = (
         home="https://captain-whu.github.io/AID/",
         other_names=("Aerial Image Dataset",),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="resisc45",
         name="NWPU-RESISC45",
         counts=_each(
@@ -65,7 +65,7 @@ ENTRIES = (
         ),
         other_names=("nwpu", "nwpu45", "resisc"),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="ucmerced",
         name="UC Merced",
         counts=_each(
@@ -92,7 +92,7 @@ ENTRIES = (
         ),
         other_names=("ucm", "UC Merced Land Use", "UCMerced_LandUse"),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="rsscn7",
         name="RSSCN7",
         counts=_each(400, "aGrass bField cIndustry dRiverLake eForest fResident gParking"),
@@ -115,7 +115,7 @@ ENTRIES = (
             "Parking": "gParking",
         },
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="eurosat",
         name="EuroSAT",
         counts=_counted(
@@ -146,7 +146,7 @@ ENTRIES = (
         ),
         other_names=("EuroSAT RGB",),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="whu-rs19",
         name="WHU-RS19",
         counts=_counted(
@@ -164,7 +164,7 @@ ENTRIES = (
         home="https://captain-whu.github.io/BED4RS/",
         other_names=("WHU19", "RS19"),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="siri-whu",
         name="SIRI-WHU",
         counts=_each(
@@ -179,7 +179,7 @@ ENTRIES = (
         doi="10.1109/TGRS.2015.2496185",
         home="http://www.lmars.whu.edu.cn/prof_web/zhongyanfei/e-code.html",
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="patternnet",
         name="PatternNet",
         counts=_each(
@@ -206,7 +206,7 @@ ENTRIES = (
             ),
         ),
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="optimal-31",
         name="OPTIMAL-31",
         counts=_each(
@@ -225,7 +225,7 @@ ENTRIES = (
         doi="10.1109/TGRS.2018.2864987",
         home="https://huggingface.co/datasets/jonathan-roberts1/Optimal-31",
     ),
-    DatasetFacts(
+    DatasetInfo(
         key="rsi-cb256",
         name="RSI-CB256",
         counts=_counted(

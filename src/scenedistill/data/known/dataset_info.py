@@ -1,4 +1,4 @@
-"""Facts about one data set, and its sources."""
+"""Properties of one data set, and its sources."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """Facts about one data set.
+class DatasetInfo:
+    """Properties of one data set.
 
     Attributes:
         key: short name for the command line, lower case.

@@ -23,19 +23,19 @@ from rich.progress import Progress, TaskID
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.known.archives import extract
-from scenedistill.data.known.dataset_info import DatasetFacts, Source
+from scenedistill.data.known.dataset_info import DatasetInfo, Source
 from scenedistill.data.known.transfer import CHUNK, Limits, byte_progress
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses worth another try
 
 
 def download(
-    facts: DatasetFacts, folder: Path, *, url: str | None = None, progress: bool = True, limits: Limits | None = None
+    info: DatasetInfo, folder: Path, *, url: str | None = None, progress: bool = True, limits: Limits | None = None
 ) -> Path:
-    """Fetch and unpack a data set to `folder/{facts.name}` and return the folder that holds its class folders.
+    """Fetch and unpack a data set to `folder/{info.name}` and return the folder that holds its class folders.
 
     A data set that exists is not fetched again. Unfinished data is kept in hidden folders beside it, so that the same
-    call resumes an interrupted download, and `folder/{facts.name}` is never incomplete. The sources of the entry are
+    call resumes an interrupted download, and `folder/{info.name}` is never incomplete. The sources of the entry are
     tried in turn; `url` is used in their place. A `url` that is not one of them has no known checksum: only its length
     and the archive's own checksums are verified, so run `catalogue.check` afterwards.
 
@@ -45,16 +45,16 @@ def download(
     """
     limits = limits or Limits()
     folder = Path(folder).expanduser()
-    target = folder / facts.name
+    target = folder / info.name
     if target.is_dir() and any(target.iterdir()):
-        return _class_root(target, facts.sources)
-    sources = tuple(s for s in facts.sources if s.url == url) or (Source(url, folder=""),) if url else facts.sources
+        return _class_root(target, info.sources)
+    sources = tuple(s for s in info.sources if s.url == url) or (Source(url, folder=""),) if url else info.sources
     if not sources:
         raise UserError(
-            f"{facts.name} has no stable public address. Get it by hand at {facts.home} and unpack it so that its "
+            f"{info.name} has no stable public address. Get it by hand at {info.home} and unpack it so that its "
             f"class folders lie in {target}, or give the address of a copy you trust as url."
         )
-    work = folder / f".download-{facts.key}"
+    work = folder / f".download-{info.key}"
     try:
         work.mkdir(parents=True, exist_ok=True)
         for number, source in enumerate(sources, start=1):

@@ -1,4 +1,4 @@
-"""Choose the bands of a raster that a network takes, and how they become the bands of the network."""
+"""Choose the bands of a raster that a network uses, and convert them to the bands of the network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from scenedistill.core.errors import UserError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def choose_bands(raster: DatasetReader, wanted: int, bands: Sequence[int]) -> tuple[tuple[int, ...], Any]:
-    """Return the band numbers to read, and how the network's bands are made of them; see `Source.colour`."""
+    """Return the band numbers to read, and how the network's bands are made of them; see `RasterInfo.colour`."""
     from rasterio.enums import ColorInterp
 
     for band in bands:
@@ -46,3 +47,36 @@ def inversion_sum(raster: DatasetReader, kind: np.dtype[Any], bits: int) -> floa
     if raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
         return None
     return {"u": 2.0**bits - 1, "i": -1.0}.get(kind.kind, 0.0)
+
+
+def read_palette(raster: DatasetReader, band: int) -> np.ndarray:
+    """Return the colour of each value of a band with a palette, uint8 `[256, 3]`."""
+    table = np.zeros((256, 3), np.uint8)
+    for value, colour in raster.colormap(band).items():
+        table[value & 255] = colour[:3]
+    return table
+
+
+def to_network_bands(values: np.ndarray, colour: str, palette: np.ndarray | None) -> np.ndarray:
+    """Convert bands to the network's input.
+
+    Args:
+        values: uint8 `[bands, H, W]`.
+        colour: see `RasterInfo.colour`.
+        palette: from `read_palette`, if `colour` uses one.
+
+    Returns:
+        uint8 `[H, W, C]`.
+    """
+    if palette is not None:
+        coloured: np.ndarray = palette[values[0]]
+        return _grey(coloured) if colour == "grey palette" else coloured
+    pixels = values.transpose(1, 2, 0)
+    if colour == "repeated":
+        return np.repeat(pixels, 3, axis=2)
+    return _grey(pixels) if colour == "grey" else pixels
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """Convert `[H, W, 3]` to grey `[H, W, 1]` with Pillow's rounding, as for image files."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]

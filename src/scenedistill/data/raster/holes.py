@@ -94,7 +94,7 @@ def constants_text(found: Mapping[Path, Constant]) -> str:
 
 
 def find_holes(raster: DatasetReader, bands: tuple[int, ...], nodata: float | None) -> tuple[Any, tuple[float, ...]]:
-    """Return how pixels without data are detected: `hole` and `nodata` of a `Source`.
+    """Return how pixels without data are detected: `hole` and `nodata` of a `RasterInfo`.
 
     Args:
         raster: the opened raster.

@@ -6,19 +6,17 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
-from scenedistill.data.raster.bands import choose_bands, inversion_sum
+from scenedistill.data.raster.bands import choose_bands, inversion_sum, read_palette, to_network_bands
 from scenedistill.data.raster.holes import Constant, find_holes, find_suspected_nodata
 from scenedistill.data.raster.sources import check_opened, safe_drivers
-from scenedistill.data.raster.stretch import parse_stretch, percentiles
+from scenedistill.data.raster.stretch import parse_stretch, percentiles, to_uint8
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -32,7 +30,7 @@ PATCHES, PATCH = 10, 256
 
 
 @dataclass(frozen=True)
-class Source:
+class RasterInfo:
     """How the pixels of a raster become the network's input; plain values, so that other processes can read too.
 
     Attributes:
@@ -128,7 +126,7 @@ def gdal_reason(problem: BaseException, path: str | Path = "") -> str:
     return text.removeprefix(f"{path}: ").removeprefix(f"'{path}' ")[:200]
 
 
-def describe(
+def raster_info(
     raster: DatasetReader,
     wanted: int,
     *,
@@ -138,7 +136,7 @@ def describe(
     nodata: float | None = None,
     drivers: Sequence[str] = (),
     constants: list[Constant] | None = None,
-) -> Source:
+) -> RasterInfo:
     """Decide how a raster is read.
 
     Args:
@@ -149,7 +147,7 @@ def describe(
         stretch: `auto`, `none`, `low%,high%` or `low,high`; see `RasterConfig`.
         each_band: take the percentiles of each band by itself.
         nodata: nodata value; by default the values that the file declares.
-        drivers: stored in the `Source`.
+        drivers: stored in the `RasterInfo`.
         constants: list to which a constant that most likely means nodata is added; not looked for when None.
 
     Raises:
@@ -161,7 +159,7 @@ def describe(
     for kind in kinds:
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
-    source = Source(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
+    info = RasterInfo(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
     limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)
@@ -172,35 +170,35 @@ def describe(
     values: np.ndarray | None = None
     if constants is not None and "palette" not in colour:
         with contextlib.suppress(UserError):  # an unreadable part is reported when it is read
-            values = _patches_of(raster, source)
+            values = _patches_of(raster, info)
             constants += filter(None, [find_suspected_nodata(values)])
     if "palette" in colour:
-        return source
+        return info
     if limits == "none" or (limits == "auto" and plain):
         ends = (0.0, 2.0**bits - 1)
         if white is None and bits == 8:
-            return source
-        return replace(source, stretch=(ends if white is None else ends[::-1],) * len(chosen))
+            return info
+        return replace(info, stretch=(ends if white is None else ends[::-1],) * len(chosen))
     if limits == "auto":
         limits = ("%", 2.0, 98.0)
     unit, low, high = limits
     if not unit:
         ends = (low, high) if white is None else (white - low, white - high)
-        return replace(source, stretch=(ends,) * len(chosen))
-    values = _patches_of(raster, source) if values is None else values
+        return replace(info, stretch=(ends,) * len(chosen))
+    values = _patches_of(raster, info) if values is None else values
     whole = max(raster.shape) <= PATCHES * PATCH
     low_high = percentiles(raster.name, values, low, high, each_band, whole=whole)
-    return replace(source, stretch=low_high if white is None else tuple(ends[::-1] for ends in low_high))
+    return replace(info, stretch=low_high if white is None else tuple(ends[::-1] for ends in low_high))
 
 
 def read_pixels(
-    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+    raster: DatasetReader, info: RasterInfo, row: int, column: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a window of a raster.
 
     Args:
-        raster: `source.path`, opened and used by this thread alone.
-        source: result of `describe`.
+        raster: `info.path`, opened and used by this thread alone.
+        info: result of `raster_info`.
         row, column: first row and first column of the window.
         height, width: size of the window in pixels; it lies within the raster.
 
@@ -211,11 +209,11 @@ def read_pixels(
     Raises:
         UserError: the file is damaged there.
     """
-    palette = _palette(raster, source)
+    palette = read_palette(raster, info.bands[0]) if "palette" in info.colour else None
     pixels: np.ndarray | None = None
     known: np.ndarray | None = None
-    for start, values, valid in _slabs(raster, source, row, column, height, width):
-        part = _to_bands(_to_uint8(values, source), source, palette)
+    for start, values, valid in _slabs(raster, info, row, column, height, width):
+        part = to_network_bands(to_uint8(values, info.stretch), info.colour, palette)
         if pixels is None:
             pixels = np.empty((height, width, part.shape[2]), np.uint8)
         pixels[start : start + len(part)] = part
@@ -227,32 +225,32 @@ def read_pixels(
 
 
 def _slabs(
-    raster: DatasetReader, source: Source, row: int, column: int, height: int, width: int
+    raster: DatasetReader, info: RasterInfo, row: int, column: int, height: int, width: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
     """Yield first row, values `[bands, rows, width]` and mask of a window, some rows at a time."""
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
-    kind = np.result_type(*(raster.dtypes[band - 1] for band in source.bands))
-    bytes_of_row = width * kind.itemsize * len(source.bands)
+    kind = np.result_type(*(raster.dtypes[band - 1] for band in info.bands))
+    bytes_of_row = width * kind.itemsize * len(info.bands)
     rows = max(1, min(height, SLAB_BYTES // bytes_of_row))
     for start in range(0, height, rows):
         window = Window(column, row + start, width, min(rows, height - start))
         try:
-            values = _read(raster, source.bands, window)
-            mask = raster.read_masks(source.bands[0], window=window) if source.hole == "mask" else None
+            values = _read(raster, info.bands, window)
+            mask = raster.read_masks(info.bands[0], window=window) if info.hole == "mask" else None
         except RasterioError as problem:
             where = f"rows {row + start} to {row + height - 1}, columns {column} to {column + width - 1}"
             raise UserError(
-                f"{source.path} cannot be read at {where}: {gdal_reason(problem)}.",
+                f"{info.path} cannot be read at {where}: {gdal_reason(problem)}.",
                 advice="What was found so far is kept; the same command goes on from there.",
             ) from problem
         valid: np.ndarray | None = None
         if mask is not None:
             valid = mask != 0
-        elif source.hole == "value":
+        elif info.hole == "value":
             valid = np.zeros(values.shape[1:], bool)
-            for band, value in zip(values, source.nodata, strict=True):
+            for band, value in zip(values, info.nodata, strict=True):
                 valid |= band != np.asarray(value).astype(band.dtype)
         if values.dtype.kind == "f":
             finite = np.isfinite(values).all(0)
@@ -268,65 +266,12 @@ def _read(raster: DatasetReader, bands: tuple[int, ...], window: Any) -> np.ndar
     return np.stack([raster.read(band, window=window) for band in bands])
 
 
-def _to_uint8(values: np.ndarray, source: Source) -> np.ndarray:
-    """Stretch `[bands, H, W]` to uint8 with the same arithmetic as `data.images.read.read_image`."""
-    if source.stretch is None:
-        return values
-    found = np.empty(values.shape, np.uint8)
-    for band, (low, high), out in zip(values, source.stretch, found, strict=True):
-        if band.dtype.kind in "ui" and band.dtype.itemsize <= 2:
-            unsigned = band.view(f"u{band.dtype.itemsize}")
-            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # never clips, avoids a copy
-        else:
-            out[:] = _scaled(band, low, high)
-    return found
-
-
-@lru_cache(maxsize=64)
-def _table(kind: str, low: float, high: float) -> np.ndarray:
-    """Return the stretched values of all values of an 8- or 16-bit type, indexed by their bits."""
-    dtype = np.dtype(kind)
-    return _scaled(np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype), low, high)
-
-
-def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    exact = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-    found: np.ndarray = np.rint(np.clip((exact - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    return found
-
-
-def _to_bands(values: np.ndarray, source: Source, palette: np.ndarray | None) -> np.ndarray:
-    """Convert `[bands, H, W]` to the network's input, `[H, W, C]`."""
-    if palette is not None:
-        coloured: np.ndarray = palette[values[0]]
-        return _grey(coloured) if source.colour == "grey palette" else coloured
-    pixels = values.transpose(1, 2, 0)
-    if source.colour == "repeated":
-        return np.repeat(pixels, 3, axis=2)
-    return _grey(pixels) if source.colour == "grey" else pixels
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Convert `[H, W, 3]` to grey `[H, W, 1]` with Pillow's rounding, as for image files."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-
-
-def _palette(raster: DatasetReader, source: Source) -> np.ndarray | None:
-    """Return the colour of each value, uint8 `[256, 3]`; None without a palette."""
-    if "palette" not in source.colour:
-        return None
-    table = np.zeros((256, 3), np.uint8)
-    for value, colour in raster.colormap(source.bands[0]).items():
-        table[value & 255] = colour[:3]
-    return table
-
-
-def _patches_of(raster: DatasetReader, source: Source) -> np.ndarray:
+def _patches_of(raster: DatasetReader, info: RasterInfo) -> np.ndarray:
     """Return the values with data, `[bands, n]`, of patches spread evenly over the raster, or of all of a small one."""
     found = []
     for row, height in _patches(raster.height):
         for column, width in _patches(raster.width):
-            for _, values, valid in _slabs(raster, source, row, column, height, width):
+            for _, values, valid in _slabs(raster, info, row, column, height, width):
                 found.append(values.reshape(len(values), -1) if valid is None else values[:, valid])
     return np.concatenate(found, axis=1)
 

@@ -1,8 +1,10 @@
-"""Contrast stretch of a raster: which values become black and white."""
+"""Contrast stretch of a raster to uint8: choose the values that become black and white, and apply it."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ def percentiles(
     if not bands.size:
         if whole:
             raise UserError(f"{name} holds no data at all: every pixel is a hole.")
-        found = f"{name} has no data in the parts looked at for its range of values."
+        found = f"{name} has no data in the parts that were read for its range of values."
         raise UserError(found, advice="Give --stretch low,high.")
     ends = []
     for values in bands if each_band else [bands.ravel()]:
@@ -58,3 +60,35 @@ def percentiles(
             first, last = first - 0.5, last + 0.5
         ends.append((first, last))
     return tuple(ends if each_band else ends * len(bands))
+
+
+def to_uint8(values: np.ndarray, stretch: Sequence[tuple[float, float]] | None) -> np.ndarray:
+    """Stretch `[bands, H, W]` to uint8 with the same arithmetic as `data.images.read.read_image`.
+
+    Args:
+        values: values of the bands, `[bands, H, W]`.
+        stretch: for each band, the values that become 0 and 255; None for uint8 values, which are returned unchanged.
+    """
+    if stretch is None:
+        return values
+    found = np.empty(values.shape, np.uint8)
+    for band, (low, high), out in zip(values, stretch, found, strict=True):
+        if band.dtype.kind in "ui" and band.dtype.itemsize <= 2:
+            unsigned = band.view(f"u{band.dtype.itemsize}")
+            np.take(_table(band.dtype.str, low, high), unsigned, out=out, mode="clip")  # never clips, avoids a copy
+        else:
+            out[:] = _scaled(band, low, high)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _table(kind: str, low: float, high: float) -> np.ndarray:
+    """Return the stretched values of all values of an 8- or 16-bit type, indexed by their bits."""
+    dtype = np.dtype(kind)
+    return _scaled(np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype), low, high)
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    exact = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    found: np.ndarray = np.rint(np.clip((exact - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return found

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scenedistill.data.cache.files import Images
 
-Marks = npt.NDArray[np.void]  # [N] of `mark_type`
+Fingerprints = npt.NDArray[np.void]  # [N] of `fingerprint_type`
 Fetch = Callable[[npt.NDArray[np.int64]], Images]  # rows to uint8 [n, size, size, bands]
 
 #: Cells a side of the grid over which means are taken; cells that a symmetry of the square exchanges are averaged.
@@ -33,26 +33,28 @@ NEIGHBOURS = 8
 _BATCH = 64
 
 
-def mark_type(bands: int) -> np.dtype[np.void]:
-    """Return the type of the mark of an image: `digest`, 128 bits over its pixels, and `means`, which are invariant
-    under the symmetries of the square."""
+def fingerprint_type(bands: int) -> np.dtype[np.void]:
+    """Return the data type of an image's fingerprint: `digest`, a hash of 128 bits over its pixels, and `means`, grey
+    levels that are invariant under the symmetries of the square."""
     return np.dtype([("digest", "<u8", (2,)), ("means", "<f4", (_ORBITS * bands,))])
 
 
-def mark(images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] | None = None) -> Marks:
-    """Compute the marks of images, uint8 `[N, size, size, bands]`, or of some of their rows, batch by batch."""
+def compute_fingerprints(
+    images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] | None = None
+) -> Fingerprints:
+    """Compute the fingerprints of images, uint8 `[N, size, size, bands]`, or of some of their rows, batch by batch."""
     rows = np.arange(len(images)) if rows is None else rows
-    marks = np.empty(len(rows), mark_type(images.shape[3]))
+    fingerprints = np.empty(len(rows), fingerprint_type(images.shape[3]))
     starts = range(0, len(rows), _BATCH)
     hidden = not progress or len(rows) < 50 * _BATCH
     for start in track(starts, "comparing images", console=Console(stderr=True), transient=True, disable=hidden):
         batch = np.ascontiguousarray(images[rows[start : start + _BATCH]])
-        into = marks[start : start + _BATCH]
+        into = fingerprints[start : start + _BATCH]
         for image, place in zip(batch, into["digest"], strict=True):
             place[:] = digest(image)
         cells = _reduced(batch, CELLS).flatten(2)
         into["means"] = torch.einsum("oc,nbc->nbo", _FOLD, cells).flatten(1).numpy()
-    return marks
+    return fingerprints
 
 
 def digest(image: Images) -> npt.NDArray[np.uint64]:
@@ -60,28 +62,30 @@ def digest(image: Images) -> npt.NDArray[np.uint64]:
     return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16], "<u8")
 
 
-def copies(marks: Marks, fetch: Fetch, of: Marks, fetch_of: Fetch) -> npt.NDArray[np.int64]:
-    """Return pairs of a copy and its original, int64 `[P, 2]`: rows of `marks` and of `of`.
+def copies(fingerprints: Fingerprints, fetch: Fetch, of: Fingerprints, fetch_of: Fetch) -> npt.NDArray[np.int64]:
+    """Return pairs of a copy and its original, int64 `[P, 2]`: rows of `fingerprints` and of `of`.
 
     A copy may be flipped, turned by quarters, resized, or compressed to a JPEG of quality 50 or better: candidates are
     found by their means, and compared under the eight symmetries of the square.
 
     Args:
-        marks: marks of the images that may be copies.
+        fingerprints: fingerprints of the images that may be copies.
         fetch: function that returns these images by row.
-        of: marks of the images that may be originals.
+        of: fingerprints of the images that may be originals.
         fetch_of: function that returns those images by row.
     """
     pairs = [np.empty((0, 2), np.int64)]
-    if len(marks) and len(of):
+    if len(fingerprints) and len(of):
         tree = cKDTree(of["means"])
-        for start in range(0, len(marks), 4096):
-            pairs += list(_copies(start, marks[start : start + 4096], fetch, tree, fetch_of))
+        for start in range(0, len(fingerprints), 4096):
+            pairs += list(_copies(start, fingerprints[start : start + 4096], fetch, tree, fetch_of))
     return np.concatenate(pairs)
 
 
-def _copies(start: int, marks: Marks, fetch: Fetch, tree: cKDTree, fetch_of: Fetch) -> Iterator[npt.NDArray[np.int64]]:
-    means = marks["means"]
+def _copies(
+    start: int, fingerprints: Fingerprints, fetch: Fetch, tree: cKDTree, fetch_of: Fetch
+) -> Iterator[npt.NDArray[np.int64]]:
+    means = fingerprints["means"]
     count = min(NEIGHBOURS, tree.n)
     limit = MAX_RMS * means.shape[1] ** 0.5
     _, near = tree.query(means, k=count, distance_upper_bound=limit, workers=-1)

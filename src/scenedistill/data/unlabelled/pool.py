@@ -18,10 +18,10 @@ from scenedistill.core.disk import short_hash, whole_file
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache.build import SceneCache, cache_home, complaint, folder_name
-from scenedistill.data.cache.files import CacheSettings, Images, StoredCache, marks_file
+from scenedistill.data.cache.files import CacheSettings, Images, StoredCache, fingerprints_file
 from scenedistill.data.cache.write import FileReader, SceneReader, stored_scenes
 from scenedistill.data.splits.draw import Split
-from scenedistill.data.unlabelled.copies import Marks, copies, digest, mark, mark_type
+from scenedistill.data.unlabelled.copies import Fingerprints, compute_fingerprints, copies, digest, fingerprint_type
 from scenedistill.data.unlabelled.sources import ImageFolder, Raster, find_sources
 from scenedistill.data.unlabelled.tiles import NO_DATA, TileReader
 
@@ -221,15 +221,19 @@ def collect_unlabelled(
         raise UserError(f"No readable image without label: {found}. Give others with --data.unlabelled.")
 
     source_of = np.repeat(np.arange(len(opened)), [len(one.rows) for one in opened])
-    rows, marks = (np.concatenate([getattr(one, name) for one in opened]) for name in ("rows", "marks"))
-    first = np.sort(np.unique(marks["digest"], axis=0, return_index=True)[1])
-    images = UnlabelledPart([one.array for one in opened], source_of[first], rows[first], marks["digest"][first], bands)
+    rows, fingerprints = (np.concatenate([getattr(one, name) for one in opened]) for name in ("rows", "fingerprints"))
+    first = np.sort(np.unique(fingerprints["digest"], axis=0, return_index=True)[1])
+    images = UnlabelledPart(
+        [one.array for one in opened], source_of[first], rows[first], fingerprints["digest"][first], bands
+    )
     pairs = np.empty((0, 2), np.int64)
     if labelled is not None:
         own = labelled.images
-        pairs = copies(marks[first], images.images, mark(own, progress=progress), own.__getitem__)
+        pairs = copies(
+            fingerprints[first], images.images, compute_fingerprints(own, progress=progress), own.__getitem__
+        )
     left_out = (
-        _count(len(marks) - len(first), "copy of another", "copies of others"),
+        _count(len(fingerprints) - len(first), "copy of another", "copies of others"),
         _count(sum(len(one.bad) for one in opened), "unreadable one", "unreadable ones"),
         _count(sum(one.empty for one in opened), "tile without data", "tiles without data"),
     )
@@ -245,7 +249,7 @@ class _Opened:
     noun: str  # "image" or "tile"
     array: Path
     rows: Positions  # rows of the scenes in the array
-    marks: Marks  # marks of these rows
+    fingerprints: Fingerprints  # of these rows
     bad: tuple[tuple[str, str], ...]
     empty: int  # tiles without data
 
@@ -266,36 +270,36 @@ def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCach
     reasons = [(path, stored.reasons[path]) for path, row in zip(paths, rows, strict=True) if row < 0]
     bad = tuple((path, reason) for path, reason in reasons if reason != NO_DATA)
     rows = rows[rows >= 0]
-    marks = _marks(stored, progress)[rows]
+    fingerprints = _stored_fingerprints(stored, progress)[rows]
     root, noun = (source.root, "image") if isinstance(source, ImageFolder) else (source.path, "tile")
-    return _Opened(root, noun, stored.array, rows, marks, bad, len(reasons) - len(bad))
+    return _Opened(root, noun, stored.array, rows, fingerprints, bad, len(reasons) - len(bad))
 
 
-def _marks(stored: StoredCache, progress: bool) -> Marks:
-    """Return the marks of all rows of a cache, read from their file or computed and stored there."""
-    file, kind = marks_file(stored.array), mark_type(stored.images.shape[3])
+def _stored_fingerprints(stored: StoredCache, progress: bool) -> Fingerprints:
+    """Return the fingerprints of all rows of a cache, read from their file or computed and stored there."""
+    file, kind = fingerprints_file(stored.array), fingerprint_type(stored.images.shape[3])
     with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as opened:
-        kept: Marks = np.load(opened)
-        told = opened.read()  # the checksum; a file of an older version has none
-        if kept.dtype == kind and len(kept) == len(stored.images) and told in (b"", _checksum(kept)):
+        kept: Fingerprints = np.load(opened)
+        checksum = opened.read()  # empty in a file of an older version
+        if kept.dtype == kind and len(kept) == len(stored.images) and checksum in (b"", _checksum(kept)):
             return kept
     if any(stored.is_damaged(row) for row in range(len(stored.images))):
         raise _damaged(stored.array)
-    marks = mark(stored.images, progress=progress)
+    fingerprints = compute_fingerprints(stored.images, progress=progress)
     with contextlib.suppress(OSError), whole_file(file, part=f"{uuid.uuid4().hex}.part") as into:
-        np.save(into, marks)
-        into.write(_checksum(marks))
-    return marks
+        np.save(into, fingerprints)
+        into.write(_checksum(fingerprints))
+    return fingerprints
 
 
-def _checksum(marks: Marks) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(marks).data).digest()[:16]
+def _checksum(fingerprints: Fingerprints) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(fingerprints).data).digest()[:16]
 
 
 def _damaged(array: Path) -> Damaged:
     return Damaged(
         f"{array} is damaged: an image in it is not what was decoded. Delete "
-        f"{array.with_name('manifest.json')} and give the same command again: the images are then decoded anew."
+        f"{array.with_name('manifest.json')} and give the same command again: the images are then decoded again."
     )
 
 

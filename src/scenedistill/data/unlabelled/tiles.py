@@ -15,7 +15,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.cache.files import Images, Stamp
 from scenedistill.data.cache.write import file_stamp
 from scenedistill.data.images.read import UnreadableImage, squash
-from scenedistill.data.raster.read import Source, describe, open_raster, read_pixels
+from scenedistill.data.raster.read import RasterInfo, open_raster, raster_info, read_pixels
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -88,11 +88,11 @@ class TileReader:
         return squash(np.ascontiguousarray(pixels), self.size)
 
     @functools.cached_property
-    def _source(self) -> Source:
+    def _source(self) -> RasterInfo:
         """How the raster's values are read; determined when the first tile is read."""
         with open_raster(self.path) as raster:
             try:
-                return describe(raster, self.bands)
+                return raster_info(raster, self.bands)
             except UserError as problem:
                 advice = str(problem).replace("Give --stretch low,high.", "Convert it to 8 bits first.")
                 raise UserError(advice) from problem

@@ -27,7 +27,7 @@ from scenedistill.training.fitting import fit
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
 
-class Ours:
+class DistillationServer:
     """Process function of a distillation as in `scenedistill run`, with Lightning; timed between the ends of steps.
 
     All turns are in one epoch, so that the networks are compiled only once.

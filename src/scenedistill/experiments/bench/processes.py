@@ -18,7 +18,7 @@ SECONDS, END = "seconds", "end"
 Serve = Callable[[Connection, Bench], None]
 
 
-class Apart:
+class LoopProcess:
     """A loop in another process.
 
     Args:
@@ -32,10 +32,10 @@ class Apart:
 
     def __init__(self, bench: Bench, serve: Serve) -> None:
         context = forking_context("scenedistill.experiments.bench.ours")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_begin, args=(serve, theirs, bench))
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_begin, args=(serve, other_end, bench))
         self._process.start()
-        theirs.close()
+        other_end.close()
         self.description = str(self._answer())
 
     def seconds(self) -> float:
@@ -62,7 +62,7 @@ class Apart:
         return answer
 
 
-class Theirs:
+class LoopServer:
     """Process function of a loop with torch's default settings, memory allocator included.
 
     Args:
@@ -81,11 +81,11 @@ class Theirs:
         loop.close()
 
 
-class Kept(Theirs):
+class TunedLoopServer(LoopServer):
     """Process function of a loop with the memory settings of our runs: for parts of ours, and for tuned others."""
 
     def __call__(self, pipe: Connection, bench: Bench) -> None:
-        """See `Theirs`."""
+        """See `LoopServer`."""
         keep_memory()
         torch.backends.cudnn.benchmark = True
         super().__call__(pipe, bench)

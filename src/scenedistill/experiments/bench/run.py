@@ -27,8 +27,8 @@ from scenedistill.experiments.bench.loops import (
     student_step,
     teacher_forward,
 )
-from scenedistill.experiments.bench.ours import Ours
-from scenedistill.experiments.bench.processes import Apart, Kept, Serve, Theirs
+from scenedistill.experiments.bench.ours import DistillationServer
+from scenedistill.experiments.bench.processes import LoopProcess, LoopServer, Serve, TunedLoopServer
 from scenedistill.experiments.bench.speed import (
     COMPILED,
     DATA,
@@ -50,21 +50,21 @@ from scenedistill.models.table1 import STUDENTS
 Factory = Callable[[Bench], Loop]
 
 
-def apart(serve: Serve) -> Factory:
+def in_own_process(serve: Serve) -> Factory:
     """Return the factory of a loop in a process of its own."""
-    return lambda bench: Apart(bench, serve)
+    return lambda bench: LoopProcess(bench, serve)
 
 
 COMPILABLE = (TEACHER, STUDENT, ONLINE, STORE)
 GENERATED = 1200  # images, where no data are given
 #: Our own loops by their name in the results.
 LOOPS: dict[str, Factory] = {
-    TEACHER: apart(Kept(teacher_forward)),
-    STUDENT: apart(Kept(student_step)),
-    DATA: apart(Kept(data_only)),
-    NAIVE: apart(Theirs(Naive)),
-    ONLINE: apart(Ours(views=0)),
-    STORE: apart(Ours(views=1)),
+    TEACHER: in_own_process(TunedLoopServer(teacher_forward)),
+    STUDENT: in_own_process(TunedLoopServer(student_step)),
+    DATA: in_own_process(TunedLoopServer(data_only)),
+    NAIVE: in_own_process(LoopServer(Naive)),
+    ONLINE: in_own_process(DistillationServer(views=0)),
+    STORE: in_own_process(DistillationServer(views=1)),
 }
 
 

@@ -54,8 +54,9 @@ class SpeedResult(Measurement):
 
 
 def speed_table(result: SpeedResult) -> str:
-    """Format a Markdown table of every loop and student, a column for each size, with a line of facts below it; then,
-    where loops of other packages were measured too, a table of how many times as fast ours are.
+    """Format a Markdown table of every loop and student, with a column for each size and a line on data and machine.
+
+    Where loops of other packages were measured too, a table of how many times as fast ours are follows.
 
     A cell has the median images/s (smallest to largest), the share of the speed of the loop's parts in sequence where
     it has parts, and the share of the machine's peak operations per second.

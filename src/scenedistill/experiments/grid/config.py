@@ -285,7 +285,7 @@ def _check_methods(config: GridConfig) -> None:
             except UserError as problem:
                 raise UserError(f"methods.{label}: {problem}") from problem
         if label == "plain" and needs_teacher(made):
-            raise UserError("methods.plain asks the teacher; plain is the label of a student trained on labels alone.")
+            raise UserError("methods.plain uses the teacher; plain is the label of a student trained on labels alone.")
 
 
 def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:

@@ -90,7 +90,7 @@ def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
     seed, factors = config.tuning.seed, sorted(config.tuning.factors)
     note = f"Weights chosen from {len(factors)} factors on validation images of seed {seed}."
     if set(config.seeds) - {seed} and not config.base.data.split_file:
-        note += " Other seeds draw their splits anew, so that some of these images are test images there."
+        note += " Other seeds draw other splits, so that some of these images are test images there."
     edge = [choice.label for choice in choices if len(factors) > 1 and choice.factor in (factors[0], factors[-1])]
     if edge:
         note += f" At the edge of the factors, where more might be gained: {', '.join(dict.fromkeys(edge))}."

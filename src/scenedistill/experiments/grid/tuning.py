@@ -78,7 +78,7 @@ def write_choices(choices: list[Choice], tuning: TuningConfig, epochs: int, path
     write_json(
         path,
         {
-            "what": "factor on the weight of all losses that ask the teacher; OA on the validation images after the "
+            "what": "factor on the weight of all losses that use the teacher; OA on the validation images after the "
             "last epoch, null where the training diverged; a factor of null where all did",
             "val_fraction": tuning.val_fraction,
             "seed": tuning.seed,

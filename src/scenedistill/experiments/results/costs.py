@@ -76,7 +76,7 @@ def cost_rows(label: str, network: str, cost: NetworkCost, oas: Sequence[float])
 
 
 def costs_table(result: CostResult) -> str:
-    """Format a Markdown table with a line for each network, and lines of facts and of ratios below it.
+    """Format a Markdown table with a line for each network; below it, lines on the conditions and on ratios.
 
     A time is the mean for one image, then the 50th, 90th and 99th percentile over the passes.
     """
@@ -93,14 +93,14 @@ def costs_table(result: CostResult) -> str:
         sizes = [f"{row.parameters / 1e6:.2f}", f"{row.bytes / 1e6:.1f}", f"{row.operations / 1e9:.3f}", oa]
         table.append([network, label, *sizes, *(_time(cells.get(place)) for place in places)])
     passes = sorted({row.passes for row in result.rows})
-    facts = (
+    conditions = (
         f"{result.data}, {result.pixels} pixels, {result.precision}, CPU threads: {result.threads}; mean time (50th, "
         f"90th, 99th percentile) of {' or '.join(str(count) for count in passes)} passes after a warm-up, the networks "
         f"in turns; MB of float32 values, operations in multiply-accumulates; {machine_text(result.hardware)}; "
         f"{result.date}. {result.notes}"
     ).strip()
     ratios = _ratios(networks, places)
-    return f"{markdown_table(head, table)}\n\n{facts}" + (f"\n\n{ratios}" if ratios else "")
+    return f"{markdown_table(head, table)}\n\n{conditions}" + (f"\n\n{ratios}" if ratios else "")
 
 
 def _ratios(

@@ -102,7 +102,7 @@ def read_result(path: Path) -> Result:
     except FileNotFoundError:
         raise UserError(f"There is no result file {path}.\nRun the experiment that writes it.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.\nWrite it anew with the experiment's command.") from None
+        raise UserError(f"{path} is not valid JSON: {error}.\nWrite it again with the experiment's command.") from None
     return from_json(without_checksum(record, path), path)
 
 
@@ -223,7 +223,7 @@ def keys(record: object, where: str, path: Path, known: set[str], needed: set[st
     for name in missing:
         near = difflib.get_close_matches(name, unknown, n=1)
         hint = f" Is {near[0]!r} meant?" if near else ""
-        raise UserError(f"{path}: {where} has no {name!r}.{hint}\nWrite the file anew with the experiment's command.")
+        raise UserError(f"{path}: {where} has no {name!r}.{hint}\nWrite the file again with the experiment's command.")
     if closed and unknown:
         near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."

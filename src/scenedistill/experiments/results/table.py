@@ -13,7 +13,7 @@ from scenedistill.experiments.results.record import Result, Row
 
 
 def result_table(result: Result) -> str:
-    """Format a result as a Markdown table with a line of facts below it.
+    """Format a result as a Markdown table with a line on data, settings and machine below it.
 
     Teachers come first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
     sample standard deviation where there are two seeds or more. The gain is the OA in points over the plain student of
@@ -23,7 +23,7 @@ def result_table(result: Result) -> str:
     """
     table = markdown_table(*cells(result))
     meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
-    return f"{table}\n\n{facts(result)}{meaning}"
+    return f"{table}\n\n{conditions(result)}{meaning}"
 
 
 def cells(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -111,7 +111,7 @@ def _compared(rows: Sequence[Row], everything: Sequence[Row]) -> tuple[dict[int,
     return {row.seed: 100 * row.oa for row in rows}, by_seed(everything, first.student, "plain")
 
 
-def facts(result: Result) -> str:
+def conditions(result: Result) -> str:
     """Format one line of the data, the settings, the time, the machine and the notes."""
     if isinstance(result.epochs, dict):
         epochs = ", ".join(f"{count} epochs ({name})" for name, count in result.epochs.items())

@@ -1,1 +1,1 @@
-"""A raster of any size becomes maps."""
+"""Classify rasters of any size window by window, and write maps."""

@@ -1,4 +1,4 @@
-"""Batches of windows of a raster, as a network takes them."""
+"""Read windows of a raster into batches of network inputs."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scenedistill.data.images.read import squash
-from scenedistill.data.raster.read import Source, open_raster, read_pixels
+from scenedistill.data.raster.read import RasterInfo, open_raster, read_pixels
 from scenedistill.inference.raster.progress import RasterProgress
 from scenedistill.inference.raster.windows import Grid
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-#: Pixels read at once by a reader, in bytes; a window larger than that is read alone.
+#: Bytes of pixels that a reader reads at once; a larger window is read alone.
 REGION_BYTES = 32 << 20
 
+#: Rows, columns, and whether these cells have data, as a bool or a bool array.
 Cells = list[tuple[slice, slice, Any]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that the work on windows needs, fit to be sent to other processes.
+    """Description of the work on the windows of a raster; it can be pickled for other processes.
 
     Attributes:
-        source: how pixels are read.
-        grid: of windows and cells.
-        folder: of the `RasterProgress`.
-        classes: K.
-        side: of the squares that the network takes, in pixels.
-        bands: of the network.
-        min_valid: share of a window's pixels, and of a cell's, that must hold data, 0..1.
-        batch_size: windows of one pass.
-        readers: threads that read.
+        info: how pixels are read.
+        grid: grid of windows and cells.
+        folder: folder of the `RasterProgress`.
+        classes: number of classes K.
+        side: side of the network's input in pixels.
+        bands: number of bands of the network.
+        min_valid: minimum share of valid pixels in a window and in a cell, 0..1.
+        batch_size: number of windows per forward pass.
+        readers: number of reading threads.
     """
 
-    source: Source
+    info: RasterInfo
     grid: Grid
     folder: Path
     classes: int
@@ -52,25 +53,32 @@ class Job:
 
     @property
     def windows(self) -> int:
-        """How many there are; window (i, j) has the number i x columns + j."""
+        """Number of windows; window (i, j) has the index i x columns + j."""
         return self.grid.shape[0] * self.grid.shape[1]
 
     def open_progress(self) -> RasterProgress:
-        """What is known so far, after `RasterProgress.begin`."""
+        """Open the saved probabilities; `RasterProgress.begin` must have created them."""
         return RasterProgress(self.folder, self.windows, self.classes, self.grid.cells)
 
 
 class Batch(NamedTuple):
-    """Windows as the network takes them."""
+    """Batch of n windows, of which m have enough data to be classified.
 
-    windows: np.ndarray  # all that were asked for, int64 [n]
-    used: np.ndarray  # which of these the network is to see, int64 [m]; the others hold too little data
-    images: np.ndarray  # uint8 [m, side, side, bands]
-    cells: Cells  # for each piece: rows, columns, and whether they hold data
+    Attributes:
+        windows: indices of all windows, int64 `[n]`.
+        used: positions in `windows` of those with enough data, int64 `[m]`.
+        images: network inputs, uint8 `[m, side, side, bands]`.
+        cells: cells assigned to the windows, and whether they have data.
+    """
+
+    windows: np.ndarray
+    used: np.ndarray
+    images: np.ndarray
+    cells: Cells
 
 
 def read_batch(job: Job, raster: DatasetReader, windows: np.ndarray) -> Batch:
-    """Read windows, leave out those with too little data, and squash the others to what the network takes."""
+    """Read windows, given by index, int64 `[n]`; resize those with enough data to the network's input size."""
     images = np.empty((len(windows), job.side, job.side, job.bands), np.uint8)
     used: list[int] = []
     cells: Cells = []
@@ -79,7 +87,7 @@ def read_batch(job: Job, raster: DatasetReader, windows: np.ndarray) -> Batch:
         top = int(job.grid.start(0, row))
         left, right = int(job.grid.start(1, columns.start)), int(job.grid.start(1, columns.stop - 1))
         height, width = job.grid.window
-        pixels, valid = read_pixels(raster, job.source, top, left, height, right - left + width)
+        pixels, valid = read_pixels(raster, job.info, top, left, height, right - left + width)
         cells += _cells(job, row, columns, valid, top, left)
         for column in columns:
             start = int(job.grid.start(1, column)) - left
@@ -93,7 +101,7 @@ def read_batch(job: Job, raster: DatasetReader, windows: np.ndarray) -> Batch:
 
 
 def _runs(job: Job, windows: np.ndarray) -> Iterator[tuple[int, range]]:
-    """Row and columns of windows that lie side by side, no more than are to be read at once."""
+    """Yield row and columns of adjacent windows that are read at once, at most `REGION_BYTES`."""
     height, width = job.grid.window
     most = REGION_BYTES // (height * job.bands)  # pixels across
     count = max(1, 1 + (most - width) // job.grid.step[1])
@@ -107,7 +115,7 @@ def _runs(job: Job, windows: np.ndarray) -> Iterator[tuple[int, range]]:
 
 
 def _cells(job: Job, row: int, columns: range, valid: np.ndarray | None, top: int, left: int) -> Cells:
-    """Which of the cells that windows of a row look after hold data."""
+    """Return which of the cells assigned to windows of a row have data."""
     grid = job.grid
     rows, last = grid.owned(0, row), grid.owned(1, columns[-1])
     across = range(columns[0], last.stop)
@@ -124,12 +132,13 @@ def _cells(job: Job, row: int, columns: range, valid: np.ndarray | None, top: in
 
 
 def _enough(known: np.ndarray, share: float) -> bool:
+    """Return whether any pixels, and at least this share of them, are valid."""
     found = float(known.mean())
     return found > 0 and found >= share
 
 
 def _filled(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Holes in the mean colour of the rest, which the network takes less for something than black."""
+    """Fill holes with the mean colour of the valid pixels, which affects the prediction less than black."""
     if known.all():
         return pixels
     filled = pixels.copy()
@@ -138,16 +147,16 @@ def _filled(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 class Rasters:
-    """The raster, opened once by each thread, because GDAL's handles are not to be shared."""
+    """Handles of a raster, one per thread, because GDAL handles are not thread-safe."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, info: RasterInfo) -> None:
+        self.info = info
         self._local, self._all = threading.local(), list["DatasetReader"]()
 
     def own(self) -> DatasetReader:
-        """That of this thread."""
+        """Return the handle of the current thread, and open it at the first call."""
         if not hasattr(self._local, "raster"):
-            self._local.raster = open_raster(self.source.path, self.source.drivers)
+            self._local.raster = open_raster(self.info.path, self.info.drivers)
             self._all.append(self._local.raster)
         raster: DatasetReader = self._local.raster
         return raster

@@ -1,4 +1,4 @@
-"""How a raster is looked at, and what comes out."""
+"""Settings and result of the classification of a raster."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from scenedistill.core.errors import UserError
 
 @dataclass
 class RasterConfig:
-    """How a raster is looked at, and what is written.
+    """Settings of the classification of a raster and of its maps.
 
     Attributes:
-        window: side of a window in `units`; the network's own (`stored_size`) when not given. Best is what the training
-            scenes covered on the ground.
-        units: `pixels`, or `metres` on the ground at the raster's middle.
-        overlap: share of a window that the next one shows again, 0 to below 1. The step, and the side of a cell of the
-            maps, is the window x (1 - overlap); a cell has the mean of all windows over it, weighted by area.
-        bands: numbers of the bands the network is to see, in its order, such as 3,2,1; the first ones that are not
-            alpha when not given.
-        stretch: how values become 0..255: `auto` (8-bit as they are, others from their 2nd to 98th percentile over the
-            raster), `none`, percentiles such as `1%,99%`, or values such as `0,4000`.
-        each_band: take percentiles for each band by itself, not over all bands together.
-        nodata: value that means no data where all bands have it; what the file says when not given.
-        min_valid: share of a window's pixels that must hold data for the network to look at it, and of a cell's for it
-            to be on the map, 0..1.
-        vectors: polygons as `gpkg`, as `geojson` (in WGS84) or `none`.
-        regions: also neighbouring cells of one class merged, with their mean probabilities.
-        classes: a Cloud-Optimised GeoTIFF of the classes.
-        batch_size: windows of one pass of the network.
-        readers: threads that read; 4 at most, or as many as there are cores, when not given.
-        processes: that work at once, each with the network in its memory.
-        drivers: of GDAL that may open the raster, such as [GTiff]; when not given, the one of its content, of formats
-            that hold their own pixels.
-        vrt_sources: folders in which the files of a VRT may lie, beside its own folder; [any] lets it name every file
-            and every address.
-        restart: throw away the unfinished work of an earlier call instead of going on with it.
+        window: side of a window in `units`; by default the image size of the network (`stored_size`). Accuracy is best
+            if it covers as much ground as a training scene.
+        units: `pixels`, or `metres` on the ground at the middle of the raster.
+        overlap: share of a window that the next one covers again, from 0 to below 1. The step between windows, which is
+            also the side of a map cell, is window x (1 - overlap); the probabilities of a cell are the mean over the
+            windows that cover it, weighted by area.
+        bands: numbers of the bands to use, from 1, in the order of the network, such as 3,2,1; by default the first
+            bands that are not alpha.
+        stretch: conversion of values to 0..255: `auto` (8-bit values unchanged, others from the 2nd to the 98th
+            percentile over the raster), `none`, percentiles such as `1%,99%`, or values such as `0,4000`.
+        each_band: compute the percentiles for each band separately instead of over all bands.
+        nodata: value that marks pixels without data if all bands have it; by default the value the file declares.
+        min_valid: minimum share of valid pixels, 0..1: in a window for it to be classified, and in a cell for it to
+            appear on the map.
+        vectors: format of the polygons: `gpkg`, `geojson` (in WGS84) or `none`.
+        regions: also write neighbouring cells of one class merged into regions, with their mean probabilities.
+        classes: write a Cloud-Optimised GeoTIFF of the classes.
+        batch_size: number of windows per forward pass.
+        readers: number of reading threads; by default the number of cores, at most 4.
+        processes: number of parallel processes, each with the network in its memory.
+        drivers: GDAL drivers that may open the raster, such as [GTiff]; by default chosen by its content, from formats
+            that contain their own pixels.
+        vrt_sources: folders, besides its own, that the files of a VRT may be in; [any] allows every file and address.
+        restart: discard the unfinished work of an earlier call instead of resuming it.
     """
 
     window: float | None = None
@@ -61,23 +61,23 @@ class RasterConfig:
 
 @dataclass(frozen=True)
 class RasterResult:
-    """What came out.
+    """Files and statistics of the classification of a raster.
 
     Attributes:
-        polygons: GeoPackage (layers `scenes`, `regions`) or GeoJSON; None when not wanted.
-        regions: where the regions are: the same GeoPackage, or a GeoJSON of their own; None when not wanted.
-        classes: the GeoTIFF; None when not wanted.
-        record: JSON with all below and how it was made.
-        windows: of the grid.
-        left_out: windows with too little data.
-        resumed: windows that an earlier call had answered.
-        cells: how many cells each class has.
-        megapixels: of the raster, in millions.
-        seconds: that this call took.
-        reading: share of the seconds in which the network waited for pixels, 0..1.
-        network: share of the seconds in the network.
-        writing: share of the seconds in which only writing went on.
-        notes: what about the raster deserves a second look.
+        polygons: GeoPackage (layers `scenes` and `regions`) or GeoJSON of the cells; None if not written.
+        regions: file of the regions: the same GeoPackage, or a separate GeoJSON; None if not written.
+        classes: GeoTIFF of the classes; None if not written.
+        record: JSON with the statistics below and the settings.
+        windows: number of windows.
+        left_out: number of windows with too little data.
+        resumed: number of windows that an earlier call had classified.
+        cells: number of cells of each class.
+        megapixels: size of the raster in millions of pixels.
+        seconds: duration of this call.
+        reading: share of the duration spent waiting for pixels, 0..1.
+        network: share of the duration spent in the network, 0..1.
+        writing: share of the duration spent waiting for writing, 0..1.
+        notes: warnings about the raster, such as a likely nodata value.
     """
 
     polygons: Path | None
@@ -97,10 +97,10 @@ class RasterResult:
 
 
 def check_config(config: RasterConfig) -> None:
-    """Refuse what cannot be.
+    """Check the settings that do not depend on the raster.
 
     Raises:
-        UserError: a setting outside its range, or nothing to be written.
+        UserError: a setting is out of range, or no file would be written.
     """
     for name, least in (("batch_size", 1), ("processes", 1), ("readers", 1)):
         value = getattr(config, name)
@@ -113,10 +113,10 @@ def check_config(config: RasterConfig) -> None:
 
 
 def band_numbers(bands: list[int] | str | None) -> list[int]:
-    """The numbers in a list or a text such as `3,2,1`; none at all when not given.
+    """Return band numbers from a list or a text such as `3,2,1`; an empty list for None.
 
     Raises:
-        UserError: no such text.
+        UserError: the text is anything else.
     """
     if not isinstance(bands, str):
         return bands or []

@@ -1,4 +1,4 @@
-"""The files of a raster's maps: written from the answers, put in place at once, known again when finished."""
+"""Map files of a raster: write them from the probabilities, publish them atomically, and reuse finished ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from scenedistill import __version__
 from scenedistill.core.disk import file_damage, file_hash, shown_path, write_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.raster.read import gdal_reason
+from scenedistill.inference.raster.class_raster import ClassRaster
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
 from scenedistill.inference.raster.progress import RasterProgress, read_plan
 from scenedistill.inference.raster.style import class_colours
 from scenedistill.inference.raster.windows import average
-from scenedistill.inference.raster.write import CHUNK, ClassRaster, Place, Polygons, outlines, regions
+from scenedistill.inference.raster.write import CHUNK, Place, Polygons, outlines, regions
 
-FILES = ("polygons", "regions", "classes")  # of a RasterResult
-RECORD = "record.json"  # until it is in place
+FILES = ("polygons", "regions", "classes")  # fields of `RasterResult`
+RECORD = "record.json"  # name before publication
 
 
 class Names:
-    """The files of one raster's maps.
+    """Names of the map files of one raster.
 
     Args:
-        out: their folder.
-        raster: as it was given.
+        out: output folder.
+        raster: path or name of the raster as given.
     """
 
     def __init__(self, out: Path, raster: str) -> None:
@@ -45,10 +46,10 @@ class Names:
         self.record = self.out / f"{self.stem}.json"
         self.unfinished = self.out / f"{self.stem}.part"
         self.made = self.unfinished / "maps"
-        self.done = self.out / f".{self.stem}.done"  # what `unfinished` becomes once all maps are in place
+        self.done = self.out / f".{self.stem}.done"  # name of `unfinished` once all maps are published
 
     def files(self, config: RasterConfig) -> dict[str, Path]:
-        """What is written, by its name in `RasterResult`."""
+        """Return the files to write, by their field in `RasterResult`."""
         found = {}
         if config.vectors != "none":
             found["polygons"] = self.out / f"{self.stem}.{config.vectors}"
@@ -61,11 +62,11 @@ class Names:
 
 
 @contextmanager
-def alone(names: Names) -> Iterator[None]:
-    """Hold the maps of a raster, which the system frees when its holder dies.
+def locked(names: Names) -> Iterator[None]:
+    """Lock the maps of a raster; the system releases the lock if the process dies.
 
     Raises:
-        UserError: another process holds them, or the folder cannot be made.
+        UserError: another process holds the lock, or the folder cannot be created.
     """
     if shown_path(names.out) != str(names.out):
         raise UserError(f"{shown_path(names.out)}: GDAL takes only names in UTF-8. Choose another folder.")
@@ -96,18 +97,18 @@ def write_maps(
     config: RasterConfig,
     tags: Mapping[str, str],
 ) -> tuple[dict[str, int], int]:
-    """Write all maps, unfinished, below `names.made`.
+    """Write all maps into `names.made`, from which `publish` moves them.
 
     Args:
-        classes: K names.
-        place: where the cells lie.
-        progress: every window is done.
-        names: of the files.
-        config: what is wanted.
-        tags: what the GeoTIFF says of itself.
+        classes: names of the K classes.
+        place: position of the cells on the map.
+        progress: probabilities, with all windows done.
+        names: names of the files.
+        config: which maps to write.
+        tags: metadata for the GeoTIFF.
 
     Returns:
-        The number of cells of each class, and of windows that were left out.
+        The number of cells of each class, and the number of windows that were left out.
     """
     shutil.rmtree(names.made, ignore_errors=True)
     names.made.mkdir()
@@ -145,7 +146,7 @@ def write_maps(
 
 
 def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: RasterProgress) -> None:
-    """Neighbouring cells of one class as one polygon with their mean probabilities."""
+    """Add regions of neighbouring cells of one class as polygons with their mean probabilities."""
     numbers, columns = regions(labels), place.grid.shape[1]
     count = int(numbers.max(initial=-1)) + 1
     sums = np.zeros((count, len(merged.classes)), np.float32)
@@ -154,7 +155,7 @@ def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: R
     for row, probabilities in enumerate(rows):
         valid = numbers[row] >= 0
         which, turn = np.unique(numbers[row][valid], return_inverse=True)
-        part = np.zeros((len(which), len(merged.classes)))  # row by row, so that nothing small is added to a large sum
+        part = np.zeros((len(which), len(merged.classes)))  # sums per row first, to avoid rounding errors
         np.add.at(part, turn, probabilities[valid])
         sums[which] += part
         cells[which] += np.bincount(turn, minlength=len(which)).astype(np.int32)
@@ -166,11 +167,11 @@ def _add_regions(merged: Polygons, labels: np.ndarray, place: Place, progress: R
         merged.add([shape for _, shape in chunk], named[which], means, cells[which, None])
 
 
-def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> RasterResult | None:
-    """What an earlier call made of the same plan, with all its files; None when there is no such thing.
+def find_finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> RasterResult | None:
+    """Return the result of an earlier call with the same plan, if all its files exist; otherwise None.
 
     Raises:
-        Damaged: one of the files is not what was written; it may have been edited, and so is not replaced unasked.
+        Damaged: a file has changed since it was written. It may have been edited, so it is not replaced.
     """
     record = _read_record(names)
     wanted = names.files(config)
@@ -184,7 +185,7 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
                 f"{names.record.parent}: {problem}, or was edited since. Remove it, and the same command makes the "
                 "maps again; or give another --out."
             )
-    if read_plan(names.unfinished) in (plan, None):  # None counts for nothing; of another plan it is unfinished work
+    if read_plan(names.unfinished) in (plan, None):  # without a plan it is useless, with another plan it is other work
         shutil.rmtree(names.unfinished, ignore_errors=True)
     files: dict[str, Any] = {name: wanted.get(name) for name in FILES}
     result = {**record["result"], "notes": tuple(record["result"].get("notes", ()))}
@@ -192,10 +193,10 @@ def finished(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> Ras
 
 
 def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfig) -> None:
-    """Maps of the same raster may be replaced, and nothing else.
+    """Check that the output files are absent, or are maps of the same raster.
 
     Raises:
-        UserError: there are files that come from elsewhere, or unfinished work on another raster.
+        UserError: a file was not written by scenedistill, or there are maps of or unfinished work on another raster.
     """
     begun = read_plan(names.unfinished)
     if begun is not None and begun.get("raster") != plan["raster"]:
@@ -214,10 +215,11 @@ def check_replaceable(names: Names, plan: Mapping[str, Any], config: RasterConfi
 
 
 def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result: RasterResult) -> None:
-    """Put the maps where they belong, then the record, and let go of what is no longer needed.
+    """Move the maps to the output folder, then the record, and delete the intermediate files.
 
-    While maps are replaced there is no record, so that a kill leaves none over maps that it does not speak of. What is
-    no longer needed gets another name at once: a kill never leaves a part of it that looks like unfinished work.
+    The old record is deleted before the maps are replaced, so that after a kill no record describes other maps. The
+    folder of intermediate files is renamed before it is deleted, so that a kill never leaves a part of it that looks
+    like unfinished work.
     """
     wanted, classes = names.files(config), plan["class names"]
     content = {
@@ -242,7 +244,7 @@ def publish(names: Names, config: RasterConfig, plan: Mapping[str, Any], result:
 
 
 def _clear(names: Names) -> None:
-    """Finish what `publish` does last, whether now or where an earlier call was killed."""
+    """Do the last step of `publish`: move the record and delete the folder, also after an earlier call was killed."""
     record = names.done / names.made.name / RECORD
     if record.exists():
         record.replace(names.record)
@@ -250,8 +252,8 @@ def _clear(names: Names) -> None:
 
 
 @contextmanager
-def plain_errors(raster: str) -> Iterator[None]:
-    """Troubles of the system and of GDAL as a `UserError`; that of a full disk comes from an `OSError` with ENOSPC."""
+def as_user_errors(raster: str) -> Iterator[None]:
+    """Convert errors of the system and of GDAL to `UserError`; for a full disk, its cause is an `OSError` (ENOSPC)."""
     from rasterio.errors import RasterioError
 
     try:
@@ -266,6 +268,7 @@ def plain_errors(raster: str) -> Iterator[None]:
 
 
 def _read_record(names: Names) -> dict[str, Any] | None:
+    """Return the record of published maps; None if there is no valid one."""
     try:
         content = json.loads(names.record.read_text(encoding="utf-8"))
         return content if content["kind"] == "raster map" and {"plan", "files", "result"} <= set(content) else None

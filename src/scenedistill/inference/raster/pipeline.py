@@ -1,4 +1,4 @@
-"""A network over a raster of any size: windows in, maps of the scene classes out."""
+"""Classify a raster of any size window by window, and write maps of the scene classes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.terminal import counted
 from scenedistill.data.raster.holes import Constant
-from scenedistill.data.raster.read import describe, open_raster, raster_library
+from scenedistill.data.raster.read import open_raster, raster_info, raster_library
 from scenedistill.inference.raster.batches import REGION_BYTES, Job
 from scenedistill.inference.raster.config import RasterConfig, RasterResult, band_numbers, check_config
 from scenedistill.inference.raster.maps import (
     Names,
-    alone,
+    as_user_errors,
     check_replaceable,
-    finished,
-    plain_errors,
+    find_finished,
+    locked,
     publish,
     write_maps,
 )
 from scenedistill.inference.raster.progress import RasterProgress
 from scenedistill.inference.raster.windows import Grid, ground_size, plan_grid, to_map
-from scenedistill.inference.raster.work import GDAL_CACHE, Times, answer_all
+from scenedistill.inference.raster.work import GDAL_CACHE, Times, classify_all
 from scenedistill.inference.raster.write import Place
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-#: Polygons that a GeoJSON may have; it is made in memory, and read so by whoever opens it.
+#: Maximum number of polygons in a GeoJSON, which is written, and read by other programs, as a whole in memory.
 MOST_GEOJSON = 500_000
 
 
@@ -59,30 +59,34 @@ def map_raster(
 ) -> RasterResult:
     """Classify a raster window by window and write maps of it.
 
-    The same call goes on where an earlier one was interrupted, and does nothing where it was finished.
+    If an earlier call was interrupted, the same call resumes it; if it was finished, its result is returned.
 
     Args:
-        model: from `open_model`.
-        raster: a file, or anything GDAL opens by name; it may be far larger than memory.
+        model: network from `open_model`.
+        raster: a file, or any name that GDAL can open; it may be far larger than memory.
         out: folder for the maps, which are named after the raster: NAME_scenes.gpkg, .tif and .json.
-        config: settings; the defaults when not given.
-        console: to say what is done.
+        config: settings; the defaults if None.
+        console: console for messages and the progress bar; by default nothing is printed.
+
+    Returns:
+        The files written, with statistics.
 
     Raises:
-        UserError: the raster cannot be read, a setting does not fit it, or the maps cannot be written. Where the disk
-            is full, its cause is an `OSError` with ENOSPC.
+        UserError: the raster cannot be read, a setting does not fit it, or the maps cannot be written. If the disk is
+            full, the cause of the error is an `OSError` with ENOSPC.
+        Damaged: a map of an earlier finished call has changed since.
     """
     config, console = config or RasterConfig(), console or Console(quiet=True)
     say: Say = partial(console.print, markup=False, highlight=False)  # a name may hold brackets
     check_config(config)
     started, waited = time.perf_counter(), Times()
     names, rasterio = Names(Path(out), str(raster)), raster_library()
-    with plain_errors(str(raster)), alone(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+    with as_user_errors(str(raster)), locked(names), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         with waited.of("reading"):
             job, place, plan, constants = _plan(model, str(raster), names, config, say)
         for constant in constants:
             say(f"{constant} {constant.advice}")
-        if (known := finished(names, plan, config)) is not None:
+        if (known := find_finished(names, plan, config)) is not None:
             say(f"{names.record} is finished already.")
             return known
         check_replaceable(names, plan, config)
@@ -91,8 +95,8 @@ def map_raster(
         )
         try:
             if resumed := progress.done:
-                say(f"Going on: {resumed:,} of {counted(job.windows, 'window')} were answered before.")
-            worked = answer_all(model, job, config.processes, console)
+                say(f"Going on: {resumed:,} of {counted(job.windows, 'window')} were classified before.")
+            worked = classify_all(model, job, config.processes, console)
             with waited.of("writing"):
                 tags = {"model": model.card.name, "TIFFTAG_SOFTWARE": f"scenedistill {__version__}"}
                 cells, left_out = write_maps(model.card.classes, place, progress, names, config, tags)
@@ -122,7 +126,7 @@ def map_raster(
 def _plan(
     model: SceneModel, raster: str, names: Names, config: RasterConfig, say: Say
 ) -> tuple[Job, Place, dict[str, Any], list[Constant]]:
-    """What is to be done, all that its outcome depends on, and what was noticed."""
+    """Return the work, the position of the cells, all values that the result depends on, and suspected nodata."""
     constants = list[Constant]()
     with open_raster(raster, config.drivers or (), config.vrt_sources or ()) as opened:
         transform, crs = _georeference(opened, say)
@@ -134,7 +138,7 @@ def _plan(
         grid = plan_grid(size, side if config.window is None else config.window, config.overlap, ground=ground)
         if config.vectors == "geojson":
             _check_geojson(raster, grid, crs)
-        source = describe(
+        info = raster_info(
             opened,
             model.card.bands,
             bands=band_numbers(config.bands),
@@ -149,7 +153,7 @@ def _plan(
     readers = config.readers or min(4, usable_cores())
     readers = max(1, min(readers, 8 * REGION_BYTES // max(window_bytes, REGION_BYTES)))
     job = Job(
-        source=source,
+        info=info,
         grid=grid,
         folder=names.unfinished,
         classes=len(model.card.classes),
@@ -170,10 +174,10 @@ def _plan(
         "model": file_hash(model.source) if model.source.is_file() else model.source.name,
         "precision": str(getattr(model, "precision", "")),
         "class names": model.card.classes,
-        "bands": source.bands,
-        "colour": source.colour,
-        "stretch": source.stretch,
-        "nodata": [source.hole, *map(str, source.nodata)],
+        "bands": info.bands,
+        "colour": info.colour,
+        "stretch": info.stretch,
+        "nodata": [info.hole, *map(str, info.nodata)],
         "window": grid.window,
         "overlap": grid.step,
         "min_valid": config.min_valid,
@@ -182,13 +186,13 @@ def _plan(
 
 
 def _watched(raster: str, opened: DatasetReader, vrt_sources: Sequence[str]) -> dict[str, list[int]]:
-    """Size and time of every file that the raster is read from, such as those that a VRT names, and VRTs in it.
+    """Return size and modification time of every file that the raster is read from, including files named by VRTs.
 
-    Overviews are not read, and what GIS programs keep in an .aux.xml after a look at a raster changes no pixel.
+    Overviews (.ovr) are not read, and the statistics that GIS programs write to an .aux.xml do not change the pixels.
     """
     found: dict[str, list[int]] = {}
     names = [raster, *opened.files]
-    for name in names:  # grows
+    for name in names:  # the list grows meanwhile
         path = Path(name)
         beside = name != raster and name.endswith((".aux.xml", ".ovr"))
         if beside or not path.is_file() or shown_path(path.resolve()) in found:
@@ -202,6 +206,7 @@ def _watched(raster: str, opened: DatasetReader, vrt_sources: Sequence[str]) -> 
 
 
 def _check_geojson(raster: str, grid: Grid, crs: CRS | None) -> None:
+    """Raise a UserError if the polygons cannot be written as GeoJSON."""
     count = grid.cells[0] * grid.cells[1]
     if crs is None:
         raise UserError(f"{raster} has no CRS, and a GeoJSON is in WGS84. Give --vectors gpkg.")
@@ -210,10 +215,10 @@ def _check_geojson(raster: str, grid: Grid, crs: CRS | None) -> None:
 
 
 def _georeference(raster: DatasetReader, say: Say) -> tuple[Affine, CRS | None]:
-    """Transform and CRS; pixels with y upwards, as QGIS shows such a raster, where there is none.
+    """Return transform and CRS; without a georeference, pixel coordinates with y upwards, as QGIS shows such rasters.
 
     Raises:
-        UserError: a transform that puts pixels nowhere, or all into one line.
+        UserError: the transform is not invertible or not finite.
     """
     if raster.transform.is_identity:
         points = "ground control points only; gdalwarp makes a map of it" if raster.gcps[0] else "no georeference"
@@ -233,13 +238,14 @@ def _georeference(raster: DatasetReader, say: Say) -> tuple[Affine, CRS | None]:
 def _describe(
     job: Job, raster: str, crs: CRS | None, config: RasterConfig, ground: tuple[float, float], say: Say
 ) -> None:
+    """Print the size of the raster, the windows, the stretch and the bands."""
     grid = job.grid
     size, window, step = (f"{width:,} x {height:,}" for height, width in (grid.size, grid.window, grid.step))
     pixel = f" (a pixel is {ground[1]:.4g} x {ground[0]:.4g} m)" if config.units == "metres" else ""
     say(f"{raster}: {size} pixels, {'no CRS' if crs is None else crs.to_string()[:60]}{pixel}")
     say(f"{counted(job.windows, 'window')} of {window} pixels, one every {step}, which is a cell of the maps")
-    if job.source.stretch is not None:
-        ends = "; ".join(dict.fromkeys(f"{low:g} to {high:g}" for low, high in job.source.stretch))
+    if job.info.stretch is not None:
+        ends = "; ".join(dict.fromkeys(f"{low:g} to {high:g}" for low, high in job.info.stretch))
         say(f"Values {ends} become 0 to 255")
-    if job.source.bands != tuple(range(1, job.bands + 1)):
-        say(f"Bands {', '.join(map(str, job.source.bands))}")
+    if job.info.bands != tuple(range(1, job.bands + 1)):
+        say(f"Bands {', '.join(map(str, job.info.bands))}")

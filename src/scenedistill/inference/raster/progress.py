@@ -1,4 +1,4 @@
-"""What has been found for the windows of a raster so far, on disk, so that a killed run goes on where it was."""
+"""Probabilities of the windows classified so far, on disk, from which an interrupted call resumes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PLAN, PROBABILITIES, CELLS, DONE = "plan.json", "probabilities.bin", "cells.bin"
 
 
 class RasterProgress:
-    """A folder with the answers for W windows of K classes, and which cells hold data.
+    """Folder with the probabilities of W windows for K classes, and the cells that have data.
 
-    An answer is on the disk before its window is marked as done, so whatever ends the process, marked windows are
-    whole and others are asked again. Several processes may keep different windows at once.
+    Probabilities are flushed to disk before their window is marked as done. However the process ends, marked windows
+    are therefore complete, and the others are classified again. Several processes may save different windows at once.
 
     Args:
-        folder: made by `begin`.
+        folder: folder created by `begin`.
         windows: W.
         classes: K.
-        cells: rows and columns of cells.
+        cells: number of rows and columns of cells.
     """
 
     def __init__(self, folder: Path, windows: int, classes: int, cells: tuple[int, int]) -> None:
@@ -48,29 +48,29 @@ class RasterProgress:
         *,
         restart: bool = False,
     ) -> RasterProgress:
-        """Open what an earlier run left in a folder, or begin.
+        """Open the unfinished work in a folder, or create the folder.
 
         Args:
-            folder: for the files.
-            plan: all that the answers depend on, as plain JSON values. What is there may have been begun with fewer
-                entries in a dict of it.
+            folder: folder for the files.
+            plan: all values that the probabilities depend on, as plain JSON values. The plan of unfinished work may
+                lack entries in the dicts within it.
             windows: W.
             classes: K.
-            cells: rows and columns of cells.
-            restart: throw away what is there.
+            cells: number of rows and columns of cells.
+            restart: discard unfinished work.
 
         Raises:
-            UserError: what is there was begun with another plan, or the disk has no room.
+            UserError: the unfinished work has another plan, or the disk has too little space.
         """
         known = None if restart else read_plan(folder)
-        # as it will be read back: tuples become lists
+        # as read back from JSON: tuples become lists
         wanted = json.loads(json.dumps(plan))
         if known is None:
             _make(folder, wanted, {PROBABILITIES: windows * classes * 4, CELLS: cells[0] * cells[1], DONE: windows})
         elif other := [name for name in {**wanted, **known} if not _holds(known.get(name), wanted.get(name))]:
             raise UserError(
                 f"{folder} holds unfinished work, begun otherwise: not the same {', '.join(other)}.\n"
-                "Give the same again to go on with it, or --restart true to begin anew."
+                "Give the same again to go on with it, or --restart true to start from scratch."
             )
         elif known != wanted:
             write_json(folder / PLAN, wanted)
@@ -78,21 +78,21 @@ class RasterProgress:
 
     @property
     def remaining(self) -> np.ndarray:
-        """Windows not done yet, int64, in order."""
+        """Indices of the windows not done yet, int64, ascending."""
         return np.flatnonzero(self._done == 0)
 
     @property
     def done(self) -> int:
-        """How many windows are done."""
+        """Number of windows done."""
         return int(np.count_nonzero(self._done))
 
     def keep(self, windows: np.ndarray, probabilities: np.ndarray, cells: list[tuple[slice, slice, Any]]) -> None:
-        """Write the answers for some windows, then mark these as done.
+        """Write the probabilities of n windows, then mark these as done.
 
         Args:
-            windows: their numbers in ascending order, int64 `[n]`.
+            windows: indices of the windows, ascending, int64 `[n]`.
             probabilities: float32 `[n, K]`; all zeros for a window that was left out.
-            cells: rows, columns and whether they hold data, a bool or an array of them.
+            cells: rows, columns, and whether these cells have data, as a bool or a bool array.
         """
         for rows, columns, valid in cells:
             self._cells[rows, columns] = valid
@@ -107,24 +107,24 @@ class RasterProgress:
         self._done.flush()
 
     def probabilities(self, first: int, count: int) -> np.ndarray:
-        """Those of `count` windows from the first on, float32 `[count, K]`."""
+        """Return the probabilities of `count` windows from index `first` on, float32 `[count, K]`."""
         self._file.seek(first * self.classes * 4)
         content = self._file.read(count * self.classes * 4)
         return np.frombuffer(content, dtype="<f4").reshape(count, self.classes)
 
     def holds_data(self, row: int) -> np.ndarray:
-        """Which cells of a row hold data, bool `[columns]`."""
+        """Return which cells of a row have data, bool `[columns]`."""
         found: np.ndarray = self._cells[row] != 0
         return found
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._file.close()
         del self._done, self._cells
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of unfinished work; None where there is none that could be gone on with."""
+    """Return the plan of unfinished work; None if there is none that can be resumed."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -133,13 +133,13 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def _make(folder: Path, plan: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Files full of zeros, and last of all the plan, without which a folder counts for nothing."""
+    """Create files of zeros, then the plan; a folder without a plan is ignored."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     free, needed = shutil.disk_usage(folder).free, sum(sizes.values())
     if needed > free:
         raise UserError(
-            f"The answers for this raster take {needed / 2**20:,.0f} MiB in {folder.parent}, which has"
+            f"The probabilities for this raster take {needed / 2**20:,.0f} MiB in {folder.parent}, which has"
             f" {free / 2**20:,.0f} MiB left. Make room, or give a larger window or less overlap."
         ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
@@ -156,14 +156,14 @@ def _make(folder: Path, plan: Mapping[str, Any], sizes: Mapping[str, int]) -> No
 
 
 def _holds(known: Any, wanted: Any) -> bool:
-    """Whether what was begun with one value of a plan may go on with another."""
+    """Return whether work begun with the value `known` of a plan can be resumed with the value `wanted`."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         return all(name in wanted and wanted[name] == value for name, value in known.items())
     return bool(known == wanted)
 
 
 def _write_zeros(file: Any, size: int) -> None:
-    """Room on the disk, not only in its books: where that ends, writing to mapped memory ends the process."""
+    """Write zeros to allocate the blocks: on a full disk, a later write to mapped memory would kill the process."""
     for start in range(0, size, 1 << 20):
         _write_all(file, bytes(min(1 << 20, size - start)))
     os.fsync(file.fileno())
@@ -171,5 +171,5 @@ def _write_zeros(file: Any, size: int) -> None:
 
 def _write_all(file: Any, content: bytes) -> None:
     view = memoryview(content)
-    while view:  # a disk that is nearly full takes a part
+    while view:  # a nearly full disk accepts a part
         view = view[file.write(view) :]

@@ -1,4 +1,4 @@
-"""The colours of classes, and the QGIS style that travels inside a GeoPackage."""
+"""Colours of the classes, and the QGIS style stored in a GeoPackage."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Colour = tuple[int, int, int]
 
 
 def class_colours(count: int) -> list[Colour]:
-    """One colour for each class, the same on every machine; neighbours in the list differ clearly."""
+    """Return `count` colours (red, green, blue), 0..255; consecutive colours differ clearly."""
     found = []
     for number in range(count):
-        hue = (0.58 + number * 0.618034) % 1  # the golden section never comes near an earlier hue soon
+        hue = (0.58 + number * 0.618034) % 1  # steps of the golden ratio keep successive hues far apart
         light, strength = ((0.45, 0.75), (0.62, 0.6), (0.33, 0.65))[number % 3]
         found.append(colorsys.hls_to_rgb(hue, light, strength))
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in found]
 
 
 def qgis_style(classes: Sequence[str], colours: Sequence[Colour]) -> str:
-    """A QML document that fills polygons by their field `class`, half transparent."""
+    """Return a QML document that fills polygons by their field `class`, half transparent."""
     categories, symbols = [], []
     for number, (name, colour) in enumerate(zip(classes, colours, strict=True)):
         value = quoteattr(name)
@@ -37,6 +37,7 @@ def qgis_style(classes: Sequence[str], colours: Sequence[Colour]) -> str:
 
 
 def _fill(number: int, colour: str) -> str:
+    """Return the QML symbol of a class."""
     values = {
         "color": f"{colour},255",
         "outline_color": f"{colour},255",

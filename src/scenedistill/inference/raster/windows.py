@@ -1,4 +1,4 @@
-"""The grid of windows over a raster, and the grid of cells that their answers are averaged on."""
+"""Grid of windows over a raster, and grid of map cells on which their probabilities are averaged."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from affine import Affine
     from rasterio.crs import CRS
 
-#: Largest side of a window in pixels: of more, a network that looks at a few hundred pixels sees nothing.
+#: Largest side of a window in pixels; a network resizes a window to a few hundred pixels.
 LARGEST_WINDOW = 8192
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the windows of a raster lie, and the cells.
+    """Positions of the windows and cells of a raster.
 
-    Window (i, j) has its place at pixel (i x step, j x step). The last window of a row or a column, whose place reaches
-    over the edge, is moved inwards, so that it shows the network a whole scene; it speaks for its place all the same.
-    The cells are steps wide: cell (r, c) begins where window (r, c) has its place. The last cells end at the edge.
+    The nominal position of window (i, j) is pixel (i x step, j x step). If the last window of a row or column extends
+    beyond the edge, its pixels are read from a position moved inwards, but its probabilities count at the nominal
+    position. Cells are as large as the step: cell (r, c) begins at the nominal position of window (r, c). The last
+    cells end at the edge.
 
     Attributes:
         size: height and width of the raster in pixels.
         window: height and width of a window in pixels, at most those of the raster.
-        step: from one window to the next, down and across, in pixels; 1 to the window's.
+        step: distance between windows, down and across, in pixels; from 1 to the size of the window.
     """
 
     size: tuple[int, int]
@@ -40,7 +41,7 @@ class Grid:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of windows: the last is the first that reaches the edge."""
+        """Number of rows and columns of windows; the last is the first one that reaches the edge."""
         rows, columns = (
             -(-(size - window) // step) + 1
             for size, window, step in zip(self.size, self.window, self.step, strict=True)
@@ -49,30 +50,30 @@ class Grid:
 
     @cached_property
     def cells(self) -> tuple[int, int]:
-        """Rows and columns of cells."""
+        """Number of rows and columns of cells."""
         rows, columns = (-(-size // step) for size, step in zip(self.size, self.step, strict=True))
         return rows, columns
 
     def start(self, axis: int, number: np.ndarray | int) -> np.ndarray:
-        """First pixel of windows of an axis (0 down, 1 across), int64, already moved inwards."""
+        """Return the first pixel of windows along an axis (0 down, 1 across), int64, moved inwards at the edge."""
         first: np.ndarray = np.minimum(np.asarray(number) * self.step[axis], self.size[axis] - self.window[axis])
         return first
 
     def edge(self, axis: int, number: np.ndarray | int) -> np.ndarray:
-        """Pixel at which cells of an axis begin; of the number behind the last, where the raster ends."""
+        """Return the first pixel of cells along an axis; for the index after the last cell, the size of the raster."""
         first: np.ndarray = np.minimum(np.asarray(number) * self.step[axis], self.size[axis])
         return first
 
     def owned(self, axis: int, number: int) -> range:
-        """Cells of an axis whose pixels are looked at with a window's: its own, for the last window also the rest."""
+        """Return the cells along an axis assigned to a window: that of its index, for the last one all that remain."""
         last = number == self.shape[axis] - 1
         return range(number, self.cells[axis] if last else number + 1)
 
     def weights(self, axis: int) -> list[np.ndarray]:
-        """How much windows count in the cells of an axis.
+        """Return the weights of windows in the cells along an axis.
 
         Returns:
-            For each offset o = 0, 1, ...: pixels, float64 `[cells]`, that the place of window c - o covers of cell c.
+            For each offset o = 0, 1, ...: number of pixels of cell c that window c - o covers, float64 `[cells]`.
         """
         cells, windows = self.cells[axis], self.shape[axis]
         number = np.arange(cells)
@@ -88,16 +89,16 @@ class Grid:
 def plan_grid(
     size: tuple[int, int], window: float, overlap: float, *, ground: tuple[float, float] = (1.0, 1.0)
 ) -> Grid:
-    """The grid for windows of a size with an overlap.
+    """Return the grid for a window size and an overlap.
 
     Args:
         size: height and width of the raster in pixels.
         window: side of a window, in the unit of `ground`.
-        overlap: share of a window, along each axis, that the next one shows again, 0 to below 1.
-        ground: height and width of a pixel; 1 where the window is given in pixels.
+        overlap: share of a window that the next one covers again along each axis, from 0 to below 1.
+        ground: height and width of a pixel; 1 if `window` is in pixels.
 
     Raises:
-        UserError: a window of no size or of an absurd one, or an overlap outside its range.
+        UserError: the window is smaller than a pixel or larger than `LARGEST_WINDOW`, or the overlap is out of range.
     """
     if not 0 <= overlap < 1:
         raise UserError(f"overlap {overlap:g}: expected 0 or more and less than 1, such as 0.5 for half a window.")
@@ -116,24 +117,25 @@ def _step(wanted: int, overlap: float, window: int) -> int:
 
 
 def average(grid: Grid, read_row: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    """Every row of cells in turn, from the rows of windows, of which only those needed are kept.
+    """Average the probabilities of windows over cells, row by row; only the rows of windows still needed are held.
 
-    The probabilities of a cell are the mean over the windows whose places cover it, each weighted by the area covered.
+    The probabilities of a cell are the mean over the windows that cover it, weighted by the covered area.
 
     Args:
-        grid: of windows and cells.
-        read_row: gives float32 `[columns, K]` of a row of windows; all zeros for a window that was left out.
+        grid: grid of windows and cells.
+        read_row: returns the probabilities of a row of windows, float32 `[columns, K]`; all zeros for a window that was
+            left out.
 
     Yields:
-        float32 `[cells across, K]`, all zeros where no window says anything.
+        Probabilities of a row of cells, float32 `[cells across, K]`; all zeros if no window covers the cell.
     """
     down, across = grid.weights(0), grid.weights(1)
-    kept: deque[np.ndarray] = deque(maxlen=len(down))  # the newest first
+    kept: deque[np.ndarray] = deque(maxlen=len(down))  # last row first
     for row in range(grid.cells[0]):
         if row < grid.shape[0]:
             kept.appendleft(_spread(read_row(row), across, grid.cells[1]))
         total = None
-        # behind the last row of windows the newest of those kept is further away
+        # below the last row of windows, the distance to the last row held grows
         for age, known in enumerate(kept):
             offset = age + max(0, row - grid.shape[0] + 1)
             if offset < len(down):
@@ -145,7 +147,7 @@ def average(grid: Grid, read_row: Callable[[int], np.ndarray]) -> Iterator[np.nd
 
 
 def _spread(windows: np.ndarray, weights: list[np.ndarray], cells: int) -> np.ndarray:
-    """Weighted sums along a row, and the weights' sum as a last column: `[columns, K]` to float64 `[cells, K + 1]`."""
+    """Sum windows `[columns, K]` over cells, weighted: float64 `[cells, K + 1]`; last column: sum of the weights."""
     known = (windows.sum(1, keepdims=True) > 0).astype(np.float64)
     values = np.concatenate([windows.astype(np.float64), known], axis=1)
     total = np.zeros((cells, values.shape[1]))
@@ -156,19 +158,25 @@ def _spread(windows: np.ndarray, weights: list[np.ndarray], cells: int) -> np.nd
 
 
 def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tuple[float, float]:
-    """Height and width of a pixel on the ground, in metres, at the middle of the raster.
+    """Return the height and width of a pixel on the ground, in metres, at the middle of the raster.
 
-    Taken on the WGS84 ellipsoid, so that it also holds for degrees and for the stretched metres of Web Mercator.
+    They are measured on the WGS84 ellipsoid, so they are also correct for degrees and for Web Mercator, whose metres
+    are not metres on the ground.
+
+    Args:
+        transform: affine transform from pixels to the map.
+        crs: CRS of the map.
+        size: height and width of the raster in pixels.
 
     Raises:
-        UserError: there is no CRS that would say.
+        UserError: there is no CRS, or the size cannot be derived from it.
     """
     from pyproj import Geod
     from rasterio.warp import transform as reproject
 
     if crs is None:
         raise UserError("A window in metres needs a CRS, and this raster has none. Give the window in pixels.")
-    # a hundred pixels, because the inverse of some projections is good to a millimetre only
+    # over a hundred pixels, because the inverse of some projections is accurate to a millimetre only
     down, across = (min(100, length) for length in size)
     middle = (size[1] / 2, size[0] / 2)
     columns = middle[0] + np.array([-across / 2, across / 2, 0, 0])
@@ -176,9 +184,9 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
     x, y = to_map(transform, columns, rows)
     try:
         lon, lat = map(np.array, reproject(crs, "EPSG:4326", x, y))
-    except Exception:  # PROJ's errors have no common base that is public
+    except Exception:  # the errors of PROJ have no public base class
         lon = lat = np.full(4, np.nan)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # of a building site, or of another planet
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # such as a local CRS, or one of another planet
         if not crs.is_projected:
             raise UserError("How many metres a pixel has cannot be told from its CRS. Give the window in pixels.")
         unit = float(crs.linear_units_factor[1])
@@ -189,7 +197,7 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
 
 
 def to_map(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Map coordinates x and y of places in pixels, where 0.5 is the middle of the first pixel."""
+    """Return the map coordinates x and y of positions in pixels, where 0.5 is the centre of the first pixel."""
     x = transform.a * columns + transform.b * rows + transform.c
     y = transform.d * columns + transform.e * rows + transform.f
     return x, y

@@ -1,4 +1,4 @@
-"""The windows of a raster through a network, with reading, network and writing at the same time."""
+"""Classify the windows of a raster; reading, prediction and writing run concurrently."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from scenedistill.inference.raster.progress import RasterProgress
 if TYPE_CHECKING:
     from scenedistill.inference.model import SceneModel
 
-#: GDAL's memory for blocks it may need again, in bytes; its own choice, a twentieth of the machine's, may be too much.
+#: Size of the block cache of GDAL in bytes; its default, 5 % of the memory of the machine, may be too large.
 GDAL_CACHE = 256 << 20
-COMMIT_SECONDS = 1.0  # at most so much work is lost by a kill
+COMMIT_SECONDS = 1.0  # at most this much work is lost if the process is killed
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -39,28 +39,28 @@ Made = TypeVar("Made")
 
 @dataclass
 class Times:
-    """Seconds that the work waited for pixels, spent in the network, and waited for what was found to be written."""
+    """Seconds spent waiting for pixels, in the network, and waiting for probabilities to be written."""
 
     reading: float = 0.0
     network: float = 0.0
     writing: float = 0.0
 
     @contextmanager
-    def of(self, what: str) -> Iterator[None]:
-        """Count the seconds inside."""
+    def of(self, part: str) -> Iterator[None]:
+        """Add the duration of a `with` block to one of the times."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            setattr(self, what, getattr(self, what) + time.perf_counter() - started)
+            setattr(self, part, getattr(self, part) + time.perf_counter() - started)
 
 
-def answer_all(model: SceneModel, job: Job, processes: int, console: Console) -> Times:
-    """Answer every window that is not done yet, in this process or in several.
+def classify_all(model: SceneModel, job: Job, processes: int, console: Console) -> Times:
+    """Classify all windows that are not done yet, in this process or in several.
 
     Raises:
-        UserError: the raster cannot be read, or a process ended.
-        OSError: what was found cannot be written.
+        UserError: the raster cannot be read, or a process ended unexpectedly.
+        OSError: the probabilities cannot be written.
     """
     progress = job.open_progress()
     remaining = progress.remaining
@@ -69,30 +69,33 @@ def answer_all(model: SceneModel, job: Job, processes: int, console: Console) ->
         task = bar.add_task("windows", total=job.windows, completed=job.windows - len(remaining))
         try:
             if processes == 1 or len(remaining) <= job.batch_size:
-                return answer_windows(model, job, remaining, progress, lambda count: bar.advance(task, count))
+                return classify_windows(model, job, remaining, progress, lambda count: bar.advance(task, count))
             return _in_processes(model, job, remaining, processes, lambda: bar.update(task, completed=progress.done))
         finally:
             progress.close()
 
 
-def answer_windows(
-    model: SceneModel, job: Job, windows: np.ndarray, progress: RasterProgress, tell: Callable[[int], None]
+def classify_windows(
+    model: SceneModel, job: Job, windows: np.ndarray, progress: RasterProgress, on_progress: Callable[[int], None]
 ) -> Times:
-    """Answer some windows: while the network looks at a batch, threads read the next ones and keep the last ones.
+    """Classify some windows; while the network runs on a batch, threads read the next batches and save the last ones.
 
     Args:
         model: the network.
-        job: where and how.
-        windows: their numbers in ascending order.
-        progress: where the answers go.
-        tell: called with the number of windows after each batch.
+        job: description of the work.
+        windows: indices of the windows, ascending, int64 `[n]`.
+        progress: where the probabilities are saved.
+        on_progress: called after each batch with its number of windows.
+
+    Returns:
+        The seconds spent on each part.
     """
     times, rasterio = Times(), raster_library()
     batches = (windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size))
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
-        Rasters(job.source) as rasters,
-        _Keeper(progress, times) as keeper,
+        Rasters(job.info) as rasters,
+        _ProgressWriter(progress, times) as writer,
         ThreadPoolExecutor(job.readers) as pool,
     ):
         ready = _ahead(pool, lambda batch: read_batch(job, rasters.own(), batch), batches, job.readers + 1)
@@ -101,17 +104,17 @@ def answer_windows(
                 batch = next(ready, None)
             if batch is None:
                 break
-            answers = np.zeros((len(batch.windows), job.classes), np.float32)
+            probabilities = np.zeros((len(batch.windows), job.classes), np.float32)
             if len(batch.used):
                 with times.of("network"):
-                    answers[batch.used] = model.predict(batch.images).probabilities
-            keeper.add(batch, answers)
-            tell(len(batch.windows))
+                    probabilities[batch.used] = model.predict(batch.images).probabilities
+            writer.add(batch, probabilities)
+            on_progress(len(batch.windows))
     return times
 
 
-class _Keeper:
-    """Writes answers in a thread of its own, every second; one write is under way at most."""
+class _ProgressWriter:
+    """Writer that saves probabilities every `COMMIT_SECONDS` in a thread; at most one write runs at a time."""
 
     def __init__(self, progress: RasterProgress, times: Times) -> None:
         self.progress, self.times = progress, times
@@ -120,16 +123,16 @@ class _Keeper:
         self._waiting: list[tuple[np.ndarray, np.ndarray, Cells]] = []
         self._last = time.monotonic()
 
-    def add(self, batch: Batch, answers: np.ndarray) -> None:
-        """Keep the answers for a batch soon."""
-        self._waiting.append((batch.windows, answers, batch.cells))
+    def add(self, batch: Batch, probabilities: np.ndarray) -> None:
+        """Queue the probabilities of a batch, and save the queue if the last save is long enough ago."""
+        self._waiting.append((batch.windows, probabilities, batch.cells))
         if time.monotonic() - self._last >= COMMIT_SECONDS:
             self._commit()
 
-    def __enter__(self) -> _Keeper:
+    def __enter__(self) -> _ProgressWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:  # also after an error: what was found is not lost
+    def __exit__(self, *_: object) -> None:  # also after an error, so that no results are lost
         try:
             self._commit()
             self._commit()
@@ -137,18 +140,19 @@ class _Keeper:
             self._pool.shutdown()
 
     def _commit(self) -> None:
+        """Wait for the write that is running, and start to write the queue."""
         with self.times.of("writing"):
             if self._under_way is not None:
                 self._under_way.result()
         waiting, self._waiting, self._under_way, self._last = self._waiting, [], None, time.monotonic()
         if waiting:
-            windows, answers = (np.concatenate([part[i] for part in waiting]) for i in range(2))
+            windows, probabilities = (np.concatenate([part[i] for part in waiting]) for i in range(2))
             cells = [piece for part in waiting for piece in part[2]]
-            self._under_way = self._pool.submit(self.progress.keep, windows, answers, cells)
+            self._under_way = self._pool.submit(self.progress.keep, windows, probabilities, cells)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Iterator[Made]:
-    """What `work` makes of each item, in order, with `depth` of them being made or waiting."""
+    """Yield `work(item)` for each item, in order, with up to `depth` items in progress or waiting."""
     left = iter(items)
     waiting = deque(pool.submit(work, item) for item in islice(left, depth))
     try:
@@ -161,53 +165,57 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterab
             future.cancel()
 
 
-def _in_processes(model: SceneModel, job: Job, windows: np.ndarray, processes: int, tell: Callable[[], None]) -> Times:
-    """Share out the batches; each process opens the network's file for itself."""
+def _in_processes(
+    model: SceneModel, job: Job, windows: np.ndarray, processes: int, on_progress: Callable[[], None]
+) -> Times:
+    """Distribute the batches over processes, each of which opens the network itself."""
     batches = [windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size)]
     processes = min(processes, len(batches))
-    how = _how(model, processes)
-    context, workers, lines = multiprocessing.get_context("spawn"), [], []
+    arguments = _open_arguments(model, processes)
+    context, workers, receivers = multiprocessing.get_context("spawn"), [], []
     try:
         for number in range(processes):
-            line, there = context.Pipe(duplex=False)
+            receiver, sender = context.Pipe(duplex=False)
             share = np.concatenate(batches[number::processes])
-            workers.append(context.Process(target=_work, args=(there, job, model.source, how, share), daemon=True))
+            workers.append(
+                context.Process(target=_work, args=(sender, job, model.source, arguments, share), daemon=True)
+            )
             workers[-1].start()
-            there.close()
-            lines.append(line)
+            sender.close()
+            receivers.append(receiver)
         while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
             time.sleep(0.2)
-            tell()
-        said = [_heard(line) for line in lines]
+            on_progress()
+        results = [_received(receiver) for receiver in receivers]
     finally:
         for worker in workers:
-            worker.terminate()  # does nothing to one that has ended
+            worker.terminate()  # no effect if it has ended
             worker.join()
-    for problem in said:
+    for problem in results:
         if isinstance(problem, Exception):
             raise problem
-    if any(worker.exitcode for worker in workers) or None in said:
+    if any(worker.exitcode for worker in workers) or None in results:
         raise UserError(
             "One of the processes ended unexpectedly; perhaps memory is short.\n"
             "The same command goes on where they were; --processes takes fewer."
         )
-    return Times(*(sum(getattr(times, name) for times in said) / processes for name in vars(Times())))
+    return Times(*(sum(getattr(times, name) for times in results) / processes for name in vars(Times())))
 
 
-def _heard(line: Connection) -> Any:
-    """What a process said: its times or its trouble; None where it ended without a word."""
+def _received(line: Connection) -> Any:
+    """Return the times or the exception that a process sent; None if it ended without sending anything."""
     try:
         return line.recv() if line.poll() else None
     except (EOFError, OSError):
         return None
 
 
-def _how(model: SceneModel, processes: int) -> dict[str, Any]:
-    """How each of several processes opens the network: as this one did, with its share of the cores at most."""
+def _open_arguments(model: SceneModel, processes: int) -> dict[str, Any]:
+    """Return the arguments of `open_model` for each process: as in this one, with at most its share of the cores."""
     import torch
 
     place, session = getattr(model, "device", None), getattr(model, "session", None)
-    threads = torch.get_num_threads()  # those of `--threads`, also for an exported program
+    threads = torch.get_num_threads()  # set by `--threads`, also for an exported program
     device = "cpu" if place is None else place.type
     if session is not None:
         device = "auto" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
@@ -217,19 +225,19 @@ def _how(model: SceneModel, processes: int) -> dict[str, Any]:
         "device": device,
         "precision": getattr(model, "precision", "auto"),
         "threads": min(threads, share),
-        "trust": True,  # it is open here
+        "trust": True,  # already opened in this process
     }
 
 
-def _work(line: Connection, job: Job, source: Path, how: dict[str, Any], windows: np.ndarray) -> None:
-    """In another process; Ctrl-C is the first one's business, which then ends this one."""
+def _work(line: Connection, job: Job, source: Path, arguments: dict[str, Any], windows: np.ndarray) -> None:
+    """Run in a process: classify its windows and send the times; Ctrl-C is left to the parent, which ends this one."""
     from scenedistill.inference.model import open_model
 
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     progress = job.open_progress()
     try:
-        line.send(answer_windows(open_model(source, **how), job, windows, progress, lambda count: None))
+        line.send(classify_windows(open_model(source, **arguments), job, windows, progress, lambda count: None))
     except (UserError, OSError) as problem:
         line.send(problem)
         raise SystemExit(1) from None

@@ -1,9 +1,8 @@
-"""Maps of the answers: polygons as GeoPackage or GeoJSON, and a Cloud-Optimised GeoTIFF of the classes."""
+"""Write cells and regions as polygons, to a GeoPackage or a GeoJSON."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -12,10 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 import numpy as np
-import tifffile
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.raster.read import gdal_reason
@@ -26,20 +23,20 @@ if TYPE_CHECKING:
     from affine import Affine
     from rasterio.crs import CRS
 
-#: Polygons that go to a GeoPackage at a time.
+#: Number of polygons written to a GeoPackage at a time.
 CHUNK = 20_000
-#: A disk with fewer bytes left is full: so many may be free again after a write that had no room.
+#: A disk with fewer free bytes is treated as full: a failed write may have freed this much again.
 FULL = 32 << 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where cells lie on the map.
+    """Position of the cells on the map.
 
     Attributes:
-        grid: of the cells.
-        transform: from pixels of the raster to the map.
-        crs: of the map; None where not known.
+        grid: grid of the cells.
+        transform: affine transform from pixels of the raster to the map.
+        crs: CRS of the map; None if unknown.
     """
 
     grid: Grid
@@ -47,22 +44,22 @@ class Place:
     crs: CRS | None
 
     def corners(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Map coordinates of corners of cells, which are counted as cells are: float64 `[..., 2]`."""
+        """Return the map coordinates of the first corners of cells given by row and column, float64 `[..., 2]`."""
         x, y = to_map(self.transform, self.grid.edge(1, columns), self.grid.edge(0, rows))
         return np.stack([x, y], axis=-1)
 
     def squares(self, row: int, columns: np.ndarray) -> list[bytes]:
-        """Cells of a row as polygons in well-known binary, anticlockwise."""
+        """Return cells of a row as polygons in well-known binary, counterclockwise."""
         import shapely
 
         down, across = (0, 1, 1, 0, 0), (0, 0, 1, 1, 0)
-        if self.transform.determinant > 0:  # south is up: the other way round
+        if self.transform.determinant > 0:  # south is up: reverse the order
             down, across = down[::-1], across[::-1]
         rings = self.corners(row + np.array([down]), columns[:, None] + np.array([across]))
         return list(shapely.to_wkb(shapely.polygons(rings), byte_order=1))
 
     def polygon(self, rings: Sequence[Sequence[Sequence[float]]]) -> bytes:
-        """A polygon whose rings are given in cells, (column, row), as well-known binary."""
+        """Return a polygon, whose rings are given as (column, row) of cells, in well-known binary."""
         import shapely
 
         columns_rows = (np.rint(ring).astype(np.int64).T for ring in rings)
@@ -71,25 +68,25 @@ class Place:
 
     @property
     def cell_transform(self) -> Affine:
-        """From cells to the map: the transform of a raster with a pixel for each cell."""
+        """Affine transform from cells to the map: that of a raster with one pixel per cell."""
         one, (down, across) = self.transform, self.grid.step
         return type(one)(one.a * across, one.b * down, one.c, one.d * across, one.e * down, one.f)
 
     @property
     def wkt(self) -> str | None:
-        """The CRS as text."""
+        """CRS as well-known text; None if unknown."""
         return None if self.crs is None else self.crs.to_wkt(version="WKT2_2019")
 
 
 class Polygons:
-    """A layer of polygons with class, confidence and all probabilities.
+    """Writer for a layer of polygons with class, confidence and all probabilities.
 
     Args:
-        path: a .gpkg, to which the layer is added, or a .geojson, which is written in WGS84 by `close` (RFC 7946).
-        layer: its name.
-        place: where the cells lie.
-        classes: K names.
-        numbers: names of the whole numbers that each polygon has besides.
+        path: a .gpkg, to which the layer is added, or a .geojson, which `close` writes in WGS84 (RFC 7946).
+        layer: name of the layer.
+        place: position of the cells on the map.
+        classes: names of the K classes.
+        numbers: names of the M further integer fields.
     """
 
     def __init__(self, path: Path, layer: str, place: Place, classes: Sequence[str], numbers: Sequence[str]) -> None:
@@ -105,9 +102,9 @@ class Polygons:
 
         Args:
             shapes: n polygons in well-known binary.
-            labels: class of each, int64 `[n]`.
-            probabilities: float `[n, K]`.
-            numbers: `[n, the numbers]`, int64.
+            labels: class indices, int64 `[n]`.
+            probabilities: float `[n, K]`, 0..1.
+            numbers: values of the further fields, int64 `[n, M]`.
         """
         self._waiting.append((shapes, labels, probabilities.astype(np.float32), numbers))
         self._count += len(shapes)
@@ -115,7 +112,7 @@ class Polygons:
             self._write()
 
     def close(self) -> None:
-        """Write what is left, so that there is a layer even when nothing was added."""
+        """Write the remaining polygons and the style; the layer is created even if it has no polygons."""
         if self._waiting or not self.begun:
             self._write()
         if not self.geojson:
@@ -148,7 +145,7 @@ class Polygons:
         self.begun, self._waiting, self._count = True, [], 0
 
     def _add_style(self) -> None:
-        """A row of the table in which QGIS looks for a layer's style."""
+        """Add a row to the table from which QGIS reads the style of a layer."""
         row = {
             "f_table_catalog": "",
             "f_table_schema": "",
@@ -168,7 +165,7 @@ class Polygons:
 
 
 def probability_fields(classes: Sequence[str]) -> list[str]:
-    """Names of the fields with the probabilities, `p_` and the class; no two are equal when case is not looked at."""
+    """Return the names of the probability fields, `p_` and the class, made unique case-insensitively."""
     found: list[str] = []
     for name in classes:
         field, count = f"p_{name}", 1
@@ -214,116 +211,39 @@ def _write_layer(
                 layer_options=dict(options or {}),
             )
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as problem:
-        raise _write_error(path, problem) from problem
+        raise write_error(path, problem) from problem
 
 
-def _write_error(path: Path, problem: Exception) -> Exception:
-    """What to raise where GDAL could not write; of a full disk, whose errors have many names, what the system says."""
+def write_error(path: Path, problem: Exception) -> Exception:
+    """Return the exception for a failed write of GDAL: for a full disk, an `OSError` with ENOSPC."""
     told = re.search("no space left|disk is full|quota exceeded", str(problem), re.IGNORECASE)
     if told or shutil.disk_usage(path.parent).free < FULL:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return UserError(f"{path.name} cannot be written: {gdal_reason(problem)}")
 
 
-class ClassRaster:
-    """A GeoTIFF with a pixel for each cell: band 1 the class, with colours and names, band 2 the confidence.
-
-    The file is made cloud-optimised by `close`. Cells without data hold `nodata` in both bands. The confidence is kept
-    as whole numbers with a scale that GDAL and QGIS apply.
-
-    Args:
-        path: of the file; a sidecar `.aux.xml` beside it holds the names, which a GeoTIFF cannot.
-        scratch: folder for the unfinished file.
-        place: where the cells lie.
-        classes: K names.
-        tags: what else the file says of itself.
-    """
-
-    def __init__(
-        self, path: Path, scratch: Path, place: Place, classes: Sequence[str], tags: Mapping[str, str]
-    ) -> None:
-        import rasterio
-
-        self.path, self.place, self.classes = path, place, classes
-        small = len(classes) <= 250
-        self.kind = "uint8" if small else "uint16"
-        self.nodata = int(np.iinfo(self.kind).max)
-        self.steps = 250 if small else 10_000  # of the confidence, from 0 to 1
-        rows, columns = place.grid.cells
-        self._draft = scratch / "classes.tif"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            self._file = rasterio.open(
-                self._draft,
-                "w",
-                driver="GTiff",
-                width=columns,
-                height=rows,
-                count=2,
-                dtype=self.kind,
-                nodata=self.nodata,
-                crs=place.crs,
-                transform=place.cell_transform,
-                BIGTIFF="IF_SAFER",
-            )
-        self._file.write_colormap(1, dict(enumerate((*colour, 255) for colour in class_colours(len(classes)))))
-        self._file.descriptions = ("class", "confidence")
-        self._file.scales = (1.0, 1 / self.steps)
-        self._file.update_tags(classes=json.dumps(list(classes), ensure_ascii=False), **tags)
-
-    def add(self, row: int, labels: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> None:
-        """Write a row of cells: class int64, confidence 0..1 and whether there is any, `[cells across]` each."""
-        from rasterio.windows import Window
-
-        level = np.rint(confidence * self.steps)
-        bands = np.where(valid, np.stack([labels, level]), self.nodata).astype(self.kind)
-        try:
-            self._file.write(bands[:, None, :], window=Window(0, row, bands.shape[1], 1))
-        except Exception as problem:  # not all of GDAL's errors have a base that is public
-            raise _write_error(self.path, problem) from problem
-
-    def close(self) -> None:
-        """Make the file what it is to be."""
-        import rasterio.shutil
-
-        try:
-            self._file.close()
-            rasterio.shutil.copy(
-                str(self._draft), str(self.path), driver="COG", COMPRESS="DEFLATE", OVERVIEW_RESAMPLING="NEAREST"
-            )
-        except Exception as problem:
-            raise _write_error(self.path, problem) from problem
-        self._draft.unlink()
-        with tifffile.TiffFile(self.path, mode="r+") as file:
-            for page in file.pages:  # GDAL declares the second band of a palette image as transparency; it is no such
-                if isinstance(page, tifffile.TiffPage):
-                    page.tags["ExtraSamples"].overwrite(0)
-        names = "".join(f"<Category>{escape(name)}</Category>" for name in self.classes)
-        band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
-        Path(f"{self.path}.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
-
-
 def regions(labels: np.ndarray) -> np.ndarray:
-    """Number the regions of cells of one class that share edges.
+    """Number the regions of edge-connected cells of one class.
+
+    Memory use is about 30 bytes per cell at most.
 
     Args:
-        labels: class of each cell, int `[rows, columns]`; below 0 without data. Fewer than 2^31 cells,
-            each of which takes about 30 bytes at most.
+        labels: class index of each cell, int `[rows, columns]`, fewer than 2^31 cells; negative without data.
 
     Returns:
-        int32 `[rows, columns]` from 0 in reading order; -1 without data.
+        Region number of each cell, int32 `[rows, columns]`, from 0 in reading order; -1 without data.
     """
     from scipy.sparse import coo_array  # type: ignore[import-untyped]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-    begins = np.ones(labels.shape, bool)  # a run of one class in a row
+    begins = np.ones(labels.shape, bool)  # start of a run of cells of one class in a row
     np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
     run = np.cumsum(begins, dtype=np.int32).reshape(labels.shape) - np.int32(1)
-    # two runs touch along a stretch; of its columns the first, where one of them begins, is enough
+    # two adjacent runs are linked once, in the first column that they share
     touch = (labels[1:] == labels[:-1]) & (begins[1:] | begins[:-1])
     ends, size = (run[:-1][touch], run[1:][touch]), int(run.max(initial=-1)) + 1
     graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(size, size))
-    region = connected_components(graph, directed=False)[1]  # of each run, numbered in reading order
+    region = connected_components(graph, directed=False)[1]  # region of each run, numbered in reading order
     kept = np.zeros(region.max(initial=-1) + 1, bool)
     kept[region[run[labels >= 0]]] = True
     number = np.where(kept, np.cumsum(kept, dtype=np.int32) - np.int32(1), np.int32(-1))
@@ -332,7 +252,7 @@ def regions(labels: np.ndarray) -> np.ndarray:
 
 
 def outlines(numbers: np.ndarray, place: Place) -> Iterator[tuple[int, bytes]]:
-    """Number and polygon of each region of `regions`."""
+    """Yield the number and the polygon, in well-known binary, of each region found by `regions`."""
     from rasterio.features import shapes
 
     found: Iterable[tuple[Any, float]] = shapes(numbers, mask=numbers >= 0, connectivity=4)

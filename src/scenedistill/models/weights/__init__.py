@@ -1,1 +1,1 @@
-"""Pretrained tensors out of files of all kinds, and into a network."""
+"""Loading of pretrained tensors from files of several formats into a network."""

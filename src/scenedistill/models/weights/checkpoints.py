@@ -1,4 +1,4 @@
-"""Tensors out of the checkpoints that other people's training has written, without running code of theirs."""
+"""Reading of tensors from checkpoints of other training programs, without running code from the file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from scenedistill.core.errors import UserError
 
-#: Where the dictionaries of tensors in a checkpoint lie is searched this deep.
+#: Maximum nesting depth at which dictionaries of tensors are searched in a checkpoint.
 DEPTH = 4
-#: Words in a dictionary's name, the one that is wanted first at equal fit: averaged weights before those of the last
-#: step, and the teacher of a {student, teacher} pair, which is such an average.
+#: Words in the name of a preferred dictionary of tensors, the most preferred first: averaged weights precede those of
+#: the last step, and so does the teacher of a {student, teacher} pair, which is such an average.
 PREFERRED = ("ema", "average", "teacher")
 
 
 class Inert:
-    """Stands for an object of settings whose own class is not needed: takes what it is given, and runs nothing."""
+    """Placeholder for a settings object of any class: accepts all arguments and runs no code."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -33,22 +33,22 @@ class Inert:
 
 
 def _empty(*_: Any) -> dict[Any, Any]:
-    """Stands for the maker of a dictionary with defaults."""
+    """Return an empty dictionary in place of a `defaultdict`."""
     return {}
 
 
 def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The dictionaries of tensors in a file of `torch.save`: a state_dict, or a checkpoint that holds some.
+    """Read the dictionaries of tensors in a file of `torch.save`: a state_dict, or a checkpoint that contains some.
 
-    Lightning's `.ckpt`, timm's `model_best.pth.tar`, `{student, teacher}` pairs and files with averaged weights beside
-    the last ones (`state_dict_ema`, `model_ema`, `ema`) are read. Of other objects only those of `HARMLESS` are
-    accepted, none of which runs code of the file's.
+    Supported are, among others, Lightning's `.ckpt`, timm's `model_best.pth.tar`, `{student, teacher}` pairs and files
+    that also hold averaged weights (`state_dict_ema`, `model_ema`, `ema`). Other objects in the file must be of the
+    types in `HARMLESS`, none of which runs code from the file.
 
     Returns:
-        Dotted place in the file (empty for the file itself) to the tensors there by name; the preferred ones first.
+        Dictionaries of tensors by dotted path in the file (empty for the top level), the preferred ones first.
 
     Raises:
-        UserError: damaged, no named tensors in it, or objects that loading would have to run code for.
+        UserError: the file is damaged, holds no named tensors, or could only be loaded by running code from it.
     """
     try:
         with torch.serialization.safe_globals(HARMLESS):
@@ -68,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _dictionaries(content: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Each dictionary in which names stand for tensors; those of an optimiser are numbered, and left out."""
+    """Yield each dictionary that maps names to tensors, with its path; states of optimisers have numbers as keys."""
     if not isinstance(content, dict) or not depth:
         return
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -84,7 +84,7 @@ def _rank(place: str) -> int:
 
 
 def _of_what(path: Path) -> str:
-    """The classes and functions in a file that are not harmless, as part of a sentence; empty where it does not say."""
+    """Return the unsupported classes and functions of a file as part of a sentence; empty if they are not known."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -94,9 +94,9 @@ def _of_what(path: Path) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Classes and functions, those that pickle under other names too with the name."""
+    """Return the accepted classes and functions, those pickled under another name as pairs with this name."""
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdU"}
-    # torch fills dictionaries of three classes alone; to these others one of them will do
+    # torch fills dictionaries of three classes only, so one of these replaces the other classes
     dictionaries = [
         *("lightning.fabric.utilities.data.AttributeDict", "lightning.pytorch.utilities.parsing.AttributeDict"),
         *("lightning_fabric.utilities.data.AttributeDict", "pytorch_lightning.utilities.parsing.AttributeDict"),
@@ -124,5 +124,5 @@ def _harmless() -> list[Any]:
 
 
 _PURE = ("", "Pure")
-#: What may stand in a checkpoint beside tensors and plain Python values: numbers of NumPy, paths, dates, settings.
+#: Accepted types in a checkpoint besides tensors and plain Python values: NumPy arrays, paths, dates and settings.
 HARMLESS = _harmless()

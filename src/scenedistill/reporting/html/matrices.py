@@ -45,12 +45,12 @@ class Matrices:
         self.content["images"] = [[path, numbers[i]] for i, path in enumerate(self.paths)]
 
 
-def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Matrices | None:
+def matrices(cell: Cell, focus_networks: Sequence[Network], listed: int = LISTED) -> Matrices | None:
     """Return the matrices of all networks of a cell; None if no counts were kept.
 
     Args:
         cell: the cell.
-        closely: networks whose images come first.
+        focus_networks: networks whose images come first.
         listed: images listed for an off-diagonal entry, at most; a quarter of that on the diagonal; 0 lists none.
     """
     numbers: dict[str, int] = {}  # image path -> number
@@ -65,7 +65,7 @@ def matrices(cell: Cell, closely: Sequence[Network], listed: int = LISTED) -> Ma
             for row, column, place, path, sure in _behind(network, listed):
                 image = numbers.setdefault(path, len(numbers))
                 behind.setdefault(f"{row},{column}", []).append([image, sure])
-                near = closely.index(network) if network in closely else len(closely)
+                near = focus_networks.index(network) if network in focus_networks else len(focus_networks)
                 ranked.append(((min(near, 1), row == column, place, near), image))
             counts = [[int(r), int(c), int(network.confusion[r, c])] for r, c in np.argwhere(network.confusion)]
             seeds.append({"seed": network.seed, "counts": counts, "behind": behind})

@@ -13,19 +13,19 @@ import yaml
 from scenedistill.core.text import duration
 from scenedistill.data.scenes import PARTS
 from scenedistill.experiments.results.measurements import machine_text
-from scenedistill.reporting.html.blocks import Block, Code, Facts, Section, Text, Tiles
+from scenedistill.reporting.html.blocks import Block, Code, Properties, Section, Text, Tiles
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.tables import (
     Table,
     cost_table,
     gain_over,
-    mean,
-    number,
+    mean_entry,
+    number_entry,
     published_tables,
     results_table,
     seeds_table,
+    text_entry,
     tuning_table,
-    word,
 )
 from scenedistill.runs.network import Network
 from scenedistill.runs.run import Cell, Run
@@ -38,7 +38,7 @@ def in_short(data: Run, focus: Focus) -> Section:
         cost = networks[0].tested.get("cost") or {}
         size = f", {cost['parameters'] / 1e6:.2f} M parameters" if cost else ""
         role = "teacher" if networks[0].student is None else f"{name} student"
-        oa = mean([n.tested["oa"] for n in networks], "{:.2f} %", 100).text.replace(" % ±", " ±")
+        oa = mean_entry([n.tested["oa"] for n in networks], "{:.2f} %", 100).text.replace(" % ±", " ±")
         tiles.append((f"OA of the {role}", oa, f"{networks[0].name}{size}"))
     blocks: list[Block] = [Tiles(tiles)]
     last = list(focus.groups.values())[-1]
@@ -70,7 +70,7 @@ def what_was_run(data: Run) -> Section:
     blocks: list[Block] = []
     for summary in _distinct([cell.summary for cell in data.cells]):
         took = summary.get("wall_seconds")
-        facts = [
+        properties = [
             ("data", summary.get("data") if len(data.cells) > 1 else None),
             ("command", summary.get("command")),
             ("date", summary.get("date")),
@@ -80,7 +80,7 @@ def what_was_run(data: Run) -> Section:
             ("training and tests took", duration(took) if isinstance(took, int | float) else None),
             ("notes", summary.get("notes")),
         ]
-        blocks.append(Facts("The run", [(name, str(value)) for name, value in facts if value]))
+        blocks.append(Properties("The run", [(name, str(value)) for name, value in properties if value]))
     rows = []
     for cell in data.cells:
         for seed in cell.seeds():
@@ -89,8 +89,18 @@ def what_was_run(data: Run) -> Section:
             parts = _parts(cell, seed, networks[0])
             hashes = dict.fromkeys(str(n.settings.get("data", {}).get("split", "-")) for n in networks)
             pixels = f"{settings.get('image_size', '-')} / {settings.get('data', {}).get('stored_size', '-')}"
-            counts = [number(float(count), "{:.0f}") for count in (*(parts[name] for name in PARTS), len(cell.classes))]
-            rows.append((word(data.title_of(cell)), word(seed), word(", ".join(hashes)), *counts, word(pixels)))
+            counts = [
+                number_entry(float(count), "{:.0f}") for count in (*(parts[name] for name in PARTS), len(cell.classes))
+            ]
+            rows.append(
+                (
+                    text_entry(data.title_of(cell)),
+                    text_entry(seed),
+                    text_entry(", ".join(hashes)),
+                    *counts,
+                    text_entry(pixels),
+                )
+            )
     head = ("data", "seed", "split hash", "training", "validation", "test", "classes", "pixels seen / stored")
     note = "Two splits with one hash are the same split. Every network of a seed was tested on the same images."
     blocks.append(Table("splits", "Images and splits", head, tuple(rows), note=note))
@@ -145,7 +155,7 @@ def missing(data: Run, left_out: Sequence[str]) -> Section:
             )
         )
     if data.failures:
-        rows = tuple((word(where), word(why)) for where, why in data.failures.items())
+        rows = tuple((text_entry(where), text_entry(why)) for where, why in data.failures.items())
         blocks.append(Table("failures", "Failures", ("cell", "what went wrong"), rows))
     if data.damaged:
         blocks.append(Text(f"{damaged_text(data)} The same command trains them again.", "warn"))

@@ -16,16 +16,15 @@ from markupsafe import Markup
 from scenedistill import __version__
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
-from scenedistill.reporting.html import detail_sections as closely
-from scenedistill.reporting.html import overview
-from scenedistill.reporting.html.attention_maps import Seen
+from scenedistill.reporting.html import detail_sections, overview
+from scenedistill.reporting.html.attention_maps import NetworkMaps
 from scenedistill.reporting.html.blocks import Section
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.figures import ENDINGS, write_figures
 from scenedistill.reporting.html.focus import Focus, choose
 from scenedistill.reporting.html.images import Thumbnails, find_data
 from scenedistill.reporting.html.matrices import LISTED, Matrices, matrices
-from scenedistill.reporting.html.pictures import looks, matrix_section, pairs
+from scenedistill.reporting.html.pictures import gradcam_and_embedding_sections, matrix_section, pairs
 from scenedistill.runs.network import TEACHER
 from scenedistill.runs.run import Cell, Run
 
@@ -80,20 +79,20 @@ def write_report(
     left_out: list[str] = []
     roots = {cell.key: _root(found, cell, given if data else None, left_out) for cell in found.cells}
     thumbnails = Thumbnails(THUMBNAILS)
-    drawn, seen = _matrices(found, focus, left_out), Seen()
-    pictured = looks(focus, roots[focus.cell.key], config, say, left_out, seen)
+    drawn, network_maps = _matrices(found, focus, left_out), NetworkMaps()
+    pictured = gradcam_and_embedding_sections(focus, roots[focus.cell.key], config, say, left_out, network_maps)
     confused = pairs(focus, roots[focus.cell.key], thumbnails)
     sections = [
         overview.in_short(found, focus),
         overview.what_was_run(found),
         overview.results(found),
-        closely.classes(focus),
+        detail_sections.classes(focus),
         matrix_section(bool(drawn)),
         confused,
         *pictured,
-        closely.curves(focus),
-        closely.parts(focus),
-        closely.calibrations(focus),
+        detail_sections.curves(focus),
+        detail_sections.parts(focus),
+        detail_sections.calibrations(focus),
         overview.cost(found),
         overview.tuning(found),
     ]
@@ -110,7 +109,7 @@ def write_report(
     text = _page(found, [*sections, overview.missing(found, left_out)], _as_script(content))
     if figures is not None:
         say("figures for a paper")
-        write_figures(focus, roots[focus.cell.key], seen, Path(figures), ending)
+        write_figures(focus, roots[focus.cell.key], network_maps, Path(figures), ending)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
@@ -137,10 +136,10 @@ def _matrices(found: Run, focus: Focus, left_out: list[str]) -> list[tuple[Cell,
 
     If there is no room even for the counts, only the cell looked at closely is kept.
     """
-    closely = [network for group in focus.groups.values() for network in group]
+    focus_networks = [network for group in focus.groups.values() for network in group]
     drawn: list[tuple[Cell, Matrices]] = []
     for listed in (LISTED, 6, 3, 1, 0):
-        made = [(cell, matrices(cell, closely, listed)) for cell in found.cells]
+        made = [(cell, matrices(cell, focus_networks, listed)) for cell in found.cells]
         drawn = [(cell, matrix) for cell, matrix in made if matrix is not None]
         if sum(matrix.size for _, matrix in drawn) <= LISTS:
             return drawn

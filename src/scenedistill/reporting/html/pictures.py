@@ -12,13 +12,13 @@ from scenedistill.core.precision import compute_device
 from scenedistill.data.batches import ScenePart
 from scenedistill.metrics.differences import confused_pairs
 from scenedistill.metrics.gradcam import AGREEMENT
-from scenedistill.reporting.html.attention_maps import ComparedNetworks, Seen
+from scenedistill.reporting.html.attention_maps import ComparedNetworks, NetworkMaps
 from scenedistill.reporting.html.blocks import Charts, Gallery, MatrixView, Section, Tile
 from scenedistill.reporting.html.charts import hue, point_chart
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.focus import Focus
 from scenedistill.reporting.html.images import Thumbnails, colours, overlay, picture
-from scenedistill.reporting.html.tables import Table, number, word
+from scenedistill.reporting.html.tables import Table, number_entry, text_entry
 
 PAIRS, EXAMPLES = 10, 4  # most confused pairs that are shown, and images of each
 
@@ -46,7 +46,14 @@ def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
     for pair in confused_pairs(network.outputs, limit=PAIRS, examples=EXAMPLES):
         true, named = focus.cell.classes[pair.true], focus.cell.classes[pair.named]
         others = [_count(other.confusion, pair.true, pair.named) for other in networks.values()]
-        rows.append((word(true), word(named), *(number(count, "{:.0f}") for count in others), number(100 * pair.share)))
+        rows.append(
+            (
+                text_entry(true),
+                text_entry(named),
+                *(number_entry(count, "{:.0f}") for count in others),
+                number_entry(100 * pair.share),
+            )
+        )
         tiles = []
         for place in pair.examples:
             path = network.test_paths[place]
@@ -62,60 +69,75 @@ def pairs(focus: Focus, root: Path | None, thumbnails: Thumbnails) -> Section:
     return section
 
 
-def looks(
-    focus: Focus, root: Path | None, config: ReportConfig, say: Callable[[str], None], left_out: list[str], seen: Seen
+def gradcam_and_embedding_sections(
+    focus: Focus,
+    root: Path | None,
+    config: ReportConfig,
+    say: Callable[[str], None],
+    left_out: list[str],
+    network_maps: NetworkMaps,
 ) -> list[Section]:
-    """Return the sections of Grad-CAM and embedding maps; add failures to `left_out` and results to `seen`."""
-    camera, atlas = Section("gradcam", "Where the networks look"), Section("map", "Map of the embeddings")
+    """Return the sections of Grad-CAM and embedding maps; add failures to `left_out` and results to `network_maps`."""
+    gradcam, embeddings = Section("gradcam", "Where the networks look"), Section("map", "Map of the embeddings")
     networks = focus.of_one_seed(outputs=False)
     if root is None or not focus.of_one_seed() or not (config.gradcam_images or config.map_images):
-        return [camera, atlas]
+        return [gradcam, embeddings]
     try:
-        lookers = ComparedNetworks(networks, root, compute_device(config.device))
+        compared = ComparedNetworks(networks, root, compute_device(config.device))
         if config.gradcam_images and len(networks) > 1:
-            say(f"Grad-CAM of {len(networks)} networks on {min(config.gradcam_images, len(lookers.paths))} test images")
-            _camera(focus, lookers, lookers.part(lookers.sample(config.gradcam_images)), camera, seen)
+            say(
+                f"Grad-CAM of {len(networks)} networks on {min(config.gradcam_images, len(compared.paths))} test images"
+            )
+            _fill_gradcam(focus, compared, compared.part(compared.sample(config.gradcam_images)), gradcam, network_maps)
         if config.map_images:
-            say(f"embeddings of {min(config.map_images, len(lookers.paths))} test images")
-            _atlas(focus, lookers, lookers.sample(config.map_images), atlas, seen)
+            say(f"embeddings of {min(config.map_images, len(compared.paths))} test images")
+            _fill_embeddings(focus, compared, compared.sample(config.map_images), embeddings, network_maps)
     except (UserError, ValueError) as problem:  # a damaged file, tests that do not match, a diverged network
         left_out.append(f"Grad-CAM or the map of embeddings: {' '.join(str(problem).split())}")
-    return [camera, atlas]
+    return [gradcam, embeddings]
 
 
-def _camera(focus: Focus, lookers: ComparedNetworks, part: ScenePart, section: Section, seen: Seen) -> None:
+def _fill_gradcam(
+    focus: Focus, compared: ComparedNetworks, part: ScenePart, section: Section, network_maps: NetworkMaps
+) -> None:
     classes = focus.cell.classes
     section.help = (
         "Grad-CAM: bright is where the network finds evidence for the true class. The score is the "
         f"{AGREEMENT} of teacher and student: 1 is the same place, 0 no relation."
     )
-    scores = lookers.agreements(part)
+    scores = compared.agreements(part)
     rows = []
     for name, values in scores.items():
         figures = (float(f(values)) for f in (np.mean, np.median, np.std))
-        rows.append((word(name), *(number(figure, "{:.3f}") for figure in figures), number(len(values), "{:.0f}")))
-    seed = next(iter(lookers.networks.values())).seed
-    grids = ", ".join(f"{name} {grid}" for name, grid in lookers.positions().items())
+        rows.append(
+            (
+                text_entry(name),
+                *(number_entry(figure, "{:.3f}") for figure in figures),
+                number_entry(len(values), "{:.0f}"),
+            )
+        )
+    seed = next(iter(compared.networks.values())).seed
+    grids = ", ".join(f"{name} {grid}" for name, grid in compared.positions().items())
     note = (
-        f"Over {len(part)} of {len(lookers.paths)} test images of seed {seed}, of each class its share. Positions of "
+        f"Over {len(part)} of {len(compared.paths)} test images of seed {seed}, of each class its share. Positions of "
         f"the maps before they are enlarged: {grids}; the fewer, the rougher the score."
     )
     head = ("student", "mean agreement", "median", "standard deviation", "images")
     if rows:
         section.blocks.append(Table("agreement", "Agreement with the teacher", head, tuple(rows), note=note))
     strips = []
-    seen.looks = lookers.side_by_side()
-    for look in seen.looks:
-        true = classes[look.label]
-        tiles = [Tile(f"{true}: {look.path}", "the image", picture(colours(look.image)))]
-        for name, (heat, named, score) in look.maps.items():
+    network_maps.images = compared.side_by_side()
+    for compared_image in network_maps.images:
+        true = classes[compared_image.label]
+        tiles = [Tile(f"{true}: {compared_image.path}", "the image", picture(colours(compared_image.image)))]
+        for name, (heat, named, score) in compared_image.maps.items():
             words = name + ("" if named is None else f": {classes[named]}")
             words += "" if score is None else f", agreement {score:.2f}"
-            tone = "" if named is None else "right" if named == look.label else "wrong"
-            uri = picture(overlay(look.image, heat))
+            tone = "" if named is None else "right" if named == compared_image.label else "wrong"
+            uri = picture(overlay(compared_image.image, heat))
             tiles.append(Tile(f"where {name} finds evidence for {true}", words, uri, tone=tone))
-        why = "drawn evenly" if look.drawn else "among the most different"
-        strips.append((true, f"{Path(look.path).name}, {why}", tiles))
+        why = "drawn evenly" if compared_image.drawn else "among the most different"
+        strips.append((true, f"{Path(compared_image.path).name}, {why}", tiles))
     caption = (
         "First the images on which the class probabilities of the networks differ most (Jensen-Shannon divergence), "
         "one of a class; then a few drawn evenly, to show ordinary ones. A green frame is a right answer, a red one a "
@@ -124,16 +146,21 @@ def _camera(focus: Focus, lookers: ComparedNetworks, part: ScenePart, section: S
     section.blocks.append(Gallery(strips, caption))
 
 
-def _atlas(focus: Focus, lookers: ComparedNetworks, positions: np.ndarray, section: Section, seen: Seen) -> None:
+def _fill_embeddings(
+    focus: Focus, compared: ComparedNetworks, positions: np.ndarray, section: Section, network_maps: NetworkMaps
+) -> None:
     section.help = (
         "Test images placed by t-SNE of their embeddings: neighbours are alike to the network. Sizes of clusters and "
         "distances between them mean nothing."
     )
-    classes, labels = focus.cell.classes, lookers.labels[positions].tolist()
+    classes, labels = focus.cell.classes, compared.labels[positions].tolist()
     charts = []
-    seen.embeddings, seen.labels = lookers.embeddings(lookers.part(positions)), lookers.labels[positions]
-    for name, found in seen.embeddings.items():
-        named = lookers.outputs[name].predicted[positions].tolist() if name in lookers.outputs else labels
+    network_maps.embeddings, network_maps.labels = (
+        compared.embeddings(compared.part(positions)),
+        compared.labels[positions],
+    )
+    for name, found in network_maps.embeddings.items():
+        named = compared.outputs[name].predicted[positions].tolist() if name in compared.outputs else labels
         tips = [
             classes[label] + ("" if said == label else f", taken for {classes[said]}")
             for label, said in zip(labels, named, strict=True)

@@ -59,21 +59,21 @@ class Table:
         return [all(row[i].sort is not None for row in self.rows) for i in range(len(self.head))]
 
 
-def word(text: object) -> Entry:
+def text_entry(text: object) -> Entry:
     """Return an entry of text."""
     return Entry(str(text))
 
 
-def number(value: float | None, form: str = "{:.2f}") -> Entry:
+def number_entry(value: float | None, form: str = "{:.2f}") -> Entry:
     """Return an entry of one number; a dash if there is none."""
     return Entry("-", -math.inf) if value is None or not math.isfinite(value) else Entry(form.format(value), value)
 
 
-def mean(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1.0) -> Entry:
+def mean_entry(values: Sequence[float | None], form: str = "{:.2f}", factor: float = 1.0) -> Entry:
     """Return mean ± sample standard deviation of the known values, with their number if some are missing."""
     known = [factor * value for value in values if value is not None]
     if len(known) < 2:
-        return number(known[0] if known else None, form)
+        return number_entry(known[0] if known else None, form)
     return Entry(spread(known, form, len(values)), statistics.fmean(known), statistics.stdev(known))
 
 
@@ -97,16 +97,16 @@ def results_table(cell: Cell, baseline: str) -> Table:
         gain = gain_over(cell, networks, baseline)
         rows.append(
             (
-                word(name),
-                word(label),
-                number(len(networks), "{:.0f}"),
-                mean([n.tested["oa"] for n in networks], factor=100),
-                number(gain.mean if gain else None, "{:+.2f}"),
-                _bounds(gain, len(networks)),
-                *(_ahead(method, cell, networks, baseline) for method in own),
-                mean([n.tested.get("aa") for n in networks], factor=100),
-                mean([n.tested.get("kappa") for n in networks], "{:.3f}"),
-                mean([n.tested.get("macro_f1") for n in networks], factor=100),
+                text_entry(name),
+                text_entry(label),
+                number_entry(len(networks), "{:.0f}"),
+                mean_entry([n.tested["oa"] for n in networks], factor=100),
+                number_entry(gain.mean if gain else None, "{:+.2f}"),
+                _interval_entry(gain, len(networks)),
+                *(_lead_entry(method, cell, networks, baseline) for method in own),
+                mean_entry([n.tested.get("aa") for n in networks], factor=100),
+                mean_entry([n.tested.get("kappa") for n in networks], "{:.3f}"),
+                mean_entry([n.tested.get("macro_f1") for n in networks], factor=100),
             )
         )
     head = ("network", "training", "seeds", "OA (%)", "gain (points)", "95 % interval of the gain")
@@ -123,18 +123,18 @@ def results_table(cell: Cell, baseline: str) -> Table:
     )
 
 
-def _ahead(own: str, cell: Cell, networks: Sequence[Network], baseline: str) -> Entry:
+def _lead_entry(own: str, cell: Cell, networks: Sequence[Network], baseline: str) -> Entry:
     """Return the gain of our method `own` over that of `networks`, on the seeds that both have."""
     if networks[0].label in (TEACHER, baseline, own):
-        return number(None)
+        return number_entry(None)
     ours = [cell.one(networks[0].student, own, network.seed) for network in networks]
     gain = paired_gain(_oa([network for network in ours if network]), _oa(networks))
-    return Entry(gain.text, gain.mean) if gain else number(None)
+    return Entry(gain.text, gain.mean) if gain else number_entry(None)
 
 
-def _bounds(gain: Gain | None, seeds: int) -> Entry:
+def _interval_entry(gain: Gain | None, seeds: int) -> Entry:
     if gain is None or gain.low is None or gain.high is None:
-        return number(None)
+        return number_entry(None)
     fewer = f" (n = {gain.n})" if gain.n < seeds else ""
     return Entry(f"{gain.low:+.2f} to {gain.high:+.2f}{fewer}", gain.low)
 
@@ -145,7 +145,7 @@ def seeds_table(cell: Cell) -> Table:
     rows = []
     for (name, label), networks in cell.groups().items():
         by_seed = {n.seed: 100 * n.tested["oa"] for n in networks}
-        rows.append((word(name), word(label), *(number(by_seed.get(seed)) for seed in seeds)))
+        rows.append((text_entry(name), text_entry(label), *(number_entry(by_seed.get(seed)) for seed in seeds)))
     head = ("network", "training", *(f"seed {seed}" for seed in seeds))
     return Table(_key("seeds", cell), "OA of each seed, in percent", head, tuple(rows), folded=True)
 
@@ -161,16 +161,16 @@ def cost_table(cell: Cell) -> Table:
         first = costs[0]
         rows.append(
             (
-                word(name),
-                word(label),
-                mean([n.tested["oa"] for n in networks], factor=100),
-                number(first["parameters"] / 1e6),
-                number(first["bytes"] / 2**20, "{:.1f}"),
-                number(first["operations"] / 1e9, "{:.3f}"),
-                number(statistics.median(cost["milliseconds"] for cost in costs)),
-                _range([c["milliseconds_low"] for c in costs], [c["milliseconds_high"] for c in costs]),
-                mean([n.record.get("seconds") for n in networks], "{:.1f}", 1 / 60),
-                word(started_from(networks[0].settings).replace("none", "nothing")),
+                text_entry(name),
+                text_entry(label),
+                mean_entry([n.tested["oa"] for n in networks], factor=100),
+                number_entry(first["parameters"] / 1e6),
+                number_entry(first["bytes"] / 2**20, "{:.1f}"),
+                number_entry(first["operations"] / 1e9, "{:.3f}"),
+                number_entry(statistics.median(cost["milliseconds"] for cost in costs)),
+                _range_entry([c["milliseconds_low"] for c in costs], [c["milliseconds_high"] for c in costs]),
+                mean_entry([n.record.get("seconds") for n in networks], "{:.1f}", 1 / 60),
+                text_entry(started_from(networks[0].settings).replace("none", "nothing")),
             )
         )
     head = ("network", "training", "OA (%)", "parameters (M)", "size (MiB)", "operations (G)", "ms per image")
@@ -185,7 +185,7 @@ def cost_table(cell: Cell) -> Table:
     )
 
 
-def _range(low: Sequence[float], high: Sequence[float]) -> Entry:
+def _range_entry(low: Sequence[float], high: Sequence[float]) -> Entry:
     return Entry(f"{min(low):.2f} to {max(high):.2f}", min(low))
 
 
@@ -194,9 +194,11 @@ def class_table(cell: Cell, chosen: Mapping[str, Sequence[Network]]) -> Table:
     names = list(chosen)
     rows = []
     for name in cell.classes:
-        entries = [mean([n.tested["per_class"].get(name) for n in chosen[group]], "{:.1f}", 100) for group in names]
+        entries = [
+            mean_entry([n.tested["per_class"].get(name) for n in chosen[group]], "{:.1f}", 100) for group in names
+        ]
         gain = class_gain(name, chosen[names[-2]], chosen[names[-1]])
-        rows.append((word(name), *entries, mean(gain, "{:+.1f}") if gain else number(None)))
+        rows.append((text_entry(name), *entries, mean_entry(gain, "{:+.1f}") if gain else number_entry(None)))
     return Table(
         key=_key("classes", cell),
         caption="Accuracy of each class, in percent",
@@ -224,19 +226,19 @@ def tuning_table(tuning: Mapping[str, Any]) -> Table:
                     factor: oa for factor, oa in found["validation_oa"].items() if oa is not None
                 }  # None: diverged
                 scores = {float(factor): 100 * float(oa) for factor, oa in known.items()}
-                tried = [number(scores.get(factor)) for factor in factors]
+                tried = [number_entry(scores.get(factor)) for factor in factors]
                 own = f"{label} ({found['epochs']} epochs)" if "epochs" in found else label
-                chosen = number(found["factor"] and float(found["factor"]), "{:g}")  # None: all of them diverged
-                rows.append((word(block), word(student), word(own), *tried, chosen))
+                chosen = number_entry(found["factor"] and float(found["factor"]), "{:g}")  # None: all of them diverged
+                rows.append((text_entry(block), text_entry(student), text_entry(own), *tried, chosen))
     head = ("data", "network", "training", *(f"OA (%) at {factor:g}" for factor in factors), "chosen factor")
     return Table(
         key="tuning",
-        caption="Tuning: a factor on the weight of all losses that ask the teacher",
+        caption="Tuning: a factor on the weight of all losses that use the teacher",
         head=head,
         rows=tuple(rows),
         note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
         f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts. As many trials "
-        "for every method; no test image of that seed's split was looked at. A choice at either end of the factors may "
+        "for every method; no test image of that seed's split was used. A choice at either end of the factors may "
         "not be the best there is. Where all diverged none is chosen.",
     )
 
@@ -252,7 +254,7 @@ def published_tables(cells: Sequence[tuple[str, float]]) -> list[Table]:
             figure = head.index("OA (%)")
             rows = []
             for line, result in zip(lines, results, strict=True):
-                entries = [word(text) for text in line]
+                entries = [text_entry(text) for text in line]
                 entries[figure] = Entry(line[figure], 100 * result.oa)
                 entries[-1] = Entry(line[-1], link=result.url)
                 rows.append(tuple(entries))

@@ -1,1 +1,1 @@
-"""A teacher's answers about the student's views: asked, or kept on the disk."""
+"""The teacher's outputs for the student's views: computed in every step, or stored on the disk."""

@@ -1,4 +1,4 @@
-"""What the teacher says of the views, asked anew each time or kept for a number of views."""
+"""The teacher's outputs for the training views, computed in every step or stored for a number of views."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache.build import cache_home
 from scenedistill.data.training_part import TrainingPart, mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, view_number
-from scenedistill.losses.base import TeacherStatistics
+from scenedistill.losses.base import TeacherStatistics, head_tensors
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.distributed import gather_rows, on_every_process, share_of_rows
 from scenedistill.training.teacher_outputs.store import KnowledgeStore, Packing
 from scenedistill.training.teacher_outputs.teachers import Teachers
 
-#: Images of one teacher pass when knowledge is gathered outside a training step.
+#: Images of one teacher pass outside a training step.
 BATCH = 100
 
 
 class Knowledge:
     """The teacher's outputs for the training views.
 
-    With `views` = 0 the teacher is asked for every view of every epoch. With K > 0, epoch e uses view e mod K of each
-    image, and the teacher's outputs for a view number are computed once, in the order of the training part, and kept
-    on the disk in 16 bits a number (`KnowledgeStore`): later epochs, other students, other losses and resumed or later
-    runs read them. Several processes share out the images of a view among themselves.
+    With `views` = 0 the teacher runs on every view of every epoch. With K > 0 views, epoch e uses view e mod K of each
+    image. The teacher's outputs for a view number are then computed once and stored on the disk with 16 bits a number
+    (`KnowledgeStore`), where later epochs, other students and losses, and later runs read them. Several processes
+    divide the images of a view among them.
 
     Args:
-        teacher: put into eval mode; its weights are never changed, and what is asked is a fast copy (`freeze`).
-        part: the images that train, with what is mixed into them.
-        views: K, number of distinct views that the epochs cycle through; 0 for a fresh one in every epoch.
-        config: how views vary.
-        image_size: side of the student's view in pixels.
-        seed: of the run.
-        precision: `bf16`, `fp16` or `fp32`, of the teacher's pass.
-        ask_size: side in pixels of the teacher's view, which is the student's view sampled finer; `image_size` when not
+        teacher: the teacher. It is put into eval mode, and its weights are never changed; the forward passes run on a
+            fast copy (`freeze`).
+        part: training images, with the images that are mixed into them.
+        views: K, number of distinct views that the epochs cycle through; 0 for a new view in every epoch.
+        config: ranges of the random views.
+        image_size: side of the student's views in pixels.
+        seed: seed of the run.
+        precision: precision of the teacher's passes: `bf16`, `fp16` or `fp32`.
+        ask_size: side in pixels of the teacher's views, which show the same as the student's; `image_size` when not
             given.
-        symmetries: average the answers over the eight symmetries of a view.
+        symmetries: average the outputs over the eight symmetries of a view.
         others: further teachers of the same classes, whose probabilities are averaged with the first one's.
         root: folder of all stores; `knowledge_home()` when not given.
-        about: what a list of stores should say of this one.
+        about: description of the store, for lists of stores.
         compiled: compile the frozen teacher.
     """
 
@@ -90,39 +91,44 @@ class Knowledge:
                 "seed": seed,
                 "precision": precision,
             }
-            # left out where they change nothing, so that what was kept before there were such settings still serves
+            # left out at their defaults, so that stores of versions without these settings remain valid
             extra = {"symmetries": symmetries, "mixup": part.mixup, "share": part.share}
             settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
         self._statistics: tuple[TeacherStatistics, float] | None = None
         self._packing: Packing | None = None
         self._number = -1
-        self._rows: Tensor | None = None  # uint8 [M, row_bytes]: what is kept of the current view
+        self._rows: Tensor | None = None  # uint8 [M, row_bytes]: packed outputs of the current view
 
     def view_number(self, epoch: int) -> int:
-        """Number of the views that an epoch uses."""
+        """Return the number of the view that an epoch uses."""
         return view_number(epoch, self.views)
 
     def need(self, epochs: int) -> str:
-        """What keeping the views of so many epochs takes, in words; nothing to say when nothing is kept.
+        """Return a description of the disk space for a training of this many epochs; "" if nothing is stored.
 
         Raises:
-            UserError: more than the disk has.
+            UserError: the disk has too little space.
         """
         return self.store.need(min(self.views, epochs), self.packing) if self.store else ""
 
     def open(self, epoch: int, device: torch.device) -> None:
-        """Make ready for an epoch: read what is kept of its views, or ask the teacher and keep it."""
+        """Load the stored outputs of an epoch's view, or compute and store them.
+
+        Args:
+            epoch: epoch, counted from 0.
+            device: device for the outputs and the teacher's passes.
+        """
         number = self.view_number(epoch)
         if self.store is None or (number == self._number and self._rows is not None):
             return
-        self._rows = None  # before the next ones come
+        self._rows = None  # frees the memory first
         rows = self.store.read(number, self.packing)
         if not on_every_process(rows is not None, device):
             rows = self._gathered(number, device)
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process of a machine
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process on each machine
                 self.store.write(number, rows)
-            # another run may have kept the same view, rounded otherwise: all go by the one that a resumed run will read
+            # another run may have stored the same view with other rounding: use the file that a resumed run will read
             kept = self.store.read(number, self.packing)
             if on_every_process(kept is not None, device):
                 rows = kept
@@ -137,20 +143,21 @@ class Knowledge:
         attention: bool = True,
         features: bool = False,
     ) -> SceneOutput:
-        """The teacher's output for a batch's views of an epoch.
+        """Return the teacher's output for a batch's views of an epoch.
 
         Args:
-            batch: of the rows of this epoch.
-            epoch: counted from 0.
-            view: the student's, where it is at hand: it is not made anew where the teacher sees the same.
-            attention: report the attention of each stage; without it an answer is quicker to give.
-            features: report the feature map of each stage.
+            batch: batch of this epoch, whose view number was passed to `open` if outputs are stored.
+            epoch: epoch, counted from 0.
+            view: the student's views `[B, bands, image_size, image_size]`, used if the teacher's have the same size;
+                else the views are made from the batch.
+            attention: return the attention of each stage; without it a teacher pass is faster.
+            features: return the feature map of each stage.
 
         Raises:
-            ValueError: feature maps are wanted where answers are kept: those are too large to be.
+            ValueError: `features` is set and outputs are stored, which do not include the large feature maps.
         """
         if features and self.views:
-            raise ValueError(f"feature maps are not among the kept answers to {self.views} views; ask with views=0")
+            raise ValueError(f"feature maps are not among the kept outputs for {self.views} views; use views=0")
         if self._rows is None:
             if view is None or view.shape[-1] != self.ask_size:
                 view = self._view(batch, self.view_number(epoch))
@@ -158,16 +165,19 @@ class Knowledge:
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
 
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
-        """Means and deviations of the teacher's features over the evaluation views of the training part, and its OA
-        on them."""
+        """Return the statistics of the teacher's features over the evaluation views of the labelled training images,
+        and its OA on them, 0..1."""
         if self._statistics is None:
             found, oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
-            self._statistics = found._replace(labels=torch.as_tensor(self.part.labelled.labels)), oa
+            self._statistics = (
+                found._replace(labels=torch.as_tensor(self.part.labelled.labels), head=head_tensors(self.teacher.head)),
+                oa,
+            )
         return self._statistics
 
     @property
     def packing(self) -> Packing:
-        """How an answer is kept."""
+        """The layout of a stored output."""
         if self._packing is None:
             bands = self.part.labelled.bands
             with torch.no_grad():
@@ -192,7 +202,7 @@ class Knowledge:
         return found, oa
 
     def _gathered(self, number: int, device: torch.device) -> Tensor:
-        """The answers of all processes to a view, uint8 `[N, row_bytes]`."""
+        """Compute the packed outputs for a view on all processes together, uint8 `[N, row_bytes]`."""
         rows, part = [], self.part.at(number)
         for batch in part.batches(BATCH, share_of_rows(len(part))):
             rows.append(self.packing.pack(self.teachers(self._view(batch.to(device), number))))
@@ -203,18 +213,22 @@ class Knowledge:
 
     @property
     def report(self) -> tuple[str, ...]:
-        """What was done to make the teacher fast; empty while nobody has asked it."""
+        """How the teachers were made fast, one line each; empty before the first forward pass."""
         return self.teachers.report
 
     def check_untouched(self) -> None:
-        """Raise unless the teachers that were asked still have the weights they had at first."""
+        """Check that the teachers still have their initial weights.
+
+        Raises:
+            RuntimeError: the weights have changed.
+        """
         self.teachers.check_untouched()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes read what is kept themselves."""
+        """Leave the loaded outputs out when pickling; other processes load their own."""
         return {**self.__dict__, "_rows": None, "_number": -1}
 
 
 def knowledge_home() -> Path:
-    """Where knowledge is kept when no other folder is given."""
+    """Return the default folder of all stores."""
     return cache_home() / "knowledge"

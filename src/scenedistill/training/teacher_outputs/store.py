@@ -1,4 +1,4 @@
-"""A teacher's answers for numbered views of the training images, as files that any later run reads."""
+"""Files with the teacher's outputs for numbered views of the training images, shared by all runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scenedistill.losses.base import TeacherStatistics
 from scenedistill.models.files import read_tensors, with_checksum
 from scenedistill.models.output import SceneOutput, StageAttention
 
-#: Raised when the same settings come to mean other answers: other views, another packing.
+#: Version of the files; increased when the views or the packing of the same settings change.
 FORMAT = 1
 LARGEST = torch.finfo(torch.float16).max
 SPARE_BYTES = 256 << 20  # disk space left free
@@ -36,14 +36,15 @@ VIEW = re.compile(r"view-(\d{5})-([0-9a-f]{16})\.npy")
 
 @dataclass(frozen=True)
 class Packing:
-    """How one image's answer lies in a row of bytes: 16 bits a number, tensor after tensor.
+    """Layout of the output for one image as a row of bytes: tensor after tensor, with 16 bits a number.
 
-    Energies are bfloat16, because squares leave the range of float16; all else is float16, cut to its range.
+    Energies are bfloat16, because they are squares that can exceed the range of float16; all other tensors are float16,
+    clamped to its range.
 
     Attributes:
-        shapes: of each tensor of the output without the batch, in the order in which the output is flattened.
-        types: of each tensor.
-        spec: how the tensors make up a `SceneOutput`.
+        shapes: shape of each tensor of the output without the batch dimension, in flattening order.
+        types: data type of each tensor.
+        spec: structure of the tensors in a `SceneOutput`.
     """
 
     shapes: tuple[torch.Size, ...]
@@ -52,7 +53,7 @@ class Packing:
 
     @staticmethod
     def of(output: SceneOutput) -> Packing:
-        """The packing of outputs like this one."""
+        """Return the layout of outputs with the shapes of this one."""
         leaves, spec = tree_flatten(output[:3])  # neither features nor rows
         narrow, wide = torch.float16, torch.bfloat16
         stage = StageAttention(channel=narrow, spatial=narrow, energy=wide, descriptor=narrow)  # type: ignore[arg-type]
@@ -61,11 +62,11 @@ class Packing:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one image's answer."""
+        """Bytes of the output for one image."""
         return sum(2 * shape.numel() for shape in self.shapes)
 
     def pack(self, output: SceneOutput) -> Tensor:
-        """A batch's answers as uint8 `[B, row_bytes]`."""
+        """Pack the output for a batch into uint8 `[B, row_bytes]`."""
         leaves = (
             leaf.flatten(1).to(kind) if kind == torch.bfloat16 else leaf.flatten(1).clamp(-LARGEST, LARGEST).to(kind)
             for leaf, kind in zip(tree_flatten(output[:3])[0], self.types, strict=True)
@@ -73,7 +74,7 @@ class Packing:
         return torch.cat([leaf.contiguous().view(torch.uint8) for leaf in leaves], 1)
 
     def unpack(self, rows: Tensor) -> SceneOutput:
-        """The answers in uint8 `[B, row_bytes]`, as views of the same memory."""
+        """Return the output in rows uint8 `[B, row_bytes]`, as views of the same memory."""
         leaves, start = [], 0
         for shape, kind in zip(self.shapes, self.types, strict=True):
             end = start + 2 * shape.numel()
@@ -83,16 +84,16 @@ class Packing:
 
 
 class KnowledgeStore:
-    """The folder of one teacher's answers for the views of one training part.
+    """Folder with one teacher's outputs for the views of one training part.
 
-    Every view is a file of its own whose name carries its checksum and which appears whole or not at all, so that runs
-    may share a folder, be killed at any moment and fill it together.
+    Each view is a file with its checksum in the name, written atomically. Several runs can therefore fill a folder
+    together and be killed at any moment.
 
     Args:
         root: folder of all stores.
-        settings: everything that the answers depend on, as plain JSON values.
+        settings: everything that the outputs depend on, as plain JSON values.
         images: number N of training images.
-        about: what else a person may want to know of the folder.
+        about: further entries of the folder's description, as plain JSON values.
     """
 
     def __init__(
@@ -101,21 +102,21 @@ class KnowledgeStore:
         settings = {"format": FORMAT, **settings}
         self.folder = root / content_checksum(settings)
         self.images = images
-        self._verified: set[str] = set()  # names of files whose content this process has checked
+        self._verified: set[str] = set()  # names of the files that this process has verified
         self._about = {**(about or {}), "images": images, "settings": settings}
 
     def kept(self) -> set[int]:
-        """Numbers of the views whose answers are here."""
+        """Return the numbers of the stored views."""
         return set(self._views())
 
     def read(self, number: int, packing: Packing) -> Tensor | None:
-        """A view's answers, uint8 `[N, row_bytes]`, memory-mapped; None where there are none or damaged ones."""
+        """Return the packed outputs for a view, uint8 `[N, row_bytes]`, memory-mapped; None if missing or damaged."""
         file = self._views().get(number)
         if file is None:
             return None
         try:
-            rows = np.load(file, mmap_mode="c")  # copy-on-write: torch wants memory it might write to
-        except OSError:  # no right to read it, too many open files, just replaced: that is no damage
+            rows = np.load(file, mmap_mode="c")  # copy-on-write, because torch needs writable memory
+        except OSError:  # no permission, too many open files or just replaced: not damaged
             return None
         except (ValueError, EOFError):
             rows = np.zeros((0, 0), np.uint8)
@@ -123,18 +124,22 @@ class KnowledgeStore:
         if whole and (file.name in self._verified or _checksum(rows) in file.name):
             self._verified.add(file.name)
             return torch.from_numpy(rows)
-        self._tell(f"{file} is damaged; the teacher is asked again")
+        self._print_notice(f"{file} is damaged; the teacher's outputs are computed again")
         file.unlink(missing_ok=True)
         return None
 
     def write(self, number: int, rows: Tensor) -> None:
-        """Keep a view's answers, uint8 `[N, row_bytes]`."""
+        """Store the packed outputs for a view, uint8 `[N, row_bytes]`.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         self._make()
         array = rows.numpy()
         self._put(f"view-{number:05d}-{_checksum(array)}.npy", lambda file: _save(file, array))
 
     def read_statistics(self) -> tuple[TeacherStatistics, float] | None:
-        """The teacher's statistics and its OA on the training images; None where there are none or damaged ones."""
+        """Return the teacher's statistics and its OA on the training images, 0..1; None if missing or damaged."""
         path = self.folder / _STATISTICS
         if not path.is_file():
             return None
@@ -142,7 +147,7 @@ class KnowledgeStore:
             tensors, facts = read_tensors(path)
             if set(facts) != {"oa"}:
                 raise Damaged(f"{path} is damaged: its metadata are not those that were written.")
-            if "embeddings" not in tensors:  # kept by an earlier release
+            if "embeddings" not in tensors:  # written by an earlier release
                 return None
             names, oa = sorted(tensors), float(facts["oa"])
             means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
@@ -150,11 +155,15 @@ class KnowledgeStore:
             embeddings = tensors["embeddings"].float()
             return TeacherStatistics(tensors["embedding_mean"], means, deviations, embeddings), oa
         except (UserError, KeyError, ValueError):
-            self._tell(f"{path} is damaged; the teacher is measured again")
+            self._print_notice(f"{path} is damaged; the teacher's statistics are computed again")
             return None
 
     def write_statistics(self, statistics: TeacherStatistics, oa: float) -> None:
-        """Keep the teacher's statistics and its OA on the training images."""
+        """Store the teacher's statistics and its OA on the training images.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         self._make()
         tensors = {"embedding_mean": statistics.embedding_mean, "embeddings": statistics.embeddings.half()}
         for name in ("descriptor_mean", "descriptor_std"):
@@ -164,22 +173,22 @@ class KnowledgeStore:
         self._put(_STATISTICS, lambda file: file.write(content))
 
     def need(self, views: int, packing: Packing) -> str:
-        """What keeping views 0 to `views` - 1 takes, in words.
+        """Return a description of the disk space for views 0 to `views` - 1.
 
         Raises:
-            UserError: more than the disk has.
+            UserError: the disk has too little space, or the folder cannot be written.
         """
         missing = len(set(range(views)) - self.kept())
-        asked = missing * self.images * packing.row_bytes
+        needed = missing * self.images * packing.row_bytes
         self._make()
-        for part in self.folder.glob("*.part"):  # of runs that were killed while they wrote
-            with contextlib.suppress(FileNotFoundError):  # or of one that writes at this moment
+        for part in self.folder.glob("*.part"):  # partial files of killed runs, or of a run that is writing
+            with contextlib.suppress(FileNotFoundError):
                 if time.time() - part.stat().st_mtime > 3600:
                     part.unlink()
         free = shutil.disk_usage(self.folder).free
-        if asked and asked + SPARE_BYTES > free:
+        if needed and needed + SPARE_BYTES > free:
             raise UserError(
-                f"The teacher's knowledge of {missing} more views of {self.images:,} images takes {size_text(asked)}, "
+                f"The teacher's knowledge of {missing} more views of {self.images:,} images takes {size_text(needed)}, "
                 f"and {self.folder} has {size_text(free)} free. Make room, lower --student.knowledge_views (0 keeps "
                 "nothing), or give another --data.cache_dir."
             )
@@ -189,7 +198,7 @@ class KnowledgeStore:
             f"{views - missing} of them kept before ({self.folder.name})"
         )
 
-    def _tell(self, what: str) -> None:
+    def _print_notice(self, what: str) -> None:
         plain_console(stderr=True).print(what)
 
     def _views(self) -> dict[int, Path]:
@@ -198,13 +207,13 @@ class KnowledgeStore:
             for file in self.folder.iterdir():
                 if match := VIEW.fullmatch(file.name):
                     number = int(match[1])
-                    found[number] = min(file, found.get(number, file))  # two runs may have kept it at the same time
+                    found[number] = min(file, found.get(number, file))  # two runs may have stored it at the same time
         return found
 
     def _make(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not read_json(self.folder / ABOUT):  # none, or a damaged one
+            if not read_json(self.folder / ABOUT):  # missing or damaged
                 write_json(self.folder / ABOUT, self._about, checksum=True)
         except OSError as problem:
             raise UserError(
@@ -213,7 +222,7 @@ class KnowledgeStore:
             ) from problem
 
     def _put(self, name: str, write: Any) -> None:
-        """A file that is there as a whole or not at all, whoever else writes it at the same time."""
+        """Write a file atomically, also if another process writes it at the same time."""
         part = self.folder / f"{name}.{uuid.uuid4().hex}.part"
         try:
             with part.open("wb") as file:
@@ -224,7 +233,7 @@ class KnowledgeStore:
 
 
 def size_text(count: float) -> str:
-    """Bytes as people say them."""
+    """Return a number of bytes in decimal units, such as "1.5 MB"."""
     if count < 1000:
         return f"{count:.0f} bytes"
     power = min(int(math.log10(count) / 3), 4)
@@ -233,7 +242,7 @@ def size_text(count: float) -> str:
 
 
 def _save(file: Any, array: np.ndarray) -> None:
-    """As np.save, which does not say why where the disk is full."""
+    """Write an array as np.save does, but raise the file's own error on a full disk."""
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     file.write(np.ascontiguousarray(array).data)
 

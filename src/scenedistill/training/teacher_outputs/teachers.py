@@ -1,4 +1,4 @@
-"""One teacher or several, asked about a view once or in each of its eight symmetries, as one answer."""
+"""Average of the outputs of one or more teachers, optionally over the eight symmetries of a view."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from scenedistill.models.freeze import FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput, StageAttention
 
-SYMMETRIES = 8  # of the square: quarter turns, and the same after a flip
+SYMMETRIES = 8  # of the square: four quarter turns, and the same after a flip
 
 
 class Teachers:
-    """Frozen teachers that answer as one.
+    """One or more frozen teachers with averaged outputs.
 
-    Embedding, attention and features are those of the first teacher. Where there are several teachers, or symmetries
-    are averaged, the logits are the logarithm of the mean probability, and all else is the mean over the symmetries,
-    maps turned back first.
+    With several teachers or with symmetries, the logits are the logarithm of the mean probability over all of them.
+    Embedding, attention and features are those of the first teacher; with symmetries they are the mean over the
+    symmetries, after the maps are turned back.
 
     Args:
-        nets: of the same classes; put into eval mode. Their weights are never changed, and what is asked is a fast
-            copy (`freeze`).
+        nets: teachers with the same classes. They are put into eval mode, and their weights are never changed; the
+            forward passes run on fast copies (`freeze`).
         precision: `bf16`, `fp16` or `fp32`.
-        image_size: side in pixels of the views that will come.
-        symmetries: ask about each view in its eight symmetries and average the answers.
+        image_size: side of the views in pixels.
+        symmetries: average the outputs over the eight symmetries of each view.
         compiled: compile the frozen networks.
     """
 
@@ -52,16 +52,22 @@ class Teachers:
 
     @property
     def report(self) -> tuple[str, ...]:
-        """What was done to make the teachers fast; empty while nobody has asked them."""
+        """How the teachers were made fast, one line each; empty before the first forward pass."""
         return tuple(line for frozen in self._frozen for line in frozen.report)
 
     @property
-    def asked(self) -> bool:
-        """Whether anybody has asked them yet."""
+    def used(self) -> bool:
+        """Whether there has been a forward pass."""
         return bool(self._frozen)
 
     def __call__(self, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
-        """Classify a batch of views `[B, bands, H, W]`, float32 in 0..1."""
+        """Return the averaged output for a batch of views.
+
+        Args:
+            view: views `[B, bands, H, W]`, float32 in 0..1.
+            attention: return the attention of each stage; without it a pass is faster.
+            features: return the feature map of each stage.
+        """
         if not self._frozen:
             self._frozen = [self._freeze(net, view.device) for net in self.nets]
             self._frozen_hashes = [frozen.weights_hash() for frozen in self._frozen]
@@ -79,14 +85,18 @@ class Teachers:
         return mean._replace(logits=probability.clamp(min=torch.finfo(torch.float32).tiny).log())
 
     def check_untouched(self) -> None:
-        """Raise unless teachers and what was asked still have the weights they had at first."""
+        """Check that the teachers and their frozen copies still have their initial weights.
+
+        Raises:
+            RuntimeError: the weights have changed.
+        """
         if [weights_hash(net) for net in self.nets] != self.hashes:
             raise RuntimeError("the teacher's weights changed while it taught")
         if [frozen.weights_hash() for frozen in self._frozen] != self._frozen_hashes:
             raise RuntimeError("the frozen teacher's weights changed while it taught")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes make frozen teachers of their own."""
+        """Leave the frozen copies out when pickling; other processes make their own."""
         return {**self.__dict__, "_frozen": [], "_frozen_hashes": []}
 
     def _freeze(self, net: SceneNet, device: torch.device) -> FrozenTeacher:
@@ -95,17 +105,18 @@ class Teachers:
 
 
 def _turned(maps: Tensor, turn: int) -> Tensor:
-    """One of the symmetries of maps `[..., H, W]`: a flip for the last four, then quarter turns."""
+    """Apply symmetry `turn` (0..7) to maps `[..., H, W]`: a flip for the last four, then `turn % 4` quarter turns."""
     return torch.rot90(maps.flip(-1) if turn >= 4 else maps, turn % 4, (-2, -1))
 
 
 def _turned_back(maps: Tensor, turn: int) -> Tensor:
+    """Undo `_turned`."""
     back = torch.rot90(maps, -(turn % 4), (-2, -1))
     return back.flip(-1) if turn >= 4 else back
 
 
 def _back(output: SceneOutput, turn: int) -> SceneOutput:
-    """The output for a turned view as if the view had not been turned."""
+    """Turn the maps of an output for a turned view back."""
     attention = tuple(
         StageAttention(seen.channel, _turned_back(seen.spatial, turn), _turned_back(seen.energy, turn), seen.descriptor)
         for seen in output.attention
