@@ -177,14 +177,14 @@ def run_ours(name: str, compiled: bool, track: Track) -> RaceRow:
         knowledge=knowledge,
     )
 
-    class Look(Callback):
+    class WatchEpochs(Callback):
         def on_train_epoch_end(self, *_: Any) -> None:
             watch.look(module.net)
 
     batches = SceneDataModule(cache, split, batch_size=track.batch_size, seed=0)
     with tempfile.TemporaryDirectory(dir=track.scratch) as folder:
         machine = MachineConfig(compile=compiled)
-        fit(module, batches, Path(folder), machine, title=name, console=Console(quiet=True), callbacks=[Look()])
+        fit(module, batches, Path(folder), machine, title=name, console=Console(quiet=True), callbacks=[WatchEpochs()])
     kept = f", {OURS[name]} views of each image" * bool(OURS[name])
     return watch.row(name + ", compiled" * compiled, f"{precision}{', compiled' * compiled}{kept}")
 

@@ -17,7 +17,7 @@ from scenedistill.models.files import NetCard, save_net
 CLASSES = ("car park", "fields", "forêt", "river")
 
 
-def test_a_network_looks_where_the_image_is_not_empty() -> None:
+def test_the_map_is_high_where_the_image_is_not_empty() -> None:
     torch.manual_seed(0)
     net = build_student("table1_printed", 2, image_size=64).eval()
     image = np.zeros((64, 64, 3), dtype=np.uint8)

@@ -33,7 +33,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def test_fill_replaces_only_what_lies_between(results: Path) -> None:
+def test_fill_replaces_only_the_text_between_markers(results: Path) -> None:
     filled = fill(DOCUMENT, results, "README.md")
     before, _, rest = filled.partition("\n\n| network")
     assert before == "# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->"

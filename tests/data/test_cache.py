@@ -269,7 +269,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_a_way_out(root: Path, t
         build(root, tmp_path / "file" / "cache")
 
 
-def test_too_little_space_is_told_before_decoding(root: Path, folder: Path) -> None:
+def test_too_little_space_is_reported_before_decoding(root: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"needs 27,9\d\d\.\d GiB"):
         build_cache(scan(root), 1_000_000, folder=folder, progress=False)
     assert not list(folder.glob("images-*"))
@@ -433,7 +433,7 @@ def test_a_damaged_image_is_not_copied_into_a_new_array(root: Path, folder: Path
 
 
 @pytest.mark.parametrize("way", ["cut", "empty", "another row", "another kind"])
-def test_a_damaged_manifest_is_told_and_all_is_decoded_again(
+def test_a_damaged_manifest_is_reported_and_all_is_decoded_again(
     way: str, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(root, folder)

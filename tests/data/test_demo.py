@@ -92,7 +92,7 @@ def test_leftovers_of_another_recipe_are_removed(tmp_path: Path) -> None:
     assert not leftover.exists() and other.exists()
 
 
-def test_same_recipe_is_reused_another_is_drawn_anew(tmp_path: Path) -> None:
+def test_same_recipe_is_reused_another_is_drawn_again(tmp_path: Path) -> None:
     root = tmp_path / "scenes"
     index = generate(root, per_class=1, size=32, progress=False)
     before = {path: (root / path).stat().st_mtime_ns for path in index.paths}
@@ -112,7 +112,7 @@ def test_a_picture_that_was_lost_is_drawn_again(tmp_path: Path) -> None:
     assert contents(root) == old
 
 
-def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_call_leaves_no_folder_and_the_next_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "scenes"
     drawn: list[str] = []
     real = demo.picture
@@ -138,12 +138,9 @@ def test_a_failed_call_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, mon
 
 def test_a_killed_call_leaves_no_folder_and_the_next_resumes(tmp_path: Path) -> None:
     root = tmp_path / "scenes"
-    code = (
-        "import sys, pathlib; from scenedistill.data.synthetic.demo import generate;"
-        "generate(pathlib.Path(sys.argv[1]), size=32)"
-    )
     env = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[3])}  # works without an installation too
-    started = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.DEVNULL, env=env)
+    worker = Path(__file__).with_name("demo_worker.py")
+    started = subprocess.Popen([sys.executable, str(worker), str(root)], stdout=subprocess.DEVNULL, env=env)
     waited = time.monotonic() + 60
     while len(list(tmp_path.rglob("*.jpg"))) < 5 and started.poll() is None and time.monotonic() < waited:
         time.sleep(0.01)

@@ -246,7 +246,7 @@ def test_a_refusal_is_not_tried_again(server: Server, tmp_path: Path, status: in
     assert len(server.log) == 1
 
 
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429]
     assert get(server, tmp_path) == BODY
     server.statuses = [500] * 3

@@ -141,7 +141,7 @@ def test_a_pixel_is_a_hole_where_all_bands_say_so(tmp_path: Path, colours: np.nd
     assert np.array_equal(read(plain, nodata=0)[1], valid)  # said by the user
 
 
-def test_masks_and_alpha_tell_holes(tmp_path: Path, colours: np.ndarray) -> None:
+def test_masks_and_alpha_mark_holes(tmp_path: Path, colours: np.ndarray) -> None:
     mask = RNG.random((40, 50)) < 0.7
     inside = write(tmp_path / "mask.tif", colours[:3], mask=mask)
     pixels, valid = read(inside)

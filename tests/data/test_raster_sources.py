@@ -292,7 +292,7 @@ def test_an_imagine_file_takes_its_pixels_from_its_own_raw_file_alone(tmp_path: 
 
 
 @pytest.mark.parametrize("before", [b"", b"\0" * 512, b"<HDF_UserBlock>"])
-def test_hdf5_whose_values_may_lie_anywhere_is_refused(tmp_path: Path, before: bytes) -> None:
+def test_hdf5_which_may_name_further_files_is_refused(tmp_path: Path, before: bytes) -> None:
     (tmp_path / "a.nc").write_bytes(before + b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
     with pytest.raises(UserError, match=r"a\.nc is HDF5 .*--vrt_sources '\[any\]'"):
         open_raster(tmp_path / "a.nc")

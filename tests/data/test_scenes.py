@@ -78,7 +78,7 @@ def test_litter_is_ignored_and_other_files_are_counted(tmp_path: Path) -> None:
     assert scan(tmp_path).notes == ("Ignored 4 files of other kinds (.txt: 2, .xml: 1, no ending: 1).",)
 
 
-def test_a_preview_beside_the_classes_and_folders_inside_them_are_told(tmp_path: Path) -> None:
+def test_a_preview_beside_the_classes_and_folders_inside_them_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, a=1, b=1)
     (tmp_path / "preview.png").write_bytes(b"x")
     fill(tmp_path / "a", thumbnails=1)
@@ -180,7 +180,7 @@ def test_a_class_is_one_whatever_the_normalisation_of_its_folder_in_each_part(tm
     assert [*scan(tmp_path).counts().values()] == [2, 2]
 
 
-def test_parts_inside_the_class_folders_are_told_the_other_way_round(tmp_path: Path) -> None:
+def test_parts_inside_the_class_folders_are_refused_with_the_expected_nesting(tmp_path: Path) -> None:
     for name in ("a", "b"):
         fill(tmp_path / name, train=1, test=1)
     assert f"Expected them the other way round ({tmp_path / 'train' / 'a'})" in message(tmp_path)

@@ -309,7 +309,7 @@ def test_two_files_whose_names_differ_by_normalisation_alone_are_two(tmp_path: P
     assert read_split(tmp_path / "a.csv", index).train.tolist() == [0, 2]
 
 
-def test_labels_without_a_letter_are_told_apart(tmp_path: Path) -> None:
+def test_labels_without_a_letter_are_distinguished(tmp_path: Path) -> None:
     index = index_of({"+": 2, "-": 2})
     (tmp_path / "a.csv").write_text("path,label,split\n+/+_1.jpg,-,train\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"label '-' disagrees with the folder"):

@@ -80,7 +80,7 @@ def test_every_image_of_any_layout_is_there_once_without_a_label(more: Path, tmp
     assert part.image_bytes == 12 * SIZE * SIZE * 3 and part.bands == 3
 
 
-def test_it_is_a_part_like_any_other(more: Path, tmp_path: Path) -> None:
+def test_unlabelled_images_are_batched_and_pickled_like_a_scene_part(more: Path, tmp_path: Path) -> None:
     part = collect(more, home=tmp_path / "home").part
     batches = list(SceneBatches(part, [[3, 1], [0]], torch.device("cpu")))
     assert [batch.rows.tolist() for batch in batches] == [[3, 1], [0]]
@@ -129,7 +129,7 @@ def test_a_copy_of_a_held_out_image_is_found_however_it_was_written(
     assert "left out: 2 copies of held-out images, 4 copies of training images" in images.pool(other).report
 
 
-def test_no_image_is_taken_for_a_copy_of_another(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
+def test_no_image_is_treated_as_a_copy_of_another(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
     assert not len(collect(more, home=tmp_path / "home", labelled=labelled).pairs)
     # of one mean colour and one contrast, told apart by what they show alone
     rng = np.random.default_rng(2)
@@ -260,7 +260,7 @@ def test_tiles_have_the_pixels_of_a_slow_loop(tmp_path: Path, kind: Any) -> None
     assert collect(path, home=tmp_path / "home", tile=32).part.content_hash() == images.part.content_hash()
 
 
-def test_what_is_a_raster_is_told_by_its_header(more: Path, tmp_path: Path) -> None:
+def test_a_raster_is_recognised_by_its_header(more: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
 
     def values(side: int) -> np.ndarray:

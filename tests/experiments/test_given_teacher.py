@@ -226,7 +226,7 @@ def make(trained: dict[str, Tensor], tmp_path: Path) -> Make:
 REVERSED = list(reversed(CLASSES))
 
 
-def test_it_teaches_as_it_is_with_its_logits_in_the_order_of_the_folders(
+def test_a_given_teacher_is_used_unchanged_with_logits_in_the_order_of_the_folders(
     make: Make, trained: dict[str, Tensor], tiny_scenes: Path, tmp_path: Path
 ) -> None:
     said, out = io.StringIO(), tmp_path / "out"
@@ -267,7 +267,9 @@ def test_a_head_that_knows_more_classes_answers_for_those_of_the_images(
     assert "2 of the 4 classes of its head" in said.getvalue() and result.rows[0].oa > 0.9
 
 
-def test_it_sees_images_normalised_as_it_was_trained(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_given_teacher_sees_images_normalised_as_in_its_training(
+    make: Make, tiny_scenes: Path, tmp_path: Path
+) -> None:
     """As torchgeo's, which only divides by 255; its file keeps that, and its answers are other ones."""
     hashes = []
     for number, changes in enumerate(({}, {"mean": [0.0], "std": [1.0, 1.0, 1.0]})):
@@ -291,7 +293,7 @@ def test_it_sees_images_normalised_as_it_was_trained(make: Make, tiny_scenes: Pa
         torch.testing.assert_close(answers(net, images), direct.eval()(images).flip(1), rtol=1e-4, atol=1e-5)
 
 
-def test_one_whose_classes_lie_in_another_order_does_not_teach(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_classes_in_another_order_is_refused(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     """Their number fits, so that only its answers tell."""
     with pytest.raises(
         UserError, match=r"right on .* of 32 training images .*order of its logits \(--teacher\.classes"
@@ -315,16 +317,16 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_in_one_line(case: str, make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_wrong_settings_of_a_given_teacher_are_refused_in_one_line(
+    case: str, make: Make, tiny_scenes: Path, tmp_path: Path
+) -> None:
     changes, words = WRONG[case]
     with pytest.raises(UserError, match=words) as refused:
         run(tiny_scenes, tmp_path / "out", make(**changes), console=Console(quiet=True))
     assert "\n" not in str(refused.value)
 
 
-def test_a_part_of_another_network_is_a_start_where_it_is_asked_for(
-    make: Make, tiny_scenes: Path, tmp_path: Path
-) -> None:
+def test_part_of_another_network_is_a_start_on_request(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     config = make(
         as_is=False,
         name="resnet18",

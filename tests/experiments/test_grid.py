@@ -201,7 +201,7 @@ def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Pat
     assert sorted(path for path in copy.rglob("*")) == before
 
 
-def test_the_best_epoch_of_each_cell_is_there_if_asked(make: Make, tmp_path: Path) -> None:
+def test_the_best_epoch_of_each_cell_is_reported_on_request(make: Make, tmp_path: Path) -> None:
     config, said = make(seeds=[0], methods={"plain": MethodConfig()}), io.StringIO()
     config.base.best_epoch, config.base.data.val_fraction = True, 0.25
     assert dry_run(config, tmp_path / "new", console=Console(file=said, width=300)) is not None
@@ -215,7 +215,7 @@ def test_the_best_epoch_of_each_cell_is_there_if_asked(make: Make, tmp_path: Pat
     )
 
 
-def test_a_failing_cell_is_named_and_the_others_go_on(make: Make, tmp_path: Path) -> None:
+def test_a_failing_cell_is_named_and_the_others_continue(make: Make, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig(), "wild": WILD, "dkd": MethodConfig()})
     config.base.teacher.min_oa = 0.0
     out = tmp_path / "out"
@@ -554,7 +554,7 @@ def test_a_class_missing_from_the_test_part_is_no_failure(make: Make, tiny_scene
     assert list(seen["per_class"]) == list(index.classes[1:]) and seen["images"] == 24
 
 
-def test_the_command_writes_the_result_and_tells_of_failures(copy: Path, make: Make, tmp_path: Path) -> None:
+def test_the_command_writes_the_result_and_reports_failures(copy: Path, make: Make, tmp_path: Path) -> None:
     said = io.StringIO()
     results = tmp_path / "results" / "mine.json"
     words = [str(copy / "grid.yaml"), "--out", str(copy)]

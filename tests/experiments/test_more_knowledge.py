@@ -69,7 +69,7 @@ def student_of(out: Path, method: str = "dkd") -> torch.nn.Module:
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_all_of_them_and_a_killed_run_goes_on(
+def test_a_student_learns_from_all_sources_and_a_killed_run_resumes(
     tiny_scenes: Path, others: Path, tmp_path: Path
 ) -> None:
     config = settings(

@@ -71,7 +71,7 @@ def test_the_table_names_sources_marks_doubt_and_warns() -> None:
     assert published_table("own", 0.2) == ""
 
 
-def test_a_column_that_nobody_states_is_left_out_and_a_note_said_once() -> None:
+def test_an_empty_column_is_left_out_and_each_note_appears_once() -> None:
     some = tuple(one for one in published("resisc45", 0.1) if one.method.startswith("RSP"))
     head, lines = published_rows(some)
     assert "parameters (M)" not in head and all(len(line) == len(head) for line in lines)

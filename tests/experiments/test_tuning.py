@@ -64,7 +64,7 @@ def test_all_scores_and_the_choice_are_kept(tmp_path: Path) -> None:
     assert found == {"factor": 1.0, "validation_oa": {"0.1": 0.5, "1": 0.625, "10": None}}
 
 
-def test_epochs_of_their_own_and_a_method_that_diverged_are_told(tmp_path: Path) -> None:
+def test_separate_epochs_and_a_diverged_method_are_reported(tmp_path: Path) -> None:
     choices = [Choice("b", "n", "kd", {1.0: 0.5}, 1.0, 30), Choice("b", "n", "sp", {1.0: None}, None, 60)]
     write_choices(choices, TuningConfig(factors=[1.0]), 30, tmp_path / "tuning.json")
     kept = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))

@@ -211,7 +211,7 @@ def test_a_file_that_fails_is_not_left_behind(
 
 
 @pytest.mark.parametrize("gone", ["the decoded images", "the note of where they are, which older runs lack"])
-def test_images_are_found_or_asked_for(
+def test_images_are_found_or_their_folder_is_requested(
     gone: str, tiny_run: Path, tiny_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCENEDISTILL_CACHE", str(tmp_path / "cache"))

@@ -131,7 +131,7 @@ def test_a_file_with_a_georeference_is_a_raster_where_it_is_named_itself(tmp_pat
     assert len(find_inputs(named, raster=True).rasters) == 4 and len(find_inputs(named, raster=False).images) == 4
 
 
-def test_without_rasterio_a_georeferenced_tiff_is_not_taken_for_a_photograph(
+def test_without_rasterio_a_georeferenced_tiff_is_not_treated_as_a_photograph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     geokeys = [(34735, "H", 4, (1, 1, 0, 0), False)]

@@ -82,7 +82,7 @@ def test_a_file_without_a_georeference_is_an_image_and_ground_control_points_are
     assert found.images == (*plain, points) and not found.rasters and found.points_only == (points,)
 
 
-def test_a_name_that_is_not_utf_8_is_an_image_or_told_to_be_renamed(tmp_path: Path) -> None:
+def test_a_raster_whose_name_is_not_utf8_must_be_renamed(tmp_path: Path) -> None:
     plain, placed, beside = (tmp_path / f"{ODD} {number}.tif" for number in range(3))
     for path, place in ((plain, {}), (placed, {"crs": "EPSG:32632", "transform": PLACE}), (beside, {})):
         tiff(tmp_path / "a.tif", **place).rename(path)

@@ -89,7 +89,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_centre_lies_where_it_should_with_its_class(tmp_path: Path, place: str) -> None:
+def test_every_polygon_has_its_centre_and_class(tmp_path: Path, place: str) -> None:
     labels, pixels = mosaic(5, 7, 30)
     result = map_raster(Colours(), write(tmp_path / "a.tif", pixels, place), tmp_path, RasterConfig(window=30))
     assert result.polygons and result.classes
@@ -247,7 +247,7 @@ def test_without_a_georeference_maps_are_in_pixels_as_qgis_shows_them(tmp_path: 
         map_raster(Colours(), raster, tmp_path / "b", RasterConfig(vectors="geojson"))
 
 
-def test_pixels_as_points_lie_where_gdal_has_them(tmp_path: Path) -> None:
+def test_pixel_is_point_rasters_are_placed_as_by_gdal(tmp_path: Path) -> None:
     _, pixels = mosaic(2, 2, 30)
     raster = write(tmp_path / "a.tif", pixels)
     with rasterio.open(raster, "r+") as file:

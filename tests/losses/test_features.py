@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.features import AttentionTransfer, Hint, PooledHint, SimpleRecipe
+from scenedistill.losses.registry import LOSSES
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
 
 MakeOutput = Callable[..., SceneOutput]
@@ -41,7 +43,7 @@ def of_energies(*rows: list[float]) -> SceneOutput:
     return SceneOutput(none, none, (StageAttention(none, energy[:, None], energy, none),))
 
 
-HINTS: list[tuple[type[Hint], Callable[[SceneOutput], Tensor]]] = [
+HINTS: list[tuple[type[Hint | PooledHint], Callable[[SceneOutput], Tensor]]] = [
     (Hint, lambda output: output.features[0]),
     (PooledHint, lambda output: output.attention[0].descriptor[:, :, None, None]),
 ]
@@ -49,19 +51,21 @@ HINTS: list[tuple[type[Hint], Callable[[SceneOutput], Tensor]]] = [
 
 @pytest.mark.parametrize(("kind", "maps"), HINTS)
 def test_hint_equals_a_loop(
-    kind: type[Hint],
+    kind: type[Hint | PooledHint],
     maps: Callable[[SceneOutput], Tensor],
     output: MakeOutput,
     student_dims: FeatureDims,
     teacher_dims: FeatureDims,
 ) -> None:
     torch.manual_seed(0)
+    if kind is PooledHint:  # one stage of its several
+        student_dims, teacher_dims = (dims._replace(stages=dims.stages[:1]) for dims in (student_dims, teacher_dims))
     loss = kind(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
-    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    sizes = (4, 2)[: len(student_dims.stages)]
+    student, teacher = output(student_dims, sizes=sizes), output(teacher_dims, sizes=sizes, seed=1)
     # a position of an image a row
     ours, theirs = (maps(net).permute(0, 2, 3, 1).flatten(0, 2).tolist() for net in (student, teacher))
-    convolution = loss.regressor[0]
-    assert isinstance(convolution, nn.Conv2d)
+    convolution = next(module for module in loss.modules() if isinstance(module, nn.Conv2d))
     expected = 0.0
     for channel, row in enumerate(convolution.weight[:, :, 0, 0].tolist()):
         guided = [sum(w * value for w, value in zip(row, position, strict=True)) for position in ours]
@@ -75,7 +79,7 @@ def test_hint_equals_a_loop(
 
 
 @pytest.mark.parametrize("kind", [Hint, PooledHint])
-def test_hint_equals_a_value_computed_by_hand(kind: type[Hint]) -> None:
+def test_hint_equals_a_value_computed_by_hand(kind: type[Hint | PooledHint]) -> None:
     dims = FeatureDims(3, 1, (1,))
     loss = kind(dims, FeatureDims(3, 1, (2,))).eval()  # its norm, fresh, changes nothing then
     nn.init.constant_(next(loss.parameters()), 2.0)
@@ -88,13 +92,67 @@ def test_the_pooled_hint_is_at_most_that_on_whole_maps() -> None:
     torch.manual_seed(0)
     dims = FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))
     whole, pooled = Hint(*dims).double().eval(), PooledHint(*dims).double().eval()
-    pooled.load_state_dict(whole.state_dict())
+    pooled.regressors[0].load_state_dict(whole.regressor.state_dict())
     assert pooled(of_maps(ours), of_maps(theirs), LABELS) < whole(of_maps(ours), of_maps(theirs), LABELS)
     even = [of_maps([maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)]) for maps in (ours, theirs)]
     torch.testing.assert_close(pooled(*even, LABELS), whole(*even, LABELS))
 
 
-def test_hint_takes_the_stage_it_is_told(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+def test_the_pooled_hint_is_the_mean_over_the_stages(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    loss = PooledHint(student_dims, teacher_dims).double().eval()
+    parts = []
+    for i in range(2):
+        narrow, wide = (dims._replace(stages=dims.stages[i : i + 1]) for dims in (student_dims, teacher_dims))
+        single = PooledHint(narrow, wide).double().eval()
+        single.regressors[0].load_state_dict(loss.regressors[i].state_dict())
+        parts.append(single(*(net._replace(attention=net.attention[i : i + 1]) for net in (student, teacher)), LABELS))
+    torch.testing.assert_close(loss(student, teacher, LABELS), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("name", ["fitnet", "fitnet_pooled", "reviewkd"])
+def test_statistics_standardise_the_teachers_features(
+    name: str, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    torch.manual_seed(0)
+    plain, prepared = (LOSSES[name](student_dims, teacher_dims).double().eval() for _ in range(2))
+    prepared.load_state_dict(plain.state_dict())
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    means = tuple(torch.full((width,), 3.0) for width in teacher_dims.stages)
+    stds = tuple(torch.full((width,), 2.0) for width in teacher_dims.stages)
+    pair = torch.tensor([[3 - 2**0.5], [3 + 2**0.5]]).expand(2, teacher_dims.embedding)  # mean 3, deviation 2
+    prepared.prepare(TeacherStatistics(pair.mean(0), means, stds, pair))
+
+    def moved(value: Tensor) -> Tensor:
+        return 2 * value + 3
+
+    shifted = SceneOutput(
+        teacher.logits,
+        moved(teacher.embedding),
+        tuple(stage._replace(descriptor=moved(stage.descriptor)) for stage in teacher.attention),
+        tuple(map(moved, teacher.features)),
+    )
+    torch.testing.assert_close(prepared(student, shifted, LABELS), plain(student, teacher, LABELS), rtol=1e-6, atol=0)
+
+
+def test_the_simple_recipe_leaves_out_channels_that_hardly_vary(
+    output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    loss = SimpleRecipe(student_dims, teacher_dims, logits=0.0).double()
+    embeddings = torch.randn(20, teacher_dims.embedding)
+    embeddings[:, 2] *= 0.001
+    loss.prepare(TeacherStatistics(embeddings.mean(0), (), (), embeddings))
+    student, teacher = output(student_dims), output(teacher_dims, seed=1)
+    spiky = teacher._replace(embedding=teacher.embedding.index_fill(1, torch.tensor([2]), 0.0))
+    spiky.embedding[0, 2] = 100.0
+    torch.testing.assert_close(loss(student, spiky, LABELS), loss(student, teacher, LABELS))
+    spiky.embedding[0, 1] = 100.0
+    assert not torch.isclose(loss(student, spiky, LABELS), loss(student, teacher, LABELS))
+
+
+def test_hint_uses_the_given_stage(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     def widths(student: FeatureDims, teacher: FeatureDims, **options: float) -> tuple[int, int]:
         regressor = Hint(student, teacher, **options).regressor
         theirs, ours = next(regressor.parameters()).shape[:2]

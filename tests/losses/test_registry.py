@@ -44,7 +44,8 @@ def test_wrong_names_and_options_are_refused_with_the_known_ones(
         ("cc", "order", 0.0),
         ("srd", "power", 1.0),
         ("fitnet", "stage", 0.0),
-        ("fitnet_pooled", "stage", float("nan")),
+        ("fitnet", "stage", float("nan")),
+        ("lightly", "temperature", 0.0),
         ("reviewkd", "middle", 0.0),
     ],
 )

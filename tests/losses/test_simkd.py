@@ -17,7 +17,7 @@ MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 
 
-def test_it_is_the_squared_difference_of_the_normalised_projection(
+def test_the_loss_is_the_squared_difference_of_the_normalised_projection(
     output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims, statistics: TeacherStatistics
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)

@@ -48,7 +48,7 @@ def test_the_loss_equals_pytorch_metric_learning(embedding: Tensor, mining: Mini
     assert float(triplet_loss(embedding, LABELS, mining=mining)) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_the_loss_equals_values_computed_equals_a_value_computed_by_hand() -> None:
+def test_the_loss_equals_values_computed_by_hand() -> None:
     # Two images of class 0 a quarter turn apart, one of class 1 opposite to the first; lengths do not matter.
     embedding = torch.tensor([[2.0, 0.0], [0.0, 0.5], [-1.0, 0.0]])
     # first: |a - p| = sqrt 2, |a - n| = 2, nothing to mend; second: both sqrt 2, the margin; third: no positive

@@ -53,7 +53,7 @@ def test_the_bottleneck_has_a_sixteenth_of_the_channels_but_at_least_eight(chann
 
 
 @pytest.mark.parametrize("kind", [DualAttention, SigmoidAttention])
-def test_the_gates_equal_values_computed_equals_a_value_computed_by_hand(kind: type[DualAttention]) -> None:
+def test_the_gates_equal_values_computed_by_hand(kind: type[DualAttention]) -> None:
     """One image of two channels, 1 x 2 pixels: channel 0 is (1, 3) and channel 1 is (0, 2)."""
     module = kind(2).eval()  # running statistics that have seen nothing normalise nothing
     gate = sigmoid if kind is SigmoidAttention else lambda x: 0.5 + math.tanh(x) / 4

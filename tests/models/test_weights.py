@@ -78,7 +78,7 @@ def test_wrapper_prefixes_are_removed(
     assert same(net, tensors) and account.share == 1
 
 
-def test_what_lies_beside_the_prefix_is_accounted_for(tensors: Tensors, tmp_path: Path) -> None:
+def test_tensors_outside_the_prefix_are_listed_as_unused(tensors: Tensors, tmp_path: Path) -> None:
     # a contrastive pair of encoders: one is wanted, and the other must not be mixed in
     both = {f"encoder_q.{k}": v for k, v in tensors.items()} | {"encoder_k.conv1.weight": tensors["conv1.weight"] + 1}
     net = backbone()

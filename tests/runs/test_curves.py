@@ -108,7 +108,7 @@ def test_nothing_is_reported_where_all_terms_contribute() -> None:
     assert hints(curves(ce=1.0)) == [], "one loss alone drowns nobody"
 
 
-def test_a_loss_that_is_no_number_is_told_from_one_that_was_not_logged(tmp_path: Path) -> None:
+def test_a_nan_loss_is_distinguished_from_one_that_was_not_logged(tmp_path: Path) -> None:
     write_log(tmp_path, "ce,da,epoch\n1.0,,0\nnan,2.0,1\nnan,2.0,2")
     assert hints(read_curves(tmp_path)) == [
         "'ce' is not finite from epoch 2 on. Lower the learning rate or its weight."

@@ -69,7 +69,7 @@ def give(tab: Any, *files: dict[str, Any]) -> None:
     tab.wait_for_selector("#status", state="hidden")
 
 
-def test_an_image_is_shown_with_what_both_networks_say(tab: Any) -> None:
+def test_an_image_is_shown_with_the_predictions_of_both_networks(tab: Any) -> None:
     assert "Student table1_printed, 6 classes" in tab.inner_text("#networks")
     assert "up to 1 MiB and 1 million pixels" in tab.inner_text("#limits")
     give(tab, picture())
@@ -168,7 +168,7 @@ def test_many_files_come_one_after_another(tab: Any) -> None:
     assert tab.inner_text("#result h2") == "1.png" and entries.nth(1).get_attribute("aria-current") == "true"
 
 
-def test_many_requests_at_once_are_answered_or_told_to_wait(tab: Any) -> None:
+def test_many_requests_at_once_are_answered_or_refused_as_busy(tab: Any) -> None:
     tab.expected = ["status of 503"]
     content = list(picture()["buffer"])
     found = tab.evaluate(

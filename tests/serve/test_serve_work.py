@@ -189,7 +189,7 @@ def _scale(across: float, down: float) -> Any:
     return rasterio.Affine(across, 0, 0, 0, down, 0)
 
 
-def test_holes_that_no_file_tells_of_and_windows_left_out_are_noted(page: Any, tmp_path: Path) -> None:
+def test_undeclared_holes_and_windows_left_out_are_noted(page: Any, tmp_path: Path) -> None:
     values = RNG.uniform(0, 0.4, (3, 96, 96)).astype(np.float32)
     values[:, :48] = -9999
     path = tiff(tmp_path / "a.tif", values)

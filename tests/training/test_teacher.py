@@ -19,8 +19,8 @@ from scenedistill.training.teacher import TeacherTraining
 FIT = TeacherFitConfig(epochs=30, batch_size=16, lr=2e-3, fresh_lr_factor=1.0, weight_decay=0.05, warmup_epochs=2)
 
 
-class Kept(TeacherTraining):
-    """Remembers what a step reports, without a Trainer."""
+class RecordingTraining(TeacherTraining):
+    """A training that stores what a step reports, without a Trainer."""
 
     def report(
         self, parts: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, prefix: str = ""
@@ -32,9 +32,9 @@ class Kept(TeacherTraining):
         return 3
 
 
-def step(config: TeacherConfig, batch: SceneBatch, views: ViewConfig) -> tuple[Kept, torch.Tensor]:
+def step(config: TeacherConfig, batch: SceneBatch, views: ViewConfig) -> tuple[RecordingTraining, torch.Tensor]:
     torch.manual_seed(0)
-    module = Kept(build_student("table1_printed", 4, image_size=32), config, views, image_size=32, seed=1)
+    module = RecordingTraining(build_student("table1_printed", 4, image_size=32), config, views, image_size=32, seed=1)
     return module, module.training_step(batch, 0)
 
 

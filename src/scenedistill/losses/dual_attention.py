@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
+from scenedistill.losses.standardise import raise_dead
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
@@ -77,10 +78,7 @@ class DualAttentionLoss(DistillationLoss):
         """Store mean and standard deviation of the teacher's channel descriptors over the training set."""
         for i in range(self.shared):
             self.get_buffer(f"mean_{i}").copy_(statistics.descriptor_mean[i - self.shared])
-            std = statistics.descriptor_std[i - self.shared]
-            # half of the channels of a fine-tuned stage may be nearly dead; divided by their own deviation, they would
-            # dominate the loss with noise
-            self.get_buffer(f"std_{i}").copy_(std.clamp(min=(0.05 * std.mean()).clamp(min=1e-6)))
+            self.get_buffer(f"std_{i}").copy_(raise_dead(statistics.descriptor_std[i - self.shared]))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, require
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.losses.dual_attention import map_distance
+from scenedistill.losses.standardise import Standardisation, raise_dead
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -17,14 +20,19 @@ class Hint(DistillationLoss):
 
     Mean squared error between the feature maps of one stage of teacher and student. A 1x1 convolution and a batch norm,
     discarded after training, project the student's map to the teacher's width. Maps of different size are averaged down
-    to the smaller height and width. The weight of 100 is that of widely used codebases.
+    to the smaller height and width.
+
+    With the teacher's statistics (`prepare`), the channels of its map are shifted and scaled by mean and deviation of
+    their descriptors over the training set, so that one weight suits all teachers. Without, its map is the target, as
+    in the paper.
 
     Differences from the paper: the paper first trains the network up to the hint and then distils the logits. Here, as
-    in those codebases, the hint is added to the cross-entropy, as a mean over channels and positions (the paper has
-    half the sum). The batch norm comes from those codebases; without it, students trained from scratch stayed at chance
-    level under a teacher with small features (AID at 64 pixels). Their ReLU after it is omitted, because the stages of
-    some backbones do not end in one. The teacher's maps are too large to store, so the teacher runs in every step on
-    fresh views; `fitnet_pooled` uses stored outputs.
+    in widely used codebases, the hint is added to the cross-entropy, as a mean over channels and positions (the paper
+    has half the sum). Their weight of 100 belongs to maps that are not standardised; the weight here is ours. The batch
+    norm comes from those codebases; without it, students trained from scratch stayed at chance level under a teacher
+    with small features (AID at 64 pixels). Their ReLU after it is omitted, because the stages of some backbones do not
+    end in one. The teacher's maps are too large to store, so the teacher runs in every step on fresh views;
+    `fitnet_pooled` uses stored outputs.
 
     Args:
         student: widths of the student.
@@ -55,25 +63,31 @@ class Hint(DistillationLoss):
         super().__init__(student, teacher)
         require(1, stage=stage)
         self.stage = -min(int(stage), len(student.stages), len(teacher.stages))
-        ours, theirs = student.stages[self.stage], teacher.stages[self.stage]
-        self.regressor = nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), BatchNorm(theirs))
+        self.regressor = _regressor(student.stages[self.stage], teacher.stages[self.stage])
+        self.standardise = Standardisation(teacher.stages[self.stage])
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Store mean and deviation of the teacher's channel descriptors of the stage."""
+        self.standardise.store_stage(statistics, self.stage)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
-        ours, theirs = self._map(student), self._map(teacher)
+        ours, theirs = student.features[self.stage], teacher.features[self.stage]
         height, width = (min(sides) for sides in zip(ours.shape[2:], theirs.shape[2:], strict=True))
         ours, theirs = (F.adaptive_avg_pool2d(each, (height, width)) for each in (ours, theirs))
-        return F.mse_loss(self.regressor(ours), theirs)
-
-    def _map(self, output: SceneOutput) -> Tensor:
-        return output.features[self.stage]
+        return F.mse_loss(self.regressor(ours), self.standardise(theirs))
 
 
-class PooledHint(Hint):
-    """The hint on the channel descriptors of a stage, that is, on the mean of its map over the positions.
+class PooledHint(DistillationLoss):
+    """The hint on the channel descriptors of all shared stages, that is, on the mean of each map over the positions.
 
-    It ignores where in the image the two networks differ. The teacher's descriptors are stored, so the teacher need not
-    run in every step.
+    Mean squared error as in `Hint`, with the same projection and the same use of the teacher's statistics, averaged
+    over the stages. It ignores where in the image the two networks differ. The teacher's descriptors are stored, so the
+    teacher need not run in every step.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher. If the numbers of stages differ, the coarsest shared stages are compared.
 
     Examples:
         >>> import torch
@@ -91,11 +105,33 @@ class PooledHint(Hint):
         torch.Size([])
     """
 
-    needs_features = False
     needs_attention = True
 
-    def _map(self, output: SceneOutput) -> Tensor:
-        return output.attention[self.stage].descriptor[:, :, None, None]
+    def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
+        super().__init__(student, teacher)
+        self.shared = min(len(student.stages), len(teacher.stages))
+        pairs = zip(student.stages[-self.shared :], teacher.stages[-self.shared :], strict=True)
+        self.regressors = nn.ModuleList(_regressor(narrow, wide) for narrow, wide in pairs)
+        self.standardise = nn.ModuleList(Standardisation(wide) for wide in teacher.stages[-self.shared :])
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Store mean and deviation of the teacher's channel descriptors."""
+        for i, standardise in enumerate(self.standardise):
+            cast(Standardisation, standardise).store_stage(statistics, i - self.shared)
+
+    def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
+        """See `DistillationLoss.compute`."""
+        total = student.logits.new_zeros(())
+        stages = zip(student.attention[-self.shared :], teacher.attention[-self.shared :], strict=True)
+        for i, (ours, theirs) in enumerate(stages):
+            target = self.standardise[i](theirs.descriptor[:, :, None, None])
+            total = total + F.mse_loss(self.regressors[i](ours.descriptor[:, :, None, None]), target)
+        return total / self.shared
+
+
+def _regressor(narrow: int, wide: int) -> nn.Sequential:
+    """Return the projection of maps `[B, narrow, H, W]` to `[B, wide, H, W]`."""
+    return nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), BatchNorm(wide))
 
 
 class AttentionTransfer(DistillationLoss):
@@ -171,6 +207,7 @@ class SimpleRecipe(DistillationLoss):
     """
 
     relational = True
+    alive: Tensor
 
     def __init__(
         self,
@@ -186,12 +223,20 @@ class SimpleRecipe(DistillationLoss):
         self.features, self.logits, self.power = features, logits, power
         # only with the feature part: DDP requires a gradient for every parameter
         self.projector = nn.Linear(student.embedding, teacher.embedding, bias=False) if features else nn.Identity()
+        self.register_buffer("alive", torch.ones(teacher.embedding))
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Store which channels of the teacher's embedding vary over the training set."""
+        if len(statistics.embeddings) > 1:
+            std = statistics.embeddings.std(0)
+            self.alive.copy_(std == raise_dead(std))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
         total = student.logits.new_zeros(())
         if self.features:
             gap = _standardised(self.projector(student.embedding)) - _standardised(teacher.embedding)
+            gap = gap * self.alive
             # the constant keeps value and gradient finite if student and teacher agree
             total = total + self.features * (gap.abs().pow(self.power).sum() + 1e-8).log()
         if self.logits:

@@ -59,9 +59,9 @@ LOSSES: dict[str, type[DistillationLoss]] = {
 
 #: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15); `dkd_plus`, ours,
 #: adds soft logits and is the best of eight mixtures on validation images of AID (docs/method.md). The weights of the
-#: other methods are those of their authors' code or of widely used codebases, except `cc` and `vkd`, whose weights are
-#: ours. The pooled variants and `crd` (without its memory) use the weights of the original methods, which are not tuned
-#: for them.
+#: other methods are those of their authors' code or of widely used codebases, except `cc`, `fitnet` and `vkd`, whose
+#: weights are ours. The pooled variants and `crd` (without its memory) use the weights of the original methods, which
+#: are not tuned for them.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
@@ -72,8 +72,8 @@ METHODS: dict[str, dict[str, float]] = {
     "crd": {"ce": 1.0, "crd": 0.8},
     "decoupled": {"ce": 1.0, "decoupled": 1.0},
     "dist": {"ce": 1.0, "dist": 2.0},
-    "fitnet": {"ce": 1.0, "fitnet": 100.0},
-    "fitnet_pooled": {"ce": 1.0, "fitnet_pooled": 100.0},
+    "fitnet": {"ce": 1.0, "fitnet": 10.0},
+    "fitnet_pooled": {"ce": 1.0, "fitnet_pooled": 10.0},
     "kd": {"ce": 0.1, "kd": 0.9},
     "lightly": {"ce": 1.0, "lightly": 1.0},
     "logit_std": {"ce": 0.1, "logit_std": 9.0},
@@ -93,7 +93,9 @@ METHODS: dict[str, dict[str, float]] = {
 
 #: Revision of methods and losses whose definition has changed under the same name. Students trained with an older
 #: revision are trained again.
-REVISIONS: dict[str, int] = {"crd": 2, "decoupled": 2, "logit_std": 2, "reviewkd": 2}
+REVISIONS: dict[str, int] = {
+    "crd": 2, "decoupled": 2, "fitnet": 2, "fitnet_pooled": 2, "logit_std": 2, "reviewkd": 3, "srd": 2,
+}  # fmt: skip
 
 
 def build_losses(

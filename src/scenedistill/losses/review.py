@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, require, warm_up
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require, warm_up
+from scenedistill.losses.standardise import Standardisation
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -27,7 +28,8 @@ class KnowledgeReview(DistillationLoss):
     The weight rises over the first twelfth of the training (`warm_up`), as in the authors' CIFAR code.
 
     Caveats: the CIFAR code uses weights up to 8, depending on the architecture. It compares features before their
-    activation; here the outputs of the stages are compared. The 3x3 convolutions of the fusions need more computation
+    activation; here the outputs of the stages are compared, their channels standardised if the teacher's statistics are
+    given (`prepare`). The 3x3 convolutions of the fusions need more computation
     than a light student. The teacher's maps are too large to store, so the teacher runs in every step on fresh views.
 
     Args:
@@ -64,14 +66,22 @@ class KnowledgeReview(DistillationLoss):
         self.fusions = nn.ModuleList(
             Fusion(ours[level], width, theirs[level], fuses=level < self.shared) for level in range(self.shared + 1)
         )
+        self.standardise = nn.ModuleList(Standardisation(width) for width in theirs)
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Store mean and deviation of the teacher's channel descriptors and embedding."""
+        *stages, embedding = cast(list[Standardisation], list(self.standardise))
+        for i, standardise in enumerate(stages):
+            standardise.store_stage(statistics, i - self.shared)
+        embedding.store_embedding(statistics)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
         total, coarser = student.logits.new_zeros(()), None
-        levels = zip(self.fusions, self._levels(student), self._levels(teacher), strict=True)
-        for fusion, ours, theirs in reversed(list(levels)):
+        levels = zip(self.fusions, self.standardise, self._levels(student), self._levels(teacher), strict=True)
+        for fusion, standardise, ours, theirs in reversed(list(levels)):
             guided, coarser = cast(Fusion, fusion)(ours, coarser, theirs.shape[-2:])
-            total = total + context_distance(guided, theirs)
+            total = total + context_distance(guided, standardise(theirs))
         return warm_up(self.progress) * total
 
     def _levels(self, output: SceneOutput) -> list[Tensor]:

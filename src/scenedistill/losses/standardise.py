@@ -1,0 +1,49 @@
+"""Standardisation of the teacher's features over the training set, so that one weight of a loss suits all teachers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scenedistill.losses.base import TeacherStatistics
+
+
+class Standardisation(nn.Module):
+    """Shift and scale the channels of features `[B, C]` or `[B, C, H, W]`; the identity until statistics are stored.
+
+    Args:
+        channels: C.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def store_stage(self, statistics: TeacherStatistics, stage: int) -> None:
+        """Store mean and deviation of the channel descriptor of a stage, for its descriptors and maps."""
+        self.mean.copy_(statistics.descriptor_mean[stage])
+        self.std.copy_(raise_dead(statistics.descriptor_std[stage]))
+
+    def store_embedding(self, statistics: TeacherStatistics) -> None:
+        """Store mean and deviation of the embedding; nothing if its statistics hold fewer than two embeddings."""
+        if len(statistics.embeddings) > 1:
+            self.mean.copy_(statistics.embedding_mean)
+            self.std.copy_(raise_dead(statistics.embeddings.std(0)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features with each channel shifted and scaled."""
+        shape = (-1, *(1,) * (features.ndim - 2))
+        return (features - self.mean.view(shape)) / self.std.view(shape)
+
+
+def raise_dead(std: Tensor) -> Tensor:
+    """Raise standard deviations `[C]` to at least a twentieth of their mean.
+
+    Half of the channels of a fine-tuned teacher may be nearly constant. Divided by their own deviation, they would
+    dominate a loss with noise.
+    """
+    return std.clamp(min=(0.05 * std.mean()).clamp(min=1e-6))
