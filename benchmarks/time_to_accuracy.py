@@ -50,6 +50,7 @@ from scenedistill.training.base import rate
 from scenedistill.training.fitting import fit
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 OURS = {"scenedistill, online": 0, "scenedistill, from the store": 8}  # loop -> kept views of each image
 
@@ -157,15 +158,12 @@ def run_ours(name: str, compiled: bool, track: Track) -> RaceRow:
     )
     watch = Watch(track, cache, split, pixels, started)
     knowledge = Knowledge(
-        teacher,
+        Teachers([teacher], precision=precision, image_size=pixels, compiled=compiled),
         ScenePart(cache, split.train),
         views=OURS[name],
         config=ViewConfig(),
-        image_size=pixels,
         seed=0,
-        precision=precision,
         root=track.scratch / f"knowledge-{compiled}",
-        compiled=compiled,
     )
     module = StudentTraining(
         student,

@@ -23,6 +23,7 @@ from scenedistill.data.views import ViewConfig
 from scenedistill.models.files import load_net
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 IMAGES = 63  # an odd number
 
@@ -36,13 +37,11 @@ def main() -> None:
     part = ScenePart(cache, np.arange(IMAGES))
     teacher, _ = load_net(folder / "teacher.safetensors")
     kept = Knowledge(
-        teacher,
+        Teachers([teacher], precision="fp32", image_size=32),
         part,
         views=2,
         config=ViewConfig(),
-        image_size=32,
         seed=5,
-        precision="fp32",
         root=folder / f"store{world}",
     )
     seen, teachers = list[int](), kept.teachers

@@ -19,6 +19,7 @@ from scenedistill.models.create import build_student
 from scenedistill.training.base import Diverged, SceneTraining, parameter_groups, rate
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 Train = Callable[..., dict[str, Any]]
 
@@ -84,7 +85,9 @@ def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
     train: Train, all_images: ScenePart, tmp_path: Path
 ) -> None:
     teacher = build_student("table1_printed", 4, image_size=32)
-    knowledge = Knowledge(teacher, all_images, views=0, config=ViewConfig(), image_size=32, seed=0, precision="fp32")
+    knowledge = Knowledge(
+        Teachers([teacher], precision="fp32", image_size=32), all_images, views=0, config=ViewConfig(), seed=0
+    )
     seen: list[float] = []
 
     class Watched(StudentTraining):

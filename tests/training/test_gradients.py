@@ -26,6 +26,7 @@ from scenedistill.training.fitting import fit
 from scenedistill.training.gradients import due, gradient_norms
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 WEIGHTS = {"ce": 1.0, "da": 0.5, "ss": 2.0}
 
@@ -34,7 +35,9 @@ def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = 
     """A student with dropout, so that a random number drawn in between would show."""
     torch.manual_seed(7)
     teacher = build_student("table1_printed", 4, image_size=32).eval()
-    knowledge = Knowledge(teacher, all_images, views=0, config=views, image_size=32, seed=0, precision="fp32")
+    knowledge = Knowledge(
+        Teachers([teacher], precision="fp32", image_size=32), all_images, views=0, config=views, seed=0
+    )
     torch.manual_seed(0)
     net: SceneNet = build_student("table1_printed", 4, image_size=32)
     net.head = nn.Sequential(nn.Dropout(0.5), net.head)  # type: ignore[assignment]

@@ -26,6 +26,7 @@ from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher import TeacherTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 SIZE, EPOCHS = 64, 6
 _FIT = FitConfig(epochs=EPOCHS, batch_size=16, lr=0.02, warmup_epochs=0, first_size=0.5)
@@ -54,7 +55,7 @@ def test_the_side_grows_to_the_full_one_which_the_last_third_has() -> None:
 def knowledge(all_images: ScenePart, mild: ViewConfig) -> Knowledge:
     torch.manual_seed(7)
     teacher = build_student("table1_printed", 4, image_size=SIZE)
-    return Knowledge(teacher, all_images, views=0, config=mild, image_size=SIZE, seed=0, precision="fp32")
+    return Knowledge(Teachers([teacher], precision="fp32", image_size=SIZE), all_images, views=0, config=mild, seed=0)
 
 
 def student(views: ViewConfig, knowledge: Knowledge | None = None, name: str = "table1_printed") -> StudentTraining:

@@ -24,6 +24,7 @@ from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
 from scenedistill.training.teacher_outputs import knowledge as rooms
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("knowledge_worker.py")
@@ -43,8 +44,10 @@ def teacher(all_images: ScenePart) -> SceneNet:
 def knowing(
     teacher: SceneNet, part: ScenePart | TrainingPart, views: int, root: Path | None = None, **changes: Any
 ) -> Knowledge:
-    settings = {"config": VIEWS, "image_size": 32, "seed": 5, "precision": "fp32", "root": root, **changes}
-    return Knowledge(teacher, part, views=views, **settings)
+    others = changes.pop("others", [])
+    run = {name: changes.pop(name) for name in ("precision", "image_size", "symmetries") if name in changes}
+    teachers = Teachers([teacher, *others], **{"precision": "fp32", "image_size": 32, **run})
+    return Knowledge(teachers, part, views=views, **{"config": VIEWS, "seed": 5, "root": root, **changes})
 
 
 def test_epochs_cycle_through_the_views(teacher: SceneNet, all_images: ScenePart) -> None:
@@ -225,7 +228,7 @@ def test_stored_outputs_of_mixed_and_unlabelled_views_equal_the_teachers(
 ) -> None:
     labelled, others = (ScenePart(all_images.cache, np.arange(first, 64, 4)) for first in (0, 1))
     part = TrainingPart(labelled, others, share=0.5, mixup=0.6, seed=5)
-    kept, asked = (knowing(teacher, part, views, tmp_path, ask_size=24, image_size=16) for views in (2, 0))
+    kept, asked = (knowing(teacher, part, views, tmp_path, image_size=24) for views in (2, 0))
     for epoch in (1, 2):
         kept.open(epoch, CPU)
         batch = part.at(epoch % 2).fetch(range(32))
@@ -246,7 +249,7 @@ def test_how_the_teacher_runs_is_part_of_the_stored_settings(
 ) -> None:
     stores = [
         knowing(teacher, all_images, 2, tmp_path),
-        knowing(teacher, all_images, 2, tmp_path, ask_size=40),
+        knowing(teacher, all_images, 2, tmp_path, image_size=40),
         knowing(teacher, all_images, 2, tmp_path, symmetries=True),
         knowing(teacher, all_images, 2, tmp_path, others=[teacher]),
         knowing(teacher, TrainingPart(all_images, mixup=0.5), 2, tmp_path),

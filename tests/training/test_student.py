@@ -24,6 +24,7 @@ from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 FIT = FitConfig(epochs=30, batch_size=16, lr=0.02, warmup_epochs=2)
 DKD = {"ce": 1.0, "da": 1.0, "ss": 1.0}
@@ -41,7 +42,7 @@ def teacher(all_images: ScenePart) -> SceneNet:
 
 
 def knowledge_of(teacher: SceneNet, part: ScenePart, config: ViewConfig, views: int = 0) -> Knowledge:
-    return Knowledge(teacher, part, views=views, config=config, image_size=32, seed=0, precision="fp32")
+    return Knowledge(Teachers([teacher], precision="fp32", image_size=32), part, views=views, config=config, seed=0)
 
 
 def student(
@@ -151,7 +152,7 @@ def test_a_loss_that_needs_labels_never_sees_an_image_without_one(
 ) -> None:
     labelled, others = (ScenePart(all_images.cache, np.arange(first, 64, 4)) for first in (0, 1))
     part = TrainingPart(labelled, others, share=0.5, mixup=0.5, seed=0)
-    knowledge = Knowledge(teacher, part, views=0, config=mild, image_size=32, seed=0, precision="fp32")
+    knowledge = Knowledge(Teachers([teacher], precision="fp32", image_size=32), part, views=0, config=mild, seed=0)
     module = student({name: 1.0, "kd": 1.0}, mild, knowledge)
     batch = part.at(0).fetch(range(32))
     view = module.view(batch, 0)

@@ -19,6 +19,7 @@ from scenedistill.models.output import SceneOutput
 from scenedistill.training.multi_student import MultiStudentTraining
 from scenedistill.training.student import StudentTraining
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 METHODS = {
     "dkd": ("table1_printed", {"ce": 1.0, "da": 1.0, "ss": 1.0}),
@@ -33,7 +34,7 @@ FIT = FitConfig(epochs=2, batch_size=16, lr=0.02, warmup_epochs=1, clip_norm=0.5
 def knowledge(all_images: ScenePart, mild: ViewConfig) -> Knowledge:
     torch.manual_seed(7)
     teacher = build_student("table1_printed", 4, image_size=32)
-    return Knowledge(teacher, all_images, views=0, config=mild, image_size=32, seed=0, precision="fp32")
+    return Knowledge(Teachers([teacher], precision="fp32", image_size=32), all_images, views=0, config=mild, seed=0)
 
 
 def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig = FIT) -> StudentTraining:
@@ -89,6 +90,8 @@ def test_students_that_differ_in_schedule_or_teacher_are_refused(
     longer = FitConfig(**{**vars(FIT), "epochs": 3})
     with pytest.raises(ValueError, match="'da' cannot train beside"):
         MultiStudentTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", knowledge, mild, longer)})
-    other = Knowledge(knowledge.teacher, all_images, views=0, config=mild, image_size=32, seed=0, precision="fp32")
+    other = Knowledge(
+        Teachers([knowledge.teacher], precision="fp32", image_size=32), all_images, views=0, config=mild, seed=0
+    )
     with pytest.raises(ValueError, match="'da' cannot train beside"):
         MultiStudentTraining({"dkd": student("dkd", knowledge, mild), "da": student("da", other, mild)})

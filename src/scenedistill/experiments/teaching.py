@@ -18,6 +18,7 @@ from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
 from scenedistill.training.runs import Stage
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 
 def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) -> Knowledge:
@@ -26,19 +27,21 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
     key = (teacher.fingerprint, *distillation_inputs(config))
     if context.knowledge is None or context.knowledge[0] != key:
         net, _ = open_net(teacher)
+        others = [_further_teacher(experiment, path) for path in further_teachers(config, context.seed)]
+        teachers = Teachers(
+            [net, *others],
+            precision=experiment.precision,
+            image_size=config.ask_size or context.config.image_size,
+            symmetries=config.symmetries,
+            compiled=context.config.machine.compile,
+        )
         knowledge = Knowledge(
-            net,
+            teachers,
             _training_part(context, config),
             views=views,
-            ask_size=config.ask_size,
-            symmetries=config.symmetries,
-            others=[_further_teacher(experiment, path) for path in further_teachers(config, context.seed)],
             config=context.config.views,
-            image_size=context.config.image_size,
             seed=context.seed,
-            precision=experiment.precision,
             root=experiment.knowledge_home,
-            compiled=context.config.machine.compile,
             about={
                 "teacher": teacher.record["name"],
                 "data": experiment.images.name,
@@ -109,7 +112,7 @@ def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
     experiment, config, split = context.experiment, context.config.teacher, context.split
     if len(split.val):
         what, part = "validation", ScenePart(experiment.images.cache, split.val)
-        size = knowledge.ask_size
+        size = knowledge.teachers.image_size
         found = predict(
             knowledge.teacher, part, image_size=size, device=experiment.device, precision=experiment.precision
         )

@@ -25,6 +25,7 @@ from scenedistill.experiments.bench.processes import SECONDS
 from scenedistill.metrics.cost import wait_for
 from scenedistill.training.fitting import fit
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
+from scenedistill.training.teacher_outputs.teachers import Teachers
 
 
 class DistillationServer:
@@ -46,15 +47,14 @@ class DistillationServer:
         split = assemble(bench.cache.index, np.full(images, PARTS.index("train"), np.int8), None, None)
         split = replace(split, train=np.resize(np.arange(images), bench.images_wanted))  # repeated if too few
         knowledge = Knowledge(
-            bench.new_teacher(),
+            Teachers(
+                [bench.new_teacher()], precision=bench.precision, image_size=bench.pixels, compiled=bench.compiled
+            ),
             ScenePart(bench.cache, split.train),
             views=self.views,
             config=VIEWS,
-            image_size=bench.pixels,
             seed=0,
-            precision=bench.precision,
             root=bench.scratch / "knowledge",
-            compiled=bench.compiled,
         )
         if self.views:  # filled before the timing starts, as in every epoch but the first
             knowledge.open(0, bench.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scenedistill.core.precision import Precision
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache.build import cache_home
 from scenedistill.data.training_part import TrainingPart, mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, view_number
 from scenedistill.losses.base import TeacherStatistics, head_tensors
-from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.distributed import gather_rows, on_every_process, share_of_rows
 from scenedistill.training.teacher_outputs.store import KnowledgeStore, Packing
@@ -36,63 +34,41 @@ class Knowledge:
     divide the images of a view among them.
 
     Args:
-        teacher: the teacher. It is put into eval mode, and its weights are never changed; the forward passes run on a
-            fast copy (`freeze`).
+        teachers: the teacher and how it is run.
         part: training images, with the images that are mixed into them.
         views: K, number of distinct views that the epochs cycle through; 0 for a new view in every epoch.
         config: ranges of the random views.
-        image_size: side of the student's views in pixels.
         seed: seed of the run.
-        precision: precision of the teacher's passes: `bf16`, `fp16` or `fp32`.
-        ask_size: side in pixels of the teacher's views, which show the same as the student's; `image_size` when not
-            given.
-        symmetries: average the outputs over the eight symmetries of a view.
-        others: further teachers of the same classes, whose probabilities are averaged with the first one's.
         root: folder of all stores; `knowledge_home()` when not given.
         about: description of the store, for lists of stores.
-        compiled: compile the frozen teacher.
     """
 
     def __init__(
         self,
-        teacher: SceneNet,
+        teachers: Teachers,
         part: TrainingPart | ScenePart,
         *,
         views: int,
         config: ViewConfig,
-        image_size: int,
         seed: int,
-        precision: Precision,
-        ask_size: int | None = None,
-        symmetries: bool = False,
-        others: Sequence[SceneNet] = (),
         root: Path | None = None,
         about: Mapping[str, Any] | None = None,
-        compiled: bool = False,
     ) -> None:
         part = part if isinstance(part, TrainingPart) else TrainingPart(part, seed=seed)
-        self.teacher, self.part, self.views = teacher, part, views
-        self.config, self.image_size, self.seed = config, image_size, seed
-        self.ask_size = ask_size or image_size
-        self.teachers = Teachers(
-            [teacher, *others],
-            precision=precision,
-            image_size=self.ask_size,
-            symmetries=symmetries,
-            compiled=compiled,
-        )
+        self.teachers, self.teacher, self.part, self.views = teachers, teachers.nets[0], part, views
+        self.config, self.seed = config, seed
         self.store: KnowledgeStore | None = None
         if views:
             settings = {
-                "teacher": "-".join(self.teachers.hashes),
+                "teacher": "-".join(teachers.hashes),
                 "images": part.content_hash,
                 "views": asdict(config),
-                "image_size": self.ask_size,
+                "image_size": teachers.image_size,
                 "seed": seed,
-                "precision": precision,
+                "precision": teachers.precision,
             }
             # left out at their defaults, so that stores of versions without these settings remain valid
-            extra = {"symmetries": symmetries, "mixup": part.mixup, "share": part.share}
+            extra = {"symmetries": teachers.symmetries, "mixup": part.mixup, "share": part.share}
             settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
         self._statistics: tuple[TeacherStatistics, float] | None = None
@@ -159,7 +135,7 @@ class Knowledge:
         if features and self.views:
             raise ValueError(f"feature maps are not among the kept outputs for {self.views} views; use views=0")
         if self._rows is None:
-            if view is None or view.shape[-1] != self.ask_size:
+            if view is None or view.shape[-1] != self.teachers.image_size:
                 view = self._view(batch, self.view_number(epoch))
             return self.teachers(view, attention, features)
         return self.packing.unpack(self._rows.index_select(0, batch.rows))
@@ -179,10 +155,12 @@ class Knowledge:
     def packing(self) -> Packing:
         """The layout of a stored output."""
         if self._packing is None:
-            bands = self.part.labelled.bands
+            bands, size = self.part.labelled.bands, self.teachers.image_size
             with torch.no_grad():
                 device = next(self.teacher.parameters()).device
-                output = self.teacher(torch.zeros(1, bands, self.ask_size, self.ask_size, device=device))
+                output = self.teacher(
+                    torch.zeros(1, bands, size, size, device=device)
+                )
             self._packing = Packing.of(output)
         return self._packing
 
@@ -191,7 +169,7 @@ class Knowledge:
 
         def outputs() -> Iterator[SceneOutput]:
             for batch in part.batches(BATCH):
-                output = self.teachers(evaluation_view(batch.to(device).images, size=self.ask_size))
+                output = self.teachers(evaluation_view(batch.to(device).images, size=self.teachers.image_size))
                 right.append(int((output.logits.argmax(1).cpu() == batch.labels).sum()))
                 yield output
 
@@ -209,7 +187,7 @@ class Knowledge:
         return gather_rows(torch.cat(rows), len(part)).cpu()
 
     def _view(self, batch: SceneBatch, number: int) -> Tensor:
-        return mixed_view(batch, seed=self.seed, epoch=number, size=self.ask_size, config=self.config)
+        return mixed_view(batch, seed=self.seed, epoch=number, size=self.teachers.image_size, config=self.config)
 
     @property
     def report(self) -> tuple[str, ...]:
