@@ -16,7 +16,7 @@ from pathlib import Path
 from records import figures, race, step_profile, use
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench import speed
-from scenedistill.experiments.results import costs
+from scenedistill.experiments.results import comparisons, costs
 from scenedistill.experiments.results.measurements import kind_of, read_record
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.results.table import result_table
@@ -25,6 +25,9 @@ START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
 END = "<!-- /table -->"
 #: kind of a measurement -> the table of a file of that kind
 KINDS: dict[str, Callable[[Path], str]] = {
+    comparisons.KIND: lambda path: comparisons.comparison_table(
+        read_record(path, comparisons.ComparisonResult, comparisons.ComparisonRow)
+    ),
     costs.KIND: lambda path: costs.costs_table(read_record(path, costs.CostResult, costs.CostRow)),
     figures.KIND: lambda path: figures.figures_table(read_record(path, figures.Figures, figures.Figure)),
     race.KIND: lambda path: race.race_table(read_record(path, race.Race, race.RaceRow)),

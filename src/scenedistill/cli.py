@@ -18,6 +18,7 @@ from rich.console import Console
 from scenedistill import __version__
 from scenedistill.commands import (
     bench,
+    compare,
     cost,
     data,
     evaluate,
@@ -148,6 +149,7 @@ COMMANDS: dict[str, tuple[Callable[[], CommandParser], Command]] = {
     "evaluate": (evaluate.parser, evaluate.command),
     "grid": (grid.parser, grid.command),
     "report": (report.parser, report.command),
+    "compare": (compare.parser, compare.command),
     "cost": (cost.parser, cost.command),
     "explain": (explain.parser, explain.command),
     "export": (export.parser, export.command),

@@ -60,7 +60,7 @@ def learn(all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path) -
         )
         torch.manual_seed(0)
         net = build_student("table1_printed", 4, image_size=32)
-        statistics = knowledge.statistics(CPU)[0]
+        knowledge.statistics(CPU)
         module = StudentTraining(
             net,
             StudentConfig(fit=StudentFitConfig(**vars(FIT))),
@@ -69,7 +69,6 @@ def learn(all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path) -
             image_size=32,
             seed=0,
             knowledge=knowledge,
-            statistics=statistics,
         )
         train(module, folder=folder, machine=MachineConfig(accelerator="cpu", precision=precision, **machine))
         with (tmp_path / folder / "logs" / "attempt_0" / "metrics.csv").open() as file:

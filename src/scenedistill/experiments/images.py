@@ -57,10 +57,8 @@ class ExperimentImages:
         settings = self.settings
         found = collect_unlabelled(
             settings.unlabelled,
-            size=settings.stored_size,
-            bands=settings.bands,
+            self.cache,
             tile=settings.unlabelled_tile,
-            labelled=self.cache,
             cache_dir=settings.cache_dir,
             workers=settings.workers,
             on_bad=settings.on_bad,

@@ -189,6 +189,8 @@ def _module(
         context.say(f"{config.name} starts from {account or config.weights}")
     how = "fine-tuned" if config.weights != "none" else "trained from nothing"
     context.say(f"{config.name} is {how} by {schedule_text(config.schedule())}")
+    if knowledge:
+        knowledge.statistics(experiment.device)  # for the losses
     module = StudentTraining(
         net,
         config,
@@ -197,7 +199,6 @@ def _module(
         image_size=context.config.image_size,
         seed=context.seed,
         knowledge=knowledge,
-        statistics=knowledge.statistics(experiment.device)[0] if knowledge else None,
     )
     return module, account
 

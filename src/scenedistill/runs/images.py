@@ -133,7 +133,7 @@ def _from_cache(network: Network, card: NetCard, size: int) -> _Decoded | None:
     assert network.split_file is not None
     folder = Path(network.record.get("images", {}).get("cache", ""))
     root = (read_manifest(folder) or {}).get("settings", {}).get("root", "") if folder.is_absolute() else ""
-    stored = open_stored(folder, CacheSettings(root, size, card.bands, None)) if root else None
+    stored = open_stored(folder, CacheSettings(root, size, card.bands)) if root else None
     if stored is None:
         return None
     with network.split_file.open(encoding="utf-8", newline="") as file:

@@ -102,6 +102,18 @@ class Run:
         """Label of the method over which gains are computed."""
         return str(self.grid.get("baseline") or PLAIN)
 
+    def cell(self, key: str | None = None) -> Cell:
+        """Find a cell by its key; the first one when not given.
+
+        Raises:
+            UserError: there is no such cell.
+        """
+        found = [cell for cell in self.cells if key in (None, cell.key)]
+        if not found:
+            keys = ", ".join(cell.key for cell in self.cells if cell.key) or "none, it is a run"
+            raise UserError(f"{self.folder} has no cell {key}. There are: {keys}.")
+        return found[0]
+
     def data_of(self, cell: Cell) -> str:
         """Return the name of a cell's data set."""
         return cell.key.rpartition("-")[0] or cell.key or str(cell.summary.get("data") or self.name)

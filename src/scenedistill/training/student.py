@@ -105,8 +105,8 @@ class StudentTraining(Distillation):
         views: ranges of the random views.
         image_size: side of the views in pixels.
         seed: seed of the run.
-        knowledge: the teacher's outputs; None if no loss uses a teacher.
-        statistics: statistics of the teacher's features over the training images.
+        knowledge: the teacher's outputs; None if no loss uses a teacher. For losses that need the statistics of the
+            teacher's features, call `knowledge.statistics` before.
     """
 
     def __init__(
@@ -119,7 +119,6 @@ class StudentTraining(Distillation):
         image_size: int,
         seed: int,
         knowledge: Knowledge | None = None,
-        statistics: TeacherStatistics | None = None,
     ) -> None:
         super().__init__(net, config.schedule(), views, image_size=image_size, seed=seed)
         self.weights = dict(weights)
@@ -130,9 +129,13 @@ class StudentTraining(Distillation):
             "attention": any(loss.needs_attention for _, loss in self._losses()),
             "features": any(loss.needs_features for _, loss in self._losses()),
         }
-        if statistics is not None:
-            for _, loss in self._losses():
-                loss.prepare(statistics)
+        if knowledge is not None and knowledge.teacher_statistics is not None:
+            self.prepare(knowledge.teacher_statistics)
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Give every loss the statistics of the teacher's features over the training images."""
+        for _, loss in self._losses():
+            loss.prepare(statistics)
 
     def on_train_epoch_start(self) -> None:
         """Load the teacher's outputs for this epoch's views."""

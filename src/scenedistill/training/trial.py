@@ -83,9 +83,9 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
             statistics = TeacherStatistics.of([net.eval()(view[:1])])
         net.train()
         size, seed = config.image_size, config.seeds[0]
-        training = StudentTraining(
-            net, student.closed(MANY), weights, config.views, image_size=size, seed=seed, statistics=statistics
-        ).to(device)
+        training = StudentTraining(net, student.closed(MANY), weights, config.views, image_size=size, seed=seed)
+        training.prepare(statistics)
+        training.to(device)
         return training.loss_of_batch(batch, view, None)[0]
 
     _run_step(step, "student", student.name, images, config.image_size, device, precision)

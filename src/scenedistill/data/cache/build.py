@@ -35,7 +35,6 @@ def build_cache(
     workers: int | None = None,
     on_bad: Literal["stop", "skip"] = "stop",
     progress: bool = True,
-    value_range: tuple[float, float] | None = None,
 ) -> SceneCache:
     """Decode the scenes with `read_scene`, or reuse those of an earlier call: only new files, and files with another
     size or mtime, are decoded.
@@ -48,12 +47,11 @@ def build_cache(
         index: the scenes.
         size: side of the decoded images in pixels.
         bands: number of bands of the decoded images, see `read_image`.
-        folder: folder of the cache; default: a folder in `cache_home()` for this root, size, bands and value range.
+        folder: folder of the cache; default: a folder in `cache_home()` for this root, size and bands.
         workers: number of threads; default: one for each core this process may use.
         on_bad: "stop" raises when any image cannot be read (the good ones stay cached, the bad ones are tried again the
             next time); "skip" leaves the bad ones out, and does not try them again until their file changes.
         progress: show a progress bar with images/s on the standard error.
-        value_range: for images deeper than 8 bits, see `read_image`.
 
     Raises:
         UserError: unreadable images and `on_bad="stop"`, no readable image at all, too little disk space, a folder that
@@ -61,9 +59,9 @@ def build_cache(
     """
     if size < 1 or len(index) == 0:
         raise ValueError(f"a cache needs a size of 1 or more pixels and 1 or more images, not {size} and {len(index)}")
-    settings = CacheSettings(str(index.root), size, bands, value_range)
+    settings = CacheSettings(str(index.root), size, bands)
     folder = _default_folder(settings) if folder is None else Path(folder).expanduser().resolve()
-    reader = FileReader(index.root, size, bands, value_range)
+    reader = FileReader(index.root, size, bands)
     stored, decoded = stored_scenes(
         settings, index.paths, reader, folder, retry=on_bad == "stop", workers=workers, progress=progress
     )

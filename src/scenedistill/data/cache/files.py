@@ -6,7 +6,8 @@ import contextlib
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Container
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +35,7 @@ class CacheSettings:
     root: str
     size: int
     bands: int
-    value_range: tuple[float, float] | None
+    value_range: None = None  # always None; in the manifests and in the folder names of all caches
     format: int = _FORMAT
 
     @property
@@ -55,6 +56,11 @@ class StoredCache:
     def is_damaged(self, row: int) -> bool:
         """Return whether an image in the array does not match its checksum."""
         return self.checksums is not None and row_checksum(self.images[row]) != self.checksums[row]
+
+    def without_unreadable(self, paths: Container[str]) -> StoredCache:
+        """Return the cache without the entries of those of these scenes that could not be read."""
+        kept = {path: entry for path, entry in self.entries.items() if entry[2] >= 0 or path not in paths}
+        return replace(self, entries=kept)
 
 
 def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:

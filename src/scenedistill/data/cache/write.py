@@ -55,7 +55,6 @@ class FileReader:
     root: Path
     size: int
     bands: int
-    value_range: tuple[float, float] | None = None
     constants: dict[Path, Constant] = field(default_factory=dict, compare=False, repr=False)
 
     def stamp(self, path: str) -> Stamp:
@@ -64,9 +63,7 @@ class FileReader:
 
     def read(self, path: str) -> Images:
         """See `read_scene`."""
-        return read_scene(
-            self.root / path, self.size, self.bands, value_range=self.value_range, constants=self.constants
-        )
+        return read_scene(self.root / path, self.size, self.bands, constants=self.constants)
 
 
 def stored_scenes(
@@ -90,16 +87,21 @@ def stored_scenes(
         workers, progress: see `build_cache`.
     """
     stamps = {path: reader.stamp(path) for path in paths}
-    stored, decoded = open_stored(folder, settings), 0
+
+    def opened() -> StoredCache | None:
+        found = open_stored(folder, settings)
+        return found.without_unreadable(stamps) if found and retry else found
+
+    stored, decoded = opened(), 0
     if stored is None and (folder / "manifest.json").exists() and read_manifest(folder) is None:
         plain_console(stderr=True).print(f"{folder / 'manifest.json'} is damaged: all images are decoded again.")
-    if stored is None or not _is_current(stored, reader, stamps, retry):
+    if stored is None or not _is_current(stored, reader, stamps):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with cache_lock(folder, progress):
-                stored = open_stored(folder, settings)  # another process may have built it meanwhile
-                if stored is None or not _is_current(stored, reader, stamps, retry):
-                    stored, decoded = _rebuild(folder, settings, reader, stored, stamps, retry, workers, progress)
+                stored = opened()  # another process may have built it meanwhile
+                if stored is None or not _is_current(stored, reader, stamps):
+                    stored, decoded = _rebuild(folder, settings, reader, stored, stamps, workers, progress)
         except OSError as error:
             raise UserError(
                 f"Cannot write the image cache in {folder}: {error.strerror or error}. Choose another place with the "
@@ -110,14 +112,14 @@ def stored_scenes(
     return stored, decoded
 
 
-def _is_current(stored: StoredCache, reader: SceneReader, stamps: dict[str, Stamp], retry: bool) -> bool:
-    """Return whether all scenes in the cache are up to date, and these are all there (`retry`: and readable).
+def _is_current(stored: StoredCache, reader: SceneReader, stamps: dict[str, Stamp]) -> bool:
+    """Return whether all scenes in the cache are up to date, and these are all there.
 
     If the cache holds no other scenes, its rows must also be in the order of `stamps`.
     """
     for path, stamp in stamps.items():
         entry = stored.entries.get(path)
-        if entry is None or entry[:2] != stamp or (retry and entry[2] < 0):
+        if entry is None or entry[:2] != stamp:
             return False
     others = stored.entries.keys() - stamps.keys()
     if not others:  # a whole data set must be rows in order; a subset may be copied
@@ -132,7 +134,6 @@ def _rebuild(
     reader: SceneReader,
     stored: StoredCache | None,
     stamps: dict[str, Stamp],
-    retry: bool,
     workers: int | None,
     progress: bool,
 ) -> tuple[StoredCache, int]:
@@ -141,7 +142,7 @@ def _rebuild(
     kept = {path: entry[:2] for path, entry in old.items() if path not in stamps and entry[2] >= 0}
     sources = stamps | {path: stamp for path, stamp in kept.items() if reader.stamp(path) == stamp}
     valid = {path for path, stamp in sources.items() if path in old and old[path][:2] == stamp}
-    todo = [path for path in sources if path not in valid or (retry and old[path][2] < 0)]
+    todo = [path for path in sources if path not in valid]
     _check_space(folder, len(sources) * int(np.prod(settings.shape)))
     clear_parts(folder)
     remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock

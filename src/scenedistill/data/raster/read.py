@@ -35,7 +35,7 @@ class RasterInfo:
 
     Attributes:
         path: path or name that GDAL accepts.
-        drivers: GDAL drivers that may open it; any when empty.
+        driver: GDAL driver that opened it, by which further threads and processes open it.
         bands: numbers of the bands read, from 1.
         colour: `bands` unchanged, one band `repeated` three times, `grey` from the first three (ITU-R 601), colours
             from a `palette`, or `grey palette` for their grey.
@@ -46,7 +46,7 @@ class RasterInfo:
     """
 
     path: str
-    drivers: tuple[str, ...]
+    driver: str
     bands: tuple[int, ...]
     colour: Literal["bands", "repeated", "grey", "palette", "grey palette"]
     stretch: tuple[tuple[float, float], ...] | None
@@ -134,7 +134,6 @@ def raster_info(
     stretch: str = "auto",
     each_band: bool = False,
     nodata: float | None = None,
-    drivers: Sequence[str] = (),
     constants: list[Constant] | None = None,
 ) -> RasterInfo:
     """Decide how a raster is read.
@@ -147,7 +146,6 @@ def raster_info(
         stretch: `auto`, `none`, `low%,high%` or `low,high`; see `RasterConfig`.
         each_band: take the percentiles of each band by itself.
         nodata: nodata value; by default the values that the file declares.
-        drivers: stored in the `RasterInfo`.
         constants: list to which a constant that most likely means nodata is added; not looked for when None.
 
     Raises:
@@ -159,7 +157,7 @@ def raster_info(
     for kind in kinds:
         if kind.kind not in "uif":
             raise UserError(f"{raster.name} holds {kind} values, expected whole or real numbers.")
-    info = RasterInfo(raster.name, tuple(drivers), chosen, colour, None, *find_holes(raster, chosen, nodata))
+    info = RasterInfo(raster.name, raster.driver, chosen, colour, None, *find_holes(raster, chosen, nodata))
     limits = parse_stretch(stretch)
     plain = kinds == {np.dtype(np.uint8)}
     bits = min(int(raster.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize)) for band in chosen)

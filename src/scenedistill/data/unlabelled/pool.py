@@ -175,11 +175,9 @@ class UnlabelledImages:
 
 def collect_unlabelled(
     sources: Sequence[Path],
+    labelled: SceneCache,
     *,
-    size: int,
-    bands: int = 3,
     tile: int | None = None,
-    labelled: SceneCache | None = None,
     cache_dir: Path | None = None,
     workers: int | None = None,
     on_bad: Literal["stop", "skip"] = "stop",
@@ -187,16 +185,15 @@ def collect_unlabelled(
 ) -> UnlabelledImages:
     """Find unlabelled images, decode those that are new, and compare them with the labelled ones.
 
-    Images are decoded as `read_scene` does, tiles as `TileReader` does, each source into a cache of its own
-    (see `build_cache`). `copies` finds copies of labelled images, even if turned or encoded again; among each other,
-    unlabelled images are copies only if all pixels are equal.
+    They are decoded to the size and the bands of the labelled images: images as `read_scene` does, tiles as
+    `TileReader` does, each source into a cache of its own (see `build_cache`). `copies` finds copies of labelled
+    images, even if turned or encoded again; among each other, unlabelled images are copies only if all pixels are
+    equal.
 
     Args:
         sources: folders, images, and rasters; see `find_sources`.
-        size: side of the decoded images in pixels.
-        bands: number of bands of the decoded images.
+        labelled: the labelled images.
         tile: side of a raster's tiles in pixels of the raster; when not given, every file is an image.
-        labelled: the labelled images, of the same size and bands.
         cache_dir: the caches are in its sub-folder `unlabelled`; `cache_home()` when not given.
         workers: number of threads; default: one for each core this process may use.
         on_bad: "stop" raises when an image or tile cannot be read, "skip" leaves it out.
@@ -209,7 +206,7 @@ def collect_unlabelled(
     home = (cache_home() if cache_dir is None else Path(cache_dir).expanduser().resolve()) / "unlabelled"
     opened: list[_Opened] = []
     for source in find_sources(sources, tile):
-        settings, paths, reader = _reading(source, tile, size, bands)
+        settings, paths, reader = _reading(source, tile, labelled.size, labelled.bands)
         retry = on_bad == "stop" and isinstance(source, ImageFolder)  # a tile without data is not read again
         folder = home / folder_name(settings)
         stored, _ = stored_scenes(settings, paths, reader, folder, retry=retry, workers=workers, progress=progress)
@@ -224,14 +221,10 @@ def collect_unlabelled(
     rows, fingerprints = (np.concatenate([getattr(one, name) for one in opened]) for name in ("rows", "fingerprints"))
     first = np.sort(np.unique(fingerprints["digest"], axis=0, return_index=True)[1])
     images = UnlabelledPart(
-        [one.array for one in opened], source_of[first], rows[first], fingerprints["digest"][first], bands
+        [one.array for one in opened], source_of[first], rows[first], fingerprints["digest"][first], labelled.bands
     )
-    pairs = np.empty((0, 2), np.int64)
-    if labelled is not None:
-        own = labelled.images
-        pairs = copies(
-            fingerprints[first], images.images, compute_fingerprints(own, progress=progress), own.__getitem__
-        )
+    own = labelled.images
+    pairs = copies(fingerprints[first], images.images, compute_fingerprints(own, progress=progress), own.__getitem__)
     left_out = (
         _count(len(fingerprints) - len(first), "copy of another", "copies of others"),
         _count(sum(len(one.bad) for one in opened), "unreadable one", "unreadable ones"),
@@ -259,10 +252,10 @@ def _reading(
 ) -> tuple[CacheSettings, Sequence[str], SceneReader]:
     """Return the cache settings, the scene paths and the reader of a source."""
     if isinstance(source, ImageFolder):
-        return CacheSettings(str(source.root), size, bands, None), source.paths, FileReader(source.root, size, bands)
+        return CacheSettings(str(source.root), size, bands), source.paths, FileReader(source.root, size, bands)
     assert tile is not None
     reader = TileReader(source.path, tile, size, bands)
-    return CacheSettings(f"{source.path} in tiles of {tile}", size, bands, None), reader.paths, reader
+    return CacheSettings(f"{source.path} in tiles of {tile}", size, bands), reader.paths, reader
 
 
 def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCache, progress: bool) -> _Opened:

@@ -17,12 +17,14 @@ OURS = ("dkd", "dkd_plus")  # our methods, to which every other one is compared,
 @dataclass(frozen=True)
 class Gain:
     """Mean of the differences over n common seeds, with its confidence interval by Student's t (n - 1 degrees of
-    freedom); the interval is None for one seed. The unit is that of the compared values."""
+    freedom) and the two-sided p-value of no gain; interval and p-value are None for one seed. The unit is that of the
+    compared values."""
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    p: float | None = None
 
     @property
     def clear(self) -> bool:
@@ -53,10 +55,12 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
     mean, n = statistics.fmean(differences), len(seeds)
     if n == 1:
         return Gain(mean, None, None, 1)
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(differences) / math.sqrt(n)
-    return Gain(mean, mean - half, mean + half, n)
+    error = statistics.stdev(differences) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return Gain(mean, mean - half, mean + half, n, p)
 
 
 def own_methods(labels: Sequence[str], baseline: str) -> list[str]:

@@ -156,7 +156,7 @@ class Rasters:
     def own(self) -> DatasetReader:
         """Return the handle of the current thread, and open it at the first call."""
         if not hasattr(self._local, "raster"):
-            self._local.raster = open_raster(self.info.path, self.info.drivers)
+            self._local.raster = open_raster(self.info.path, [self.info.driver])
             self._all.append(self._local.raster)
         raster: DatasetReader = self._local.raster
         return raster

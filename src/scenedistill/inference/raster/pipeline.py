@@ -145,7 +145,6 @@ def _plan(
             stretch=config.stretch,
             each_band=config.each_band,
             nodata=config.nodata,
-            drivers=(opened.driver,),
             constants=constants,
         )
         files = _watched(raster, opened, config.vrt_sources or ())

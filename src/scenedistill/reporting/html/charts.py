@@ -40,8 +40,6 @@ def line_chart(
     x_label: str,
     y_label: str,
     form: str = "{:.3g}",
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
     diagonal: bool = False,
     logarithmic: bool = False,
 ) -> Markup:
@@ -52,9 +50,7 @@ def line_chart(
         x_label: label of the x axis.
         y_label: label of the y axis.
         form: format of a value in its tooltip.
-        x_range: range of the x axis; that of the values when not given.
-        y_range: range of the y axis, likewise.
-        diagonal: draw y = x too.
+        diagonal: draw y = x too, and let both axes go from 0 to 1 instead of over the range of the values.
         logarithmic: a logarithmic y axis; values that are not above 0 are left out.
     """
     points = [
@@ -68,10 +64,10 @@ def line_chart(
     flat = [point for line in points for point in line]
     if not flat:
         return Markup('<p class="none">There are no values to draw.</p>')
-    first, last = x_range or (min(x for x, _, _ in flat), max(x for x, _, _ in flat))
+    xs, ys = [x for x, _, _ in flat], [y for _, y, _ in flat]
+    (first, last), (low, high) = ((0, 1), (0, 1)) if diagonal else ((min(xs), max(xs)), (min(ys), max(ys)))
     across = _Axis(first, last, LEFT, WIDTH - RIGHT)
-    low, high = y_range or (min(y for _, y, _ in flat), max(y for _, y, _ in flat))
-    up = _Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=y_range is None)
+    up = _Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=not diagonal)
     body = [_axes(across, up, x_label, y_label)]
     if diagonal:
         body.append(Markup('<path class="guide" d="M{} {}L{} {}"/>').format(across(0), up(0), across(1), up(1)))

@@ -192,15 +192,7 @@ def calibrations(focus: Focus) -> Section:
     if not rows:
         return section
     if lines:
-        chart = line_chart(
-            lines,
-            x_label="confidence",
-            y_label="share of right ones",
-            x_range=(0, 1),
-            y_range=(0, 1),
-            form="{:.3f}",
-            diagonal=True,
-        )
+        chart = line_chart(lines, x_label="confidence", y_label="share of right ones", form="{:.3f}", diagonal=True)
         legend = [(line.name, colour_class(line.colour), None) for line in lines]
         section.blocks += [Charts([("Reliability diagram", chart)], legend), *said]
     head = ("network", "training", "ECE (points)", "largest gap (points)", "mean confidence (%)", "OA (%)")

@@ -16,9 +16,12 @@ from markupsafe import Markup
 from scenedistill import __version__
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
+from scenedistill.reporting.drawings import save_drawing
+from scenedistill.reporting.forest import forest_figure
 from scenedistill.reporting.html import detail_sections, overview
 from scenedistill.reporting.html.attention_maps import NetworkMaps
 from scenedistill.reporting.html.blocks import Section
+from scenedistill.reporting.html.comparison import compared_methods, comparison_section
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.figures import ENDINGS, write_figures
 from scenedistill.reporting.html.focus import Focus, choose
@@ -81,11 +84,13 @@ def write_report(
     thumbnails = Thumbnails(THUMBNAILS)
     drawn, network_maps = _matrices(found, focus, left_out), NetworkMaps()
     pictured = gradcam_and_embedding_sections(focus, roots[focus.cell.key], config, say, left_out, network_maps)
+    compared = compared_methods(found, focus)
     confused = pairs(focus, roots[focus.cell.key], thumbnails)
     sections = [
         overview.in_short(found, focus),
         overview.what_was_run(found),
         overview.results(found),
+        comparison_section(compared),
         detail_sections.classes(focus),
         matrix_section(bool(drawn)),
         confused,
@@ -110,6 +115,8 @@ def write_report(
     if figures is not None:
         say("figures for a paper")
         write_figures(focus, roots[focus.cell.key], network_maps, Path(figures), ending)
+        if compared:
+            save_drawing(forest_figure(compared), Path(figures) / f"comparison.{ending}")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target

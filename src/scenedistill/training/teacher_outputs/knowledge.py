@@ -41,6 +41,9 @@ class Knowledge:
         seed: seed of the run.
         root: folder of all stores; `knowledge_home()` when not given.
         about: description of the store, for lists of stores.
+
+    Attributes:
+        teacher_statistics: statistics of the teacher's features; None until `statistics` has computed or read them.
     """
 
     def __init__(
@@ -71,7 +74,8 @@ class Knowledge:
             extra = {"symmetries": teachers.symmetries, "mixup": part.mixup, "share": part.share}
             settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
-        self._statistics: tuple[TeacherStatistics, float] | None = None
+        self.teacher_statistics: TeacherStatistics | None = None
+        self._oa = 0.0  # of the teacher; known with its statistics
         self._packing: Packing | None = None
         self._number = -1
         self._rows: Tensor | None = None  # uint8 [M, row_bytes]: packed outputs of the current view
@@ -142,14 +146,16 @@ class Knowledge:
 
     def statistics(self, device: torch.device) -> tuple[TeacherStatistics, float]:
         """Return the statistics of the teacher's features over the evaluation views of the labelled training images,
-        and its OA on them, 0..1."""
-        if self._statistics is None:
-            found, oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
-            self._statistics = (
-                found._replace(labels=torch.as_tensor(self.part.labelled.labels), head=head_tensors(self.teacher.head)),
-                oa,
-            )
-        return self._statistics
+        and its OA on them, 0..1. They are computed once, and stored on the disk if outputs are.
+
+        Args:
+            device: device of the teacher's passes.
+        """
+        if self.teacher_statistics is None:
+            found, self._oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
+            labels = torch.as_tensor(self.part.labelled.labels)
+            self.teacher_statistics = found._replace(labels=labels, head=head_tensors(self.teacher.head))
+        return self.teacher_statistics, self._oa
 
     @property
     def packing(self) -> Packing:
@@ -158,9 +164,7 @@ class Knowledge:
             bands, size = self.part.labelled.bands, self.teachers.image_size
             with torch.no_grad():
                 device = next(self.teacher.parameters()).device
-                output = self.teacher(
-                    torch.zeros(1, bands, size, size, device=device)
-                )
+                output = self.teacher(torch.zeros(1, bands, size, size, device=device))
             self._packing = Packing.of(output)
         return self._packing
 

@@ -1,0 +1,124 @@
+"""Comparison of methods with all others of a run or a grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scenedistill.core.errors import UserError
+from scenedistill.experiments.results.comparisons import ComparisonResult, ComparisonRow
+from scenedistill.experiments.results.pairs import OURS, paired_gain
+from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.metrics.comparison import ImageGain, holm, image_gain
+from scenedistill.runs.network import Network
+from scenedistill.runs.run import Cell, Run
+
+
+def compare(
+    folder: Path | str,
+    *,
+    methods: Sequence[str] = (),
+    cell: str | None = None,
+    experiment: str = "comparison",
+    command: str = "",
+) -> ComparisonResult:
+    """Compare methods with every other training of the same student, the teacher included.
+
+    Args:
+        folder: folder of a run or a grid.
+        methods: labels of the methods to compare; when not given, those of `dkd` and `dkd_plus` that are there.
+        cell: data set and ratio of a grid, such as `AID-20`; the first one when not given.
+        experiment: name of the record.
+        command: command that repeats the comparison, for the record.
+
+    Raises:
+        UserError: no such folder or cell, an unknown method, or nothing to compare with.
+    """
+    run = Run.open(folder)
+    chosen = run.cell(cell)
+    labels = {network.label for network in chosen.networks if network.student}
+    unknown = sorted(set(methods) - labels)
+    if unknown:
+        raise UserError(f"{folder} has no method {unknown[0]}. There are: {', '.join(sorted(labels))}.")
+    rows = comparison_rows(chosen, list(methods) or [label for label in OURS if label in labels])
+    if not rows:
+        raise UserError(
+            f"{folder} has nothing to compare: it needs two trainings with a common seed, one of them of the methods "
+            f"{', '.join(OURS)} or of --methods. There are: {', '.join(sorted(labels)) or 'none'}."
+        )
+    return ComparisonResult(
+        experiment=experiment,
+        command=command or "scenedistill.experiments.compare",
+        date=datetime.date.today().isoformat(),
+        hardware=hardware(),
+        versions=versions(),
+        data=run.title_of(chosen),
+        rows=tuple(rows),
+    )
+
+
+def comparison_rows(cell: Cell, methods: Sequence[str]) -> list[ComparisonRow]:
+    """Compare each method with every other training of the same student, with corrected p-values."""
+    groups: dict[tuple[str | None, str], list[Network]] = {}
+    for network in cell.networks:
+        groups.setdefault((network.student, network.label), []).append(network)
+    rows: list[ComparisonRow] = []
+    for student in cell.students():
+        for method in methods:
+            ours = groups.get((student, method), [])
+            others = [
+                (label, networks)
+                for (name, label), networks in groups.items()
+                if name in (student, None) and networks is not ours
+            ]
+            found = [_compared(ours, networks, label) for label, networks in others]
+            rows += _corrected([row for row in found if row])
+    return rows
+
+
+def _compared(ours: Sequence[Network], theirs: Sequence[Network], other: str) -> ComparisonRow | None:
+    """Compare two groups of networks that differ by seed only; the p-values are not corrected."""
+    by_seed = [{network.seed: 100 * network.tested["oa"] for network in group} for group in (ours, theirs)]
+    gain = paired_gain(*by_seed)
+    if gain is None:
+        return None
+    images = _image_gain(ours, theirs)
+    return ComparisonRow(
+        student=ours[0].student or "",
+        method=ours[0].label,
+        other=other,
+        points=gain.mean,
+        seeds=gain.n,
+        low=gain.low,
+        high=gain.high,
+        p=gain.p,
+        images=images.images if images else None,
+        image_low=images.low if images else None,
+        image_high=images.high if images else None,
+        image_p=images.p if images else None,
+    )
+
+
+def _image_gain(ours: Sequence[Network], theirs: Sequence[Network]) -> ImageGain | None:
+    """Compare image by image; None unless all common seeds have outputs on the same images."""
+    pairs = [(a, b) for a in ours for b in theirs if a.seed == b.seed]
+    first, second = {}, {}
+    for a, b in pairs:
+        if a.outputs is None or b.outputs is None or not np.array_equal(a.outputs.rows, b.outputs.rows):
+            return None
+        first[a.seed], second[b.seed] = a.outputs, b.outputs
+    return image_gain(first, second)
+
+
+def _corrected(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Correct the p-values over seeds and those over images, each by Holm's method."""
+    corrected = list(rows)
+    for name in ("p", "image_p"):
+        known = [i for i, row in enumerate(rows) if getattr(row, name) is not None]
+        for i, p in zip(known, holm([getattr(rows[i], name) for i in known]), strict=True):
+            corrected[i] = dataclasses.replace(corrected[i], **{name: p})
+    return corrected
