@@ -77,7 +77,7 @@ docs: setup ## the documentation as a site in site/, with API pages; a broken li
 	@$(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open site/index.html"
 
-tables: setup ## write the tables of README and docs anew from results/
+tables: setup ## update the tables of README and docs from results/
 	@echo "==> tables"
 	@$(BIN)/python benchmarks/tables.py $(DOCUMENTS)
 

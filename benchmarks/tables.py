@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stale.append(document)
             else:
                 document.write_text(filled, encoding="utf-8", newline="\n")
-                print(f"{document}: tables written anew ({', '.join(names_in(text))})")
+                print(f"{document}: tables updated ({', '.join(names_in(text))})")
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -33,7 +33,7 @@ from scenedistill.data.images.read import read_scene
 from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.export.config import ExportConfig
 from scenedistill.export.run import CPU, NAMES, export
-from scenedistill.inference.images import predict_images
+from scenedistill.inference.images import ImagesConfig, predict_images
 from scenedistill.inference.model import OnnxSceneModel, SceneModel, TorchSceneModel
 from scenedistill.metrics.cost import stored_bytes
 from scenedistill.models.create import build_teacher
@@ -209,7 +209,7 @@ def _reading_speed(files: Sequence[Path], card: NetCard) -> float:
 
 
 def _predict_speed(model: SceneModel, files: Sequence[Path], out: Path) -> float:
-    result = predict_images(model, files, out, sheet="none", restart=True)
+    result = predict_images(model, files, out, ImagesConfig(sheet="none", restart=True))
     if result.images != len(files):
         raise SystemExit(f"{len(files) - result.images} of the files cannot be read: {result.skipped[:1]}")
     return result.images / result.seconds

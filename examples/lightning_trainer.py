@@ -15,7 +15,7 @@ from scenedistill.config import StudentConfig, StudentFitConfig, TeacherConfig, 
 from scenedistill.data import SceneDataModule, ScenePart, ViewConfig, build_cache, make_split, scan
 from scenedistill.losses import METHODS
 from scenedistill.models import NetCard, build_student, build_teacher, save_net
-from scenedistill.training import Knowledge, StudentTraining, TeacherTraining
+from scenedistill.training import Knowledge, StudentTraining, Teachers, TeacherTraining
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("images", type=Path)
@@ -50,12 +50,10 @@ teaching = TeacherConfig(fit=TeacherFitConfig(**fit, optimizer="adamw", lr=1e-3)
 train(TeacherTraining(net, teaching, views, **common), "teacher", images_per_class=2)
 
 # the teacher gets the student's views and is not part of the trained module
-knowledge = Knowledge(net, ScenePart(cache, split.train), views=0, config=views, precision="fp32", **common)
-statistics, right = knowledge.statistics(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+teachers = Teachers([net], precision="fp32", image_size=args.size)
+knowledge = Knowledge(teachers, ScenePart(cache, split.train), views=0, config=views, seed=0)
+_, right = knowledge.statistics(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 print(f"The teacher is right on {right:.1%} of the training images.")
 student = build_student(args.student, len(index.classes), image_size=args.size)
 learning = StudentConfig(fit=StudentFitConfig(**fit, optimizer="sgd", lr=0.05))
-train(
-    StudentTraining(student, learning, METHODS["dkd"], views, knowledge=knowledge, statistics=statistics, **common),
-    "student",
-)
+train(StudentTraining(student, learning, METHODS["dkd"], views, knowledge=knowledge, **common), "student")

@@ -39,7 +39,7 @@ measured = DataLoader(ImageFolder(args.images, whole), args.batch)
 
 network = timm.create_model(args.model, num_classes=len(images.classes), checkpoint_path=args.checkpoint)
 settings = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
-net = SceneNet.wrap(network, mean=settings["mean"], std=settings["std"], image_size=args.size)
+net = SceneNet.wrap(network, normalisation=(settings["mean"], settings["std"]), image_size=args.size)
 teacher = freeze(net, precision="bf16" if cuda else "fp32", device=device, image_size=args.size)
 right = sum(int((teacher(view.to(device)).logits.argmax(1).cpu() == labels).sum()) for view, labels in measured)
 print(f"The teacher is right on {right / len(images):.1%} of the images; near chance, the order of classes is wrong.")

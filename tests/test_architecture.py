@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: who imports whom, file length, docstrings, no machine's own paths."""
+"""The rules of the house that a machine can hold: imports, file length, docstrings, parameters, no machine's paths."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 MODULES = sorted((SRC / "scenedistill").rglob("*.py"))
 MAX_LINES = 350
+MAX_PARAMETERS = 7
+MANY_PARAMETERS = {
+    "scenedistill.losses.spatial_structure.SpatialStructureLoss.__init__": "its options are the loss's settings",
+}
 
 #: The rooms from the ground up: each imports only from those before it.
 ORDER = (
@@ -53,6 +57,29 @@ def forbidden(module: str, imported: set[str]) -> set[str]:
     return {name for name in imported if ".".join(name.split(".")[:2]) in above}
 
 
+def parameters(source: str) -> dict[str, int]:
+    """Every function in a module, also in classes and functions, and its number of parameters without self and cls."""
+    found: dict[str, int] = {}
+
+    def visit(node: ast.AST, name: str, in_class: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = child.args
+                names = [each.arg for each in (*given.posonlyargs, *given.args)]
+                names = names[1:] if in_class and names[:1] in (["self"], ["cls"]) else names
+                names += [each.arg for each in (*given.kwonlyargs, given.vararg, given.kwarg) if each]
+                found[f"{name}{child.name}"] = max(len(names), found.get(f"{name}{child.name}", 0))
+            inner = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            visit(
+                child,
+                f"{name}{child.name}." if inner else name,
+                isinstance(child, ast.ClassDef) or (in_class and not inner),
+            )
+
+    visit(ast.parse(source), "", False)
+    return found
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
 
@@ -73,6 +100,15 @@ def test_modules_are_short_and_have_a_docstring(path: Path) -> None:
     assert lines <= MAX_LINES, f"{module_name(path)} has {lines} lines; split it (at most {MAX_LINES})"
     if source.strip():  # an empty __init__.py has nothing to say
         assert ast.get_docstring(ast.parse(source)), f"{module_name(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_function_has_many_parameters(path: Path) -> None:
+    counts = {f"{module_name(path)}.{name}": count for name, count in parameters(path.read_text("utf-8")).items()}
+    many = {name: count for name, count in counts.items() if count > MAX_PARAMETERS and name not in MANY_PARAMETERS}
+    assert not many, f"more than {MAX_PARAMETERS} parameters: drop some, or pass an object that holds them: {many}"
+    needless = [name for name in MANY_PARAMETERS if counts.get(name, MAX_PARAMETERS + 1) <= MAX_PARAMETERS]
+    assert not needless, f"no exception any more: {needless}"
 
 
 def test_every_module_is_imported_by_a_command_or_a_package() -> None:
@@ -140,6 +176,24 @@ def test_the_import_check_finds_forbidden_imports(module: str, source: str) -> N
 )
 def test_the_import_check_accepts_allowed_imports(module: str, source: str) -> None:
     assert not forbidden(module, imports(source, module))
+
+
+def test_the_parameter_check_counts_all_but_self_and_cls() -> None:
+    source = """
+def plain(a, /, b, *rest, c, **more): ...
+if True:
+    async def later(self, a): ...
+class Kind:
+    def method(self, a, *, b=1):
+        def inner(self, a): ...
+    @classmethod
+    def made(cls, a): ...
+    @staticmethod
+    def alone(a, b): ...
+"""
+    assert parameters(source) == {
+        "plain": 5, "later": 2, "Kind.method": 2, "Kind.method.inner": 2, "Kind.made": 1, "Kind.alone": 2
+    }  # fmt: skip
 
 
 def test_the_path_check_finds_machine_paths_and_accepts_others() -> None:

@@ -130,7 +130,7 @@ def build_parser(settings: bool = True) -> CommandParser:
 def _complain(message: str, code: int = 1) -> int:
     console = plain_console(stderr=True)
     console.print("scenedistill:", style="bold red", end=" ")
-    # a name that is not UTF-8 can still be told of
+    # a name that is not UTF-8 can still be shown
     console.print(message.encode(errors="backslashreplace").decode())
     return code
 

@@ -65,7 +65,7 @@ def test_the_command_fills_then_agrees(results: Path, tmp_path: Path, capsys: py
     assert "README.md: a table differs" in capsys.readouterr().err
     assert document.read_text(encoding="utf-8") == DOCUMENT  # checking changes nothing
     assert main(arguments) == 0
-    assert "tables written anew (aid20)" in capsys.readouterr().out
+    assert "tables updated (aid20)" in capsys.readouterr().out
     assert main([*arguments, "--check"]) == 0
     assert capsys.readouterr() == ("", "")
     assert plain.read_text(encoding="utf-8") == "nothing to fill"

@@ -17,7 +17,7 @@ from scenedistill.data.splits.draw import assemble, make_split
 
 @pytest.fixture
 def scenes(tiny_scenes: Path, tmp_path: Path) -> Path:
-    """With two copies within a class, one under another class, and one that was written anew in another format."""
+    """With two copies within a class, one under another class, and one that was re-encoded in another format."""
     root = Path(shutil.copytree(tiny_scenes, tmp_path / "scenes"))
     for name in ("copy1.png", "copy2.png"):
         shutil.copy(root / "river" / "00.png", root / "river" / name)

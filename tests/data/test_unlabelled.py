@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,18 @@ def blobs(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(image)
 
 
-def collect(*sources: Path, home: Path, **options: Any) -> UnlabelledImages:
-    return collect_unlabelled(sources, size=SIZE, cache_dir=home, progress=False, **options)
+def collect(labelled: SceneCache, *sources: Path, home: Path, **options: Any) -> UnlabelledImages:
+    return collect_unlabelled(sources, labelled, cache_dir=home, progress=False, **options)
 
 
 def original(labelled: SceneCache, positions: np.ndarray, number: int) -> Image.Image:
     return Image.open(labelled.index.root / labelled.index.paths[positions[number]]).convert("RGB")
 
 
-def test_every_image_of_any_layout_is_there_once_without_a_label(more: Path, tmp_path: Path) -> None:
-    part = collect(more, home=tmp_path / "home").part
+def test_every_image_of_any_layout_is_there_once_without_a_label(
+    labelled: SceneCache, more: Path, tmp_path: Path
+) -> None:
+    part = collect(labelled, more, home=tmp_path / "home").part
     files = sorted(path for path in more.rglob("*.*") if path.suffix != ".txt")
     wanted = {read_scene(path, SIZE).tobytes() for path in files}
     batch = part.fetch(range(len(part)))
@@ -80,8 +83,10 @@ def test_every_image_of_any_layout_is_there_once_without_a_label(more: Path, tmp
     assert part.image_bytes == 12 * SIZE * SIZE * 3 and part.bands == 3
 
 
-def test_unlabelled_images_are_batched_and_pickled_like_a_scene_part(more: Path, tmp_path: Path) -> None:
-    part = collect(more, home=tmp_path / "home").part
+def test_unlabelled_images_are_batched_and_pickled_like_a_scene_part(
+    labelled: SceneCache, more: Path, tmp_path: Path
+) -> None:
+    part = collect(labelled, more, home=tmp_path / "home").part
     batches = list(SceneBatches(part, [[3, 1], [0]], torch.device("cpu")))
     assert [batch.rows.tolist() for batch in batches] == [[3, 1], [0]]
     assert (batches[0].images[1] == part.fetch([1]).images[0]).all()
@@ -91,12 +96,14 @@ def test_unlabelled_images_are_batched_and_pickled_like_a_scene_part(more: Path,
     assert len(pickle.dumps(part)) < 5_000  # the arrays are not in it
 
 
-def test_adding_a_folder_moving_and_renaming_leave_the_others_ids(more: Path, tmp_path: Path) -> None:
-    alone = collect(more / "a", home=tmp_path / "home").part
-    both = collect(more / "b", more / "a", home=tmp_path / "home").part
+def test_adding_a_folder_moving_and_renaming_leave_the_others_ids(
+    labelled: SceneCache, more: Path, tmp_path: Path
+) -> None:
+    alone = collect(labelled, more / "a", home=tmp_path / "home").part
+    both = collect(labelled, more / "b", more / "a", home=tmp_path / "home").part
     assert both.ids[-len(alone) :].tolist() == alone.ids.tolist()
     (more / "a").rename(tmp_path / "elsewhere")
-    assert collect(tmp_path / "elsewhere", home=tmp_path / "home").part.content_hash() == alone.content_hash()
+    assert collect(labelled, tmp_path / "elsewhere", home=tmp_path / "home").part.content_hash() == alone.content_hash()
 
 
 @pytest.mark.parametrize(
@@ -117,20 +124,20 @@ def test_a_copy_of_a_held_out_image_is_found_however_it_was_written(
         change(original(labelled, split.test, 7 * number), more / "a" / f"test{number}")
     change(original(labelled, split.val, 0), more / "a" / "val")
     change(original(labelled, split.train, 0), more / "a" / "train")
-    images = collect(more, home=tmp_path / "home", labelled=labelled)
+    images = collect(labelled, more, home=tmp_path / "home")
     strict, open_ = images.pool(split), images.pool(split, transductive=True)
     assert len(images.part) == 18 and len(strict) == 12 and len(open_) == 17
     assert "left out: 5 copies of held-out images, 1 copy of a training image" in strict.report
     assert "5 copies of held-out images (validation or test) among them, for the run is transductive" in open_.report
     assert strict.hash != open_.hash
-    assert strict.hash == collect(more, home=tmp_path / "home", labelled=labelled).pool(split).hash
+    assert strict.hash == collect(labelled, more, home=tmp_path / "home").pool(split).hash
     # another seed holds out other images: what a copy is was found once
     other = Split(split.test, split.val, split.train, None, None, "other")
     assert "left out: 2 copies of held-out images, 4 copies of training images" in images.pool(other).report
 
 
 def test_no_image_is_treated_as_a_copy_of_another(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
-    assert not len(collect(more, home=tmp_path / "home", labelled=labelled).pairs)
+    assert not len(collect(labelled, more, home=tmp_path / "home").pairs)
     # of one mean colour and one contrast, told apart by what they show alone
     rng = np.random.default_rng(2)
     images = np.stack([rng.permutation(blobs(rng).reshape(-1, 3)).reshape(48, 48, 3) // 8 + 100 for _ in range(200)])
@@ -148,31 +155,31 @@ def test_the_real_images_as_jpeg_and_turned_are_found_and_no_others(aid_folder: 
     for row in chosen:
         image = Image.open(aid_folder / cache.index.paths[row]).transpose(Image.Transpose(int(rng.integers(0, 7))))
         image.save(_made(tmp_path / "more") / f"{row:05d}.jpg", quality=75)
-    images = collect_unlabelled([tmp_path / "more"], size=64, cache_dir=tmp_path, labelled=cache, progress=False)
+    images = collect_unlabelled([tmp_path / "more"], cache, cache_dir=tmp_path, progress=False)
     found = {(int(chosen[row]), int(other)) for row, other in images.pairs}
     assert {row for row, _ in found} == set(chosen.tolist())
     # a few of AID's images are twice in it
     assert sum(a != b for a, b in found) <= 2
 
 
-def test_equal_images_are_there_once(more: Path, tmp_path: Path) -> None:
+def test_equal_images_are_there_once(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
     first = next((more / "a").iterdir())
     (more / "b" / f"again{first.suffix}").write_bytes(first.read_bytes())
-    images = collect(more, home=tmp_path / "home")
+    images = collect(labelled, more, home=tmp_path / "home")
     assert len(images.part) == 12 and images.left_out == ("1 copy of another",)
 
 
-def test_a_file_named_twice_is_no_copy(more: Path, tmp_path: Path) -> None:
+def test_a_file_named_twice_is_no_copy(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
     first = next((more / "a").iterdir())
-    images = collect(more, more / "a", first, home=tmp_path / "home")
+    images = collect(labelled, more, more / "a", first, home=tmp_path / "home")
     assert len(images.part) == 12 and not images.left_out
-    assert len(collect(first, home=tmp_path / "home").part) == 1
+    assert len(collect(labelled, first, home=tmp_path / "home").part) == 1
 
 
 def test_a_second_call_decodes_nothing_and_a_new_file_alone(
-    more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: SceneCache, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = collect(more, home=tmp_path / "home")
+    first = collect(labelled, more, home=tmp_path / "home")
     decoded: list[Path] = []
 
     def counted(path: Path, *more: Any, **options: Any) -> np.ndarray:
@@ -182,44 +189,46 @@ def test_a_second_call_decodes_nothing_and_a_new_file_alone(
     monkeypatch.setattr(cache_build, "read_scene", counted)
     (fingerprints,) = (tmp_path / "home").rglob("marks-*.npy")
     before = fingerprints.stat().st_mtime_ns
-    assert collect(more, home=tmp_path / "home").part.content_hash() == first.part.content_hash()
+    assert collect(labelled, more, home=tmp_path / "home").part.content_hash() == first.part.content_hash()
     assert not decoded and fingerprints.stat().st_mtime_ns == before
     Image.fromarray(blobs(np.random.default_rng(1))).save(more / "new.png")
-    assert len(collect(more, home=tmp_path / "home").part) == 13
+    assert len(collect(labelled, more, home=tmp_path / "home").part) == 13
     assert decoded == [more / "new.png"]
     folder = fingerprints.parent
     kinds = sorted(file.name.partition("-")[0] for file in folder.iterdir())
     assert kinds == ["build.lock", "images", "manifest.json", "marks"]  # the old ones are gone
 
 
-def test_damaged_marks_are_made_again(more: Path, tmp_path: Path) -> None:
-    first = collect(more, home=tmp_path / "home").part.content_hash()
+def test_damaged_marks_are_made_again(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
+    first = collect(labelled, more, home=tmp_path / "home").part.content_hash()
     (fingerprints,) = (tmp_path / "home").rglob("marks-*.npy")
     fingerprints.write_bytes(fingerprints.read_bytes()[:-40])
-    assert collect(more, home=tmp_path / "home").part.content_hash() == first
+    assert collect(labelled, more, home=tmp_path / "home").part.content_hash() == first
 
 
-def test_a_broken_image_stops_or_is_named(more: Path, tmp_path: Path) -> None:
+def test_a_broken_image_stops_or_is_named(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
     (more / "a" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     with pytest.raises(UserError, match=r"1 of 13 images in .*more cannot be read: a/broken\.jpg"):
-        collect(more, home=tmp_path / "home")
-    images = collect(more, home=tmp_path / "home", on_bad="skip")
+        collect(labelled, more, home=tmp_path / "home")
+    images = collect(labelled, more, home=tmp_path / "home", on_bad="skip")
     assert len(images.part) == 12 and images.left_out == ("1 unreadable one",)
     ((name, reason),) = images.bad
     assert name.endswith("more: a/broken.jpg") and reason
 
 
-def test_a_wrong_path_an_empty_folder_and_another_file_are_refused(more: Path, tmp_path: Path) -> None:
+def test_a_wrong_path_an_empty_folder_and_another_file_are_refused(
+    labelled: SceneCache, more: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"mroe does not exist\. Did you mean .*more\?"):
-        collect(tmp_path / "mroe", home=tmp_path / "home")
+        collect(labelled, tmp_path / "mroe", home=tmp_path / "home")
     with pytest.raises(UserError, match=r"No image in --data\.unlabelled .*empty"):
-        collect(_made(tmp_path / "empty"), home=tmp_path / "home")
+        collect(labelled, _made(tmp_path / "empty"), home=tmp_path / "home")
     with pytest.raises(UserError, match=r"notes\.txt is no image .*--data\.unlabelled_tile"):
-        collect(more / "notes.txt", home=tmp_path / "home")
+        collect(labelled, more / "notes.txt", home=tmp_path / "home")
 
 
 def test_nothing_left_is_an_error_that_says_why(labelled: SceneCache, split: Split, tmp_path: Path) -> None:
-    images = collect(labelled.index.root, home=tmp_path / "home", labelled=labelled)
+    images = collect(labelled, labelled.index.root, home=tmp_path / "home")
     with pytest.raises(UserError, match=r"no images without labels, of 64 images .* 40 copies of held-out images, 24"):
         images.pool(split)
 
@@ -237,13 +246,13 @@ def raster(path: Path, bands: np.ndarray, placed: bool = True, **more: Any) -> P
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_tiles_have_the_pixels_of_a_slow_loop(tmp_path: Path, kind: Any) -> None:
+def test_tiles_have_the_pixels_of_a_slow_loop(labelled: SceneCache, tmp_path: Path, kind: Any) -> None:
     top = 256 if kind is np.uint8 else 4000
     values = np.random.default_rng(3).integers(1, top, (4, 130, 170)).astype(kind)
     values[:, :32, 32:64] = 0  # one tile without data
     values[:, 40, 5] = 0  # a hole in another
     path = raster(tmp_path / "maps" / "scene.tif", values, nodata=0)
-    images = collect(tmp_path / "maps", home=tmp_path / "home", tile=32)
+    images = collect(labelled, tmp_path / "maps", home=tmp_path / "home", tile=32)
     assert images.found == "19 tiles from scene.tif" and images.left_out == ("1 tile without data",)
     known = (values[:3] != 0).any(0)
     scaled = values[:3].astype(np.float64)
@@ -257,10 +266,10 @@ def test_tiles_have_the_pixels_of_a_slow_loop(tmp_path: Path, kind: Any) -> None
                 tile = (scaled * known)[:, y : y + 32, x : x + 32].astype(np.uint8)
                 wanted.append(squash(np.ascontiguousarray(tile.transpose(1, 2, 0)), SIZE))
     np.testing.assert_array_equal(images.part.fetch(range(19)).images.numpy(), np.stack(wanted))
-    assert collect(path, home=tmp_path / "home", tile=32).part.content_hash() == images.part.content_hash()
+    assert collect(labelled, path, home=tmp_path / "home", tile=32).part.content_hash() == images.part.content_hash()
 
 
-def test_a_raster_is_recognised_by_its_header(more: Path, tmp_path: Path) -> None:
+def test_a_raster_is_recognised_by_its_header(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
 
     def values(side: int) -> np.ndarray:
@@ -270,30 +279,30 @@ def test_a_raster_is_recognised_by_its_header(more: Path, tmp_path: Path) -> Non
     raster(more / "small.tif", values(20))  # smaller than a tile
     raster(more / "many.tif", values(128), placed=False)  # sixteen tiles
     raster(more / "few.tif", values(96), placed=False)
-    images = collect(more, home=tmp_path / "home", tile=32)
+    images = collect(labelled, more, home=tmp_path / "home", tile=32)
     assert images.found == "16 tiles from many.tif, 4 tiles from placed.tif, 14 images from more"
-    assert collect(more, home=tmp_path / "home").found == "16 images from more"
+    assert collect(labelled, more, home=tmp_path / "home").found == "16 images from more"
 
 
-def test_a_changed_raster_is_cut_again(tmp_path: Path) -> None:
+def test_a_changed_raster_is_cut_again(labelled: SceneCache, tmp_path: Path) -> None:
     values = np.random.default_rng(5).integers(0, 256, (3, 64, 64)).astype(np.uint8)
     path = raster(tmp_path / "scene.tif", values)
-    first = collect(path, home=tmp_path / "home", tile=32).part.content_hash()
+    first = collect(labelled, path, home=tmp_path / "home", tile=32).part.content_hash()
     raster(path, values[:, ::-1].copy())
     os.utime(path, ns=(1, 1))
-    assert collect(path, home=tmp_path / "home", tile=32).part.content_hash() != first
+    assert collect(labelled, path, home=tmp_path / "home", tile=32).part.content_hash() != first
 
 
-def test_rasters_that_cannot_be_cut_say_why(tmp_path: Path) -> None:
+def test_rasters_that_cannot_be_cut_say_why(labelled: SceneCache, tmp_path: Path) -> None:
     small = raster(tmp_path / "small.vrt", np.ones((3, 8, 8), np.uint8), driver="GTiff")
     with pytest.raises(UserError, match=r"small\.vrt has 8 x 8 pixels, too few for a tile of 32"):
-        collect(small, home=tmp_path / "home", tile=32)
+        collect(labelled, small, home=tmp_path / "home", tile=32)
     grey = raster(tmp_path / "grey.tif", np.ones((1, 64, 64), np.uint8))
     with pytest.raises(UserError, match=r"grey\.tif has 1 band \(without alpha\), expected at least 4"):
-        collect(grey, home=tmp_path / "home", tile=32, bands=4)
+        collect(replace(labelled, bands=4), grey, home=tmp_path / "home", tile=32)
     blank = raster(tmp_path / "blank.tif", np.zeros((3, 64, 64), np.uint8), nodata=0)
     with pytest.raises(UserError, match=r"No readable image without label: 0 tiles from blank\.tif"):
-        collect(blank, home=tmp_path / "home", tile=32)
+        collect(labelled, blank, home=tmp_path / "home", tile=32)
 
 
 def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path: Path) -> None:
@@ -315,23 +324,22 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_a_damaged_image_and_damaged_marks_are_noticed(more: Path, tmp_path: Path) -> None:
-    options = {"size": SIZE, "bands": 3, "cache_dir": tmp_path / "cache", "progress": False}
-    whole = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+def test_a_damaged_image_and_damaged_marks_are_noticed(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
+    whole = collect(labelled, more, home=tmp_path / "cache").part
     wanted = whole.images(np.arange(len(whole)))
     (fingerprints,) = (tmp_path / "cache").rglob("marks-*.npy")
     content = bytearray(fingerprints.read_bytes())
     content[-40] ^= 1  # a digest or a mean
     fingerprints.write_bytes(content)
-    again = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+    again = collect(labelled, more, home=tmp_path / "cache").part
     np.testing.assert_array_equal(again.ids, whole.ids)
     np.testing.assert_array_equal(again.images(np.arange(len(again))), wanted)
     array = np.load(whole.files[0], mmap_mode="r+")
     array[3, 0, 0, 0] ^= 1
     array.flush()
-    spoilt = collect_unlabelled([more], **options).part  # type: ignore[arg-type]
+    spoilt = collect(labelled, more, home=tmp_path / "cache").part
     with pytest.raises(UserError, match=r"is damaged: an image in it is not what was decoded.*Delete .*manifest\.json"):
         spoilt.images(np.arange(len(spoilt)))
     fingerprints.unlink()
     with pytest.raises(UserError, match="is damaged: an image in it is not what was decoded"):
-        collect_unlabelled([more], **options)  # type: ignore[arg-type]
+        collect(labelled, more, home=tmp_path / "cache")

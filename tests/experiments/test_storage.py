@@ -46,7 +46,7 @@ def test_a_kind_is_cleared_and_nothing_else(root: Path, asked: str, left: list[s
 
 
 def test_images_without_labels_are_listed_and_cleared_with_the_others(root: Path, tiny_scenes: Path) -> None:
-    collect_unlabelled([tiny_scenes / "river"], size=16, progress=False)
+    collect_unlabelled([tiny_scenes / "river"], build_cache(scan(tiny_scenes), 16, progress=False), progress=False)
     without = next(entry for entry in stored() if entry.folder.parent.name == "unlabelled")
     assert without.kind == "images" and without.what == f"{tiny_scenes / 'river'} at 16 pixels"
     assert clear([without.name]) == [without] and not without.folder.exists()

@@ -75,17 +75,17 @@ def main() -> None:
     else:
         import torch
 
-        from scenedistill.inference.images import predict_images
+        from scenedistill.inference.images import ImagesConfig, predict_images
         from scenedistill.inference.model import open_model
 
         torch.set_num_threads(1)  # threads do not come along into the children
         model = open_model(given[0], device="cpu", precision="fp32", threads=1)
 
         def same(out: Path) -> Any:
-            return predict_images(model, given[1:], out, embeddings=True, sheet="none", workers=1)
+            return predict_images(model, given[1:], out, ImagesConfig(embeddings=True, sheet="none", workers=1))
 
         def other(out: Path) -> Any:
-            return predict_images(model, given[1:], out, sheet="none", workers=1)
+            return predict_images(model, given[1:], out, ImagesConfig(sheet="none", workers=1))
 
     count = 0
     while killed(partial(same, folder / f"{count}"), count):

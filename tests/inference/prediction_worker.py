@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from scenedistill.inference.images import predict_images
+from scenedistill.inference.images import ImagesConfig, predict_images
 from scenedistill.inference.model import open_model
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         return predict(given)
 
     model.predict = slowly  # type: ignore[method-assign]
-    predict_images(model, [images], out, batch_size=4, embeddings=True)
+    predict_images(model, [images], out, ImagesConfig(batch_size=4, embeddings=True))
 
 
 if __name__ == "__main__":

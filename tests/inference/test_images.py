@@ -21,7 +21,7 @@ from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.read import read_scene
 from scenedistill.inference.contact_sheet import COLUMNS, ROWS, Shown, draw_sheets, plan
-from scenedistill.inference.images import ImagesResult, predict_images
+from scenedistill.inference.images import ImagesConfig, ImagesResult, predict_images
 from scenedistill.inference.inputs import find_inputs
 from scenedistill.inference.journal import Entry, Journal
 from scenedistill.inference.model import SceneModel, open_model
@@ -152,7 +152,7 @@ def test_the_results_are_those_of_the_network_in_the_order_of_the_inputs(
     tiny_scenes: Path, model: SceneModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "found"
-    result = predict_images(model, [tiny_scenes], out, batch_size=7, embeddings=True)
+    result = predict_images(model, [tiny_scenes], out, ImagesConfig(batch_size=7, embeddings=True))
     paths = sorted(tiny_scenes.rglob("*.png"))
     expected = model.predict(np.stack([read_scene(path, SIZE) for path in paths]))
     rows, objects = table(out), lines(out)
@@ -169,7 +169,9 @@ def test_the_results_are_those_of_the_network_in_the_order_of_the_inputs(
         assert np.allclose(kept["embeddings"], expected.embedding, atol=1e-5)
     assert result.images == len(paths) == sum(result.counts.values()) and not result.skipped and result.before == 0
     assert {file.name for file in result.files} == {file.name for file in out.iterdir()}
-    again = predict_images(model, [paths[5]], out, sheet="none")  # other inputs: the tables hold these alone
+    again = predict_images(
+        model, [paths[5]], out, ImagesConfig(sheet="none")
+    )  # other inputs: the tables hold these alone
     assert len(table(out)) == 1 and again.images == 1 and not list(out.glob("contact_sheet_*"))
     with np.load(out / "embeddings.npz") as kept:  # may have taken hours, and says what it is of
         assert len(kept["paths"]) == len(paths)
@@ -187,7 +189,7 @@ def test_odd_images_are_treated_as_in_training_and_bad_ones_named(model: SceneMo
     (folder / "no image.jpg").write_text("hello")
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     out = tmp_path / "out"
-    result = predict_images(model, [folder], out, batch_size=2)
+    result = predict_images(model, [folder], out, ImagesConfig(batch_size=2))
     good = ["a photo.jpg", "deep.tif", "four.tif", "grey.png"]
     assert [Path(row["path"]).name for row in table(out)] == good
     for row in table(out):
@@ -200,7 +202,7 @@ def test_odd_images_are_treated_as_in_training_and_bad_ones_named(model: SceneMo
     with (out / "skipped.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [["path", "reason"], *map(list, result.skipped)]
     assert "skipped 3" in str(result) and "cut.png" in str(result)
-    stretched = predict_images(model, [folder / "deep.tif"], out, value_range=(0, 4000), sheet="none")
+    stretched = predict_images(model, [folder / "deep.tif"], out, ImagesConfig(value_range=(0, 4000), sheet="none"))
     seen = model.predict([read_scene(folder / "deep.tif", SIZE, value_range=(0, 4000))])
     assert float(table(out)[0]["confidence"]) == pytest.approx(float(seen.probabilities.max()), abs=2e-6)
     assert not stretched.skipped and not (out / "skipped.csv").exists()
@@ -215,7 +217,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "+d.png").write_text("no image")
     monkeypatch.chdir(tmp_path)
     given = ["=1.png", "-a", "@c.png", "+d.png"]
-    predict_images(open_model("net.safetensors", device="cpu"), given, "out", sheet="none")
+    predict_images(open_model("net.safetensors", device="cpu"), given, "out", ImagesConfig(sheet="none"))
     rows = table(tmp_path / "out")
     assert [row["path"] for row in rows] == ["./=1.png", "./-a/b.png", "./@c.png"], "still paths of the same files"
     assert {row["class"] for row in rows} <= {f"'{name}" for name in names}
@@ -232,7 +234,7 @@ def test_images_with_too_few_bands_are_skipped_even_if_none_remain(tmp_path: Pat
     draw(tmp_path / "three.png")
     result = predict_images(four, [tmp_path / "four.tif", tmp_path / "three.png"], tmp_path / "out")
     assert result.images == 1 and "has 3 bands" in dict(result.skipped)[str(tmp_path / "three.png")]
-    nothing = predict_images(four, [tmp_path / "three.png"], tmp_path / "out", embeddings=True)
+    nothing = predict_images(four, [tmp_path / "three.png"], tmp_path / "out", ImagesConfig(embeddings=True))
     assert nothing.images == 0 and table(tmp_path / "out") == [] and not list((tmp_path / "out").glob("*.png"))
     with np.load(tmp_path / "out" / "embeddings.npz") as kept:
         assert len(kept["paths"]) == 0 and kept["embeddings"].shape[0] == 0
@@ -278,9 +280,9 @@ def test_a_killed_prediction_resumes_without_gaps_or_duplicates(
     with left.open("ab") as file:  # a line of which only the beginning came to the disk
         file.write(b'{"path": "half')
     slow = open_model(network, device="cpu", precision="fp32")
-    result = predict_images(slow, [tiny_scenes], out, batch_size=4, embeddings=True)
+    result = predict_images(slow, [tiny_scenes], out, ImagesConfig(batch_size=4, embeddings=True))
     assert result.before == done and result.images == 64
-    predict_images(slow, [tiny_scenes], calm, batch_size=4, embeddings=True)
+    predict_images(slow, [tiny_scenes], calm, ImagesConfig(batch_size=4, embeddings=True))
     for name in ("predictions.csv", "predictions.jsonl"):
         ours, theirs = (folder / name for folder in (out, calm))
         assert ours.read_text(encoding="utf-8") == theirs.read_text(encoding="utf-8")
@@ -310,7 +312,7 @@ class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
-def interrupted(model: SceneModel, after: int, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **more: Any) -> None:
+def interrupted(model: SceneModel, after: int, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
     """A prediction that ends after some batches."""
     left, answer = after, model.predict
 
@@ -324,7 +326,7 @@ def interrupted(model: SceneModel, after: int, monkeypatch: pytest.MonkeyPatch, 
     with monkeypatch.context() as patch:
         patch.setattr(model, "predict", some)
         with pytest.raises(Interrupted):
-            predict_images(model, *arguments, **more)
+            predict_images(model, *arguments)
 
 
 def test_resuming_reads_changed_files_again_and_separates_other_settings(
@@ -333,21 +335,21 @@ def test_resuming_reads_changed_files_again_and_separates_other_settings(
     folder, out = tmp_path / "in", tmp_path / "out"
     for number in range(8):
         draw(folder / f"{number}.png", seed=number)
-    interrupted(model, 3, monkeypatch, [folder], out, batch_size=2)
+    interrupted(model, 3, monkeypatch, [folder], out, ImagesConfig(batch_size=2))
     draw(folder / "1.png", (50, 50), seed=99)
     (folder / "3.png").unlink()
     draw(folder / "0 new.png", seed=100)
     other = open_model(make_model(tmp_path, seed=1), device="cpu", precision="fp32")
     assert predict_images(other, [folder], tmp_path / "out").before == 0  # another network has nothing to do with it
     assert len(list(out.glob("unfinished-*.jsonl"))) == 1
-    interrupted(model, 0, monkeypatch, [folder], tmp_path / "anew", batch_size=8)
-    interrupted(model, 0, monkeypatch, [folder], out, batch_size=2)  # so soon that nothing was added
-    result = predict_images(model, [folder], out, batch_size=2)
+    interrupted(model, 0, monkeypatch, [folder], tmp_path / "anew", ImagesConfig(batch_size=8))
+    interrupted(model, 0, monkeypatch, [folder], out, ImagesConfig(batch_size=2))  # so soon that nothing was added
+    result = predict_images(model, [folder], out, ImagesConfig(batch_size=2))
     assert result.before == 4 and result.images == 8  # 0, 2, 4, 5; 1 is new, 3 is gone
     predict_images(model, [folder], tmp_path / "calm")
     assert table(out) == table(tmp_path / "calm")
-    interrupted(model, 3, monkeypatch, [folder], out, batch_size=2)
-    assert predict_images(model, [folder], out, restart=True).before == 0
+    interrupted(model, 3, monkeypatch, [folder], out, ImagesConfig(batch_size=2))
+    assert predict_images(model, [folder], out, ImagesConfig(restart=True)).before == 0
 
 
 def test_a_second_process_cannot_write_to_the_same_folder(model: SceneModel, tmp_path: Path) -> None:
@@ -388,7 +390,7 @@ def test_files_of_other_programs_are_kept(model: SceneModel, tmp_path: Path) -> 
     ] == []
     assert (out / "contact_sheet_01.png").exists()
     (out / "predict.files.json").write_text('{"files": ["../in/a.png", "contact_sheet_01.png"]}')  # and no way out
-    predict_images(model, [image], out, sheet="none")
+    predict_images(model, [image], out, ImagesConfig(sheet="none"))
     assert image.exists() and not (out / "contact_sheet_01.png").exists() and (out / "mine.txt").exists()
 
 
@@ -432,5 +434,5 @@ def test_pages_are_written_and_hold_what_they_should(tmp_path: Path) -> None:
 @pytest.mark.shared_data
 def test_real_images_are_predicted_and_shown(aid_folder: Path, model: SceneModel, tmp_path: Path) -> None:
     folder = sorted(path for path in aid_folder.iterdir() if path.is_dir())[0]
-    result: ImagesResult = predict_images(model, [f"{folder}/*1.jpg"], tmp_path, sheet="doubtful")
+    result: ImagesResult = predict_images(model, [f"{folder}/*1.jpg"], tmp_path, ImagesConfig(sheet="doubtful"))
     assert result.images == len(list(folder.glob("*1.jpg"))) > 5 and (tmp_path / "contact_sheet_01.png").is_file()

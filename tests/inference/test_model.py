@@ -23,6 +23,7 @@ from scenedistill.inference.model import OnnxSceneModel, ProgramSceneModel, Scen
 from scenedistill.models.create import build_student
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.serve.answers import Answerer
+from scenedistill.serve.networks import ServedNetworks
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:
@@ -187,7 +188,7 @@ def test_no_code_of_an_exported_program_runs_without_trust(
         with pytest.raises(UserError, match=r"model\.pt2 is a program: opening it runs whatever code was put into it"):
             open_model(path)
     with pytest.raises(UserError, match="is a program"):
-        Answerer(str(program))
+        Answerer(ServedNetworks(program))
     ended = commands("predict", program, next(tiny_scenes.rglob("*.png")), "--out", tmp_path / "out")
     assert ended.code == 1 and "--trust true" in ended.err and len(ended.err.splitlines()) <= 2
     assert not marks.exists(), "nothing of it has run"

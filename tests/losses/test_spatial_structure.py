@@ -158,7 +158,7 @@ def test_the_bank_holds_all_training_images_but_the_images_own(
     points = [unit(row) for row in (bank.double() - centre).tolist()]
     expected = loop_relation(carried, target, points, rows, 0.5)
     assert float(loss(student, teacher, LABELS)) == pytest.approx(expected, rel=1e-6)
-    assert "points" not in loss.state_dict(), "the bank is made anew, not written into every checkpoint"
+    assert "points" not in loss.state_dict(), "the bank is built again, not written into every checkpoint"
 
 
 def test_images_whose_rows_are_not_known_are_compared_with_their_batch(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.create import build_network, build_teacher
+from scenedistill.models.create import build_network, build_teacher, move_stride
 from scenedistill.models.network import SceneNet
 
 
@@ -68,9 +68,9 @@ def test_v1_blocks_are_built_on_demand_or_when_the_file_says_so(small: Path, tmp
     save_file(tensors, told, metadata={"note": "v1 blocks: stride in the first 1x1"})
     save_file(tensors, untold)
     for weights, asked, moved in ((told, False, True), (untold, True, True), (untold, False, False)):
-        net, account = build_network(
-            "resnet50", 5, image_size=64, weights=str(weights), stride_in_first_convolution=asked
-        )
+        net, account = build_network("resnet50", 5, image_size=64, weights=str(weights))
+        if asked:
+            move_stride(net)
         assert account is not None and account.stride_in_first_convolution == (weights == told)
         for name in ("layer2", "layer3", "layer4"):
             convolutions = (net.backbone.get_submodule(f"{name}.stage.0.{part}") for part in ("conv1", "conv2"))

@@ -14,7 +14,7 @@ from torch import nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.models.attention import SigmoidAttention
-from scenedistill.models.create import build_network, build_student
+from scenedistill.models.create import build_network, build_student, move_stride
 from scenedistill.models.files import NetCard, load_net, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 
@@ -48,8 +48,9 @@ def test_what_is_read_is_what_was_written(card: NetCard, tmp_path: Path) -> None
         bands=card.bands,
         image_size=card.image_size,
         dual_attention=card.dual_attention,
-        stride_in_first_convolution=card.stride_in_first_convolution,
     )
+    if card.stride_in_first_convolution:
+        move_stride(net)
     stirred(net).to(memory_format=torch.channels_last)
     path = tmp_path / "weights.safetensors"
     save_net(net, card, path)

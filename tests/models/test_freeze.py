@@ -15,7 +15,7 @@ from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
 
 from scenedistill.core.precision import Precision, autocast
-from scenedistill.models.create import build_network
+from scenedistill.models.create import build_network, move_stride
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import MAX_FOLDING_CHANGE, MAX_HALF_TO_AUTOCAST_ERROR, FrozenTeacher, freeze
 from scenedistill.models.network import SceneNet
@@ -52,9 +52,12 @@ def lived_in(net: SceneNet) -> SceneNet:
     return net.eval()
 
 
-def teacher(name: str, **settings: Any) -> SceneNet:
+def teacher(name: str, *, v1_blocks: bool = False, **settings: Any) -> SceneNet:
     torch.manual_seed(0)
-    return lived_in(build_network(name, 10, image_size=SIZE, **settings)[0])
+    net, _ = build_network(name, 10, image_size=SIZE, **settings)
+    if v1_blocks:
+        move_stride(net)
+    return lived_in(net)
 
 
 def error(output: SceneOutput, expected: SceneOutput) -> float:
@@ -98,7 +101,7 @@ def test_a_frozen_teacher_gives_the_plain_teachers_outputs(name: str) -> None:
     [
         ("resnet18", {"dual_attention": False}),
         ("vit_tiny_patch16_224", {"dual_attention": False}),
-        ("resnet26", {"stride_in_first_convolution": True}),
+        ("resnet26", {"v1_blocks": True}),
     ],
 )
 def test_teachers_of_other_architectures_and_settings_can_be_frozen(name: str, settings: dict[str, bool]) -> None:
@@ -180,7 +183,7 @@ class Toy(nn.Module):
 def toy(stage: type[nn.Module]) -> SceneNet:
     torch.manual_seed(0)
     backbone = type("Toy", (Toy,), {"Stage": stage})()
-    return lived_in(SceneNet(backbone, 5, mean=(0.5,) * 3, std=(0.2,) * 3))
+    return lived_in(SceneNet(backbone, 5, normalisation=((0.5,) * 3, (0.2,) * 3)))
 
 
 def frozen_alike(

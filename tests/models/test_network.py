@@ -17,6 +17,7 @@ from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.freeze import freeze
 from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
 
+NONE = (0.0,) * 3, (1.0,) * 3  # normalises nothing
 PYRAMID = [16, 8, 4, 2]  # maps of a 64-pixel image at strides 4, 8, 16, 32
 BACKBONES = {
     # sides of the stage maps
@@ -70,9 +71,7 @@ def test_attention_put_into_a_backbone_changes_nothing_at_first(name: str) -> No
     images = torch.rand(2, 3, 64, 64)
     expected = plain(images)
     for dual_attention in (True, False):
-        net = SceneNet(
-            copy.deepcopy(plain), 5, mean=(0, 0, 0), std=(1, 1, 1), dual_attention=dual_attention, image_size=64
-        ).eval()
+        net = SceneNet(copy.deepcopy(plain), 5, normalisation=NONE, dual_attention=dual_attention, image_size=64).eval()
         assert torch.equal(net(images).embedding, expected)
 
 
@@ -169,13 +168,13 @@ def test_a_backbone_without_stages_is_refused() -> None:
         feature_info = ({"module": "0", "num_chs": 3, "reduction": 4},)
 
     with pytest.raises(UserError, match="describes 1 stage,"):
-        SceneNet(Short(nn.Identity()), 5, mean=(0, 0, 0), std=(1, 1, 1))
+        SceneNet(Short(nn.Identity()), 5, normalisation=NONE)
 
     class Unpooled(nn.Sequential):
         feature_info = tuple({"module": str(i), "num_chs": 3, "reduction": 4 * 2**i} for i in range(2))
 
     with pytest.raises(UserError, match="not a pooled embedding"):
-        SceneNet(Unpooled(nn.Identity(), nn.Identity()), 5, mean=(0, 0, 0), std=(1, 1, 1))
+        SceneNet(Unpooled(nn.Identity(), nn.Identity()), 5, normalisation=NONE)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])

@@ -99,13 +99,13 @@ def test_images_are_normalised_once_inside_or_outside(dual_attention: bool) -> N
     images = torch.rand(2, 3, 64, 64)
     normal = torchvision.transforms.Normalize(MEAN, STD)(images)
     inside, outside = (
-        SceneNet.wrap(copy.deepcopy(original), LAYERS, dual_attention=dual_attention, mean=mean, std=std)
-        for mean, std in ((MEAN, STD), (None, None))
+        SceneNet.wrap(copy.deepcopy(original), LAYERS, dual_attention=dual_attention, normalisation=normalisation)
+        for normalisation in ((MEAN, STD), None)
     )
     for found in (inside(images), outside(normal)):
         torch.testing.assert_close(found.logits, original(normal), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"normalises images itself and expects values in 0\.\.1; these go from -"):
-        SceneNet.wrap(copy.deepcopy(original), LAYERS, mean=MEAN, std=STD)(normal)
+        SceneNet.wrap(copy.deepcopy(original), LAYERS, normalisation=(MEAN, STD))(normal)
 
 
 @pytest.mark.parametrize("build", [build_student, build_teacher])
@@ -154,6 +154,38 @@ def test_a_head_may_be_named_or_given() -> None:
     torch.testing.assert_close(given.eval()(images).logits, head(headless(images)))
 
 
+class Registers(nn.Module):
+    """Three tokens of its own before those of the image."""
+
+    num_prefix_tokens = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block, self.fc = nn.Conv2d(3, 6, 16, 16), nn.LayerNorm(6), nn.Linear(6, 5)
+        self.own = nn.Parameter(torch.randn(1, 3, 6))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        found: Tensor = self.block(
+            torch.cat([self.own.expand(len(images), -1, -1), self.patches(images).flatten(2).mT], 1)
+        )
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.tokens(images).mean(1))
+        return logits
+
+
+def test_a_transformer_states_its_prefix_tokens_as_those_of_timm_do() -> None:
+    torch.manual_seed(0)
+    module, images = Registers().eval(), torch.randn(2, 3, 64, 64)
+    expected = module.tokens(images)[:, 3:].square().mean(2).unflatten(1, (4, 4))
+    torch.testing.assert_close(SceneNet.wrap(module, ["block"], image_size=64)(images).attention[0].energy, expected)
+    other = Registers()
+    other.num_prefix_tokens = 2
+    with pytest.raises(UserError, match=r"'block' of Registers gives \[2, 19, 6\]; expected .* num_prefix_tokens"):
+        SceneNet.wrap(other, ["block"], image_size=64)
+
+
 class Softmax(nn.Module):
     """A classifier that ends in something else than its linear layer."""
 
@@ -200,7 +232,7 @@ def resnet() -> nn.Module:
         (resnet, ["layer1", "fc"], {}, r"'fc' of ResNet gives \[2, 5\]; expected a feature map"),
         (resnet, LAYERS, {"head": "classifier"}, "no linear layer 'classifier' for a head; it has fc"),
         (resnet, LAYERS, {"head": nn.Linear(512, 5)}, "takes 512 values and ResNet gives 5"),
-        (resnet, LAYERS, {"mean": MEAN}, "give both or neither"),
+        (resnet, LAYERS, {"normalisation": (MEAN, STD[:2])}, "has 3 means and 2 stds"),
         (resnet, LAYERS, {"bands": 4}, "does not take images of 96 x 96 pixels"),
         (
             Softmax,
@@ -256,7 +288,7 @@ def test_wrapping_leaves_modes_weights_and_running_statistics_alone() -> None:
 
 def test_a_wrapped_teacher_is_frozen_like_any_other() -> None:
     torch.manual_seed(0)
-    net = SceneNet.wrap(resnet(), LAYERS, mean=MEAN, std=STD).eval()
+    net = SceneNet.wrap(resnet(), LAYERS, normalisation=(MEAN, STD)).eval()
     frozen = freeze(net, precision="fp32", device=torch.device("cpu"), image_size=64)
     assert any("20 of 20 folded" in line for line in frozen.report), frozen.report
     images = torch.rand(2, 3, 64, 64)

@@ -81,13 +81,14 @@ def serve_page(page_networks: tuple[Path, Path]) -> Callable[..., contextlib.Abs
     from scenedistill.serve import server as serve
     from scenedistill.serve.files import ResultStore
     from scenedistill.serve.limits import ServeLimits
+    from scenedistill.serve.networks import ServedNetworks
     from scenedistill.serve.worker import Workers
 
     @contextlib.contextmanager
     def serving(connections: dict[str, Any] | None = None, **given: Any) -> Iterator[Page]:
         limits, (student, teacher) = ServeLimits(**given), page_networks
-        setup = serve.worker_setup(student, teacher, limits, device="cpu", threads=1)
-        workers, store = Workers(setup, limits), ResultStore(limits)
+        served = ServedNetworks(student, teacher, device="cpu", threads=1)
+        workers, store = Workers(served, limits), ResultStore(limits)
         workers.start()
         app = serve.build_app(workers, store, limits)
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:

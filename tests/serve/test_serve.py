@@ -39,7 +39,8 @@ from scenedistill.serve.limits import SECURITY_HEADERS, Guard, Refused, ServeLim
 
 pytest.importorskip("starlette", reason="needs Starlette: pip install -e '.[use]'")
 
-from scenedistill.serve.server import serve, worker_setup
+from scenedistill.serve.networks import ServedNetworks
+from scenedistill.serve.server import serve
 from scenedistill.serve.worker import Worker, Workers
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -156,7 +157,7 @@ def test_a_network_without_gradients_says_why_it_shows_no_grad_cam(
 
     onnx.save(build_graph(*load_net(page_networks[0]), {}), str(tmp_path / "net.onnx"))
     (tmp_path / "upload.png").write_bytes(encoded(noise()))
-    answerer = Answerer(str(tmp_path / "net.onnx"), "none", "cpu")
+    answerer = Answerer(ServedNetworks(tmp_path / "net.onnx", "none", "cpu"))
     student = answerer.answer(str(tmp_path / "upload.png"), "a.png")["networks"]["student"]
     assert student["looks"] == {} and "needs gradients" in student["no_looks"]
     assert sum(student["probabilities"]) == pytest.approx(1, abs=1e-4)
@@ -166,7 +167,7 @@ def test_a_network_without_gradients_says_why_it_shows_no_grad_cam(
 def test_a_runs_teacher_is_shown_beside(tiny_run: Path, page_networks: tuple[Path, Path]) -> None:
     student = find_model(tiny_run)
     assert Path(find_teacher(student)) == next(tiny_run.glob("seed*/teacher/weights.safetensors"))
-    assert list(Answerer(str(tiny_run), device="cpu").about()) == ["student", "teacher"]
+    assert list(Answerer(ServedNetworks(tiny_run, device="cpu")).about()) == ["student", "teacher"]
     assert find_teacher(page_networks[0]) == "none"
 
 
@@ -323,7 +324,7 @@ def test_work_is_ended_when_its_client_has_gone(page: Any, wait_until: Callable[
 def worker(page_networks: tuple[Path, Path]) -> Iterator[Worker]:
     """A process with a network, started."""
     limits = ServeLimits()
-    one = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    one = Worker(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
     one.start()
     yield one
     one.stop()
@@ -337,11 +338,11 @@ def test_a_process_that_hangs_or_dies_is_replaced(worker: Worker, tmp_path: Path
     worker.start()  # ready for more
     assert worker.process
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
-    worker.seconds = 0.2
+    worker.limits = ServeLimits(seconds=0.2)
     with pytest.raises(Refused, match=r"Stopped after 0\.2 seconds") as slow:
         worker.run(task)
     assert slow.value.status == 504 and not worker.process.is_alive()
-    worker.seconds = 60
+    worker.limits = ServeLimits()
     worker.start()
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (worker.process.pid, signal.SIGKILL)).start()
@@ -358,7 +359,7 @@ def test_a_decompression_bomb_stays_within_the_memory_limit(page_networks: tuple
     packed = b"".join([*(packer.compress(bytes(2**24)) for _ in range(24)), packer.flush()])
     upload = tmp_path / "upload.tif"
     limits = ServeLimits(memory=0.25)
-    one = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    one = Worker(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
     one.start()
     try:
         for content, fits in ((packed, False), (zlib.compress(bytes(2 * 64 * 64)), True)):
@@ -379,7 +380,7 @@ def test_a_process_that_is_not_ready_in_time_is_ended(
 ) -> None:
     monkeypatch.setattr(serve_work, "START_SECONDS", 0.01)
     limits = ServeLimits()
-    slow = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    slow = Worker(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
     with pytest.raises(UserError, match=r"not ready after 0\.01 seconds"):
         slow.start()
     assert slow.process and not slow.process.is_alive()
@@ -389,7 +390,7 @@ def test_a_process_that_could_not_be_started_is_started_again(
     page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits, tries = ServeLimits(), list[int]()
-    workers = Workers(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits)
+    workers = Workers(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
 
     def no_room(self: Worker) -> Any:
         tries.append(1)
@@ -406,16 +407,15 @@ def test_a_process_that_could_not_be_started_is_started_again(
 
 
 def test_a_network_that_cannot_be_opened_is_reported_at_once(tmp_path: Path) -> None:
-    limits = ServeLimits()
     with pytest.raises(UserError, match="There is nothing at"):
-        Worker(worker_setup(tmp_path / "none", None, limits), limits.seconds).start()
+        Worker(ServedNetworks(tmp_path / "none"), ServeLimits()).start()
 
 
 def test_a_taken_port_is_reported_before_networks_are_opened(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"Cannot listen on 127.0.0.1, port {port}"):
-            serve(tmp_path / "none", port=port)
+            serve(ServedNetworks(tmp_path / "none"), port=port)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,7 @@ from scenedistill.serve import worker as serve_work
 from scenedistill.serve.answers import Answerer
 from scenedistill.serve.files import PREFIX, ResultStore
 from scenedistill.serve.limits import ServeLimits
-from scenedistill.serve.server import worker_setup
+from scenedistill.serve.networks import ServedNetworks
 from scenedistill.serve.worker import Worker
 
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
@@ -63,7 +63,7 @@ def resident(pid: int) -> float:
 def worker(page_networks: tuple[Path, Path]) -> Iterator[Worker]:
     """A process with the student alone, started."""
     limits = ServeLimits()
-    one = Worker(worker_setup(page_networks[0], "none", limits, device="cpu", threads=1), limits.seconds)
+    one = Worker(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
     one.start()
     yield one
     one.stop()
@@ -71,7 +71,7 @@ def worker(page_networks: tuple[Path, Path]) -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def answerer(page_networks: tuple[Path, Path]) -> Answerer:
-    return Answerer(str(page_networks[0]), "none", "cpu")
+    return Answerer(ServedNetworks(page_networks[0], "none", "cpu"))
 
 
 # memory
@@ -218,7 +218,7 @@ def test_a_network_whose_name_is_no_utf_8_is_refused_in_a_line(
     odd.write_bytes(page_networks[0].read_bytes())
     limits = ServeLimits()
     with pytest.raises(UserError, match="UTF-8") as refused:
-        Worker(worker_setup(odd, "none", limits, device="cpu", threads=1), limits.seconds).start()
+        Worker(ServedNetworks(odd, "none", device="cpu", threads=1), limits).start()
     assert "\n" not in str(refused.value)
 
 

@@ -108,9 +108,10 @@ def test_the_network_and_the_adapters_are_clipped_each_by_its_own_norm(
                     torch.testing.assert_close(parameter.grad, scale * grad, rtol=1e-4, atol=1e-9)
 
     fit = StudentFitConfig(epochs=1, batch_size=8, lr=0.02, clip_norm=6.0)
+    knowledge.statistics(torch.device("cpu"))
     module = Watched(
         build_student("table1_printed", 4, image_size=32), StudentConfig(fit=fit), {"ce": 1.0, "da": 3.0}, ViewConfig(),
-        image_size=32, seed=0, knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
+        image_size=32, seed=0, knowledge=knowledge,
     )  # fmt: skip
     train(module)
     net, adapters = np.array(seen).reshape(-1, 2).T

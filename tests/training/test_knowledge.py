@@ -184,7 +184,10 @@ def test_statistics_are_those_of_all_evaluation_views(
     teacher: SceneNet, all_images: ScenePart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "BATCH", 24)
-    found, oa = knowing(teacher, all_images, 0).statistics(CPU)
+    knowledge = knowing(teacher, all_images, 0)
+    assert knowledge.teacher_statistics is None
+    found, oa = knowledge.statistics(CPU)
+    assert knowledge.teacher_statistics is found
     whole = all_images.fetch(list(range(64)))
     expected = teacher(evaluation_view(whole.images, size=32))
     assert oa == float((expected.logits.argmax(1) == whole.labels).float().mean())

@@ -27,17 +27,11 @@ CPU = torch.device("cpu")
 
 
 class SlowTeachers(Teachers):
+    """The plain teacher in fp32, run on every view, without any of our speedups."""
+
     def __call__(self, view: torch.Tensor, *_: bool) -> Any:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self.nets[0](view)
-
-
-class Slow(Knowledge):
-    """The plain teacher in fp32, asked anew for every view: how it is done without any of our speed."""
-
-    def __init__(self, *given: Any, **settings: Any) -> None:
-        super().__init__(*given, **settings)
-        self.teachers = SlowTeachers([self.teacher], precision="fp32", image_size=self.ask_size)
 
 
 Learn = Callable[..., tuple[list[dict[str, float]], float]]
@@ -53,11 +47,10 @@ def learn(all_images: ScenePart, mild: ViewConfig, train: Any, tmp_path: Path) -
             teacher(batch.images.permute(0, 3, 1, 2) / 255)
 
     def learnt(
-        folder: str, kind: type[Knowledge] = Knowledge, views: int = 0, precision: Precision = "fp32", **machine: Any
+        folder: str, kind: type[Teachers] = Teachers, views: int = 0, precision: Precision = "fp32", **machine: Any
     ) -> tuple[list[dict[str, float]], float]:
-        knowledge = kind(
-            teacher, all_images, views=views, config=mild, image_size=32, seed=0, precision=precision, root=tmp_path
-        )
+        teachers = kind([teacher], precision=precision, image_size=32)
+        knowledge = Knowledge(teachers, all_images, views=views, config=mild, seed=0, root=tmp_path)
         torch.manual_seed(0)
         net = build_student("table1_printed", 4, image_size=32)
         knowledge.statistics(CPU)
@@ -91,14 +84,14 @@ def check(
 
 @pytest.mark.slow
 def test_fast_and_slow_learn_the_same(learn: Learn) -> None:
-    slow = learn("slow", Slow)
+    slow = learn("slow", SlowTeachers)
     check(learn("online"), slow, 0.001)
     check(learn("stored", views=FIT.epochs), slow, 0.001)  # as many views as epochs: the same views
 
 
 @pytest.mark.slow
 def test_half_precision_learns_the_same(learn: Learn) -> None:
-    slow = learn("slow", Slow)
+    slow = learn("slow", SlowTeachers)
     check(learn("online", precision="bf16"), slow, 0.02)
     check(learn("stored", views=FIT.epochs, precision="bf16"), slow, 0.02)
 
@@ -106,4 +99,4 @@ def test_half_precision_learns_the_same(learn: Learn) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_learn_the_same(learn: Learn) -> None:
-    check(learn("compiled", precision="bf16", compile=True), learn("slow", Slow), 0.02)
+    check(learn("compiled", precision="bf16", compile=True), learn("slow", SlowTeachers), 0.02)

@@ -51,10 +51,9 @@ def student(
     torch.manual_seed(0)
     config = StudentConfig(fit=StudentFitConfig(**{**vars(FIT), **fit}))
     net = build_student("table1_printed", 4, image_size=32)
-    statistics = knowledge.statistics(torch.device("cpu"))[0] if knowledge else None
-    return StudentTraining(
-        net, config, weights, views, image_size=32, seed=0, knowledge=knowledge, statistics=statistics
-    )
+    if knowledge:
+        knowledge.statistics(torch.device("cpu"))
+    return StudentTraining(net, config, weights, views, image_size=32, seed=0, knowledge=knowledge)
 
 
 def right(net: SceneNet, part: ScenePart) -> float:

@@ -41,9 +41,10 @@ def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig
     torch.manual_seed(0)
     name, weights = METHODS[method]
     net: SceneNet = build_student(name, 4, image_size=32)
+    knowledge.statistics(torch.device("cpu"))
     return StudentTraining(
         net, StudentConfig(fit=StudentFitConfig(**vars(fit))), weights, views, image_size=32, seed=0,
-        knowledge=knowledge, statistics=knowledge.statistics(torch.device("cpu"))[0],
+        knowledge=knowledge,
     )  # fmt: skip
 
 

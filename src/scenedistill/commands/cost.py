@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -42,9 +43,8 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         batch_sizes=settings.batch_sizes,
         repeats=settings.repeats,
         threads=settings.threads,
-        experiment=results.stem if results else "costs",
         command=text,
     )
     console.print(costs_table(result), markup=False)
     if results:
-        console.print(f"Result written to {write_record(result, results)}")
+        console.print(f"Result written to {write_record(replace(result, experiment=results.stem), results)}")

@@ -134,7 +134,8 @@ def grid_config(settings: Namespace) -> Any:
     Raises:
         UserError: a value is missing or of the wrong kind.
     """
-    from scenedistill.experiments.grid.config import GridConfig, MethodConfig, TuningConfig
+    from scenedistill.experiments.grid.config import GridConfig, MethodConfig
+    from scenedistill.experiments.grid.tuning_config import TuningConfig
 
     values = settings.clone()
     methods, tuning = values.pop("methods"), values.pop("tuning")

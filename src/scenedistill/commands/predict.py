@@ -95,12 +95,9 @@ def _images(
         return 0
     from dataclasses import replace
 
-    from scenedistill.inference.images import predict_images
+    from scenedistill.inference.images import ImagesConfig, predict_images
 
-    result = predict_images(
-        model,
-        images,
-        out,
+    wanted = ImagesConfig(
         batch_size=config.batch_size,
         embeddings=settings.embeddings,
         sheet=settings.sheet,
@@ -108,8 +105,8 @@ def _images(
         value_range=tuple(settings.value_range) if settings.value_range else None,
         workers=config.readers,
         restart=config.restart,
-        console=plain_console(stderr=True),
     )
+    result = predict_images(model, images, out, wanted, console=plain_console(stderr=True))
     console.print(str(replace(result, twice=result.twice + twice)), markup=False, highlight=False)
     written = [file.name for file in result.files if not file.name.endswith((".png", ".files.json"))]
     pages = sum(file.suffix == ".png" for file in result.files)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, build_config
 from scenedistill.serve.limits import ServeLimits
+from scenedistill.serve.networks import ServedNetworks
 
 
 def parser() -> CommandParser:
@@ -33,15 +34,18 @@ def command(settings: Namespace, console: Console, text: str) -> None:
     """Run the command."""
     from scenedistill.serve.server import serve
 
-    serve(
+    served = ServedNetworks(
         Path(settings.model),
-        host=settings.host,
-        port=settings.port,
-        teacher=settings.teacher,
-        limits=build_config(ServeLimits, settings.limits, "limits."),
+        teacher="auto" if settings.teacher is None else settings.teacher,
         device=settings.device,
         threads=settings.threads,
         trust=settings.trust,
+    )
+    serve(
+        served,
+        host=settings.host,
+        port=settings.port,
         names=tuple(settings.names),
+        limits=build_config(ServeLimits, settings.limits, "limits."),
         console=console,
     )

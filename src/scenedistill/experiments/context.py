@@ -34,15 +34,20 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 METHOD_VERSION = 3
 
 
-def split_of(config: RunConfig, index: SceneIndex, seed: int) -> Split:
-    """Draw or read the split of a seed.
+def split_of(config: RunConfig, index: SceneIndex, seed: int, val_fold: int = 0) -> Split:
+    """Draw or read the split of a seed, with one of the disjoint validation parts that can be drawn.
 
     Raises:
         UserError: it cannot be drawn or read, or has no validation images and the best epoch is wanted.
     """
     settings = config.data
     file = settings.split_file or (None if index.parts is None else index.root)
-    split = read_split(file, index) if file else make_split(index, settings.train_ratio, seed, settings.val_fraction)
+    if file and val_fold:
+        raise UserError(f"{file} has one validation part, so that further folds cannot be drawn. Take one fold.")
+    if file:
+        split = read_split(file, index)
+    else:
+        split = make_split(index, settings.train_ratio, seed, settings.val_fraction, val_fold)
     if config.best_epoch and not len(split.val):
         more = "a split file with a part val" if file else "--data.val_fraction, such as 0.1"
         raise UserError(f"--best_epoch true needs validation images. Give {more}.")
@@ -134,9 +139,14 @@ class Experiment:
             name, self.classes, data.bands, size, dual_attention, stride_in_first_convolution, data.stored_size
         )
 
-    def of_seed(self, seed: int) -> SeedContext:
-        """Create the context of one seed: draw or read its split, and print its sizes."""
-        split = split_of(self.config, self.images.cache.index, seed)
+    def of_seed(self, seed: int, val_fold: int = 0) -> SeedContext:
+        """Create the context of one seed: draw or read its split, and print its sizes.
+
+        Args:
+            seed: the seed.
+            val_fold: number of the validation part, >= 0, where the split is drawn (`make_split`).
+        """
+        split = split_of(self.config, self.images.cache.index, seed, val_fold)
         sizes = (
             f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
         )

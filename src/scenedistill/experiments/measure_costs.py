@@ -16,7 +16,7 @@ from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net
 from scenedistill.models.network import SceneNet
-from scenedistill.runs.run import Cell, Run
+from scenedistill.runs.run import Run
 
 UNTRAINED = "untrained"
 
@@ -29,7 +29,6 @@ def measure_costs(
     batch_sizes: Sequence[int] = (1, 64),
     repeats: int = 100,
     threads: int | None = None,
-    experiment: str = "costs",
     command: str = "",
 ) -> CostResult:
     """Measure every architecture of a run or of one cell of a grid; networks that differ by training and seed cost the
@@ -43,7 +42,6 @@ def measure_costs(
         batch_sizes: images in a pass, each >= 1.
         repeats: timed passes, >= 1.
         threads: CPU threads; all cores when not given.
-        experiment: name of the record.
         command: command that repeats the measurement, for the record.
 
     Raises:
@@ -52,7 +50,7 @@ def measure_costs(
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"repeats is {repeats} and batch_sizes {list(batch_sizes)}; expected 1 or more, each.")
     data = Run.open(folder)
-    chosen = _cell(data, cell)
+    chosen = data.cell(cell)
     groups = chosen.groups()
     trained = {key: load_net(networks[0].folder / WEIGHTS) for key, networks in groups.items()}
     (_, card), *_ = trained.values()
@@ -80,7 +78,7 @@ def measure_costs(
     for (name, label), networks in groups.items():
         rows += cost_rows(label, name, by_net[trained[name, label][1]], [each.tested["oa"] for each in networks])
     return CostResult(
-        experiment=experiment,
+        experiment="costs",
         command=command or "scenedistill.experiments.measure_costs",
         date=datetime.date.today().isoformat(),
         hardware=hardware(),
@@ -92,11 +90,3 @@ def measure_costs(
         rows=tuple(rows),
         notes=f"{', '.join(beside)} with random weights, for what it costs." if beside else "",
     )
-
-
-def _cell(data: Run, wanted: str | None) -> Cell:
-    found = [cell for cell in data.cells if wanted in (None, cell.key)]
-    if not found:
-        keys = ", ".join(cell.key for cell in data.cells if cell.key) or "none, it is a run"
-        raise UserError(f"{data.folder} has no cell {wanted}. There are: {keys}.")
-    return found[0]

@@ -58,14 +58,7 @@ def quickstart(
     started = time.monotonic()
     console.print("scenedistill quickstart: generated scenes, a teacher, a plain and a distilled student", style="bold")
     generate(folder / "scenes", per_class=PER_CLASS, size=SIZE)
-    result = run(
-        folder / "scenes",
-        folder / "run",
-        settings(teacher, seeds),
-        name="quickstart",
-        command=command,
-        console=console,
-    )
+    result = run(folder / "scenes", folder / "run", settings(teacher, seeds), command=command, console=console)
     oa = {
         variant: statistics.fmean(row.oa for row in result.rows if row.variant == variant)
         for variant in ("teacher", "plain", "dkd")

@@ -46,7 +46,6 @@ def run(
     config: RunConfig | None = None,
     *,
     parts: Sequence[str] = PARTS,
-    name: str | None = None,
     command: str = "",
     clear_knowledge: bool = False,
     console: Console | None = None,
@@ -55,11 +54,10 @@ def run(
 
     Args:
         data: folder with one sub-folder for each class, or a CSV manifest.
-        out: the run's folder. An interrupted run continues with the same call; stages that are done with the same
-            settings are skipped.
+        out: the run's folder; its name is that of the experiment. An interrupted run continues with the same call;
+            stages that are done with the same settings are skipped.
         config: every setting.
         parts: which of `teacher`, `plain` and `distilled` to do; a distilled student needs its teacher.
-        name: name of the experiment; the run folder's name when not given.
         command: command that repeats the experiment, for the record.
         clear_knowledge: delete the stored teacher outputs that this run wrote or read, once all is done.
         console: console for the messages.
@@ -106,7 +104,7 @@ def run(
                         trained.append(stage)
                         rows.append(test(context, stage, config.student.method))
         context.knowledge = None  # frees its arrays and the teacher's weights
-    result = summarise(contexts, rows, name=name or Path(out).resolve().name, command=command)
+    result = summarise(contexts, rows, name=Path(out).resolve().name, command=command)
     if clear_knowledge and experiment.lead:
         used = {stage.record.get("knowledge") for stage in trained}
         kept = [entry.name for entry in stored(experiment.knowledge_home.parent) if entry.name in used]

@@ -33,6 +33,29 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
+class ImagesConfig:
+    """Settings of `predict_images`.
+
+    Attributes:
+        batch_size: number of images per forward pass, 1 or more.
+        embeddings: whether to write the embeddings.
+        sheet: order of the contact sheets, see `contact_sheet.Order`; `none` for no sheets.
+        sheet_pages: maximum number of pages, 1 or more.
+        value_range: values that become black and white in images of more than 8 bits, see `read_image`.
+        workers: number of decoding threads; by default the number of cores available to this process.
+        restart: discard the predictions of an interrupted call.
+    """
+
+    batch_size: int = 64
+    embeddings: bool = False
+    sheet: Literal["class", "doubtful", "none"] = "class"
+    sheet_pages: int = 20
+    value_range: tuple[float, float] | None = None
+    workers: int | None = None
+    restart: bool = False
+
+
+@dataclass(frozen=True)
 class ImagesResult:
     """Summary of a call of `predict_images`.
 
@@ -81,14 +104,8 @@ def predict_images(
     model: SceneModel,
     inputs: Sequence[Path | str],
     out: Path | str,
+    config: ImagesConfig | None = None,
     *,
-    batch_size: int = 64,
-    embeddings: bool = False,
-    sheet: Literal["class", "doubtful", "none"] = "class",
-    sheet_pages: int = 20,
-    value_range: tuple[float, float] | None = None,
-    workers: int | None = None,
-    restart: bool = False,
     console: Console | None = None,
 ) -> ImagesResult:
     """Classify images and write the results.
@@ -106,13 +123,7 @@ def predict_images(
         model: network from `open_model`.
         inputs: images, folders (searched recursively) and patterns, see `find_inputs`; none is read as a raster.
         out: output folder; created if absent.
-        batch_size: number of images per forward pass, 1 or more.
-        embeddings: whether to write the embeddings.
-        sheet: order of the contact sheets, see `contact_sheet.Order`; `none` for no sheets.
-        sheet_pages: maximum number of pages, 1 or more.
-        value_range: values that become black and white in images of more than 8 bits, see `read_image`.
-        workers: number of decoding threads; by default the number of cores available to this process.
-        restart: discard the predictions of an interrupted call.
+        config: settings; the defaults if None.
         console: console of the progress bar; by default no bar is shown.
 
     Returns:
@@ -121,36 +132,42 @@ def predict_images(
     Raises:
         UserError: there is nothing to predict, a number is below 1, or another process writes to the folder.
     """
-    if batch_size < 1 or sheet_pages < 1:
-        raise UserError(f"batch_size is {batch_size} and sheet_pages {sheet_pages}; expected 1 or more.")
-    out = Path(out)
+    config, out = config or ImagesConfig(), Path(out)
+    if config.batch_size < 1 or config.sheet_pages < 1:
+        raise UserError(f"batch_size is {config.batch_size} and sheet_pages {config.sheet_pages}; expected 1 or more.")
     found = find_inputs(inputs, raster=False, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
     files = {shown_path(path): path for path in found.images}
     settings = {
         "network": file_hash(model.source) if model.source.is_file() else str(model.source.resolve()),
         "precision": str(getattr(model, "precision", "")),
-        "value_range": value_range,
-        "embeddings": embeddings,
+        "value_range": config.value_range,
+        "embeddings": config.embeddings,
     }
     constants: dict[Path, Constant] = {}
-    width = model.predict([]).embedding.shape[1] if embeddings else None
-    with Journal(out, settings, width).opened(restart=restart) as journal:
+    width = model.predict([]).embedding.shape[1] if config.embeddings else None
+    with Journal(out, settings, width).opened(restart=config.restart) as journal:
         todo = {name: path for name, path in files.items() if not _is_done(journal, name, path)}
         started = time.monotonic()
-        for batch in _predicted(model, todo, batch_size, value_range, workers, console, constants):
-            journal.add(batch.entries, batch.predicted.embedding if embeddings and batch.predicted else None)
+        for batch in _predicted(model, todo, config, console, constants):
+            journal.add(batch.entries, batch.predicted.embedding if config.embeddings and batch.predicted else None)
         seconds = time.monotonic() - started
-        results = write_tables(model.card.classes, list(files), journal, out, embeddings)
+        results = write_tables(model.card.classes, list(files), journal, out, config.embeddings)
         sheets: list[Path] = []
-        if sheet != "none":
+        if config.sheet != "none":
             shown = [
                 Shown(files[name], "/".join(files[name].parts[-2:]), label, confidence)
                 for name, label, confidence in results.predicted
             ]
             classes, bands = model.card.classes, model.card.bands
             sheets = draw_sheets(
-                shown, classes, out, bands=bands, order=sheet, pages=sheet_pages, value_range=value_range
+                shown,
+                classes,
+                out,
+                bands=bands,
+                order=config.sheet,
+                pages=config.sheet_pages,
+                value_range=config.value_range,
             )
         note = replaced(out, "predict", [*results.files, *sheets], keep=[EMBEDDINGS])
         journal.remove()
@@ -201,9 +218,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _predicted(
     model: SceneModel,
     files: dict[str, Path],
-    batch_size: int,
-    value_range: tuple[float, float] | None,
-    workers: int | None,
+    config: ImagesConfig,
     console: Console | None,
     constants: dict[Path, Constant],
 ) -> Iterator[_Batch]:
@@ -222,7 +237,7 @@ def _predicted(
             bar.advance(task, len(batch.entries))
             return batch
 
-        for batch in _decoded(model, files, batch_size, value_range, workers, constants):
+        for batch in _decoded(model, files, config, constants):
             scenes, batch.scenes = batch.scenes, []
             waiting.append((batch, network.submit(model.predict, np.stack(scenes)) if scenes else None))
             while len(waiting) > AHEAD:
@@ -232,19 +247,15 @@ def _predicted(
 
 
 def _decoded(
-    model: SceneModel,
-    files: dict[str, Path],
-    batch_size: int,
-    value_range: tuple[float, float] | None,
-    workers: int | None,
-    constants: dict[Path, Constant],
+    model: SceneModel, files: dict[str, Path], config: ImagesConfig, constants: dict[Path, Constant]
 ) -> Iterator[_Batch]:
     stamps = [_stamp(path) for path in files.values()]  # before reading: a file that changes later is read again
 
     def read(path: str) -> np.ndarray:
-        return read_scene(Path(path), model.stored_size, model.card.bands, value_range=value_range, constants=constants)
+        bands, value_range = model.card.bands, config.value_range
+        return read_scene(Path(path), model.stored_size, bands, value_range=value_range, constants=constants)
 
-    scenes = decode_all([str(path) for path in files.values()], read, workers=workers, progress=False)
+    scenes = decode_all([str(path) for path in files.values()], read, workers=config.workers, progress=False)
     batch = _Batch()
     with closing(scenes):
         for name, stamp, scene in zip(files, stamps, scenes, strict=True):
@@ -253,7 +264,7 @@ def _decoded(
             else:
                 batch.entries.append(Entry(name, stamp))
                 batch.scenes.append(scene)
-            if len(batch.scenes) == batch_size or len(batch.entries) == 8 * batch_size:
+            if len(batch.scenes) == config.batch_size or len(batch.entries) == 8 * config.batch_size:
                 yield batch
                 batch = _Batch()
     if batch.entries:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypedDict, Unpack, cast
 
 import torch
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
@@ -24,10 +24,11 @@ def build_network(
     weights: str = "none",
     partial: bool = False,
     dual_attention: bool = True,
-    normalise: bool = True,
-    stride_in_first_convolution: bool = False,
 ) -> tuple[SceneNet, WeightAccount | None]:
     """Build a teacher or a student, optionally initialised from pretrained weights.
+
+    The network normalises its images, in 0..1, with the statistics of its backbone. Its ResNet blocks are "v1" blocks
+    if the weights file states it, see `move_stride`.
 
     Args:
         name: a key of `STUDENTS` or any timm model name.
@@ -39,9 +40,6 @@ def build_network(
             .pt or .ckpt file with the tensor names of timm or torchvision.
         partial: use the tensors that fit if the weights belong to another architecture, instead of raising an error.
         dual_attention: add a DA module after each stage; it starts as the identity.
-        normalise: whether the network normalises its images, in 0..1, with the statistics of its backbone. False if
-            your own transforms normalise them. The choice is stored with the weights.
-        stride_in_first_convolution: use ResNet "v1" blocks; this is also done if the weights file states it.
 
     Returns:
         The network, and an account of the tensors that were used (None for `none` and `timm`).
@@ -51,35 +49,66 @@ def build_network(
             fit.
     """
     backbone, account, _ = _started(name, weights, bands=bands, image_size=image_size, partial=partial)
-    if stride_in_first_convolution or (account and account.stride_in_first_convolution):
-        _move_stride(backbone)
-    mean, std = band_statistics(backbone, bands)
-    net = SceneNet(backbone, classes, mean=mean, std=std, dual_attention=dual_attention, image_size=image_size)
-    if not normalise:
-        net.set_normalisation(torch.zeros(bands), torch.ones(bands))
+    if account and account.stride_in_first_convolution:
+        move_stride(backbone)
+    normalisation = band_statistics(backbone, bands)
+    net = SceneNet(backbone, classes, normalisation=normalisation, dual_attention=dual_attention, image_size=image_size)
     return net, account
 
 
-class NetworkOptions(TypedDict, total=False):
-    """Options of `build_network`, described there."""
+def build_student(
+    name: str,
+    classes: int,
+    *,
+    bands: int = 3,
+    image_size: int = 96,
+    weights: str = "none",
+    dual_attention: bool = True,
+    normalise: bool = True,
+) -> SceneNet:
+    """Build a student, see `build_network`, which also returns the account of the weights.
 
-    bands: int
-    image_size: int
-    weights: str
-    partial: bool
-    dual_attention: bool
-    normalise: bool
+    Args:
+        name: a key of `STUDENTS` or any timm model name.
+        classes: number of scene classes.
+        bands: number of input bands.
+        image_size: side of the images in pixels; only transformers depend on it.
+        weights: initial weights of the same architecture, see `build_network`.
+        dual_attention: add a DA module after each stage; it starts as the identity.
+        normalise: whether the network normalises its images, in 0..1, with the statistics of its backbone. False if
+            your own transforms normalise them. The choice is stored with the weights.
+
+    Raises:
+        UserError: as `build_network`.
+    """
+    net, _ = build_network(
+        name, classes, bands=bands, image_size=image_size, weights=weights, dual_attention=dual_attention
+    )
+    if not normalise:
+        net.set_normalisation(torch.zeros(bands), torch.ones(bands))
+    return net
 
 
-def build_student(name: str, classes: int, **options: Unpack[NetworkOptions]) -> SceneNet:
-    """Build a student with the options of `build_network`, which also returns the account of the weights."""
-    return build_network(name, classes, **options)[0]
-
-
-def build_teacher(name: str = "resnet101", classes: int = 30, **options: Unpack[NetworkOptions]) -> SceneNet:
-    """Build a teacher, by default the paper's ResNet-101, with the options of `build_network`, which also returns the
-    account of the weights."""
-    return build_network(name, classes, **options)[0]
+def build_teacher(
+    name: str = "resnet101",
+    classes: int = 30,
+    *,
+    bands: int = 3,
+    image_size: int = 96,
+    weights: str = "none",
+    dual_attention: bool = True,
+    normalise: bool = True,
+) -> SceneNet:
+    """Build a teacher, by default the paper's ResNet-101; arguments and errors are those of `build_student`."""
+    return build_student(
+        name,
+        classes,
+        bands=bands,
+        image_size=image_size,
+        weights=weights,
+        dual_attention=dual_attention,
+        normalise=normalise,
+    )
 
 
 def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 96) -> tuple[SceneNet, WeightAccount]:
@@ -106,9 +135,9 @@ def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 9
     if account is None:
         raise UserError(f"'{file}' is not a file of a network with its own head. Give a .safetensors or .pth file.")
     if account.stride_in_first_convolution:
-        _move_stride(backbone)
-    mean, std = band_statistics(backbone, bands)
-    net = SceneNet(backbone, 1, mean=mean, std=std, dual_attention=False, image_size=image_size)
+        move_stride(backbone)
+    normalisation = band_statistics(backbone, bands)
+    net = SceneNet(backbone, 1, normalisation=normalisation, dual_attention=False, image_size=image_size)
     head = _head_of(rest, net.dims.embedding, account, backbone)
     net.set_head(rest[head].flatten(1), rest.get(f"{head.removesuffix('weight')}bias"))
     own = [name for name in (head, f"{head.removesuffix('weight')}bias") if name in rest]
@@ -159,12 +188,12 @@ def _started(
     return backbone, *take_weights(backbone, weights, model=name, partial=partial)
 
 
-def _move_stride(resnet: nn.Module) -> None:
-    """Move the stride of bottlenecks from the 3x3 to the first 1x1 convolution, as in the original "v1" ResNet.
+def move_stride(resnet: nn.Module) -> None:
+    """Move the stride of a ResNet's bottlenecks from the 3x3 to the first 1x1 convolution, in place, as in the "v1"
+    blocks of the original ResNet.
 
     Weights trained with one of the two variants give wrong results in the other.
     """
-    for layer in ("layer2", "layer3", "layer4"):
-        first = cast(nn.ModuleList, getattr(resnet, layer))[0]
-        cast(nn.Conv2d, first.conv1).stride = (2, 2)
-        cast(nn.Conv2d, first.conv2).stride = (1, 1)
+    for block in resnet.modules():
+        if isinstance(block, Bottleneck) and block.conv2.stride == (2, 2):
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scenedistill.core.disk import CHECKSUM, content_checksum, whole_file
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
-from scenedistill.models.create import build_network
+from scenedistill.models.create import build_network, move_stride
 from scenedistill.models.network import SceneNet
 
 #: Maximum number of bands, and maximum side in pixels, in a card.
@@ -33,7 +33,7 @@ class NetCard:
         bands: number of input bands.
         image_size: side in pixels of the training images.
         dual_attention: whether DA modules follow the stages.
-        stride_in_first_convolution: whether the ResNet blocks are "v1" blocks, see `build_network`.
+        stride_in_first_convolution: whether the ResNet blocks are "v1" blocks, see `move_stride`.
         stored_size: side in pixels to which images were decoded before views were cut from them; None if it is not
             known, which means `image_size`.
     """
@@ -135,8 +135,9 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             bands=card.bands,
             image_size=card.image_size,
             dual_attention=card.dual_attention,
-            stride_in_first_convolution=card.stride_in_first_convolution,
         )
+        if card.stride_in_first_convolution:
+            move_stride(net)
         if "mean" in tensors:
             net.set_normalisation(tensors["mean"], tensors["std"])
         if card.dual_attention and not any(".attention.pooled_norm." in name for name in tensors):

@@ -21,6 +21,9 @@ from scenedistill.models.wrap import StageLayout, described_stages, embedding_wi
 #: every batch of normalised images has a value below it, and nearly every batch of bytes or reflectances one above it.
 LOWEST, HIGHEST = -0.25, 1.25
 
+#: Mean and standard deviation of each band, for images in 0..1, with which images are normalised.
+Normalisation = tuple[Sequence[float], Sequence[float]]
+
 
 class SceneNet(nn.Module):
     """A backbone that maps images to a pooled embedding, with a DA module after each of its stages and a linear head.
@@ -29,8 +32,7 @@ class SceneNet(nn.Module):
         backbone: module that maps `[B, bands, H, W]` to an embedding `[B, D]`. Its stage modules are wrapped in place.
             Without `stages`, it needs timm's `feature_info` (a list of dicts with `module`, `num_chs`, `reduction`).
         classes: number of scene classes K.
-        mean: mean of each band, for images in 0..1, with which images are normalised.
-        std: standard deviation of each band, for images in 0..1.
+        normalisation: mean and standard deviation of each band, see `Normalisation`.
         dual_attention: add a DA module after each stage; otherwise the stages are only observed.
         image_size: side in pixels of the image that measures the width of the embedding.
         stages: stages of the backbone, finest first; by default those described by timm.
@@ -52,8 +54,7 @@ class SceneNet(nn.Module):
         backbone: nn.Module,
         classes: int,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalisation: Normalisation,
         dual_attention: bool = True,
         image_size: int = 96,
         stages: Sequence[StageLayout] | None = None,
@@ -69,12 +70,15 @@ class SceneNet(nn.Module):
             backbone.set_submodule(stage.module, _attended(backbone, stage, attention))
             self._stage_names.append(stage.module)
             widths.append(stage.channels)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        for name, values in zip(("mean", "std"), normalisation, strict=True):
+            self.register_buffer(
+                name, torch.tensor(tuple(values), dtype=torch.float32)[:, None, None], persistent=False
+            )
+        bands = len(normalisation[0])
         try:
-            width = embedding_width(backbone, len(mean), image_size)
+            width = embedding_width(backbone, bands, image_size)
         except UserError as problem:
-            raise self._refusal(problem, len(mean), image_size) from problem
+            raise self._refusal(problem, bands, image_size) from problem
         self.head = nn.Linear(width, classes)
         self.dims = FeatureDims(classes, width, tuple(widths))
 
@@ -99,12 +103,10 @@ class SceneNet(nn.Module):
         stages: Sequence[str] | None = None,
         *,
         head: str | nn.Linear | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        normalisation: Normalisation | None = None,
         dual_attention: bool = False,
         bands: int = 3,
         image_size: int = 96,
-        prefix_tokens: int | None = None,
     ) -> SceneNet:
         """Wrap any network as a student or a teacher, with its weights and its head.
 
@@ -112,30 +114,33 @@ class SceneNet(nn.Module):
         the original names. In eval mode the logits equal those of the module.
 
         Args:
-            module: module that maps `[B, bands, H, W]` to logits `[B, K]`.
+            module: module that maps `[B, bands, H, W]` to logits `[B, K]`. A transformer with several tokens before
+                those of the image states their number as its attribute `num_prefix_tokens`, as timm's do.
             stages: names of the submodules whose outputs are the stages, finest first, such as
                 `["layer1", "layer2", "layer3", "layer4"]`; an empty list if no loss compares stages. It can be omitted
                 for timm networks.
             head: name of the last linear layer, which is detected by default; or a linear layer, if the module returns
                 an embedding `[B, D]`.
-            mean: mean of each band, for images in 0..1, if the network is to normalise its images. By default images
-                must be normalised as the module expects.
-            std: standard deviation of each band, required with `mean`.
+            normalisation: mean and standard deviation of each band, for images in 0..1, if the network is to normalise
+                its images. By default images must be normalised as the module expects.
             dual_attention: add a new DA module after each stage; it starts as the identity.
-            bands: number of input bands; ignored if `mean` is given.
+            bands: number of input bands; ignored if `normalisation` is given.
             image_size: side in pixels of the images of a test pass.
-            prefix_tokens: number of tokens before those of the image, for transformers that do not state it.
 
         Returns:
             The network, in the mode and on the device of the module.
 
         Raises:
-            UserError: a stage or the head is missing or unsuitable, or only one of `mean` and `std` is given.
+            UserError: a stage or the head is missing or unsuitable, or `normalisation` has more means than standard
+                deviations or fewer.
         """
-        if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
-            raise UserError("A normalisation is a mean and a std for each band; give both or neither.")
-        if mean is not None:
-            bands = len(mean)
+        if normalisation is None:
+            normalisation = (0.0,) * bands, (1.0,) * bands
+        bands = len(normalisation[0])
+        if len(normalisation[1]) != bands:
+            raise UserError(
+                f"The normalisation has {bands} means and {len(normalisation[1])} stds; give as many of both."
+            )
         layouts: Sequence[StageLayout] = ()
         if stages is None:
             if not hasattr(module, "feature_info"):
@@ -145,16 +150,13 @@ class SceneNet(nn.Module):
                 )
             layouts = described_stages(module)
         before = dict(module.named_modules())
-        parts = take_apart(
-            module, stages or (), head=head, bands=bands, image_size=image_size, prefix_tokens=prefix_tokens
-        )
+        parts = take_apart(module, stages or (), head=head, bands=bands, image_size=image_size)
         wrapped = layouts or parts.stages
         try:
             net = cls(
                 module,
                 1,
-                mean=(0.0,) * bands if mean is None else tuple(mean),
-                std=(1.0,) * bands if std is None else tuple(std),
+                normalisation=normalisation,
                 dual_attention=dual_attention,
                 image_size=image_size,
                 stages=wrapped,
@@ -253,7 +255,7 @@ class SceneNet(nn.Module):
             raise UserError(
                 f"The network normalises images itself and expects values in 0..1; these go from {low:.2f} to "
                 f"{high:.2f}. Leave normalising out of your transforms, or turn it off in the network "
-                "(normalise=False, or SceneNet.wrap without mean and std)."
+                "(normalise=False, or SceneNet.wrap without normalisation)."
             )
 
 
@@ -311,7 +313,7 @@ def timm_backbone(
         ) from problem
 
 
-def band_statistics(backbone: nn.Module, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def band_statistics(backbone: nn.Module, bands: int) -> Normalisation:
     """Return mean and standard deviation of each band, for images in 0..1, as the backbone expects them.
 
     Additional bands get the average over the stated bands; if there are fewer bands than stated, all of them do.

@@ -86,7 +86,6 @@ def take_apart(
     head: str | nn.Linear | None,
     bands: int,
     image_size: int,
-    prefix_tokens: int | None,
 ) -> Parts:
     """Find the stages and the head of a network, and replace its own head by an identity, in place.
 
@@ -96,8 +95,6 @@ def take_apart(
         head: see `SceneNet.wrap`.
         bands: number of input bands.
         image_size: side in pixels of the images of the pass.
-        prefix_tokens: number of prefix tokens of stages that return tokens. By default the number that the module
-            states, or else 0 if the tokens form a square and 1 otherwise.
 
     Raises:
         UserError: a name is unknown, an output has an unsupported shape, or no head is found.
@@ -110,7 +107,7 @@ def take_apart(
                 f"{type(module).__name__} gives {_shown(output)}; expected one tensor [B, classes]. Put it into a "
                 "module whose forward returns its logits alone."
             )
-        found = tuple(_layout(module, name, features[name], prefix_tokens) for name in stages)
+        found = tuple(_layout(module, name, features[name]) for name in stages)
         _check_order(stages, features, found)
         if isinstance(head, nn.Linear):
             if head.in_features != output.shape[1]:
@@ -240,11 +237,16 @@ def _widen(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
     return (at_least_float32(given[0]),)
 
 
-def _layout(module: nn.Module, name: str, feature: object, prefix_tokens: int | None) -> StageLayout:
-    """Return the layout of a stage's feature, inferred from its shape for square images."""
+def _layout(module: nn.Module, name: str, feature: object) -> StageLayout:
+    """Return the layout of a stage's feature, inferred from its shape for square images.
+
+    The number of prefix tokens is that of the module's attribute `num_prefix_tokens`; without it, 0 if the tokens form
+    a square and 1 otherwise.
+    """
     problem = UserError(
         f"The submodule '{name}' of {type(module).__name__} gives {_shown(feature)}; expected a feature map "
-        "[B, C, H, W] or [B, H, W, C], or tokens [B, P + H*W, C] with P prefix_tokens. Name another submodule."
+        "[B, C, H, W] or [B, H, W, C], or tokens [B, P + H*W, C] with P the module's num_prefix_tokens. "
+        "Name another submodule."
     )
     if not isinstance(feature, Tensor) or feature.ndim not in (3, 4) or len(feature) != 2:
         raise problem
@@ -255,8 +257,7 @@ def _layout(module: nn.Module, name: str, feature: object, prefix_tokens: int | 
         if shape[1] == shape[2]:
             return StageLayout(name, shape[3], channels_last=True)
         raise problem
-    if prefix_tokens is None:
-        prefix_tokens = int(getattr(module, "num_prefix_tokens", 0 if _is_square(shape[1]) else 1))
+    prefix_tokens = int(getattr(module, "num_prefix_tokens", 0 if _is_square(shape[1]) else 1))
     if not _is_square(shape[1] - prefix_tokens):
         raise problem
     return StageLayout(name, shape[2], prefix_tokens=prefix_tokens)

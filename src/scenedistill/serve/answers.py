@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scenedistill.inference.model import SceneModel, TorchSceneModel, open_model
 from scenedistill.runs.network import Network
 from scenedistill.serve.headers import check_size, georeference_kind
 from scenedistill.serve.limits import ServeLimits
+from scenedistill.serve.networks import ServedNetworks
 
 Answer = dict[str, Any]
 
@@ -33,31 +35,22 @@ class Answerer:
     """Classifier of uploaded files with the networks of the page.
 
     Args:
-        model: path of the network, see `open_model`.
-        teacher: path of a second network; `none` for none, `auto` for the teacher of the run if its file exists.
-        device: see `open_model`.
-        threads: see `open_model`.
-        trust: see `open_model`.
-        limits: fields of `ServeLimits`.
+        served: the networks.
+        limits: limits on the size of a file and of a map; the defaults if None.
 
     Raises:
         UserError: a network cannot be opened.
     """
 
-    def __init__(
-        self,
-        model: str,
-        teacher: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust: bool = False,
-        **limits: Any,
-    ) -> None:
-        self.limits = ServeLimits(**limits)
-        self.models = {"student": open_model(model, device=device, threads=threads, trust=trust)}
-        path = find_teacher(self.models["student"].source) if teacher == "auto" else teacher
+    def __init__(self, served: ServedNetworks, limits: ServeLimits | None = None) -> None:
+        self.limits = limits or ServeLimits()
+        open_one = partial(open_model, device=served.device, threads=served.threads, trust=served.trust)
+        self.models = {"student": open_one(served.model)}
+        path = str(served.teacher)
+        if path == "auto":
+            path = find_teacher(self.models["student"].source)
         if path != "none":
-            self.models["teacher"] = open_model(path, device=device, threads=threads, trust=trust)
+            self.models["teacher"] = open_one(path)
         self.grad_cam_problems = {role: grad_cam_problem(model) for role, model in self.models.items()}
         for role, network in self.models.items():  # warm-up: the first forward pass is slower
             side = network.stored_size

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +18,7 @@ from scenedistill.serve.connections import HEAD_BYTES, MOST_IDLE, bounded_protoc
 from scenedistill.serve.endpoints import Endpoints
 from scenedistill.serve.files import ResultStore
 from scenedistill.serve.limits import Guard, Refused, ServeLimits
+from scenedistill.serve.networks import ServedNetworks
 from scenedistill.serve.worker import Workers
 
 if TYPE_CHECKING:
@@ -34,30 +33,22 @@ MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", 
 
 
 def serve(
-    model_path: Path | str,
+    served: ServedNetworks,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    teacher: Path | str | None = None,
-    limits: ServeLimits | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    trust: bool = False,
     names: tuple[str, ...] = (),
+    limits: ServeLimits | None = None,
     console: Console | None = None,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        model_path: path of the network, see `open_model`.
+        served: the networks of the page.
         host: address to listen on; other machines can connect unless it is a loopback address.
-        port: port to listen on; 0 chooses a free one.
-        teacher: path of a second network; `none` for none; by default the teacher of the run if its file exists.
-        limits: limits on requests; the defaults if None.
-        device: `auto`, `cpu` or `cuda`.
-        threads: number of CPU threads of each process.
-        trust: allow opening a .pt2 file, see `open_model`.
+        port: port to listen on, 0..65535; 0 chooses a free one.
         names: host names of this machine that browsers may use, besides `localhost` and addresses.
+        limits: limits on requests; the defaults if None.
         console: console on which the address is printed.
 
     Raises:
@@ -69,9 +60,7 @@ def serve(
         raise UserError("The page needs `pip install 'scenedistill[use]'`.") from problem
     console, limits = console or plain_console(), limits or ServeLimits()
     with _listen(host, port) as listener:
-        workers = Workers(
-            worker_setup(model_path, teacher, limits, device=device, threads=threads, trust=trust), limits
-        )
+        workers = Workers(served, limits)
         with console.status("Opening the networks"):
             networks = workers.start()
         store = ResultStore(limits)
@@ -173,26 +162,6 @@ def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
         limit_concurrency=2 * MOST_IDLE,
         timeout_graceful_shutdown=2,
     )
-
-
-def worker_setup(
-    model_path: Path | str,
-    teacher: Path | str | None,
-    limits: ServeLimits,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    trust: bool = False,
-) -> dict[str, Any]:
-    """Return the arguments of `Answerer` for the worker processes; see `serve`."""
-    return {
-        "model": str(model_path),
-        "teacher": "auto" if teacher is None else str(teacher),
-        "device": device,
-        "threads": threads,
-        "trust": trust,
-        **asdict(limits),
-    }
 
 
 async def _no_app(*_: Any) -> None:

@@ -19,6 +19,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.memory import memory_pages, release_memory
 from scenedistill.core.processes import end_with_parent
 from scenedistill.serve.limits import Refused, ServeLimits
+from scenedistill.serve.networks import ServedNetworks
 
 Answer = dict[str, Any]
 
@@ -47,12 +48,12 @@ class Worker:
     server.
 
     Args:
-        setup: arguments of `answers.Answerer`.
-        seconds: longest duration of a task.
+        served: the networks.
+        limits: limits on a task; it takes `limits.seconds` at most.
     """
 
-    def __init__(self, setup: dict[str, Any], seconds: float) -> None:
-        self.setup, self.seconds = setup, seconds
+    def __init__(self, served: ServedNetworks, limits: ServeLimits) -> None:
+        self.served, self.limits = served, limits
         self.process: multiprocessing.process.BaseProcess | None = None
         self.about: Answer = {}
         self.closed = self.cleaning_up = False
@@ -73,7 +74,7 @@ class Worker:
             raise UserError("The page is being closed.")
         context, self.cleaning_up = multiprocessing.get_context("spawn"), False
         self.line, remote = context.Pipe()
-        self.process = context.Process(target=_work, args=(remote, self.setup), daemon=True)
+        self.process = context.Process(target=_work, args=(remote, self.served, self.limits), daemon=True)
         self.process.start()
         remote.close()
         try:
@@ -100,9 +101,9 @@ class Worker:
             self.start()
             self.line.send_bytes(json.dumps(task).encode())
             self.cleaning_up = True
-            if not self.line.poll(self.seconds):
+            if not self.line.poll(self.limits.seconds):
                 self.stop()
-                raise Refused(504, f"Stopped after {self.seconds:g} seconds, the limit for one file.")
+                raise Refused(504, f"Stopped after {self.limits.seconds:g} seconds, the limit for one file.")
             reply = json.loads(self.line.recv_bytes())
         except UserError as problem:
             raise Refused(500, str(problem)) from problem
@@ -144,8 +145,8 @@ class Worker:
 class Workers:
     """Pool of `limits.parallel` processes with a queue of tasks."""
 
-    def __init__(self, setup: dict[str, Any], limits: ServeLimits) -> None:
-        self.all = [Worker(setup, limits.seconds) for _ in range(limits.parallel)]
+    def __init__(self, served: ServedNetworks, limits: ServeLimits) -> None:
+        self.all = [Worker(served, limits) for _ in range(limits.parallel)]
         self.free: asyncio.Queue[Worker] = asyncio.Queue()
         for worker in self.all:
             self.free.put_nowait(worker)
@@ -194,7 +195,7 @@ class Workers:
             self.free.put_nowait(worker)
 
 
-def _work(line: Connection, setup: dict[str, Any]) -> None:
+def _work(line: Connection, served: ServedNetworks, limits: ServeLimits) -> None:
     """Run in a process: open the networks, then run tasks until the connection is closed."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches only the server, which kills this process with its children
@@ -206,13 +207,13 @@ def _work(line: Connection, setup: dict[str, Any]) -> None:
 
     with contextlib.suppress(EOFError, OSError):
         try:
-            answerer = Answerer(**setup)
+            answerer = Answerer(served, limits)
         except UserError as problem:
             line.send_bytes(json.dumps({"refused": str(problem)}).encode())
             return
-        Image.MAX_IMAGE_PIXELS = answerer.limits.pixels  # limit of the decoder, in addition to `check_size`
+        Image.MAX_IMAGE_PIXELS = limits.pixels  # limit of the decoder, in addition to `check_size`
         if answerer.on_cpu:
-            limit_memory(int(answerer.limits.memory * 2**30))
+            limit_memory(int(limits.memory * 2**30))
         line.send_bytes(json.dumps({"answer": answerer.about()}).encode())
         gc.freeze()  # exclude the networks from garbage collection
         first = sum(memory_pages()[1:2])

@@ -7,7 +7,19 @@ import math
 import re
 from xml.etree import ElementTree
 
-from scenedistill.reporting.html.charts import Series, bar_chart, hue, line_chart, point_chart
+from scenedistill.reporting.html.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Series,
+    bar_chart,
+    hue,
+    line_chart,
+    point_chart,
+)
 
 
 def circles(svg: str) -> list[tuple[float, float, str]]:
@@ -28,6 +40,14 @@ def test_a_logarithmic_axis_is_even_in_factors() -> None:
     assert len(heights) == 3 and abs((heights[0] - heights[1]) - (heights[1] - heights[2])) < 0.2
     ticks = {text for text in re.findall(r'class="name"[^>]*>([^<]+)<', svg)}
     assert {"1", "10", "100"} <= ticks
+
+
+def test_a_diagonal_goes_from_corner_to_corner_of_axes_from_0_to_1() -> None:
+    svg = line_chart([Series("a", [0.5], [0.5])], x_label="confidence", y_label="OA", diagonal=True)
+    ((x, y, _),) = circles(svg)
+    x0, y0, x1, y1 = map(float, re.findall(r'class="guide" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)[0])
+    assert (x0, y0, x1, y1) == (LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, TOP)
+    assert abs(2 * x - x0 - x1) < 0.2 and abs(2 * y - y0 - y1) < 0.2
 
 
 def test_equal_values_and_a_single_value_can_be_drawn() -> None:

@@ -41,9 +41,6 @@ class Knowledge:
         seed: seed of the run.
         root: folder of all stores; `knowledge_home()` when not given.
         about: description of the store, for lists of stores.
-
-    Attributes:
-        teacher_statistics: statistics of the teacher's features; None until `statistics` has computed or read them.
     """
 
     def __init__(
@@ -74,8 +71,7 @@ class Knowledge:
             extra = {"symmetries": teachers.symmetries, "mixup": part.mixup, "share": part.share}
             settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
-        self.teacher_statistics: TeacherStatistics | None = None
-        self._oa = 0.0  # of the teacher; known with its statistics
+        self._statistics: tuple[TeacherStatistics, float] | None = None
         self._packing: Packing | None = None
         self._number = -1
         self._rows: Tensor | None = None  # uint8 [M, row_bytes]: packed outputs of the current view
@@ -151,11 +147,16 @@ class Knowledge:
         Args:
             device: device of the teacher's passes.
         """
-        if self.teacher_statistics is None:
-            found, self._oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
+        if self._statistics is None:
+            found, oa = (self.store.read_statistics() if self.store else None) or self._measured(device)
             labels = torch.as_tensor(self.part.labelled.labels)
-            self.teacher_statistics = found._replace(labels=labels, head=head_tensors(self.teacher.head))
-        return self.teacher_statistics, self._oa
+            self._statistics = found._replace(labels=labels, head=head_tensors(self.teacher.head)), oa
+        return self._statistics
+
+    @property
+    def teacher_statistics(self) -> TeacherStatistics | None:
+        """Statistics of the teacher's features; None until `statistics` has computed or read them."""
+        return self._statistics[0] if self._statistics else None
 
     @property
     def packing(self) -> Packing:
