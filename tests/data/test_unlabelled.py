@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from scenedistill.core.errors import UserError
-from scenedistill.data.batches import SceneBatches, content_hash
+from scenedistill.data.batches import SceneBatches
 from scenedistill.data.cache import write as cache_build
 from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.images.read import read_scene, squash
@@ -92,7 +92,7 @@ def test_unlabelled_images_are_batched_and_pickled_like_a_scene_part(
     assert (batches[0].images[1] == part.fetch([1]).images[0]).all()
     assert [len(batch) for batch in part.batches(5)] == [5, 5, 2]
     again = pickle.loads(pickle.dumps(part))
-    assert content_hash(again) == content_hash(part) and (again.fetch([5]).images == part.fetch([5]).images).all()
+    assert again.content_hash() == part.content_hash() and (again.fetch([5]).images == part.fetch([5]).images).all()
     assert len(pickle.dumps(part)) < 5_000  # the arrays are not in it
 
 

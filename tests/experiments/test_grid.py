@@ -39,11 +39,11 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import assemble
 from scenedistill.data.splits.files import read_split, write_split
-from scenedistill.experiments.grid.cells import Board, Cell, can_share_teacher_pass, dependencies, do_cells, plan
+from scenedistill.experiments.grid.board import Board
+from scenedistill.experiments.grid.cells import Cell, dependencies, plan
 from scenedistill.experiments.grid.config import (
     GridConfig,
     MethodConfig,
-    TuningConfig,
     check_grid,
     grid_text,
     grid_words,
@@ -52,7 +52,10 @@ from scenedistill.experiments.grid.config import (
 from scenedistill.experiments.grid.local import Ended, Order, one_line, share
 from scenedistill.experiments.grid.results import finish
 from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
+from scenedistill.experiments.grid.search import Candidate
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
+from scenedistill.experiments.grid.tuning_config import TuningConfig
+from scenedistill.experiments.grid.work import can_share_teacher_pass, do_cells
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.run import run
 from scenedistill.experiments.teaching import distillation_inputs
@@ -298,8 +301,8 @@ def test_tuning_has_one_budget_and_never_sees_the_test_part(make: Make, tiny_sce
     assert record["settings"]["data"]["split"] == tuned.hash, "its teacher has not seen the validation part"
 
     kept = json.loads((out / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]
-    assert list(kept) == ["dkd"] and list(kept["dkd"]["validation_oa"]) == ["0.1", "1", "1e+40"]
-    assert kept["dkd"]["validation_oa"]["1e+40"] is None, "diverged"
+    assert list(kept) == ["dkd"] and [score["factor"] for score in kept["dkd"]["scores"]] == [0.1, 1, 1e40]
+    assert [score["validation_oa"] is None for score in kept["dkd"]["scores"]] == [False, False, True], "diverged"
     row = next(row for row in done.outcome.results["scenes-50"].rows if row.variant == "dkd")
     assert row.more["factor"] == kept["dkd"]["factor"] in (0.1, 1)
     place = "dkd" if row.more["factor"] == 1 else "dkd@0.1"
@@ -318,9 +321,10 @@ def test_scores_are_kept_where_every_factor_diverges(make: Make, tmp_path: Path)
     config = make(seeds=[0], tuning=wild, methods={"plain": MethodConfig(), "da": METHODS["da"]})
     done = do(config, out)
     name = f"scenes-50/seed0/{STUDENT}/da"
-    assert done.outcome.failures == {name: "its loss diverged with every weight that was tried in tuning"}
+    assert done.outcome.failures == {name: "its loss diverged with all settings that were tried in tuning"}
     kept = json.loads((out / "tuning.json").read_text(encoding="utf-8"))["chosen"]["scenes-50"][STUDENT]["da"]
-    assert kept == {"factor": None, "validation_oa": {"1e+39": None, "1e+40": None}}
+    assert (kept["factor"], kept["learning_rate"]) == (None, None)
+    assert [(score["factor"], score["validation_oa"]) for score in kept["scores"]] == [(1e39, None), (1e40, None)]
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert "| scenes-50 | table1_printed | da | diverged | diverged | none |" in text
 
@@ -359,7 +363,7 @@ def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make)
 def test_published_accuracies_are_in_the_summary(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     board = Board(make(seeds=[0], ratios=[0.2], methods={"plain": MethodConfig()}), tmp_path, Console(quiet=True))
     cell = Cell("scenes-20", 0, STUDENT, "plain")
-    do_cells(board.config, tmp_path, [(cell, 1.0)], 1, Console(quiet=True))
+    do_cells(board.config, tmp_path, [(cell, Candidate())], 1, Console(quiet=True))
     board.experiment(cell).images.name = "AID"  # as it is when its classes are recognised
     finish(board, tmp_path, {}, "", Console(quiet=True))
     assert "Published by others: AID, 20 % training" in (tmp_path / "summary.md").read_text(encoding="utf-8")
@@ -485,12 +489,16 @@ def test_cells_that_fail_side_by_side_are_trained_alone(make: Make, tmp_path: Pa
 def test_only_cells_with_the_same_teacher_and_schedule_share_a_teacher_pass(make: Make) -> None:
     config = fresh({**METHODS, "long": MethodConfig("dkd", epochs=2)}, make)
     da, dkd, plain, long = (Cell("scenes-50", 0, STUDENT, label) for label in ("da", "dkd", "plain", "long"))
-    assert can_share_teacher_pass(config, da, dkd)
+    same = Candidate()
+    assert can_share_teacher_pass(config, (da, same), (dkd, same))
+    assert can_share_teacher_pass(config, (da, same), (dkd, Candidate(10))), "a weight changes no schedule"
+    assert not can_share_teacher_pass(config, (da, same), (dkd, Candidate(1, 0.5))), "a learning rate does"
     for other in (da, plain, long, da.teacher, dataclasses.replace(dkd, seed=1)):
-        assert not can_share_teacher_pass(config, da, other), other
-    assert not can_share_teacher_pass(make(), da, dkd), "what the teacher says is kept: it is asked once anyway"
+        assert not can_share_teacher_pass(config, (da, same), (other, same)), other
+    kept = make()
+    assert not can_share_teacher_pass(kept, (da, same), (dkd, same)), "what the teacher says is kept: asked once anyway"
     config.base.side_by_side = False
-    assert not can_share_teacher_pass(config, da, dkd)
+    assert not can_share_teacher_pass(config, (da, same), (dkd, same))
 
 
 class Full:
@@ -613,6 +621,16 @@ def given_teacher(config: GridConfig) -> None:
     config.base.teacher.checkpoint = Path("x")
 
 
+def two_learning_rates(config: GridConfig) -> None:
+    config.tuning = TuningConfig(learning_rates=[0.1])
+    config.methods["da"].fit["lr"] = 0.2
+
+
+def unknown_length(config: GridConfig) -> None:
+    config.tuning = TuningConfig(rounds=[1])
+    config.base.student.fit.epochs = None
+
+
 CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     "no data": (lambda c: c.datasets.clear(), "datasets is empty; expected {AID: path/to/AID}"),
     "data that are not there": (lambda c: c.datasets.update(x="nowhere"), "datasets.x: there is no nowhere"),
@@ -652,6 +670,38 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
         "tuning.factors holds 1.0000001; expected six digits at most",
     ),
     "all validation": (lambda c: setattr(c, "tuning", TuningConfig(val_fraction=1)), "tuning.val_fraction is 1"),
+    "a learning rate of 0": (
+        lambda c: setattr(c, "tuning", TuningConfig(learning_rates=[0.1, 0])),
+        "tuning.learning_rates is [0.1, 0]",
+    ),
+    "two learning rates of a method": (
+        two_learning_rates,
+        "methods.da.fit.lr and tuning.learning_rates: leave one of the two out",
+    ),
+    "rounds out of order": (
+        lambda c: setattr(c, "tuning", TuningConfig(rounds=[3, 2], epochs=9)),
+        "tuning.rounds is [3, 2]; expected epochs of 1 or more in ascending order",
+    ),
+    "a round as long as the last": (
+        lambda c: setattr(c, "tuning", TuningConfig(rounds=[2, 4], epochs=4)),
+        "expected fewer epochs than the 4 of the last round (da)",
+    ),
+    "a round as long as a full training": (
+        lambda c: setattr(c, "tuning", TuningConfig(rounds=[1])),
+        "expected fewer epochs than the 1 of the last round (da)",
+    ),
+    "rounds before one of unknown length": (
+        unknown_length,
+        "tuning.rounds needs tuning.epochs",
+    ),
+    "none is kept": (lambda c: setattr(c, "tuning", TuningConfig(keep=0)), "tuning.keep is 0"),
+    "all are kept": (lambda c: setattr(c, "tuning", TuningConfig(keep=1)), "tuning.keep is 1"),
+    "fewer than no extension": (lambda c: setattr(c, "tuning", TuningConfig(extend=-1)), "tuning.extend is -1"),
+    "no fold": (lambda c: setattr(c, "tuning", TuningConfig(folds=0)), "tuning.folds is 0"),
+    "more folds than images": (
+        lambda c: setattr(c, "tuning", TuningConfig(folds=3, val_fraction=0.34)),
+        "tuning.folds is 3 and tuning.val_fraction 0.34; expected",
+    ),
     "a given teacher": (
         given_teacher,
         "Tuning needs a teacher that has not seen the validation images",
@@ -817,7 +867,7 @@ def test_the_live_table_shows_every_method_with_what_runs() -> None:
     cells = [
         Cell("AID-20", seed, student, label) for seed in (0, 1) for student, label in ((None, "teacher"), ("n", "kd"))
     ]
-    cells.append(Cell("AID-20", 0, "n", "kd", 0.1, tuning=True))
+    cells.append(Cell("AID-20", 0, "n", "kd", Candidate(0.1), tuning=True))
     progress = Progress(cells, oa={cells[0]: 0.8, cells[2]: 0.9}, running={cells[1]: 0.0}, failed={cells[4]: "why"})
     progress.epochs[cells[1]] = (7, 30)
     said = io.StringIO()

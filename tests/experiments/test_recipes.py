@@ -13,7 +13,7 @@ from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.experiments.grid.config import student_of
 from scenedistill.experiments.run import check_settings
-from scenedistill.losses.registry import resolve_weights
+from scenedistill.losses.registry import METHODS, resolve_weights
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -27,7 +27,7 @@ def read_run(name: str) -> RunConfig:
 
 @pytest.mark.parametrize(
     ("recipe", "grid", "label"),
-    [("pretrained", "lite_aid20", "dkd_plus"), ("from_scratch", "table4_aid20", "dkd_plus")],
+    [("pretrained", "lite_aid20", "dkd_plus"), ("from_scratch", "paper_aid20", "dkd_plus")],
 )
 def test_a_recipe_equals_the_student_of_its_grid(recipe: str, grid: str, label: str) -> None:
     config = read_run(recipe)
@@ -39,6 +39,16 @@ def test_a_recipe_equals_the_student_of_its_grid(recipe: str, grid: str, label: 
     )
     assert config.student.weights == student.weights and not config.student.dual_attention
     assert config.student.schedule(2000).ema_decay == student.schedule(2000).ema_decay
+
+
+@pytest.mark.parametrize(
+    ("search", "label", "method"),
+    [("table1_search", "dkd30_att", "dkd"), ("table1_search", "da30_ss1_kd", "dkd_plus")],
+)
+def test_the_weights_of_our_methods_are_those_of_the_search(search: str, label: str, method: str) -> None:
+    config = grid_config(grid_parser().parse_args([str(CONFIGS / f"{search}.yaml")]))
+    found = student_of(config, "table1_resnet", label)
+    assert resolve_weights(found.method, found.losses) == METHODS[method]
 
 
 def test_the_search_file_contains_the_chosen_settings() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +22,7 @@ from PIL import Image
 
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.images.read import read_scene
 from scenedistill.inference.contact_sheet import COLUMNS, ROWS, Shown, draw_sheets, plan
 from scenedistill.inference.images import ImagesConfig, ImagesResult, predict_images
@@ -259,6 +263,17 @@ def test_names_that_are_not_utf8_are_predicted_and_the_result_folder_is_ignored(
 # what survives
 
 
+def kept_in(journal: Path, options: str = "") -> int:
+    """How many images a journal holds; `?immutable=1` reads past the lock of the process that writes it."""
+    with contextlib.closing(sqlite3.connect(f"{journal.as_uri()}{options}", uri=True)) as database:
+        try:
+            return int(database.execute("SELECT count(*) FROM images").fetchone()[0])
+        except sqlite3.DatabaseError:  # in the middle of a change
+            if not options:
+                raise
+            return 0
+
+
 def test_a_killed_prediction_resumes_without_gaps_or_duplicates(
     network: Path, tiny_scenes: Path, tmp_path: Path
 ) -> None:
@@ -269,16 +284,14 @@ def test_a_killed_prediction_resumes_without_gaps_or_duplicates(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment)
     end = time.monotonic() + 120
-    while sum(file.read_bytes().count(b"\n") for file in out.glob("unfinished-*.jsonl")) < 12:
+    while sum(kept_in(file, "?immutable=1") for file in out.glob("unfinished-*.sqlite")) < 12:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -9
-    (left,) = out.glob("unfinished-*.jsonl")
-    done = left.read_bytes().count(b"\n")
+    (left,) = out.glob("unfinished-*.sqlite")
+    done = kept_in(left)
     assert 12 <= done < 64 and not (out / "predictions.csv").exists()
-    with left.open("ab") as file:  # a line of which only the beginning came to the disk
-        file.write(b'{"path": "half')
     slow = open_model(network, device="cpu", precision="fp32")
     result = predict_images(slow, [tiny_scenes], out, ImagesConfig(batch_size=4, embeddings=True))
     assert result.before == done and result.images == 64
@@ -300,12 +313,12 @@ def test_a_kill_at_any_rename_or_delete_leaves_nothing_permanent(network: Path, 
     words = [sys.executable, script, "images", network, draw(tmp_path / "a.png"), tmp_path / "out"]
     done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True, check=True)
     kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) >= 6 and any(name.endswith(".done") for kill in kills for name in kill["left"])
+    assert len(kills) >= 4
     for kill in kills:
         assert set(kill["same"]) == own, kill
-        unfinished = {name for name in kill["left"] if name.endswith(".jsonl") and name.startswith("unfinished")}
+        unfinished = {name for name in kill["left"] if name.startswith("unfinished")}
         left = {name for name in kill["other"] if name.startswith("unfinished")}
-        assert bool(left) == bool(unfinished), kill  # what may still be gone on with, and nothing else
+        assert left == unfinished, kill  # what may still be gone on with, and nothing else
 
 
 class Interrupted(Exception):
@@ -341,7 +354,7 @@ def test_resuming_reads_changed_files_again_and_separates_other_settings(
     draw(folder / "0 new.png", seed=100)
     other = open_model(make_model(tmp_path, seed=1), device="cpu", precision="fp32")
     assert predict_images(other, [folder], tmp_path / "out").before == 0  # another network has nothing to do with it
-    assert len(list(out.glob("unfinished-*.jsonl"))) == 1
+    assert len(list(out.glob("unfinished-*.sqlite"))) == 1
     interrupted(model, 0, monkeypatch, [folder], tmp_path / "anew", ImagesConfig(batch_size=8))
     interrupted(model, 0, monkeypatch, [folder], out, ImagesConfig(batch_size=2))  # so soon that nothing was added
     result = predict_images(model, [folder], out, ImagesConfig(batch_size=2))
@@ -355,28 +368,71 @@ def test_resuming_reads_changed_files_again_and_separates_other_settings(
 def test_a_second_process_cannot_write_to_the_same_folder(model: SceneModel, tmp_path: Path) -> None:
     image = draw(tmp_path / "a.png")
     settings = {"network": "x"}
-    with Journal(tmp_path, settings, None).opened():
-        second = Journal(tmp_path, settings, None).opened()
-        with pytest.raises(UserError, match="another process"):
-            second.__enter__()
+    with Journal(tmp_path, settings).opened() as first:
+        for restart in (False, True):
+            second = Journal(tmp_path, settings).opened(restart=restart)
+            with pytest.raises(UserError, match="another process"):
+                second.__enter__()
+        first.add([Entry("a", None, reason="no such file")])
+        assert first.get("a")
     assert predict_images(model, [image], tmp_path / "out").images == 1
 
 
-def test_the_journal_drops_a_partly_written_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, {}, 2)
-    with journal.opened():
+def filled(folder: Path) -> Path:
+    """The path of a journal with three entries, two of them with an embedding."""
+    with Journal(folder, {}).opened() as journal:
         journal.add([Entry("a", (1, 2), (0.25, 0.75)), Entry("bad", None, reason="no such file")], np.ones((1, 2)))
         journal.add([Entry("b", (3, 4), (0.5, 0.5))], np.full((1, 2), 2.0))
-        assert journal.get("a").probabilities == (0.25, 0.75) and journal.get("bad").reason == "no such file"
-    with journal.vectors.open("r+b") as file:
-        file.truncate(12)  # one embedding and a half
-    again = Journal(tmp_path, {}, 2)
-    with again.opened():
-        assert set(again.places) == {"a", "bad"} and again.rows == 1
-        again.add([Entry("b", (3, 4), (0.5, 0.5))], np.full((1, 2), 3.0))
-        assert again.embeddings().tolist() == [[1, 1], [3, 3]] and again.get("b").row == 1
-        again.remove()
+    return journal.path
+
+
+def test_the_journal_returns_what_was_added(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with Journal(tmp_path, {}).opened() as journal:
+        assert journal.get("a") == Entry("a", (1, 2), (0.25, 0.75)) and journal.get("c") is None
+        assert journal.get("bad") == Entry("bad", None, reason="no such file")
+        journal.add([Entry("b", (5, 6), (1.0, 0.0))], np.full((1, 2), 3.0))
+        assert journal.get("b") == Entry("b", (5, 6), (1.0, 0.0))
+        assert [np.frombuffer(journal.embedding(name), "<f4").tolist() for name in "ab"] == [[1, 1], [3, 3]]
+        assert not journal.lost
+        journal.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["no database", "cut short", "a page", "an entry"])
+def test_a_damaged_journal_is_not_resumed(damage: str, tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "no database": b"no database" + content[11:],
+            "cut short": content[:5000],
+            "a page": content[:4096] + bytes(4096) + content[8192:],
+            "an entry": content.replace(b"[[1, 2], [0.25", b"[[1, 2], \xff0.25"),
+        }[damage]
+    )
+    with Journal(tmp_path, {}).opened() as journal:
+        assert journal.get("a") is None
+        if damage != "an entry":
+            assert journal.lost == f"{path} is damaged"
+        journal.add([Entry("a", (1, 2), (0.5, 0.5))])
+    with Journal(tmp_path, {}).opened() as journal:
+        assert journal.get("a") == Entry("a", (1, 2), (0.5, 0.5))
+
+
+def test_a_journal_of_an_older_version_is_begun_anew(
+    model: SceneModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, out, said = draw(tmp_path / "a.png"), tmp_path / "out", io.StringIO()
+    interrupted(model, 0, monkeypatch, [image], out)
+    (path,) = out.glob("unfinished-*")
+    path.rename(path.with_suffix(".jsonl"))
+    path.with_suffix(".f32").touch()
+    result = predict_images(model, [image], out, console=plain_console(file=said, width=500))
+    assert (
+        f"{out} holds predictions in the form of an older version: all images are predicted again." in said.getvalue()
+    )
+    assert result.images == 1 and not list(out.glob("unfinished-*"))
 
 
 def test_files_of_other_programs_are_kept(model: SceneModel, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ def disk_full(problem: BaseException | None) -> bool:
             return True
         if not isinstance(one, UnicodeError | SyntaxError) and _FULL_TEXT.search(str(one)):
             return True  # some libraries report it only in the message
+        if getattr(one, "sqlite_errorname", "") == "SQLITE_IOERR_WRITE":
+            return True  # all that sqlite3 reports of a quota or a limit
         waiting += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
     return False
 

@@ -15,6 +15,7 @@ def attach(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[
         homes: modules below the package, each with the names that the package exports from it. No name may equal a
             module's name, because importing that module would replace the name.
     """
+    # as lazy_loader's attach, which would be a further dependency for a few lines
     modules = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
     below = [module for module in homes if "." not in module]
     assert not modules.keys() & set(below), f"{package} offers a name that is one of its modules"

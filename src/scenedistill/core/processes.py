@@ -28,6 +28,8 @@ def end_with_parent() -> None:
 
     Otherwise it would continue after a `kill -9` of the parent.
     """
+    # multiprocessing ends daemonic children only where the parent leaves normally; Linux's PR_SET_PDEATHSIG is not on
+    # other systems, and already fires when the thread ends that started the process
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -122,11 +122,6 @@ def image_id(path: str) -> int:
     return int.from_bytes(hashlib.sha256(nfc(path).encode()).digest()[:8], "big") >> 1
 
 
-def content_hash(part: ScenePart) -> str:
-    """16 hex digits over the pixels and the names of a part's images, in their order."""
-    return part.content_hash()
-
-
 class Rows(Protocol):
     """Images that are fetched by their rows: a `ScenePart`, or a view of a `TrainingPart`."""
 
@@ -146,6 +141,8 @@ class BatchOrder(Protocol):
     def __len__(self) -> int: ...
 
 
+# not with torch's DataLoader: it fetches ahead only in other processes, out of which every batch would be copied, and
+# it keeps no images on a GPU
 class SceneBatches:
     """Iterator over the batches of a part in a given order, on a device.
 

@@ -18,6 +18,8 @@ from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import view_number
 
 
+# not with MPerClassSampler of pytorch-metric-learning: it draws from a global generator, not by epoch, and shows some
+# images several times in an epoch and others not at all
 class EpochBatches:
     """The order of the training images as a pure function of (seed, epoch), each process taking its share of a batch.
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# not with torchvision, which draws the same change for all images of a batch, nor with Kornia, which draws from torch's
+# global generator, so that an image's view would depend on the batch
+
 
 @dataclass
 class ViewConfig:

@@ -24,6 +24,7 @@ def walk_images(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
     Raises:
         UserError: a folder cannot be listed.
     """
+    # os.walk would go round a circle of links until the system stops it
     yield from _walk(folder, leave_out, set())
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from scenedistill.core.disk import clear_parts, read_json, write_json
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import write_yaml
-from scenedistill.data.batches import ScenePart, content_hash
+from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.splits.draw import Split
 from scenedistill.data.splits.files import write_split
@@ -70,7 +70,7 @@ class RunFolder:
         write_split(split, cache.index, folder / "split.csv")
         rows = np.concatenate([split.train, split.val, split.test])
         name = f"{split.hash}, {cache.size} pixels, {cache.bands} bands"
-        known, found = read_json(folder / "images.json"), content_hash(ScenePart(cache, rows))
+        known, found = read_json(folder / "images.json"), ScenePart(cache, rows).content_hash()
         if known.get(name, found) != found:
             self.console.print(
                 f"  these are not the images that {folder} was begun with (changed files, or another decoder); "

@@ -20,7 +20,7 @@ WHAT = {
 }
 HEADINGS = ("MB", "OA (%)", "same class (%)", "largest logit difference", "ms, one image", "ms, 64 at once")
 
-#: Licence identifiers of Hugging Face; any other licence is `other` there.
+#: Licence identifiers of Hugging Face; any other licence is `other` there. huggingface_hub has no list of them.
 LICENCES = frozenset(
     (
         *("mit", "apache-2.0", "cc0-1.0", "odc-by", "odbl", "pddl", "cc-by-3.0", "cc-by-sa-3.0", "cc-by-nc-3.0"),
@@ -112,7 +112,8 @@ def _title(card: NetCard, about: Mapping[str, Any]) -> str:
 
 def _head(card: NetCard, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of the YAML header."""
-    # not with ModelCardData, so that the export does not depend on huggingface_hub
+    # ModelCardData of huggingface_hub would write these keys from as many lines, and it checks no values; its ModelCard
+    # fills a template, which has no place for tables of files
     head: dict[str, Any] = {
         "license": _licence(about),
         "pipeline_tag": "image-classification",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class ImageTables:
 
 
 def write_tables(
-    classes: Sequence[str], names: Sequence[str], journal: Journal, out: Path, embeddings: bool
+    classes: Sequence[str], names: Sequence[str], journal: Journal, out: Path, width: int | None
 ) -> ImageTables:
     """Write `predictions.csv`, `predictions.jsonl`, and where needed `embeddings.npz` and `skipped.csv`.
 
@@ -43,9 +44,9 @@ def write_tables(
         names: paths of the images, in the order of the tables.
         journal: the results of all images.
         out: output folder.
-        embeddings: whether to write the embeddings.
+        width: length D of an embedding; None to write no embeddings.
     """
-    results, rows = ImageTables(), list[int]()
+    results = ImageTables()
     table, lines = out / "predictions.csv", out / "predictions.jsonl"
     parts = [file.with_name(f"{file.name}.part") for file in (table, lines)]
     with (
@@ -57,13 +58,13 @@ def write_tables(
         writer.writerow(["path", "class", "confidence", *(f"p_{name}" for name in classes)])
         for name in names:
             entry = journal.get(name)
+            assert entry is not None
             if entry.reason is not None:
                 results.skipped.append((name, entry.reason))
                 continue
             label = max(range(len(classes)), key=entry.probabilities.__getitem__)
             confidence = entry.probabilities[label]
             results.predicted.append((name, label, confidence))
-            rows.append(entry.row)
             writer.writerow(
                 [
                     as_path_cell(name),
@@ -78,11 +79,8 @@ def write_tables(
         part.replace(file)
     results.files += [table, lines]
     kept, bad = out / EMBEDDINGS, out / "skipped.csv"
-    if embeddings:
-        paths = np.array([name for name, _, _ in results.predicted], dtype=np.str_)
-        vectors = journal.embeddings()
-        whole = vectors if rows == list(range(len(vectors))) else vectors[rows]
-        np.savez(kept, paths=paths, embeddings=whole)
+    if width is not None:
+        _write_embeddings(kept, [name for name, _, _ in results.predicted], journal, width)
         results.files.append(kept)
     if results.skipped:
         with bad.open("w", encoding="utf-8", newline="") as bad_file:
@@ -90,3 +88,16 @@ def write_tables(
             csv.writer(bad_file).writerows([("path", "reason"), *rows_of_bad])
         results.files.append(bad)
     return results
+
+
+def _write_embeddings(path: Path, names: Sequence[str], journal: Journal, width: int) -> None:
+    """Write the arrays `paths` and `embeddings`."""
+    # as np.savez does, which would need all embeddings in memory
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), width)}
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("paths.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, np.array(names, dtype=np.str_), allow_pickle=False)
+        with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for name in names:
+                file.write(journal.embedding(name))

@@ -145,14 +145,16 @@ def predict_images(
         "embeddings": config.embeddings,
     }
     constants: dict[Path, Constant] = {}
-    width = model.predict([]).embedding.shape[1] if config.embeddings else None
-    with Journal(out, settings, width).opened(restart=config.restart) as journal:
+    with Journal(out, settings).opened(restart=config.restart) as journal:
+        if journal.lost and console is not None:
+            console.print(f"{journal.lost}: all images are predicted again.", markup=False, highlight=False)
         todo = {name: path for name, path in files.items() if not _is_done(journal, name, path)}
         started = time.monotonic()
         for batch in _predicted(model, todo, config, console, constants):
             journal.add(batch.entries, batch.predicted.embedding if config.embeddings and batch.predicted else None)
         seconds = time.monotonic() - started
-        results = write_tables(model.card.classes, list(files), journal, out, config.embeddings)
+        width = model.predict([]).embedding.shape[1] if config.embeddings else None
+        results = write_tables(model.card.classes, list(files), journal, out, width)
         sheets: list[Path] = []
         if config.sheet != "none":
             shown = [
@@ -204,7 +206,8 @@ class _Batch:
 
 def _is_done(journal: Journal, name: str, path: Path) -> bool:
     """Return whether an interrupted call has finished this file, and the file is unchanged."""
-    return name in journal.places and journal.get(name).stamp == _stamp(path)
+    entry = journal.get(name)
+    return entry is not None and entry.stamp == _stamp(path)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

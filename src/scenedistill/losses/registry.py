@@ -57,15 +57,14 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "vkd": OrthogonalProjection,
 }
 
-#: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15); `dkd_plus`, ours,
-#: adds soft logits and is the best of eight mixtures on validation images of AID (docs/method.md). The weights of the
-#: other methods are those of their authors' code or of widely used codebases, except `cc`, `fitnet` and `vkd`, whose
-#: weights are ours. The pooled variants and `crd` (without its memory) use the weights of the original methods, which
-#: are not tuned for them.
+#: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15), with weights chosen on
+#: validation images of AID; `dkd_plus`, ours, adds soft logits (docs/method.md). The weights of the other methods are
+#: those of their authors' code or of widely used codebases, except `cc`, `fitnet` and `vkd`, whose weights are ours. The
+#: pooled variants and `crd` (without its memory) use the weights of the original methods, which are not tuned for them.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
-    "dkd": {"ce": 1.0, "da": 1.0, "ss": 1.0},
-    "dkd_plus": {"ce": 1.0, "da": 3.0, "ss": 3.0, "kd": 0.1},
+    "dkd": {"ce": 1.0, "da": 30.0, "ss": 1.0},
+    "dkd_plus": {"ce": 0.1, "kd": 0.9, "da": 30.0, "ss": 1.0},
     # other methods
     "at": {"ce": 1.0, "at": 1000.0},
     "cc": {"ce": 1.0, "cc": 100.0},

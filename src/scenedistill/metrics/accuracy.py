@@ -40,11 +40,6 @@ class SceneMetrics:
         """Number of images."""
         return int(self.confusion.sum())
 
-    @property
-    def absent(self) -> tuple[str, ...]:
-        """The classes without an image, which AA and macro F1 leave out."""
-        return tuple(name for name in self.classes if name not in self.per_class)
-
 
 def scene_metrics(
     predictions: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, classes: Sequence[str]

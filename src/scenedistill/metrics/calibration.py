@@ -69,6 +69,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BI
             f"probabilities {list(probabilities.shape)}, labels {list(labels.shape)}, {bins} bins; "
             "expected [N, K], [N] and 1 or more, with an image at least"
         )
+    # torchmetrics' calibration error is the one number, without the bins that the diagram shows
     sure = probabilities.max(1).astype(np.float64)
     if not np.allclose(probabilities.sum(1), 1, atol=1e-3) or probabilities.min() < 0:
         raise ValueError("probabilities must be 0 or more and sum to 1 for each image; logits need a softmax first")

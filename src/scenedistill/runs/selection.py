@@ -22,7 +22,7 @@ def of_grid(network: Network, block: str, grid: Mapping[str, Any], tuning: Mappi
         grid: the grid's settings; empty for a run, to which every network belongs.
         tuning: the grid's tuning.json.
     """
-    label, _, factor = network.label.partition("@")
+    label = network.label.partition("@")[0]
 
     def among(name: str, value: object) -> bool:
         return not grid.get(name) or value in grid[name]
@@ -34,11 +34,37 @@ def of_grid(network: Network, block: str, grid: Mapping[str, Any], tuning: Mappi
     blocks = [f"{data}-{100 * ratio:g}" for data in grid.get("datasets") or () for ratio in grid.get("ratios") or ()]
     if not among("seeds", network.seed) or (blocks and block not in blocks):
         return None
-    wanted: str | None = ""
-    if network.student and grid.get("tuning") and "teacher" in network.settings:
-        chosen = _at(tuning, "chosen", block, network.student, label, "factor")
-        wanted = None if not isinstance(chosen, int | float) else "" if chosen == 1 else f"{chosen:g}"
-    return replace(network, label=label) if factor == wanted else None
+    mark: str | None = ""
+    tuned = "teacher" in network.settings or _at(grid, "tuning", "learning_rates")
+    if network.student and grid.get("tuning") and tuned:
+        mark = _chosen_mark(_at(tuning, "chosen", block, network.student, label))
+    return replace(network, label=label) if mark is not None and network.label == label + mark else None
+
+
+def candidate_mark(factor: float | None, learning_rate: float | None) -> str:
+    """Return what follows the method's label in the name of the folder of a training with tuned settings.
+
+    Args:
+        factor: factor on the weight of all losses that use the teacher; None where it is not named.
+        learning_rate: peak learning rate; None where it is the method's own.
+
+    Examples:
+        >>> from scenedistill.runs.selection import candidate_mark
+        >>> candidate_mark(0.1, None), candidate_mark(None, 0.05), candidate_mark(10, 0.05)
+        ('@0.1', '@lr0.05', '@10_lr0.05')
+    """
+    parts = [f"{factor:g}"] if factor is not None else []
+    parts += [f"lr{learning_rate:g}"] if learning_rate is not None else []
+    return f"@{'_'.join(parts)}" if parts else ""
+
+
+def _chosen_mark(choice: Any) -> str | None:
+    """Return the mark of the settings that a method's entry of tuning.json names as chosen; None where there are
+    none."""
+    factor, rate = (_at(choice, name) for name in ("factor", "learning_rate"))
+    if not isinstance(factor, int | float) and not isinstance(rate, int | float):
+        return None
+    return candidate_mark(None if factor == 1 else factor, rate)
 
 
 def of_one_setting(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:

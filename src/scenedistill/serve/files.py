@@ -27,6 +27,8 @@ DOWNLOADS = {
 PREFIX, LOCK = "scenedistill-serve-", ".lock"
 
 
+# TemporaryDirectory of the standard library leaves its files after a kill; the caches of cachetools have one limit of
+# size each, and notice what is too old only when they are next used
 class ResultStore:
     """Temporary folder that only its owner can read, with a subfolder for each request.
 
@@ -155,6 +157,7 @@ def image_kind(head: bytes, name: str) -> str:
     Raises:
         Refused: see `receive`.
     """
+    # Pillow would name the format only after parsing the header, of any of its formats
     if not head:
         raise Refused(400, f"{name} is empty.")
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -97,6 +97,7 @@ class RequestLimit:
     """Counter that admits at most `parallel + waiting` requests at a time."""
 
     def __init__(self, limits: ServeLimits) -> None:
+        # a semaphore lets all wait; uvicorn's limit_concurrency also counts connections that upload nothing
         self.limits, self.inside = limits, 0
 
     @contextmanager
@@ -130,6 +131,7 @@ async def limited(chunks: AsyncIterator[bytes], length: str | None, limits: Serv
     Raises:
         Refused: 413, too many bytes; 408, too slow.
     """
+    # RequestBodyLimitMiddleware of new Starlette releases counts bytes only, not seconds, and its answer is no JSON
     refusal = Refused(413, f"The file is larger than {limits.megabytes:g} MiB, the limit of this page.")
     if length and length.isascii() and length.isdigit() and int(length) > limits.bytes:
         raise refusal
@@ -180,8 +182,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, host: str, names: tuple[str, ...] = ()) -> None:
-        # TrustedHostMiddleware of Starlette is less strict: it uses one of several Host headers, supports names but
-        # neither ranges of addresses nor IPv6, and does not check the Origin
+        # TrustedHostMiddleware of Starlette is less strict: it uses the first of several Host headers, supports names
+        # but no ranges of addresses (and IPv6 only in new releases), and does not check the Origin
         self.app = app
         self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
         self.loopback_only = host == "localhost" or _is_loopback(host)

@@ -41,6 +41,9 @@ GDAL_SETTINGS = {
 }
 
 
+# not pebble, whose pool also ends a task that takes too long: its results are pickles, with which a compromised process
+# could run code in the server; it kills a process without its children, and replaces one after a number of tasks, not
+# when it keeps too much memory. concurrent.futures cannot end a single task.
 class Worker:
     """Process with the networks that runs one task at a time.
 

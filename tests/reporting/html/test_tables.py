@@ -20,8 +20,8 @@ from scenedistill.reporting.html.tables import (
     results_table,
     seeds_table,
     text_entry,
-    tuning_table,
 )
+from scenedistill.reporting.html.tuning_table import tuning_table
 from scenedistill.runs.run import Run
 
 
@@ -79,6 +79,37 @@ def test_tuning_shows_every_trial() -> None:
     assert table.head[3:] == ("OA (%) at 0.1", "OA (%) at 1", "chosen factor")
     assert [entry.text for entry in table.rows[0]] == ["AID-20", "net", "kd", "50.00", "-", "0.1"]
     assert "20 % of the training part" in table.note
+
+
+def test_tuning_with_learning_rates_shows_the_last_round() -> None:
+    def score(epochs: int, factor: float | None, rate: float, oa: float | None) -> dict[str, object]:
+        return {"epochs": epochs, "factor": factor, "learning_rate": rate, "validation_oa": oa}
+
+    spent = {"trainings": 5, "trained_epochs": 11}
+    first = [score(1, factor, rate, 0.4) for factor in (0.1, 1) for rate in (0.01, 0.1)]
+    kd = {
+        "factor": 10,
+        "learning_rate": 0.1,
+        "scores": [*first, score(4, 1, 0.1, 0.5), score(4, 10, 0.1, 0.6)],
+        **spent,
+    }
+    plain = {"factor": None, "learning_rate": 0.01, "scores": [score(4, None, 0.01, 0.7), score(4, None, 0.1, None)]}
+    wild = {"factor": None, "learning_rate": None, "scores": [score(1, 1, 0.1, None)]}
+    tuning = {
+        "factors": [0.1, 1], "val_fraction": 0.2, "seed": 0, "epochs": 4, "rounds": [1], "keep": 0.25, "folds": 2,
+        "chosen": {"AID-20": {"net": {"kd": kd, "plain": {**plain, **spent}, "wild": {**wild, **spent}}}},
+    }  # fmt: skip
+    table = tuning_table(tuning)
+    heads = ("learning rate", "OA (%) at 0.1", "OA (%) at 1", "OA (%) at 10", "OA (%) without a factor")
+    assert table.head[3:] == (*heads, "chosen factor")
+    assert [[entry.text for entry in row[2:]] for row in table.rows] == [
+        ["kd", "0.1", "-", "50.00", "60.00", "-", "10"],
+        ["plain", "0.01", "-", "-", "-", "70.00", "chosen"],
+        ["plain", "0.1", "-", "-", "-", "-", "-"],
+        ["wild", "0.1", "-", "-", "-", "-", "-"],
+    ]
+    assert "2 parts, each of 20 %" in table.note and "5 trainings and 11 epochs for every method" in table.note
+    assert "rounds of 1 epochs, of which the best 25 % went on" in table.note
 
 
 def test_published_accuracies_have_a_table_of_their_own() -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+# not with tifffile, which reads the pixels later: it follows up to 2**32 pages, notices only some chains of pages that
+# lead back, and leaves out the rest of a damaged chain without an error
+
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
 
 #: Largest number of pages in a file and of tags in a page; a file with more is refused.

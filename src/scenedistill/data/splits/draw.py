@@ -39,18 +39,20 @@ class Split:
         return dict(zip(PARTS, (self.train, self.val, self.test), strict=True))
 
 
-def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: float = 0.0) -> Split:
+def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: float = 0.0, val_fold: int = 0) -> Split:
     """Draw a stratified split: of each class, `train_ratio` of its images for training and the rest for test.
 
     The scheme needs no random-number generator, so it is the same on every platform, file system and library version:
     the images of a class are ranked by SHA-256 of "seed, class name, relative path" (UTF-8, NFC, joined by NUL); the
     first n are for training, n = images * ratio rounded half up, but at least 1 and leaving at least 1 for test. With
     the same seed a smaller ratio therefore trains on a subset of a larger one's images. Validation takes the last
-    `val_fraction` of the training images of each class, rounded half up, at least 1 and leaving at least 1.
+    `val_fraction` of the training images of each class, rounded half up, at least 1 and leaving at least 1; fold 1
+    takes the images before those, and so on, so that no two folds have an image in common.
 
     Args:
         train_ratio: in (0, 1), as the field writes it: 0.2 is "20 % training, 80 % test".
         val_fraction: in [0, 1), fraction of the training part.
+        val_fold: number of the validation part, >= 0; training, with validation, and test do not depend on it.
 
     Raises:
         UserError: a ratio out of range, or a class with too few images (named).
@@ -82,14 +84,19 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
             )
         ranked = sorted(members.tolist(), key=lambda i: _rank(seed, name, index.paths[i]))
         n_train = min(max(_share(len(members), train_ratio), 1), len(members) - 1)
-        n_val = min(max(_share(n_train, val_fraction), 1), n_train - 1) if val_fraction else 0
-        if val_fraction and n_val < 1:
+        begin, end = _fold(n_train, val_fraction, val_fold) if val_fraction else (0, 0)
+        if val_fraction and begin == end:
+            there = f"Class {name!r} has {counted(n_train, 'training image')} at train ratio {train_ratio}; "
+            if val_fold:
+                raise UserError(
+                    f"{there}validation fold {val_fold} needs more. Raise the train ratio or take fewer folds."
+                )
             raise UserError(
-                f"Class {name!r} has {counted(n_train, 'training image')} at train ratio {train_ratio}; taking "
-                "validation images out needs at least 2. Raise the train ratio or set the validation fraction to 0."
+                f"{there}taking validation images out needs at least 2. Raise the train ratio or set the validation "
+                "fraction to 0."
             )
         part[ranked[:n_train]] = 0
-        part[ranked[n_train - n_val : n_train]] = 1
+        part[ranked[n_train - end : n_train - begin]] = 1
         part[ranked[n_train:]] = 2
     return assemble(index, part, train_ratio, seed)
 
@@ -118,6 +125,15 @@ def _rank(seed: int, name: str, path: str) -> str:
     return hashlib.sha256("\0".join((str(seed), nfc(name), nfc(path))).encode()).hexdigest()
 
 
-def _share(count: int, ratio: float) -> int:
+def _fold(count: int, fraction: float, fold: int) -> tuple[int, int]:
+    """Return where a validation fold of a class begins and ends, counted back from its last training image; equal where
+    no image is left for it."""
+    begin, end = 0, min(max(_share(count, fraction), 1), count - 1)
+    for number in range(2, fold + 2):
+        begin, end = end, min(max(_share(count, fraction, number), end + 1), count)
+    return begin, end
+
+
+def _share(count: int, ratio: float, times: int = 1) -> int:
     # decimal, because 0.35 * 10 in binary is not the 3.5 a reader of the protocol expects to be rounded up
-    return int((Decimal(str(float(ratio))) * count).quantize(Decimal(1), ROUND_HALF_UP))
+    return int((Decimal(str(float(ratio))) * times * count).quantize(Decimal(1), ROUND_HALF_UP))

@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
+from scenedistill.core.processes import end_with_parent
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.synthetic.canvas import Canvas
 from scenedistill.data.synthetic.scenes import SCENES
@@ -157,23 +156,17 @@ def _workers(tasks: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     # Forked workers need no `if __name__ == "__main__"` in a user's script; they touch numpy and Pillow alone.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     """Leave Ctrl-C to the parent, and end this process with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _read(folder: Path) -> Recipe | None:

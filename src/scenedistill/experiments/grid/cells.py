@@ -1,4 +1,4 @@
-"""Cells of a grid, each one training: planning, paths, state and execution."""
+"""Cells of a grid, each one training: planning, order, paths and settings."""
 
 from __future__ import annotations
 
@@ -6,22 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from scenedistill.config import StudentConfig
-from scenedistill.core.errors import UserError
-from scenedistill.experiments.context import Experiment, SeedContext
-from scenedistill.experiments.grid.config import GridConfig, grid_words, needs_teacher, student_of
-from scenedistill.experiments.grid.tuning import Choice, choose, tuned, tuning_settings, tuning_student
-from scenedistill.experiments.results.record import Row
-from scenedistill.experiments.stage_files import stage_damage
-from scenedistill.experiments.stages import teacher_settings, test, train_teacher
-from scenedistill.experiments.students import student_stage, train_students
-from scenedistill.experiments.teaching import distillation_inputs, kept_views
-from scenedistill.training.base import Diverged
-from scenedistill.training.runs import Stage
-
-DIVERGED = "diverged"  # key in the record of a tuning run
+from scenedistill.experiments.grid.config import GridConfig, needs_teacher, student_of
+from scenedistill.experiments.grid.search import Candidate, Search
+from scenedistill.experiments.grid.tuning import tuned, tuning_student
 
 
 @dataclass(frozen=True)
@@ -33,28 +21,49 @@ class Cell:
         seed: seed of the split, the initial weights and the views.
         student: name of the student; None for the teacher.
         label: label of the method; `teacher` for the teacher.
-        factor: factor on the method's weight, in a tuning run.
+        candidate: settings that a tuning run tries; None for an extension, whose factor follows from earlier runs.
         tuning: whether it is a tuning run, which holds out a validation part and is never tested.
+        epochs: epochs of a shorter round of tuning; None in the last round, and outside tuning.
+        extension: number of the extension of a method's tuning by a further factor, from 1; 0 for none.
+        fold: number of the validation part of a tuning run, from 0.
     """
 
     block: str
     seed: int
     student: str | None = None
     label: str = "teacher"
-    factor: float | None = None
+    candidate: Candidate | None = None
     tuning: bool = False
+    epochs: int | None = None
+    extension: int = 0
+    fold: int = 0
+
+    @property
+    def home(self) -> Path:
+        """Path of its experiment below the grid's folder; every fold has its own split."""
+        if not self.tuning:
+            return Path(self.block)
+        return Path("tuning", self.block, f"fold{self.fold}") if self.fold else Path("tuning", self.block)
 
     @property
     def folder(self) -> Path:
-        """Path below the grid's folder, before a factor is chosen."""
-        upper = Path("tuning") / self.block if self.tuning else Path(self.block)
-        label = self.label if self.factor is None else f"{self.label}@{self.factor:g}"
-        return upper / f"seed{self.seed}" / (Path(self.student) / label if self.student else "teacher")
+        """Path below the grid's folder, before a candidate is chosen."""
+        seed = self.home / f"seed{self.seed}"
+        if not self.student:
+            return seed / "teacher"
+        mark = f"@extension{self.extension}" if self.extension else self.candidate.mark if self.candidate else ""
+        return seed / self.student / f"{self.label}{mark}{f'_{self.epochs}epochs' if self.epochs else ''}"
 
-    def place(self, factor: float = 1.0) -> Path:
-        """Return the path for the chosen factor: a weight changed by tuning has its own path, so that grids with and
-        without tuning may share a folder."""
-        return self.folder if self.tuning or factor == 1 else self.folder.with_name(f"{self.label}@{factor:g}")
+    def place(self, candidate: Candidate) -> Path:
+        """Return the path for the chosen candidate: settings changed by tuning have their own path, so that grids with
+        and without tuning may share a folder."""
+        if self.tuning:
+            return self.trial(candidate).folder
+        return self.folder.with_name(f"{self.label}{candidate.final_mark}") if self.student else self.folder
+
+    def trial(self, candidate: Candidate) -> Cell:
+        """Return the tuning run that an extension is with its candidate; another cell is returned unchanged."""
+        return replace(self, candidate=candidate, extension=0) if self.extension else self
 
     @property
     def name(self) -> str:
@@ -63,8 +72,8 @@ class Cell:
 
     @property
     def teacher(self) -> Cell:
-        """The teacher of its data, ratio and seed."""
-        return replace(self, student=None, label="teacher", factor=None)
+        """The teacher of its data, ratio, seed and fold."""
+        return replace(self, student=None, label="teacher", candidate=None, epochs=None, extension=0)
 
     def log(self, out: Path) -> Path:
         """Return the path of its log file."""
@@ -75,6 +84,9 @@ class Cell:
 def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
     """List every cell in order of dependency: the tuning, then seed by seed the teacher and all methods.
 
+    Tuning runs of which it is not known whether they will be trained are listed too: those of later rounds and the
+    extensions.
+
     Args:
         config: the grid.
         only: labels of the methods wanted; all when empty.
@@ -82,11 +94,14 @@ def plan(config: GridConfig, only: Sequence[str] = ()) -> list[Cell]:
     labels = [label for label in config.methods if not only or label in only]
     taught = [label for label in labels if any(uses_teacher(config, student, label) for student in config.students)]
     cells: list[Cell] = []
-    for block in config.blocks() if config.tuning and taught else ():
+    for block in config.blocks() if config.tuning else ():
         assert config.tuning
         first = Cell(block, config.tuning.seed, tuning=True)
-        runs = [replace(first, student=student, label=label) for student in config.students for label in taught]
-        cells += [first, *(replace(run, factor=factor) for run in runs for factor in config.tuning.factors)]
+        if taught:
+            cells += [replace(first, fold=fold) for fold in range(config.tuning.folds)]
+        for student in config.students:
+            for label in labels:
+                cells += trials(config, replace(first, student=student, label=label))
     for seed in config.seeds:
         for block in config.blocks():
             if taught:
@@ -100,233 +115,54 @@ def uses_teacher(config: GridConfig, student: str, label: str) -> bool:
     return needs_teacher(student_of(config, student, label))
 
 
+def search_of(config: GridConfig, student: str, label: str) -> Search | None:
+    """Return what tuning tries for a method; None where it is not tuned."""
+    tuning = config.tuning
+    taught = tuning and uses_teacher(config, student, label)
+    if not tuning or not (taught or tuning.learning_rates):
+        return None
+    return Search(
+        factors=tuple(float(factor) for factor in tuning.factors) if taught else (),
+        learning_rates=tuple(float(rate) for rate in tuning.learning_rates),
+        rounds=len(tuning.rounds) + 1,
+        keep=tuning.keep,
+        extend=tuning.extend if taught else 0,
+    )
+
+
 def dependencies(config: GridConfig, cell: Cell) -> list[Cell]:
     """List the cells that must be done before this one."""
-    if cell.student is None or not uses_teacher(config, cell.student, cell.label):
+    if cell.student is None:
         return []
-    return [cell.teacher, *([] if cell.tuning else trials(config, cell))]
+    found = [cell.teacher] if uses_teacher(config, cell.student, cell.label) else []
+    runs = trials(config, cell)
+    return found + [run for run in runs if not cell.tuning or step(config, run) < step(config, cell)]
 
 
 def trials(config: GridConfig, cell: Cell) -> list[Cell]:
-    """List the tuning runs from which a cell's weight is chosen."""
-    if not config.tuning or cell.student is None or not uses_teacher(config, cell.student, cell.label):
+    """List the tuning runs of a cell's method: round by round, then the extensions; none where it is not tuned."""
+    search = search_of(config, cell.student, cell.label) if cell.student else None
+    if not (search and config.tuning):
         return []
-    run = replace(cell, seed=config.tuning.seed, tuning=True)
-    return [replace(run, factor=factor) for factor in config.tuning.factors]
+    run = Cell(cell.block, config.tuning.seed, cell.student, cell.label, tuning=True)
+    rounds = (*config.tuning.rounds, None)
+    found = [replace(run, candidate=each, epochs=epochs) for epochs in rounds for each in search.candidates]
+    found += [replace(run, extension=number) for number in range(1, search.extend + 1)]
+    return [replace(one, fold=fold) for one in found for fold in range(config.tuning.folds)]
 
 
-def cell_student(config: GridConfig, cell: Cell, factor: float = 1.0) -> StudentConfig:
-    """Return the settings of a student's cell; the factor is the one that tuning has chosen."""
+def step(config: GridConfig, run: Cell) -> int:
+    """Return the position of a tuning run in the order of its method's tuning: its round, from 0, and for an extension
+    as many steps after the last round."""
+    assert config.tuning
+    return config.tuning.rounds.index(run.epochs) if run.epochs else len(config.tuning.rounds) + run.extension
+
+
+def cell_student(config: GridConfig, cell: Cell, candidate: Candidate | None = None) -> StudentConfig:
+    """Return the settings of a student's cell; the candidate is the one that tuning has chosen."""
     assert cell.student is not None
-    student = student_of(config, cell.student, cell.label)
+    student, candidate = student_of(config, cell.student, cell.label), cell.candidate or candidate or Candidate()
     if cell.tuning:
-        assert config.tuning and cell.factor
-        return tuning_student(student, cell.factor, config.tuning)
-    return tuned(student, factor)
-
-
-def open_experiment(
-    config: GridConfig,
-    out: Path,
-    cell: Cell,
-    console: Console,
-    *,
-    threads: int | None = None,
-    opening: Console | None = None,
-) -> Experiment:
-    """Open the experiment of a cell: the decoded images and the folder of its data set and ratio."""
-    block, tuning = cell.block, cell.tuning
-    data, ratio = config.blocks()[block]
-    base = config.base
-    cache = base.data.cache_dir
-    if cache and len(config.datasets) > 1:
-        cache = cache / data  # a cache folder holds the images of only one data set
-    base = replace(
-        base,
-        seeds=config.seeds,
-        students=config.students,
-        data=replace(base.data, train_ratio=ratio, cache_dir=cache),
-        machine=replace(base.machine, threads=threads or base.machine.threads),
-    )
-    if tuning:
         assert config.tuning
-        base = tuning_settings(base, config.tuning)
-    folder = out / "tuning" / block if tuning else out / block
-    return Experiment.open(Path(config.datasets[data]), folder, base, console, opening=opening)
-
-
-def stage_of(context: SeedContext, config: GridConfig, out: Path, cell: Cell, factor: float = 1.0) -> Stage:
-    """Return a cell's stage as `train_teacher` and `train_students` make it, for reading without a lock."""
-    if cell.student is None:
-        settings = teacher_settings(context.config.teacher, len(context.split.train))
-        return context.stage(out / cell.folder, settings)
-    student = cell_student(config, cell, factor)
-    teacher = stage_of(context, config, out, cell.teacher) if needs_teacher(student) else None
-    return student_stage(context, out / cell.place(factor), student, teacher)
-
-
-def can_share_teacher_pass(config: GridConfig, cell: Cell, other: Cell) -> bool:
-    """Return whether two cells can share a teacher pass: students of one seed that run the teacher in every step."""
-    if cell == other or not (cell.student and other.student) or cell.teacher != other.teacher:
-        return False
-    if not all(uses_teacher(config, str(one.student), one.label) for one in (cell, other)):
-        return False
-    first, second = cell_student(config, cell, 1), cell_student(config, other, 1)
-    return (
-        config.base.side_by_side
-        and not kept_views(first)
-        and distillation_inputs(first) == distillation_inputs(second)
-        and first.fit == second.fit
-        and first.weights == second.weights
-    )
-
-
-def do_cells(
-    config: GridConfig, out: Path, cells: Sequence[tuple[Cell, float]], threads: int | None, console: Console
-) -> None:
-    """Train and test a cell with the factor on its weight, or several side by side; an interrupted attempt is
-    continued. The cells that they need must be done.
-
-    Raises:
-        UserError: a problem that the user can correct, such as another process that works on the cell.
-    """
-    first, _ = cells[0]
-    context = open_experiment(config, out, first, console, threads=threads).of_seed(first.seed)
-    context.keep()
-    if first.student is None:
-        stages = [train_teacher(context, out / first.folder)]
-    else:
-        students = [(out / cell.place(factor), cell_student(config, cell, factor)) for cell, factor in cells]
-        teacher = stage_of(context, config, out, first.teacher) if needs_teacher(students[0][1]) else None
-        try:
-            stages = train_students(context, students, teacher)
-        except Diverged as problem:
-            if not first.tuning or len(cells) > 1:
-                raise
-            # a weight that is too large is a result of the tuning, recorded so that it is not tried again
-            stage_of(context, config, out, first).finish({"seconds": 0.0, DIVERGED: str(problem)})
-    if not first.tuning:
-        for (cell, _), stage in zip(cells, stages, strict=True):
-            test(context, stage, cell.label)
-
-
-class Board:
-    """State and results of the cells, read from their folders.
-
-    Args:
-        config: the grid.
-        out: its folder.
-        console: console for the messages on the data sets.
-        home: folder for the experiments' own files, `out` when not given; another one leaves `out` unchanged.
-    """
-
-    def __init__(self, config: GridConfig, out: Path, console: Console, home: Path | None = None) -> None:
-        self.config, self.out, self.console = config, out, console
-        self._home = home or out
-        self._experiments: dict[tuple[str, bool], Experiment] = {}
-        self._contexts: dict[tuple[str, bool, int], SeedContext] = {}
-        self._broken: dict[tuple[str, bool, int], str] = {}
-
-    def broken(self, cell: Cell) -> str:
-        """Return why the images of a cell cannot be used, in one line; empty where they can."""
-        key = (cell.block, cell.tuning, cell.seed)
-        if key not in self._broken:
-            try:
-                self.context(cell)
-                self._broken[key] = ""
-            except UserError as problem:
-                self._broken[key] = grid_words(" ".join(str(problem).split()))
-        return self._broken[key]
-
-    def experiment(self, cell: Cell) -> Experiment:
-        """Return the cell's experiment, opened on first use."""
-        key = (cell.block, cell.tuning)
-        if key not in self._experiments:
-            known = any(block == cell.block for block, _ in self._experiments)
-            quiet = Console(quiet=True)
-            self._experiments[key] = open_experiment(
-                self.config, self._home, cell, quiet, opening=quiet if known else self.console
-            )
-        return self._experiments[key]
-
-    def context(self, cell: Cell) -> SeedContext:
-        """Return the cell's experiment and split."""
-        key = (cell.block, cell.tuning, cell.seed)
-        if key not in self._contexts:
-            self._contexts[key] = self.experiment(cell).of_seed(cell.seed)
-        return self._contexts[key]
-
-    def stage(self, cell: Cell) -> Stage | None:
-        """Return the cell's stage; None while its weight is not chosen."""
-        factor = self.factor(cell)
-        if factor is None:
-            return None
-        return stage_of(self.context(cell), self.config, self.out, cell, factor)
-
-    def done(self, cell: Cell) -> bool:
-        """Return whether the cell is trained and, except for a tuning run, tested."""
-        stage = self.stage(cell)
-        if stage is None or not stage.done or stage_damage(stage):
-            return False
-        return cell.tuning or ((test := self._test(cell, stage)).done and not test.damage())
-
-    def check_teacher(self, cell: Cell) -> None:
-        """Raise a UserError when a finished teacher was made from another file than the settings name."""
-        train_teacher(self.context(cell), self.out / cell.folder)
-
-    def factor(self, cell: Cell) -> float | None:
-        """Return the factor on the method's weight; None while the tuning is not complete, or where all runs
-        diverged."""
-        if cell.tuning or not trials(self.config, cell):
-            return 1.0
-        choice = self.choice(cell)
-        return choice.factor if choice else None
-
-    def choice(self, cell: Cell) -> Choice | None:
-        """Return the tuning result of a cell's method, once it is complete; no factor where all runs diverged."""
-        scores: dict[float, float | None] = {}
-        for trial in trials(self.config, cell):
-            stage = self.stage(trial)
-            if stage is None or not stage.done:
-                return None
-            assert trial.factor
-            scores[trial.factor] = self.validation_oa(trial)
-        epochs = self.epochs(trials(self.config, cell)[0])
-        return Choice(cell.block, str(cell.student), cell.label, scores, choose(scores), epochs)
-
-    def validation_oa(self, cell: Cell) -> float | None:
-        """Return the validation OA of the last epoch of a finished tuning run, 0..1; None where it diverged."""
-        stage = self.stage(cell)
-        assert stage
-        return None if DIVERGED in stage.record else stage.record.get("last_epoch", {}).get("val_oa")
-
-    def seconds(self, cell: Cell) -> float:
-        """Return the seconds of a finished cell, training and test."""
-        stage = self.stage(cell)
-        assert stage
-        tested = 0.0 if cell.tuning else float(self._test(cell, stage).record["seconds"])
-        return float(stage.record["seconds"]) + tested
-
-    def epochs(self, cell: Cell) -> int:
-        """Return the number of epochs of a cell's training."""
-        context = self.context(cell)
-        network = context.config.teacher if cell.student is None else cell_student(self.config, cell)
-        return network.schedule(len(context.split.train)).epochs
-
-    def row(self, cell: Cell) -> Row:
-        """Return the result row of a finished cell."""
-        stage = self.stage(cell)
-        assert stage
-        context = self.context(cell)
-        row = test(context, stage, cell.label)
-        if cell.student and not uses_teacher(self.config, cell.student, cell.label):
-            row = replace(row, teacher=None)
-        usual = self.config.base.student.schedule(len(context.split.train)).epochs
-        if cell.student and (epochs := self.epochs(cell)) != usual:
-            row = replace(row, more={**row.more, "epochs": epochs})
-        if trials(self.config, cell):
-            row = replace(row, more={**row.more, "factor": self.factor(cell)})
-        return row
-
-    def _test(self, cell: Cell, stage: Stage) -> Stage:
-        return Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": self.context(cell).split.hash})
+        return tuning_student(student, candidate, cell.epochs or config.tuning.epochs)
+    return tuned(student, candidate)

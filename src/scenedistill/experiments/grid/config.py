@@ -14,6 +14,7 @@ import yaml
 from scenedistill.config import RunConfig, StudentConfig
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
+from scenedistill.experiments.grid.tuning_config import TuningConfig, check_tuning
 from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
@@ -62,23 +63,6 @@ class MethodConfig:
 
 
 @dataclass
-class TuningConfig:
-    """Tuning budget, the same for every method that uses the teacher.
-
-    Attributes:
-        factors: factors on the weight of all losses that use the teacher, each > 0; one short training for each.
-        val_fraction: share of the training part on which they are compared, in (0, 1); the test part stays unseen.
-        epochs: epochs of a student's tuning run; those of the full training when not given.
-        seed: seed of the split, the teacher and the tuning runs.
-    """
-
-    factors: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0])
-    val_fraction: float = 0.2
-    epochs: int | None = None
-    seed: int = 0
-
-
-@dataclass
 class ClusterConfig:
     """How cells are spread over a Ray cluster.
 
@@ -109,7 +93,7 @@ class GridConfig:
         weights: initial weights by name of the student; those of `base.student` for students that are not named.
         methods: label to what differs from `base.student`; a label that is a method's name may stand alone.
         baseline: label of the method to which the others are compared, seed by seed.
-        tuning: budget for choosing the weight of each method; none when not given.
+        tuning: budget for choosing the weight, and perhaps the learning rate, of each method; no tuning when not given.
         cluster: for `--ray true`.
         base: all other settings. Its seeds, students, data.train_ratio and student.method are those of the grid.
     """
@@ -241,7 +225,7 @@ def check_grid(config: GridConfig) -> None:
     )
     _check_methods(config)
     if config.tuning:
-        _check_tuning(config, config.tuning)
+        check_tuning(config.tuning, config.base, _tuned_students(config))
 
 
 def _check_cluster(cluster: ClusterConfig) -> None:
@@ -252,6 +236,16 @@ def _check_cluster(cluster: ClusterConfig) -> None:
     ):
         if not fits:
             raise UserError(f"cluster.{name} is {getattr(cluster, name)}; see `scenedistill grid --help`.")
+
+
+def _tuned_students(config: GridConfig) -> dict[str, StudentConfig]:
+    """Return the settings of a student of each tuned method; all students of a method have the same schedule."""
+    assert config.tuning
+    rates, made = config.tuning.learning_rates, {m: student_of(config, config.students[0], m) for m in config.methods}
+    for label, method in config.methods.items():
+        if rates and "lr" in method.fit:
+            raise UserError(f"methods.{label}.fit.lr and tuning.learning_rates: leave one of the two out.")
+    return {label: student for label, student in made.items() if rates or needs_teacher(student)}
 
 
 def _check_methods(config: GridConfig) -> None:
@@ -286,26 +280,6 @@ def _check_methods(config: GridConfig) -> None:
                 raise UserError(f"methods.{label}: {problem}") from problem
         if label == "plain" and needs_teacher(made):
             raise UserError("methods.plain uses the teacher; plain is the label of a student trained on labels alone.")
-
-
-def _check_tuning(config: GridConfig, tuning: TuningConfig) -> None:
-    if not tuning.factors or min(tuning.factors) <= 0 or len(set(tuning.factors)) < len(tuning.factors):
-        raise UserError(f"tuning.factors is {tuning.factors}; expected numbers above 0, each once.")
-    for factor in tuning.factors:
-        if float(f"{factor:g}") != factor:
-            raise UserError(f"tuning.factors holds {factor}; expected six digits at most: they name folders.")
-    if not 0 < tuning.val_fraction < 1:
-        raise UserError(f"tuning.val_fraction is {tuning.val_fraction}; expected a share between 0 and 1.")
-    if tuning.seed < 0 or (tuning.epochs is not None and tuning.epochs < 1):
-        raise UserError("tuning.seed must be 0 or more, and tuning.epochs 1 or more.")
-    if config.base.teacher.checkpoint or config.base.teacher.as_is:
-        given = "checkpoint" if config.base.teacher.checkpoint else "as_is"
-        raise UserError(
-            f"Tuning needs a teacher that has not seen the validation images, and base.teacher.{given} takes one "
-            "that was trained before. Leave one of the two out."
-        )
-    if config.base.data.split_file:
-        raise UserError("Tuning carves its validation part itself; leave base.data.split_file or tuning out.")
 
 
 #: Options of a run that a grid has below `base`.

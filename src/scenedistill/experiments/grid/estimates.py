@@ -16,7 +16,8 @@ from scenedistill.config import FitConfig
 from scenedistill.core.errors import UserError
 from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.context import Experiment, SeedContext
-from scenedistill.experiments.grid.cells import Board, Cell, cell_student, uses_teacher
+from scenedistill.experiments.grid.board import Board
+from scenedistill.experiments.grid.cells import Cell, cell_student, uses_teacher
 from scenedistill.experiments.stages import train_teacher
 from scenedistill.experiments.students import train_students
 from scenedistill.experiments.teaching import kept_views
@@ -68,6 +69,13 @@ class Clock:
                 pace = self._measured[kind]
                 return pace.epoch * self._work(cell) + pace.ask * self._asked(cell, first)
         return None
+
+    def expected(self, cell: Cell, *, first: bool = False) -> float | None:
+        """Estimate the seconds that a cell takes on average: those of `seconds`, times the chance that a tuning run of
+        a later round is needed."""
+        chance = self.board.chance(cell)
+        seconds = self.seconds(cell, first=first) if chance else 0.0
+        return None if seconds is None else chance * seconds
 
     def measure(self, cells: Sequence[Cell], threads: int | None) -> int:
         """Train on a few batches of each kind without an estimate, in a temporary folder.

@@ -19,8 +19,9 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.processes import end_with_parent, forking_context
 from scenedistill.core.terminal import plain_console
-from scenedistill.experiments.grid.cells import Cell, do_cells
+from scenedistill.experiments.grid.cells import Cell
 from scenedistill.experiments.grid.config import GridConfig, grid_words
+from scenedistill.experiments.grid.work import Work, do_cells
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Order:
     Attributes:
         config: the grid.
         out: its folder.
-        work: each cell with the factor on its method's weight.
+        work: each cell with the settings that it tries or that tuning has chosen.
         threads: CPU threads.
     """
 
     config: GridConfig
     out: Path
-    work: tuple[tuple[Cell, float], ...]
+    work: tuple[Work, ...]
     threads: int | None = None
 
     @property

@@ -13,9 +13,11 @@ from rich.text import Text
 from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.text import markdown_table
 from scenedistill.data.names import as_markdown
-from scenedistill.experiments.grid.cells import Board, Cell, plan, trials
+from scenedistill.experiments.grid.board import Board
+from scenedistill.experiments.grid.cells import Cell, plan, trials
 from scenedistill.experiments.grid.config import GridConfig, student_of
 from scenedistill.experiments.grid.tuning import FILE, Choice, write_choices
+from scenedistill.experiments.grid.tuning_results import tuning_note, tuning_section
 from scenedistill.experiments.results.pairs import pairs_lines
 from scenedistill.experiments.results.published import published_table
 from scenedistill.experiments.results.record import Result, to_json
@@ -40,7 +42,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
     config = board.config
     cells = [cell for cell in plan(config) if not (cell.tuning or board.broken(cell)) and board.done(cell)]
     choices = keep_choices(board, home)
-    notes = f"{_tuning_note(config, choices)} {_differences(config, cells)}".strip()
+    notes = f"{tuning_note(config, choices)} {_differences(config, cells)}".strip()
     results, sections = {}, []
     for block in config.blocks():
         own = [cell for cell in cells if cell.block == block]
@@ -60,7 +62,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         if result.train_ratio and (others := published_table(result.data, result.train_ratio)):
             sections.append(others)
         _print(result, config, block, console)
-    sections += [f"{_meaning(config)} {notes}".strip(), *_tuning_section(choices), *_failure_section(failures)]
+    sections += [f"{_meaning(config)} {notes}".strip(), *tuning_section(choices), *_failure_section(failures)]
     text = "\n\n".join([f"# {config.name}", f"`{command or 'scenedistill.experiments.grid.run'}`", *sections])
     (home / SUMMARY).write_text(text + "\n", encoding="utf-8")
     for name, reason in failures.items():
@@ -72,29 +74,15 @@ def keep_choices(board: Board, home: Path) -> list[Choice]:
     """Collect the choices of every method whose tuning is complete, and write them to `tuning.json`."""
     config, found = board.config, list[Choice]()
     for cell in plan(config):
-        if board.broken(cell) or any(board.broken(trial) for trial in trials(config, cell)):
+        if cell.seed != config.seeds[0] or cell.tuning or board.broken(cell):
             continue
-        if cell.seed == config.seeds[0] and cell.student and not cell.tuning and trials(config, cell):
-            choice = board.choice(cell)
-            if choice:
-                found.append(choice)
+        if any(board.broken(trial) for trial in trials(config, cell)):
+            continue
+        if choice := board.choice(cell):
+            found.append(choice)
     if config.tuning and found:
         write_choices(found, config.tuning, config.base.student.fit.epochs or found[0].epochs, home / FILE)
     return found
-
-
-def _tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
-    """Return the note on the tuning for the results; "" where there was none."""
-    if not config.tuning or not choices:
-        return ""
-    seed, factors = config.tuning.seed, sorted(config.tuning.factors)
-    note = f"Weights chosen from {len(factors)} factors on validation images of seed {seed}."
-    if set(config.seeds) - {seed} and not config.base.data.split_file:
-        note += " Other seeds draw other splits, so that some of these images are test images there."
-    edge = [choice.label for choice in choices if len(factors) > 1 and choice.factor in (factors[0], factors[-1])]
-    if edge:
-        note += f" At the edge of the factors, where more might be gained: {', '.join(dict.fromkeys(edge))}."
-    return note
 
 
 def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
@@ -127,21 +115,6 @@ def _meaning(config: GridConfig) -> str:
         "Student's t with n - 1 degrees of freedom. It covers neither the choice of the data set nor that several "
         "methods are compared at once. The last epoch is reported."
     )
-
-
-def _tuning_section(choices: Sequence[Choice]) -> list[str]:
-    if not choices:
-        return []
-    factors = sorted({factor for choice in choices for factor in choice.scores})
-    head = ["data", "network", "method", *(f"x {factor:g}" for factor in factors), "chosen"]
-    lines = []
-    for choice in choices:
-        scores = [choice.scores.get(factor) for factor in factors]
-        shown = ["diverged" if score is None else f"{100 * score:.2f}" for score in scores]
-        chosen = "none" if choice.factor is None else f"{choice.factor:g}"
-        lines.append([choice.block, choice.student, choice.label, *shown, chosen])
-    table = markdown_table(head, lines, words=range(3))
-    return ["## Tuning", "OA (%) on validation images for each factor on the method's weight.", table]
 
 
 def _failure_section(failures: Mapping[str, str]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,22 +13,18 @@ from rich.console import Console
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
-from scenedistill.experiments.grid.cells import (
-    Board,
-    Cell,
-    can_share_teacher_pass,
-    cell_student,
-    dependencies,
-    plan,
-    uses_teacher,
-)
+from scenedistill.experiments.grid.board import Board
+from scenedistill.experiments.grid.cells import Cell, plan
 from scenedistill.experiments.grid.config import GridConfig, check_grid, grid_home, grid_text, unknown
 from scenedistill.experiments.grid.estimates import Clock
-from scenedistill.experiments.grid.local import Ended, Engine, LocalEngine, Order, share
-from scenedistill.experiments.grid.results import FAILURES, finish, keep_choices, read_failures, write_failures
-from scenedistill.experiments.grid.table import Display, Progress, epochs_of, plan_table, summary_line
+from scenedistill.experiments.grid.local import Engine, LocalEngine, share
+from scenedistill.experiments.grid.results import FAILURES, finish, read_failures, write_failures
+from scenedistill.experiments.grid.scheduler import Outputs, Scheduler, stored_outputs
+from scenedistill.experiments.grid.table import Progress, plan_table, summary_line
 from scenedistill.experiments.results.record import Result
-from scenedistill.experiments.teaching import kept_views
+
+#: States of a cell in a dry run; `if reached`: a tuning run of which it is not known yet whether it is needed.
+DONE, TO_DO, IF_REACHED, LEFT_OUT = "done", "to do", "if reached", "left out"
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def grid(
     _check_data(board, cells)
     if engine is None:
         engine = LocalEngine(jobs, config.base.machine.threads, share_gpus=config.base.machine.devices == 1)
-    now = _Work(board, cells, engine, console, home).run()
+    now = Scheduler(board, cells, engine, console, home).run()
     asked, there = {cell.name for cell in cells}, {cell.name for cell in plan(config)}
     before = {name: reason for name, reason in read_failures(home).items() if name in there - asked}
     failures = before | now
@@ -120,25 +114,35 @@ def dry_run(
         for cell in [cell for cell in cells if board.broken(cell)]:
             console.print(f"{cell.name} cannot be done: {board.broken(cell)}", markup=False)
         cells = [cell for cell in cells if not board.broken(cell)]
-        done = {cell: board.done(cell) for cell in cells}
+        states = {cell: _state(board, cell) for cell in cells}
         clock = Clock(board)
-        for cell in cells:
-            if done[cell]:
-                clock.add(cell)
-        todo = [cell for cell in cells if not done[cell]]
+        done = [cell for cell in cells if states[cell] == DONE]
+        for cell in done:
+            clock.add(cell)
+        todo = [cell for cell in cells if states[cell] in (TO_DO, IF_REACHED)]
         known = sum(clock.seconds(cell) is not None for cell in todo)
         measured = clock.measure(todo, threads)
-        ahead = _output_writers(config, cells, [cell for cell in cells if done[cell]])
-        seconds = {cell: clock.seconds(cell, first=ahead.get(cell) == cell) for cell in todo}
-    console.print(plan_table(cells, done, seconds))
-    progress = Progress(cells, jobs, {cell: None for cell in cells if done[cell]}, expected=seconds)
+        ahead = _first_readers(board, todo, done)
+        seconds = {cell: clock.seconds(cell, first=cell in ahead) for cell in todo}
+        expected = {cell: clock.expected(cell, first=cell in ahead) for cell in todo}
+    console.print(plan_table(cells, states, seconds))
+    progress = Progress(cells, jobs, {cell: None for cell in cells if cell not in expected}, expected=expected)
     console.print(f"{summary_line(progress, time.monotonic())}, {jobs} at a time.")
     if todo:
         console.print(
             f"Estimated from finished cells of the same kind for {known} cells, from {measured} short measurements for "
             f"{len(todo) - known}."
         )
+    if any(states[cell] == IF_REACHED for cell in todo):
+        console.print(f"Cells marked '{IF_REACHED}' count in the total by the share of them that is expected to run.")
     return progress.seconds_left(time.monotonic())
+
+
+def _state(board: Board, cell: Cell) -> str:
+    """Return the state of a cell in a dry run."""
+    if board.done(cell):
+        return DONE
+    return {True: TO_DO, None: IF_REACHED, False: LEFT_OUT}[board.needed(cell)]
 
 
 def _check_call(config: GridConfig, only: Sequence[str], jobs: int) -> None:
@@ -160,145 +164,12 @@ def _check_data(board: Board, cells: Sequence[Cell]) -> None:
         raise UserError("\n".join(reasons[:3]))
 
 
-def _output_writers(config: GridConfig, cells: Sequence[Cell], done: Sequence[Cell]) -> dict[Cell, Cell]:
-    """Map each cell that reads teacher outputs not stored yet to the cell (perhaps itself) that computes them.
-
-    Two cells at the same time would both compute all of them.
-    """
-    first: dict[tuple[Cell, int], Cell | None] = {}
-    leaders: dict[Cell, Cell] = {}
-    for cell in [*done, *cells]:
-        views = kept_views(cell_student(config, cell)) if cell.student else 0
-        if cell.student and views and uses_teacher(config, cell.student, cell.label):
-            leader = first.setdefault((cell.teacher, views), None if cell in done else cell)
-            if leader and cell not in done:
-                leaders[cell] = leader
-    return leaders
-
-
-class _Work:
-    """Scheduler that passes cells to the engine in their order, as soon as the cells they need are done; side by side
-    where they can share a teacher pass."""
-
-    def __init__(self, board: Board, cells: Sequence[Cell], engine: Engine, console: Console, home: Path) -> None:
-        self.board, self.engine, self.console, self.home = board, engine, console, home
-        self.config = board.config
-        self.clock = Clock(board)
-        self.progress = Progress(cells, engine.slots)
-        self.display = Display(self.progress, console)
-        self.failures: dict[str, str] = {}
-        self._logs: dict[Cell, tuple[Path, int]] = {}  # the log of a running cell, and the byte where it began
-        self._orders = 0  # running orders
-        self._alone: set[Cell] = set()  # cells that failed side by side
-
-    def run(self) -> dict[str, str]:
-        """Run all cells; return the reasons of those that failed, by name."""
-        told = set[str]()
-        for cell in self.progress.cells:
-            if reason := self.board.broken(cell):
-                self.progress.failed[cell] = self.failures[cell.name] = reason
-                if reason not in told:
-                    self.console.print(f"{cell.block} is left out: {reason}", markup=False)
-                told.add(reason)
-            elif self.board.done(cell):
-                if cell.student is None:
-                    self.board.check_teacher(cell)
-                self._done(cell)
-        self._expect()
-        before = len(self.progress.oa)
-        if before:
-            self.console.print(f"{before} of {len(self.progress.cells)} cells were done before with the same settings.")
-        done = list(self.progress.oa)
-        self.leaders = _output_writers(self.config, self.progress.cells, done)
-        try:
-            with self.display:
-                while self.progress.left:
-                    self._start_some()
-                    for order, ended in self.engine.wait(1.0):
-                        self._ended(order, ended)
-                    self._look()
-        finally:
-            self.engine.close()
-        return self.failures
-
-    def _start_some(self) -> None:
-        for cell in self.progress.left:
-            if self._orders >= self.engine.slots:
-                return
-            if (factor := self._ready(cell)) is None:
-                continue
-            work = ((cell, factor), *self._beside(cell))
-            order = Order(self.config, self.board.out, work, self.engine.threads)
-            began = order.log.stat().st_size if order.log.exists() else 0
-            for each in order.cells:
-                self._logs[each] = order.log, began
-                self.progress.running[each] = time.monotonic()
-            self._orders += 1
-            self.engine.start(order)
-
-    def _beside(self, cell: Cell) -> list[tuple[Cell, float]]:
-        """Return the cells that can start side by side with a cell, on the same teacher pass."""
-        others = [other for other in self.progress.left if can_share_teacher_pass(self.config, cell, other)]
-        free = [other for other in others if not {cell, other} & self._alone]
-        return [(other, factor) for other in free if (factor := self._ready(other)) is not None]
-
-    def _ready(self, cell: Cell) -> float | None:
-        """Return the factor on the weight of a cell if it can start now; one that can never start is marked failed."""
-        progress = self.progress
-        if cell in progress.running or cell in progress.failed:
-            return None
-        wanted = dependencies(self.config, cell)
-        if broken := next((other for other in wanted if other in progress.failed), None):
-            self._failed(cell, f"it needs {broken.name}, which has failed", 0.0)
-            return None
-        waits = self.leaders.get(cell, cell) != cell and self.leaders[cell] in progress.left
-        if waits or not all(other in progress.oa for other in wanted):
-            return None
-        factor = self.board.factor(cell)
-        if factor is None:
-            self._failed(cell, "its loss diverged with every weight that was tried in tuning", 0.0)
-        return factor
-
-    def _ended(self, order: Order, ended: Ended) -> None:
-        self._orders -= 1
-        cells = order.cells
-        # the time of cells side by side is divided evenly
-        seconds = (time.monotonic() - self.progress.running[cells[0]]) / len(cells)
-        for cell in cells:
-            del self.progress.running[cell]
-            self.progress.epochs.pop(cell, None)
-        if ended.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.board.out))
-        if ended.reason and len(cells) > 1:  # perhaps only one of them diverges, or all need too much memory at once
-            self._alone.update(cells)
-            self.console.print(f"{len(cells)} side by side: {ended.reason} Now each alone.", markup=False)
-            return
-        for cell in cells:
-            if ended.reason:
-                self._failed(cell, ended.reason, seconds)
-                continue
-            self._done(cell)
-            if cell.factor is not None:
-                keep_choices(self.board, self.home)
-            self._expect()
-            self.display.ended(cell, seconds)
-
-    def _done(self, cell: Cell) -> None:
-        self.progress.oa[cell] = self.board.validation_oa(cell) if cell.tuning else self.board.row(cell).oa
-        self.clock.add(cell)
-
-    def _failed(self, cell: Cell, reason: str, seconds: float) -> None:
-        self.progress.failed[cell] = reason
-        self.failures[cell.name] = reason
-        self.display.ended(cell, seconds)
-
-    def _expect(self) -> None:
-        for cell in self.progress.left:
-            self.progress.expected[cell] = self.clock.seconds(cell)
-
-    def _look(self) -> None:
-        """Read the progress of the running cells from their logs."""
-        for cell in self.progress.running:
-            if found := epochs_of(*self._logs[cell]):
-                self.progress.epochs[cell] = found
-        self.display.refresh()
+def _first_readers(board: Board, cells: Sequence[Cell], done: Sequence[Cell]) -> set[Cell]:
+    """Return the cells that compute teacher outputs which later ones read."""
+    stored = {stored_outputs(board, cell) for cell in done}
+    found: dict[Outputs, Cell] = {}
+    for cell in cells:
+        outputs = stored_outputs(board, cell)
+        if outputs and outputs not in stored:
+            found.setdefault(outputs, cell)
+    return set(found.values())

@@ -27,7 +27,8 @@ class Progress:
     Attributes:
         cells: all cells, in their order.
         slots: cells at a time.
-        oa: OA of the finished cells, 0..1, on the test part or, for a tuning run, on the validation part.
+        oa: OA of the finished cells, 0..1, on the test part or, for a tuning run, on the validation part; None where
+            there is none, as for tuning runs that turned out not to be needed.
         failed: reason of each failed cell.
         running: start of each running cell, in seconds of `time.monotonic`.
         epochs: epochs trained and total epochs of the running cells.
@@ -99,25 +100,38 @@ def progress_table(progress: Progress, now: float) -> Table:
 def _now(progress: Progress, cells: Sequence[Cell]) -> Text:
     text = Text()
     for cell in cells:
-        what = f"seed {cell.seed}" if cell.factor is None else f"x {cell.factor:g}"
         if cell in progress.failed:
-            text.append(f"{what} failed  ", "red")
+            text.append(f"{_what(cell)} failed  ", "red")
         elif cell in progress.running:
             done, total = progress.epochs.get(cell, (0, 0))
-            text.append(f"{what}: epoch {done}/{total}  " if total else f"{what}: starting  ", "cyan")
+            text.append(f"{_what(cell)}: epoch {done}/{total}  " if total else f"{_what(cell)}: starting  ", "cyan")
     return text
 
 
-def plan_table(cells: Sequence[Cell], done: Mapping[Cell, bool], expected: Mapping[Cell, float | None]) -> Table:
-    """Create the table of a dry run: one line for each cell."""
+def _what(cell: Cell) -> str:
+    """Return what a cell is among those of its line."""
+    what = f"seed {cell.seed}"
+    if cell.candidate:
+        what = cell.candidate.text
+    elif cell.extension:
+        what = f"extension {cell.extension}"
+    return f"{what}, fold {cell.fold}" if cell.fold else what
+
+
+def plan_table(cells: Sequence[Cell], states: Mapping[Cell, str], seconds: Mapping[Cell, float | None]) -> Table:
+    """Create the table of a dry run: one line for each cell.
+
+    Args:
+        cells: the cells in their order.
+        states: state of each cell.
+        seconds: estimated seconds of the cells that are left.
+    """
     table = Table()
     for heading in ("cell", "state"):
         table.add_column(heading, overflow="fold")
     table.add_column("estimate", justify="right")
     for cell in cells:
-        table.add_row(
-            Text(cell.name), "done" if done[cell] else "to do", "" if done[cell] else duration(expected[cell])
-        )
+        table.add_row(Text(cell.name), states[cell], duration(seconds[cell]) if cell in seconds else "")
     return table
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from scenedistill.core.disk import write_json
 from scenedistill.core.errors import UserError
 
+# plain bytes, not NumPy's .npy files: NumPy writes parts of these only through mapped memory, where a full disk kills
+# the process; the plan has their shapes already, and work that an older version began can be resumed
 PLAN, PROBABILITIES, CELLS, DONE = "plan.json", "probabilities.bin", "cells.bin", "done.bin"
 
 

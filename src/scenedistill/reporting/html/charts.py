@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-# written by hand: these charts follow the page's style sheet, show tooltips and highlight a series by name, none of
-# which the SVG of matplotlib (used for the figure files) supports
+# written by hand: these charts follow the page's style sheet, show a tooltip for each value, and highlight a series by
+# name. Matplotlib, which draws the figure files, writes fixed colours and no tooltips into an SVG: all of this would
+# have to be added to its XML. Plotly, Bokeh and Altair bring megabytes of JavaScript into a page that is one file.
 COLOURS = 8  # c0 ... c7 in the style sheet; further series repeat them with other dashes
 WIDTH, HEIGHT = 480, 280  # of a chart in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42  # margins for the axes

@@ -25,8 +25,8 @@ from scenedistill.reporting.html.tables import (
     results_table,
     seeds_table,
     text_entry,
-    tuning_table,
 )
+from scenedistill.reporting.html.tuning_table import tuning_table
 from scenedistill.runs.network import Network
 from scenedistill.runs.run import Cell, Run
 

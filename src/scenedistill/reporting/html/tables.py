@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scenedistill.core.text import spread
 from scenedistill.experiments.results.pairs import Gain, own_heading, own_methods, paired_gain
@@ -213,34 +212,6 @@ def class_gain(name: str, before: Sequence[Network], after: Sequence[Network]) -
     first = {n.seed: n.tested["per_class"].get(name) for n in before}
     found = [(first.get(n.seed), n.tested["per_class"].get(name)) for n in after]
     return [100 * (b - a) for a, b in found if a is not None and b is not None]
-
-
-def tuning_table(tuning: Mapping[str, Any]) -> Table:
-    """Return the table of validation OA by factor tried, from a grid's tuning.json."""
-    factors = [float(factor) for factor in tuning["factors"]]
-    rows = []
-    for block, students in tuning["chosen"].items():
-        for student, labels in students.items():
-            for label, found in labels.items():
-                known = {
-                    factor: oa for factor, oa in found["validation_oa"].items() if oa is not None
-                }  # None: diverged
-                scores = {float(factor): 100 * float(oa) for factor, oa in known.items()}
-                tried = [number_entry(scores.get(factor)) for factor in factors]
-                own = f"{label} ({found['epochs']} epochs)" if "epochs" in found else label
-                chosen = number_entry(found["factor"] and float(found["factor"]), "{:g}")  # None: all of them diverged
-                rows.append((text_entry(block), text_entry(student), text_entry(own), *tried, chosen))
-    head = ("data", "network", "training", *(f"OA (%) at {factor:g}" for factor in factors), "chosen factor")
-    return Table(
-        key="tuning",
-        caption="Tuning: a factor on the weight of all losses that use the teacher",
-        head=head,
-        rows=tuple(rows),
-        note=f"OA on {100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
-        f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts. As many trials "
-        "for every method; no test image of that seed's split was used. A choice at either end of the factors may "
-        "not be the best there is. Where all diverged none is chosen.",
-    )
 
 
 def published_tables(cells: Sequence[tuple[str, float]]) -> list[Table]:
