@@ -69,12 +69,10 @@ def parameters(source: str) -> dict[str, int]:
                 names = names[1:] if in_class and names[:1] in (["self"], ["cls"]) else names
                 names += [each.arg for each in (*given.kwonlyargs, given.vararg, given.kwarg) if each]
                 found[f"{name}{child.name}"] = max(len(names), found.get(f"{name}{child.name}", 0))
-            inner = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            visit(
-                child,
-                f"{name}{child.name}." if inner else name,
-                isinstance(child, ast.ClassDef) or (in_class and not inner),
-            )
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{name}{child.name}.", isinstance(child, ast.ClassDef))
+            else:
+                visit(child, name, in_class)
 
     visit(ast.parse(source), "", False)
     return found

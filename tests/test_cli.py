@@ -485,7 +485,7 @@ def test_commands_that_train_nothing_do_not_load_what_trains(tiny_scenes: Path, 
     ]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     script = Path(__file__).with_name("loaded_modules.py")
-    words = [sys.executable, script, "torch,lightning,timm,torchvision", "commands", json.dumps(commands)]
+    words = [sys.executable, str(script), "torch,lightning,timm,torchvision", "commands", json.dumps(commands)]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "split.csv").is_file() and "Did you mean check?" in ended.stderr

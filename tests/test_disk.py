@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,9 @@ def test_a_full_disk_is_recognised_behind_other_errors() -> None:
     assert disk_full(OSError(errno.EDQUOT, "quota"))
     assert disk_full(OSError(errno.EFBIG, "File too large"))
     assert disk_full(RuntimeError("sqlite: database or disk is full"))
+    limited = sqlite3.OperationalError("disk I/O error")
+    limited.sqlite_errorname = "SQLITE_IOERR_WRITE"
+    assert disk_full(limited) and not disk_full(sqlite3.OperationalError("disk I/O error"))
     assert disk_full(ExceptionGroup("several", [ValueError("x"), OSError(errno.ENOSPC, "full")]))
     try:
         try:

@@ -22,7 +22,7 @@ def main() -> None:
         time.sleep(0.15)
         return predict(given)
 
-    model.predict = slowly  # type: ignore[method-assign]
+    model.predict = slowly  # type: ignore[method-assign, assignment]
     predict_images(model, [images], out, ImagesConfig(batch_size=4, embeddings=True))
 
 

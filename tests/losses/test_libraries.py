@@ -10,7 +10,7 @@ import timm
 import torch
 from timm.task import FeatureDistillationTask, LogitDistillationTask
 
-from scenedistill.losses import LightlyQueue, TeacherStatistics, TimmFeatures, TimmLogits
+from scenedistill.losses import DistillationLoss, LightlyQueue, TeacherStatistics, TimmFeatures, TimmLogits
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 MakeOutput = Callable[..., SceneOutput]
@@ -38,10 +38,12 @@ def test_the_losses_equal_timms_tasks(task: type, networks: tuple[torch.nn.Modul
     theirs.teacher.normalize_input = lambda images, *_: images  # ours takes images in 0..1 and normalises them inside
     ours, wanted = outputs(student, images), outputs(teacher, images)
     dims = [FeatureDims(3, each.embedding.shape[1], ()) for each in (ours, wanted)]
-    loss = TimmLogits(*dims)
+    loss: DistillationLoss = TimmLogits(*dims)
     if task is FeatureDistillationTask:
         loss = TimmFeatures(*dims)
-        loss.projection.load_state_dict(theirs.trainable_module.projection.state_dict())
+        loss.load_state_dict(
+            {f"projection.{name}": value for name, value in theirs.trainable_module.projection.state_dict().items()}
+        )
     with torch.no_grad():
         found = theirs(images, LABELS)
         ours = outputs(student, images)

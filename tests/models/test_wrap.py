@@ -178,7 +178,7 @@ class Registers(nn.Module):
 def test_a_transformer_states_its_prefix_tokens_as_those_of_timm_do() -> None:
     torch.manual_seed(0)
     module, images = Registers().eval(), torch.randn(2, 3, 64, 64)
-    expected = module.tokens(images)[:, 3:].square().mean(2).unflatten(1, (4, 4))
+    expected = module.tokens(images)[:, 3:].square().mean(2).reshape(2, 4, 4)
     torch.testing.assert_close(SceneNet.wrap(module, ["block"], image_size=64)(images).attention[0].energy, expected)
     other = Registers()
     other.num_prefix_tokens = 2

@@ -82,8 +82,8 @@ def comparison_rows(cell: Cell, methods: Sequence[str]) -> list[ComparisonRow]:
 
 def _compared(ours: Sequence[Network], theirs: Sequence[Network], other: str) -> ComparisonRow | None:
     """Compare two groups of networks that differ by seed only; the p-values are not corrected."""
-    by_seed = [{network.seed: 100 * network.tested["oa"] for network in group} for group in (ours, theirs)]
-    gain = paired_gain(*by_seed)
+    our_oa, their_oa = ({network.seed: 100 * network.tested["oa"] for network in group} for group in (ours, theirs))
+    gain = paired_gain(our_oa, their_oa)
     if gain is None:
         return None
     images = _image_gain(ours, theirs)
@@ -116,9 +116,14 @@ def _image_gain(ours: Sequence[Network], theirs: Sequence[Network]) -> ImageGain
 
 def _corrected(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Correct the p-values over seeds and those over images, each by Holm's method."""
-    corrected = list(rows)
-    for name in ("p", "image_p"):
-        known = [i for i, row in enumerate(rows) if getattr(row, name) is not None]
-        for i, p in zip(known, holm([getattr(rows[i], name) for i in known]), strict=True):
-            corrected[i] = dataclasses.replace(corrected[i], **{name: p})
-    return corrected
+    over_seeds, over_images = _holm([row.p for row in rows]), _holm([row.image_p for row in rows])
+    return [
+        dataclasses.replace(row, p=p, image_p=image_p)
+        for row, p, image_p in zip(rows, over_seeds, over_images, strict=True)
+    ]
+
+
+def _holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct the known p-values."""
+    corrected = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(corrected) for p in p_values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -30,8 +31,8 @@ def test_a_method_is_compared_with_every_other_training_of_its_student(grid_fold
     ]
     networks = {(n.label, n.seed): n for n in Run.open(grid_folder).cell("tiny-50").networks}
     _, plain, copy = result.rows
-    oas = [{seed: 100 * networks[label, seed].tested["oa"] for seed in (0, 1)} for label in ("dkd", "plain")]
-    gain = paired_gain(*oas)
+    ours, theirs = ({seed: 100 * networks[label, seed].tested["oa"] for seed in (0, 1)} for label in ("dkd", "plain"))
+    gain = paired_gain(ours, theirs)
     assert gain is not None and (plain.points, plain.low, plain.high) == (gain.mean, gain.low, gain.high)
     right = [
         sum(int((o.predicted == o.labels).sum()) for seed in (0, 1) if (o := networks[label, seed].outputs))
@@ -87,10 +88,10 @@ def test_a_figure_of_another_kind_is_refused_before_the_work(
 def test_the_verdict_needs_both_corrected_p_values() -> None:
     row = ComparisonRow("net", "dkd", "kd", 1.0, 3, 0.2, 1.8, 0.03, 100, 0.4, 1.6, 0.02)
     assert row.verdict == "ahead"
-    assert ComparisonRow(*(*vars(row).values(),)[:3], -1.0, *(*vars(row).values(),)[4:]).verdict == "behind"
-    for name in ("p", "image_p"):
-        assert ComparisonRow(**{**vars(row), name: 0.2}).verdict == "no clear difference"
-        assert ComparisonRow(**{**vars(row), name: None}).verdict == "no clear difference"
+    assert dataclasses.replace(row, points=-1.0).verdict == "behind"
+    for p in (0.2, None):
+        for doubtful in (dataclasses.replace(row, p=p), dataclasses.replace(row, image_p=p)):
+            assert doubtful.verdict == "no clear difference"
 
 
 def test_the_report_has_the_comparison_and_its_picture(page: Path) -> None:

@@ -30,8 +30,9 @@ def comparison_section(rows: list[ComparisonRow]) -> Section:
     section = Section("comparison", "Comparison with all others", MEANING)
     if rows:
         head = ("network", "method", "compared with", "lead (points)")
-        head = (*head, "95 % over seeds", "p over seeds", "95 % over images", "p over images", "verdict")
-        section.blocks += [Table("comparison", "Lead in OA", head, tuple(map(_entries, rows))), _picture(rows)]
+        statistics = ("95 % over seeds", "p over seeds", "95 % over images", "p over images", "verdict")
+        table = Table("comparison", "Lead in OA", (*head, *statistics), tuple(map(_entries, rows)))
+        section.blocks += [table, _picture(rows)]
     return section
 
 
