@@ -137,8 +137,9 @@ class StudentConfig:
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
         loss_options: settings of single losses, such as `{ss: {temperature: 0.05}}`.
         knowledge_views: number of distinct views of each image that the epochs cycle through, with the teacher's
-            outputs stored on the disk; 0 runs the teacher on new views in every epoch. On AID 8, 16 and new views gave
-            the same OA (docs/speed.md).
+            outputs stored on the disk; 0 runs the teacher on new views in every epoch. With 30
+            epochs of AID 8, 16 and new views gave the same OA, with 60 epochs of 1,000 images 8 were too few
+            (docs/speed.md).
         mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher's output is that for
             the mixture; losses that need labels leave mixed images out.
         ask_size: side in pixels of the teacher's views, which show the same as the student's at another resolution;

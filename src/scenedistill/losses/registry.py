@@ -57,10 +57,11 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "vkd": OrthogonalProjection,
 }
 
-#: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15), with weights chosen on
-#: validation images of AID; `dkd_plus`, ours, adds soft logits (docs/method.md). The weights of the other methods are
-#: those of their authors' code or of widely used codebases, except `cc`, `fitnet` and `vkd`, whose weights are ours. The
-#: pooled variants and `crd` (without its memory) use the weights of the original methods, which are not tuned for them.
+#: Weights of the losses of each method. `dkd` is L_HTL = CE + alpha L_DA + beta L_SS, equation (15), with weights
+#: chosen on validation images of AID; `dkd_plus`, ours, adds soft logits (docs/method.md). The weights of the other
+#: methods are those of their authors' code or of widely used codebases, except `cc`, `fitnet` and `vkd`, whose weights
+#: are ours. The pooled variants and `crd` (without its memory) use the weights of the original methods, not tuned for
+#: them.
 METHODS: dict[str, dict[str, float]] = {
     "plain": {"ce": 1.0},
     "dkd": {"ce": 1.0, "da": 30.0, "ss": 1.0},

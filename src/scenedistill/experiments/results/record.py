@@ -138,8 +138,7 @@ def tidy(value: Any) -> Any:
 def from_json(record: object, path: Path) -> Result:
     """Convert and check a result; `path` is for the messages and the name. Raises UserError."""
     # not with pydantic: it would be a further required dependency, and names neither the file nor the key that a
-    # misspelt one is meant for; its errors would be put into these words, and the rules over several fields be written,
-    # by as much code as the checks
+    # misspelt one is meant for; putting its errors into these words, and the rules over several fields, would stay here
     known = {item.name: item for item in dataclasses.fields(Result)}
     given = keys(record, "the result", path, set(known), set(known) - {"notes"}, closed=True)
     check(given["experiment"] == path.stem, path, "experiment", given["experiment"], f"{path.stem!r}, the file's name")
