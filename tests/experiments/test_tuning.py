@@ -212,7 +212,7 @@ def test_tuning_runs_leave_a_validation_part_out_and_change_nothing_else() -> No
     student = StudentConfig(method="dkd", fit=StudentFitConfig(**vars(FitConfig(epochs=30))))
     assert tuning_student(student, Candidate(1), None).fit.epochs == 30
     short = tuning_student(student, Candidate(10), 4)
-    assert short.fit.epochs == 4 and weights(short)["da"] == 10 and student.fit.epochs == 30
+    assert short.fit.epochs == 4 and weights(short)["da"] == 300 and student.fit.epochs == 30
 
 
 @pytest.mark.parametrize(("fraction", "folds"), [(0.2, 5), (0.25, 3), (0.5, 2), (0.1, 10)])

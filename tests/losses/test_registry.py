@@ -59,7 +59,7 @@ def test_an_option_out_of_its_range_is_refused(
 def test_weights_of_a_method_with_changes() -> None:
     assert resolve_weights("plain", {}) == {"ce": 1.0}
     assert resolve_weights("dkd", {"da": 0.0, "ss": 2.5}) == {"ce": 1.0, "ss": 2.5}
-    assert METHODS["dkd"]["da"] == 1.0  # the method itself stays
+    assert METHODS["dkd"]["da"] == 30.0  # the method itself stays
     with pytest.raises(UserError, match=r"dkdd.*dkd"):
         resolve_weights("dkdd", {})
     for wrong in (-1.0, float("nan"), float("inf")):

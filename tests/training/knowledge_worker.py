@@ -16,16 +16,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scenedistill.core.precision import Precision
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.files import load_net
+from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 from scenedistill.training.teacher_outputs.teachers import Teachers
 
 IMAGES = 63  # an odd number
+
+
+class Counted(Teachers):
+    """Count the views of every forward pass."""
+
+    def __init__(self, nets: list[SceneNet], *, precision: Precision, image_size: int) -> None:
+        super().__init__(nets, precision=precision, image_size=image_size)
+        self.seen: list[int] = []
+
+    def __call__(self, view: Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
+        self.seen.append(len(view))
+        return super().__call__(view, attention, features)
 
 
 def main() -> None:
@@ -36,26 +50,20 @@ def main() -> None:
     cache = build_cache(scan(scenes), 32, folder=folder / f"cache{rank}", progress=False)
     part = ScenePart(cache, np.arange(IMAGES))
     teacher, _ = load_net(folder / "teacher.safetensors")
+    counted = Counted([teacher], precision="fp32", image_size=32)
     kept = Knowledge(
-        Teachers([teacher], precision="fp32", image_size=32),
+        counted,
         part,
         views=2,
         config=ViewConfig(),
         seed=5,
         root=folder / f"store{world}",
     )
-    seen, teachers = list[int](), kept.teachers
-
-    def counted(view: Tensor, attention: bool = True) -> SceneOutput:
-        seen.append(len(view))
-        return teachers(view, attention)
-
-    kept.teachers = counted  # type: ignore[assignment]
     for epoch in range(3):
         kept.open(epoch, torch.device("cpu"))
-    assert sum(seen) == 2 * -(-IMAGES // world), seen
+    assert sum(counted.seen) == 2 * -(-IMAGES // world), counted.seen
     rows = kept.packing.pack(kept.of(part.fetch(range(IMAGES)), 2))
-    assert sum(seen) == 2 * -(-IMAGES // world), "the outputs are those stored"
+    assert sum(counted.seen) == 2 * -(-IMAGES // world), "the outputs are those stored"
     torch.save(rows, folder / f"rows{world}-{rank}.pt")
 
 

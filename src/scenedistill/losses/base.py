@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput
+
+if TYPE_CHECKING:  # it loads timm, which losses alone do not need
+    from scenedistill.models.network import SceneNet
 
 
 class TeacherStatistics(NamedTuple):
@@ -171,7 +173,7 @@ class DistillationLoss(nn.Module):
                 )
 
     def _check_prepared(self) -> None:
-        if any(bool(buffer.isnan().any()) for buffer in self.buffers(recurse=False)):
+        if any(bool(buffer.isnan().any()) for buffer in self.buffers()):
             raise UserError(
                 f"{type(self).__name__} has no statistics of its teacher. Before the first step, call "
                 "loss.prepare(TeacherStatistics.measure(teacher, loader))."

@@ -22,9 +22,9 @@ class Hint(DistillationLoss):
     discarded after training, project the student's map to the teacher's width. Maps of different size are averaged down
     to the smaller height and width.
 
-    With the teacher's statistics (`prepare`), the channels of its map are shifted and scaled by mean and deviation of
-    their descriptors over the training set, so that one weight suits all teachers. Without, its map is the target, as
-    in the paper.
+    The channels of the teacher's map are shifted and scaled by mean and deviation of their descriptors over the
+    training set, so that one weight suits all teachers; the paper takes the map as it is. The loss therefore needs the
+    teacher's statistics (`prepare`) and raises an error without them.
 
     Differences from the paper: the paper first trains the network up to the hint and then distils the logits. Here, as
     in widely used codebases, the hint is added to the cross-entropy, as a mean over channels and positions (the paper
@@ -45,7 +45,7 @@ class Hint(DistillationLoss):
 
     Examples:
         >>> import torch
-        >>> from scenedistill.losses.features import Hint
+        >>> from scenedistill.losses import Hint, TeacherStatistics
         >>> from scenedistill.models.output import FeatureDims, SceneOutput
         >>> narrow, wide = FeatureDims(3, 4, stages=(2, 4)), FeatureDims(3, 8, stages=(4, 8))
         >>> maps = torch.rand(2, 2, 8, 8), torch.rand(2, 4, 4, 4)
@@ -53,11 +53,14 @@ class Hint(DistillationLoss):
         >>> maps = torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)
         >>> teacher = SceneOutput(torch.rand(2, 3), torch.rand(2, 8), attention=(), features=maps)
         >>> loss = Hint(narrow, wide)
+        >>> means, stds = (torch.zeros(4), torch.zeros(8)), (torch.ones(4), torch.ones(8))
+        >>> loss.prepare(TeacherStatistics(torch.zeros(8), means, stds))
         >>> loss(student, teacher, labels=torch.tensor([0, 1])).shape
         torch.Size([])
     """
 
     needs_features = True
+    needs_statistics = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, stage: float = 2) -> None:
         super().__init__(student, teacher)
@@ -91,7 +94,7 @@ class PooledHint(DistillationLoss):
 
     Examples:
         >>> import torch
-        >>> from scenedistill.losses.features import PooledHint
+        >>> from scenedistill.losses import PooledHint, TeacherStatistics
         >>> from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
         >>> def output(dims: FeatureDims) -> SceneOutput:
         ...     width = dims.stages[0]
@@ -101,11 +104,13 @@ class PooledHint(DistillationLoss):
         ...     return SceneOutput(torch.rand(2, 3), torch.rand(2, dims.embedding), attention=(stage,))
         >>> narrow, wide = FeatureDims(3, 4, stages=(4,)), FeatureDims(3, 8, stages=(8,))
         >>> loss = PooledHint(narrow, wide)
+        >>> loss.prepare(TeacherStatistics.of(output(wide) for _ in range(4)))
         >>> loss(output(narrow), output(wide), labels=torch.tensor([0, 1])).shape
         torch.Size([])
     """
 
     needs_attention = True
+    needs_statistics = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
         super().__init__(student, teacher)

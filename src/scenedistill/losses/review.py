@@ -28,8 +28,8 @@ class KnowledgeReview(DistillationLoss):
     The weight rises over the first twelfth of the training (`warm_up`), as in the authors' CIFAR code.
 
     Caveats: the CIFAR code uses weights up to 8, depending on the architecture. It compares features before their
-    activation; here the outputs of the stages are compared, their channels standardised if the teacher's statistics are
-    given (`prepare`). The 3x3 convolutions of the fusions need more computation
+    activation; here the outputs of the stages are compared, their channels standardised over the training set. The loss
+    therefore needs the teacher's statistics (`prepare`). The 3x3 convolutions of the fusions need more computation
     than a light student. The teacher's maps are too large to store, so the teacher runs in every step on fresh views.
 
     Args:
@@ -42,7 +42,7 @@ class KnowledgeReview(DistillationLoss):
 
     Examples:
         >>> import torch
-        >>> from scenedistill.losses.review import KnowledgeReview
+        >>> from scenedistill.losses import KnowledgeReview, TeacherStatistics
         >>> from scenedistill.models.output import FeatureDims, SceneOutput
         >>> narrow, wide = FeatureDims(3, 4, stages=(2, 4)), FeatureDims(3, 8, stages=(4, 8))
         >>> maps = torch.rand(2, 2, 8, 8), torch.rand(2, 4, 4, 4)
@@ -50,11 +50,14 @@ class KnowledgeReview(DistillationLoss):
         >>> maps = torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)
         >>> teacher = SceneOutput(torch.rand(2, 3), torch.rand(2, 8), attention=(), features=maps)
         >>> loss = KnowledgeReview(narrow, wide)
+        >>> means, stds = (torch.zeros(4), torch.zeros(8)), (torch.ones(4), torch.ones(8))
+        >>> loss.prepare(TeacherStatistics(torch.zeros(8), means, stds))
         >>> loss(student, teacher, labels=torch.tensor([0, 1])).shape
         torch.Size([])
     """
 
     needs_features = True
+    needs_statistics = True
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, middle: float = 512) -> None:
         super().__init__(student, teacher)

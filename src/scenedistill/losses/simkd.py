@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.core.errors import UserError
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
-from scenedistill.models.network import SceneNet
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
+
+if TYPE_CHECKING:
+    from scenedistill.models.network import SceneNet
 
 #: Optimiser steps without a call of `after_step` after which the loss raises: the student's head would never be set.
 MOST_STEPS = 100
@@ -38,8 +42,10 @@ class ReusedClassifier(DistillationLoss):
         >>> import torch
         >>> from scenedistill.losses import ReusedClassifier, TeacherStatistics
         >>> from scenedistill.models import SceneNet
-        >>> backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-        >>> student, teacher = (SceneNet.wrap(backbone, [], head=torch.nn.Linear(3, 5)) for _ in range(2))
+        >>> def network() -> SceneNet:
+        ...     pool = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        ...     return SceneNet.wrap(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), *pool, torch.nn.Linear(4, 5)), [])
+        >>> student, teacher = network(), network()
         >>> loss = ReusedClassifier(student.dims, teacher.dims)
         >>> loss.prepare(TeacherStatistics.measure(teacher, [torch.rand(4, 3, 8, 8)]))
         >>> images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])

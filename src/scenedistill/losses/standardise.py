@@ -9,7 +9,8 @@ from scenedistill.losses.base import TeacherStatistics
 
 
 class Standardisation(nn.Module):
-    """Shift and scale the channels of features `[B, C]` or `[B, C, H, W]`; the identity until statistics are stored.
+    """Shift and scale the channels of features `[B, C]` or `[B, C, H, W]`; NaN until statistics are stored, so that
+    `DistillationLoss.needs_statistics` notices.
 
     Args:
         channels: C.
@@ -20,8 +21,8 @@ class Standardisation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+        self.register_buffer("mean", torch.full((channels,), torch.nan))
+        self.register_buffer("std", torch.full((channels,), torch.nan))
 
     def store_stage(self, statistics: TeacherStatistics, stage: int) -> None:
         """Store mean and deviation of the channel descriptor of a stage, for its descriptors and maps."""
@@ -29,10 +30,10 @@ class Standardisation(nn.Module):
         self.std.copy_(raise_dead(statistics.descriptor_std[stage]))
 
     def store_embedding(self, statistics: TeacherStatistics) -> None:
-        """Store mean and deviation of the embedding; nothing if its statistics hold fewer than two embeddings."""
-        if len(statistics.embeddings) > 1:
-            self.mean.copy_(statistics.embedding_mean)
-            self.std.copy_(raise_dead(statistics.embeddings.std(0)))
+        """Store mean and deviation of the embedding; a deviation of 1 without two stored embeddings."""
+        self.mean.copy_(statistics.embedding_mean)
+        several = len(statistics.embeddings) > 1
+        self.std.copy_(raise_dead(statistics.embeddings.std(0)) if several else torch.ones_like(self.std))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features with each channel shifted and scaled."""

@@ -80,7 +80,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
         batch, view = _batch(net, images, config, device)
         weights = resolve_weights(student.method, student.losses)
         with torch.no_grad():
-            statistics = TeacherStatistics.of([net.eval()(view[:1])])
+            statistics = TeacherStatistics.measure(net, [view[:1]])
         net.train()
         size, seed = config.image_size, config.seeds[0]
         training = StudentTraining(net, student.closed(MANY), weights, config.views, image_size=size, seed=seed)

@@ -58,6 +58,7 @@ def test_a_run_has_every_section(page: Path) -> None:
         "In short",
         "What was run",
         "Results",
+        "Comparison with all others",
         "Gain of each class",
         "Confusion matrices",
         "Most confused pairs",
@@ -145,7 +146,7 @@ def test_without_its_images_the_report_says_so_in_one_line(copied: Path, tmp_pat
     assert line.startswith("Images, Grad-CAM and the map of embeddings are left out: there is no moved away.")
     assert "--data" in line
     assert "Where the networks look" not in headings(out) and "Most confused pairs" in headings(out)
-    assert "data:image" not in text and out.stat().st_size < 400_000
+    assert "data:image/webp" not in text and out.stat().st_size < 400_000
 
 
 def test_a_run_without_stored_outputs_still_has_a_report(copied: Path) -> None:
@@ -263,7 +264,7 @@ def test_the_figures_for_a_paper_are_those_of_the_page(made: Any, tmp_path: Path
     write_report(made.run, out, data=made.manifest, figures=folder, ending="svg", config=CLOSELY)
     names = {path.stem for path in folder.iterdir()}
     matrices = {"confusion-teacher", "confusion-plain", "confusion-dkd", "confusion-difference", "class-gains"}
-    others = {"gradcam", "embeddings", "curves", "loss-teacher", "loss-dkd", "reliability"}
+    others = {"comparison", "gradcam", "embeddings", "curves", "loss-teacher", "loss-dkd", "reliability"}
     assert names - {"confused-pairs"} == matrices | others, "a network that errs nowhere confuses nothing"
     assert all(path.read_text(encoding="utf-8").startswith("<?xml") for path in folder.iterdir())
     write_report(made.run, out, data=tmp_path, figures=tmp_path / "few", ending="png", config=PLAINLY)
