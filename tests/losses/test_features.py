@@ -43,6 +43,12 @@ def of_energies(*rows: list[float]) -> SceneOutput:
     return SceneOutput(none, none, (StageAttention(none, energy[:, None], energy, none),))
 
 
+def unchanged(dims: FeatureDims) -> TeacherStatistics:
+    """Statistics of a teacher whose features are standardised already."""
+    zeros, ones = ([make(width) for width in dims.stages] for make in (torch.zeros, torch.ones))
+    return TeacherStatistics(torch.zeros(dims.embedding), tuple(zeros), tuple(ones))
+
+
 HINTS: list[tuple[type[Hint | PooledHint], Callable[[SceneOutput], Tensor]]] = [
     (Hint, lambda output: output.features[0]),
     (PooledHint, lambda output: output.attention[0].descriptor[:, :, None, None]),
@@ -61,6 +67,7 @@ def test_hint_equals_a_loop(
     if kind is PooledHint:  # one stage of its several
         student_dims, teacher_dims = (dims._replace(stages=dims.stages[:1]) for dims in (student_dims, teacher_dims))
     loss = kind(student_dims, teacher_dims).double()  # of two stages the second from the end is the first
+    loss.prepare(unchanged(teacher_dims))
     sizes = (4, 2)[: len(student_dims.stages)]
     student, teacher = output(student_dims, sizes=sizes), output(teacher_dims, sizes=sizes, seed=1)
     # a position of an image a row
@@ -82,6 +89,7 @@ def test_hint_equals_a_loop(
 def test_hint_equals_a_value_computed_by_hand(kind: type[Hint | PooledHint]) -> None:
     dims = FeatureDims(3, 1, (1,))
     loss = kind(dims, FeatureDims(3, 1, (2,))).eval()  # its norm, fresh, changes nothing then
+    loss.prepare(unchanged(FeatureDims(3, 1, (2,))))
     nn.init.constant_(next(loss.parameters()), 2.0)
     student, teacher = of_maps([torch.full((1, 1, 2, 2), 3.0)]), of_maps([torch.full((1, 2, 4, 4), 4.0)])
     assert loss(student, teacher, LABELS[:1]).item() == pytest.approx((2 * 3 - 4) ** 2, rel=1e-3)
@@ -92,6 +100,8 @@ def test_the_pooled_hint_is_at_most_that_on_whole_maps() -> None:
     torch.manual_seed(0)
     dims = FeatureDims(3, 1, (2,)), FeatureDims(3, 1, (3,))
     whole, pooled = Hint(*dims).double().eval(), PooledHint(*dims).double().eval()
+    for loss in (whole, pooled):
+        loss.prepare(unchanged(dims[1]))
     pooled.regressors[0].load_state_dict(whole.regressor.state_dict())
     assert pooled(of_maps(ours), of_maps(theirs), LABELS) < whole(of_maps(ours), of_maps(theirs), LABELS)
     even = [of_maps([maps[0].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)]) for maps in (ours, theirs)]
@@ -103,10 +113,12 @@ def test_the_pooled_hint_is_the_mean_over_the_stages(
 ) -> None:
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     loss = PooledHint(student_dims, teacher_dims).double().eval()
+    loss.prepare(unchanged(teacher_dims))
     parts = []
     for i in range(2):
         narrow, wide = (dims._replace(stages=dims.stages[i : i + 1]) for dims in (student_dims, teacher_dims))
         single = PooledHint(narrow, wide).double().eval()
+        single.prepare(unchanged(wide))
         single.regressors[0].load_state_dict(loss.regressors[i].state_dict())
         parts.append(single(*(net._replace(attention=net.attention[i : i + 1]) for net in (student, teacher)), LABELS))
     torch.testing.assert_close(loss(student, teacher, LABELS), torch.stack(parts).mean())
@@ -119,6 +131,7 @@ def test_statistics_standardise_the_teachers_features(
     torch.manual_seed(0)
     plain, prepared = (LOSSES[name](student_dims, teacher_dims).double().eval() for _ in range(2))
     prepared.load_state_dict(plain.state_dict())
+    plain.prepare(unchanged(teacher_dims))
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     means = tuple(torch.full((width,), 3.0) for width in teacher_dims.stages)
     stds = tuple(torch.full((width,), 2.0) for width in teacher_dims.stages)

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from scenedistill.losses.base import TeacherStatistics
 from scenedistill.losses.review import Fusion, KnowledgeReview, context_distance
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 MakeOutput = Callable[..., SceneOutput]
 LABELS = torch.tensor([0, 1, 2, 1, 0])
+
+
+def unchanged(dims: FeatureDims) -> TeacherStatistics:
+    """Statistics of a teacher whose features are standardised already."""
+    zeros, ones = ([make(width) for width in dims.stages] for make in (torch.zeros, torch.ones))
+    return TeacherStatistics(torch.zeros(dims.embedding), tuple(zeros), tuple(ones))
 
 
 def test_the_loss_equals_torchdistill(
@@ -23,6 +30,7 @@ def test_the_loss_equals_torchdistill(
     wrapper = import_module("torchdistill.models.wrapper")
     torch.manual_seed(0)
     loss = KnowledgeReview(student_dims, teacher_dims, middle=3).double()
+    loss.prepare(unchanged(teacher_dims))
     student, teacher = output(student_dims), output(teacher_dims, seed=1)
     ours = [*student.features, student.embedding[:, :, None, None]]
     theirs = [*teacher.features, teacher.embedding[:, :, None, None]]
@@ -72,6 +80,7 @@ def test_distance_equals_a_value_computed_by_hand() -> None:
 def test_a_coarser_level_influences_the_finer_ones(output: MakeOutput, student_dims: FeatureDims) -> None:
     torch.manual_seed(0)
     loss = KnowledgeReview(student_dims, student_dims).double()
+    loss.prepare(unchanged(student_dims))
     student = output(student_dims)
     student.embedding.requires_grad_()
     size = student.features[0].shape[-2:]

@@ -35,7 +35,7 @@ def test_the_curves_of_a_real_run(tiny_run: Path) -> None:
     found = read_curves(tiny_run / "seed3" / "table1_printed" / "dkd")
     record = json.loads((tiny_run / "seed3" / "table1_printed" / "dkd" / "stage.json").read_text())["record"]
     assert found.epochs.tolist() == [1, 2, 3]
-    assert found.weights == {"ce": 1.0, "da": 30.0, "ss": 1.0}
+    assert found.weights == {"ce": 1.0, "da": 1.0, "ss": 1.0}
     assert set(found.parts) == set(found.pulls) == {"ce", "da", "ss"}
     for name, values in (*found.parts.items(), *found.accuracies.items()):
         assert np.isfinite(values).all()
