@@ -33,8 +33,8 @@ from scenedistill.config import (
 )
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.given_teacher import class_rows, read_classes
 from scenedistill.experiments.run import run
+from scenedistill.experiments.stages.given_teacher import class_rows, read_classes
 from scenedistill.models.create import build_with_head
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet

@@ -53,13 +53,13 @@ from scenedistill.experiments.grid.config import (
 from scenedistill.experiments.grid.local import Ended, Order, one_line, share
 from scenedistill.experiments.grid.results import finish
 from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
-from scenedistill.experiments.grid.search import Candidate
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
-from scenedistill.experiments.grid.tuning_config import TuningConfig
+from scenedistill.experiments.grid.tuning.config import TuningConfig
+from scenedistill.experiments.grid.tuning.search import Candidate
 from scenedistill.experiments.grid.work import can_share_teacher_pass, do_cells
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.run import run
-from scenedistill.experiments.teaching import distillation_inputs
+from scenedistill.experiments.stages.teaching import distillation_inputs
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.runs.curves import read_curves
 

@@ -32,8 +32,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.experiments.grid.config import GridConfig, MethodConfig, check_grid, student_of
 from scenedistill.experiments.grid.run import grid
 from scenedistill.experiments.run import run
-from scenedistill.experiments.stages import teacher_settings
-from scenedistill.experiments.students import student_settings
+from scenedistill.experiments.stages.students import student_settings
+from scenedistill.experiments.stages.teacher import teacher_settings
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net, save_net
 from scenedistill.runs.network import Network

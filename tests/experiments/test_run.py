@@ -42,9 +42,9 @@ from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.results.record import Result, read_result
 from scenedistill.experiments.results.table import result_table
-from scenedistill.experiments.stages import test as look
-from scenedistill.experiments.stages import train_teacher
-from scenedistill.experiments.students import plain_student, train_students
+from scenedistill.experiments.stages.students import plain_student, train_students
+from scenedistill.experiments.stages.teacher import train_teacher
+from scenedistill.experiments.stages.testing import test as look
 from scenedistill.metrics.outputs import OUTPUTS, load_outputs
 from scenedistill.metrics.predict import predict_logits
 from scenedistill.models.create import build_teacher

@@ -39,12 +39,21 @@ from scenedistill.experiments.grid.config import GridConfig, MethodConfig
 from scenedistill.experiments.grid.local import Ended, Order, attempt, open_log
 from scenedistill.experiments.grid.run import dry_run, grid
 from scenedistill.experiments.grid.scheduler import Scheduler
-from scenedistill.experiments.grid.search import Candidate, Course, Score, Search, choose, follow, outward, survivors
-from scenedistill.experiments.grid.tuning import Choice, tuned, tuning_settings, tuning_student, write_choices
-from scenedistill.experiments.grid.tuning_config import TuningConfig
-from scenedistill.experiments.grid.tuning_results import tuning_note, tuning_section
+from scenedistill.experiments.grid.tuning.choices import Choice, tuned, tuning_settings, tuning_student, write_choices
+from scenedistill.experiments.grid.tuning.config import TuningConfig
+from scenedistill.experiments.grid.tuning.results import tuning_note, tuning_section
+from scenedistill.experiments.grid.tuning.search import (
+    Candidate,
+    Course,
+    Score,
+    Search,
+    choose,
+    follow,
+    outward,
+    survivors,
+)
 from scenedistill.experiments.grid.work import DIVERGED
-from scenedistill.experiments.students import student_stage
+from scenedistill.experiments.stages.students import student_stage
 from scenedistill.losses.registry import resolve_weights
 from scenedistill.runs.run import Run
 

@@ -18,8 +18,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.experiments.context import Experiment
 from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.run import check_settings
-from scenedistill.experiments.stages import teacher_settings
-from scenedistill.experiments.students import student_stage
+from scenedistill.experiments.stages.students import student_stage
+from scenedistill.experiments.stages.teacher import teacher_settings
 from scenedistill.experiments.summary import summarise
 
 

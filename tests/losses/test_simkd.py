@@ -11,6 +11,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.losses import LOSSES, ReusedClassifier, TeacherStatistics
 from scenedistill.losses.simkd import MOST_STEPS
 from scenedistill.models.create import build_student
+from scenedistill.models.freeze import freeze
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 MakeOutput = Callable[..., SceneOutput]
@@ -53,6 +54,16 @@ def test_the_students_head_is_the_projection_and_the_teachers_head() -> None:
         found = student(images)
         projected = loss.norm(loss.layer(found.embedding)[:, :, None, None]).flatten(1)
         torch.testing.assert_close(found.logits, teacher.head(projected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_is_that_of_the_teacher_frozen_or_not() -> None:
+    teacher = build_student("table1_printed", 3, image_size=32).eval()
+    frozen = freeze(teacher, precision="fp32", device=torch.device("cpu"), image_size=32)
+    images = torch.rand(6, 3, 32, 32)
+    weight, bias = teacher.head.weight, teacher.head.bias
+    for form in (teacher, frozen):
+        found = TeacherStatistics.measure(form, [images]).head
+        assert torch.equal(found[0], weight) and torch.equal(found[1], bias)
 
 
 def test_a_loop_that_never_sets_the_head_is_stopped(

@@ -135,7 +135,7 @@ def grid_config(settings: Namespace) -> Any:
         UserError: a value is missing or of the wrong kind.
     """
     from scenedistill.experiments.grid.config import GridConfig, MethodConfig
-    from scenedistill.experiments.grid.tuning_config import TuningConfig
+    from scenedistill.experiments.grid.tuning.config import TuningConfig
 
     values = settings.clone()
     methods, tuning = values.pop("methods"), values.pop("tuning")

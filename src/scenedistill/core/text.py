@@ -1,4 +1,4 @@
-"""Text output: Markdown tables, means with standard deviations, durations."""
+"""Text output: Markdown tables, means with standard deviations, intervals, durations."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def spread(values: Sequence[float], form: str = "{:.2f}", wanted: int | None = N
         return NONE
     text = plus_minus(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, form)
     return text if wanted in (None, len(values)) else f"{text} (n={len(values)})"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """Format an interval of differences, such as `-0.12 to +1.30`; a dash if it is not known."""
+    return NONE if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
+
+
+def span_text(numbers: Iterable[int]) -> str:
+    """Format the range of at least one number, such as `3` or `3 to 5`."""
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def duration(seconds: float | None) -> str:

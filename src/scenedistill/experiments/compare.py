@@ -63,24 +63,16 @@ def compare(
 
 def comparison_rows(cell: Cell, methods: Sequence[str]) -> list[ComparisonRow]:
     """Compare each method with every other training of the same student, with corrected p-values."""
-    groups: dict[tuple[str | None, str], list[Network]] = {}
-    for network in cell.networks:
-        groups.setdefault((network.student, network.label), []).append(network)
     rows: list[ComparisonRow] = []
-    for student in cell.students():
-        for method in methods:
-            ours = groups.get((student, method), [])
-            others = [
-                (label, networks)
-                for (name, label), networks in groups.items()
-                if name in (student, None) and networks is not ours
-            ]
-            found = [_compared(ours, networks, label) for label, networks in others]
+    for ours in cell.groups().values():
+        if ours[0].student and ours[0].label in methods:
+            others = [group for group in cell.groups().values() if group[0].student in (ours[0].student, None)]
+            found = [_compared(ours, theirs) for theirs in others if theirs[0].label != ours[0].label]
             rows += _corrected([row for row in found if row])
     return rows
 
 
-def _compared(ours: Sequence[Network], theirs: Sequence[Network], other: str) -> ComparisonRow | None:
+def _compared(ours: Sequence[Network], theirs: Sequence[Network]) -> ComparisonRow | None:
     """Compare two groups of networks that differ by seed only; the p-values are not corrected."""
     our_oa, their_oa = ({network.seed: 100 * network.tested["oa"] for network in group} for group in (ours, theirs))
     gain = paired_gain(our_oa, their_oa)
@@ -90,7 +82,7 @@ def _compared(ours: Sequence[Network], theirs: Sequence[Network], other: str) ->
     return ComparisonRow(
         student=ours[0].student or "",
         method=ours[0].label,
-        other=other,
+        other=theirs[0].label,
         points=gain.mean,
         seeds=gain.n,
         low=gain.low,

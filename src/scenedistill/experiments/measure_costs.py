@@ -11,7 +11,7 @@ import torch
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.results.costs import CostResult, CostRow, cost_rows
 from scenedistill.experiments.results.record import hardware, versions
-from scenedistill.experiments.stage_files import WEIGHTS
+from scenedistill.experiments.stages.files import WEIGHTS
 from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, load_net

@@ -19,13 +19,14 @@ from scenedistill.data.module import EpochBatches
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.unlabelled.sources import check_sources
 from scenedistill.experiments.context import Experiment, SeedContext, split_of
-from scenedistill.experiments.given_teacher import read_classes
 from scenedistill.experiments.results.record import Result, Row
-from scenedistill.experiments.stages import teacher_settings, test, train_teacher
+from scenedistill.experiments.stages.given_teacher import read_classes
+from scenedistill.experiments.stages.students import plain_student, student_settings, train_students
+from scenedistill.experiments.stages.teacher import teacher_settings, train_teacher
+from scenedistill.experiments.stages.teaching import kept_views
+from scenedistill.experiments.stages.testing import test
 from scenedistill.experiments.storage import clear, stored
-from scenedistill.experiments.students import plain_student, student_settings, train_students
 from scenedistill.experiments.summary import summarise
-from scenedistill.experiments.teaching import kept_views
 from scenedistill.losses.registry import build_losses, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE, load_net

@@ -21,7 +21,7 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.splits.draw import Split
 from scenedistill.data.splits.files import write_split
-from scenedistill.experiments.stage_files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
+from scenedistill.experiments.stages.files import BEST_WEIGHTS, WEIGHTS, log_hashes, stage_damage
 from scenedistill.models.files import NetCard, save_net, weights_hash
 from scenedistill.models.network import SceneNet
 from scenedistill.training.best import Best

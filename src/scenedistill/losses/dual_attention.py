@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
-from scenedistill.losses.standardise import raise_dead
+from scenedistill.losses.standardise import floored_std
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 
@@ -78,7 +78,7 @@ class DualAttentionLoss(DistillationLoss):
         """Store mean and standard deviation of the teacher's channel descriptors over the training set."""
         for i in range(self.shared):
             self.get_buffer(f"mean_{i}").copy_(statistics.descriptor_mean[i - self.shared])
-            self.get_buffer(f"std_{i}").copy_(raise_dead(statistics.descriptor_std[i - self.shared]))
+            self.get_buffer(f"std_{i}").copy_(floored_std(statistics.descriptor_std[i - self.shared]))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.losses.dual_attention import map_distance
-from scenedistill.losses.standardise import Standardisation, raise_dead
+from scenedistill.losses.standardise import Standardisation, floored_std
 from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -234,7 +234,7 @@ class SimpleRecipe(DistillationLoss):
         """Store which channels of the teacher's embedding vary over the training set."""
         if len(statistics.embeddings) > 1:
             std = statistics.embeddings.std(0)
-            self.alive.copy_(std == raise_dead(std))
+            self.alive.copy_(std == floored_std(std))
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
+from scenedistill.losses.base import DistillationLoss, require
 from scenedistill.losses.logits import SoftLogits
+from scenedistill.losses.projected import TeacherQueue
 from scenedistill.models.output import FeatureDims, SceneOutput
-
-#: Teacher embeddings of training images that the LightlyTrain objective compares with at most.
-QUEUE = 65_536
 
 
 class TimmLogits(SoftLogits):
@@ -70,7 +67,7 @@ class TimmFeatures(DistillationLoss):
         return F.mse_loss(self.projection(student.embedding), teacher.embedding)
 
 
-class LightlyQueue(DistillationLoss):
+class LightlyQueue(TeacherQueue):
     """The objective of LightlyTrain's `distillationv1`, a distillation without labels.
 
     KL divergence of two softmax distributions over a queue of L2-normalised teacher embeddings: that of the teacher's
@@ -96,20 +93,11 @@ class LightlyQueue(DistillationLoss):
         torch.Size([])
     """
 
-    relational = True
-    queue: Tensor
-
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 0.07) -> None:
         super().__init__(student, teacher)
         require(0, above=True, temperature=temperature)
         self.temperature = temperature
         self.projection = nn.Linear(student.embedding, teacher.embedding)
-        self.register_buffer("queue", torch.zeros(0, teacher.embedding), persistent=False)
-
-    def prepare(self, statistics: TeacherStatistics) -> None:
-        """Store the teacher's embeddings of the training images."""
-        if len(statistics.embeddings):
-            self.queue = F.normalize(statistics.embeddings[:QUEUE].to(self.projection.weight), dim=1)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -89,7 +89,31 @@ class OrthogonalProjection(DistillationLoss):
         return F.mse_loss(self.projection(student.embedding), target)
 
 
-class SelfSupervised(DistillationLoss):
+class TeacherQueue(DistillationLoss):
+    """Base class of losses that compare with a queue: the teacher's embeddings of all training images.
+
+    Args:
+        student: widths of the student.
+        teacher: widths of the teacher.
+
+    Attributes:
+        queue: L2-normalised teacher embeddings, `[M, D_t]`; empty before `prepare`.
+    """
+
+    relational = True
+    queue: Tensor
+
+    def __init__(self, student: FeatureDims, teacher: FeatureDims) -> None:
+        super().__init__(student, teacher)
+        self.register_buffer("queue", torch.zeros(0, teacher.embedding), persistent=False)
+
+    def prepare(self, statistics: TeacherStatistics) -> None:
+        """Store the teacher's embeddings of the training images, if the statistics hold them."""
+        if len(statistics.embeddings):
+            self.queue = F.normalize(statistics.embeddings[:QUEUE].to(self.queue), dim=1)
+
+
+class SelfSupervised(TeacherQueue):
     """SEED, self-supervised distillation of Fang et al. (ICLR 2021), equations 4 to 6.
 
     Cross-entropy of two softmax distributions over a queue of teacher embeddings. The logits are the cosines of the
@@ -122,9 +146,6 @@ class SelfSupervised(DistillationLoss):
         torch.Size([])
     """
 
-    relational = True
-    queue: Tensor
-
     def __init__(
         self,
         student: FeatureDims,
@@ -138,13 +159,6 @@ class SelfSupervised(DistillationLoss):
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         hidden = student.embedding
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, teacher.embedding))
-        self.register_buffer("queue", torch.zeros(0, teacher.embedding), persistent=False)
-
-    def prepare(self, statistics: TeacherStatistics) -> None:
-        """Store the teacher's embeddings of the training images, if the statistics hold them."""
-        if len(statistics.embeddings):
-            first = next(self.head.parameters())
-            self.queue = F.normalize(statistics.embeddings[:QUEUE].to(first), dim=1)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""

@@ -27,13 +27,13 @@ class Standardisation(nn.Module):
     def store_stage(self, statistics: TeacherStatistics, stage: int) -> None:
         """Store mean and deviation of the channel descriptor of a stage, for its descriptors and maps."""
         self.mean.copy_(statistics.descriptor_mean[stage])
-        self.std.copy_(raise_dead(statistics.descriptor_std[stage]))
+        self.std.copy_(floored_std(statistics.descriptor_std[stage]))
 
     def store_embedding(self, statistics: TeacherStatistics) -> None:
         """Store mean and deviation of the embedding; a deviation of 1 without two stored embeddings."""
         self.mean.copy_(statistics.embedding_mean)
         several = len(statistics.embeddings) > 1
-        self.std.copy_(raise_dead(statistics.embeddings.std(0)) if several else torch.ones_like(self.std))
+        self.std.copy_(floored_std(statistics.embeddings.std(0)) if several else torch.ones_like(self.std))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features with each channel shifted and scaled."""
@@ -41,8 +41,8 @@ class Standardisation(nn.Module):
         return (features - self.mean.view(shape)) / self.std.view(shape)
 
 
-def raise_dead(std: Tensor) -> Tensor:
-    """Raise standard deviations `[C]` to at least a twentieth of their mean.
+def floored_std(std: Tensor) -> Tensor:
+    """Return standard deviations `[C]`, each at least a twentieth of their mean.
 
     Half of the channels of a fine-tuned teacher may be nearly constant. Divided by their own deviation, they would
     dominate a loss with noise.

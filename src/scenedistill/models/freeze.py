@@ -39,6 +39,7 @@ class FrozenTeacher:
         report: one line per step of `freeze`, with its result or the reason why it was left out. If a compilation
             fails during a call, that call adds a line.
         device: device of the weights.
+        head: the linear head, in float32.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FrozenTeacher:
     ) -> None:
         self.dims = net.dims
         self.report = report
+        self.head = net.head
         self._net = net
         net.check_images = True  # the check so far was on probe images
         self.device: torch.device | None = None

@@ -11,12 +11,13 @@ from scenedistill.core.errors import UserError
 from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.cells import Cell, cell_student, search_of, step, uses_teacher
 from scenedistill.experiments.grid.config import GridConfig, grid_words
-from scenedistill.experiments.grid.search import Candidate, Course, Score, follow
-from scenedistill.experiments.grid.tuning import Choice
+from scenedistill.experiments.grid.tuning.choices import Choice
+from scenedistill.experiments.grid.tuning.search import Candidate, Course, Score, follow
 from scenedistill.experiments.grid.work import DIVERGED, open_experiment, stage_of
 from scenedistill.experiments.results.record import Row
-from scenedistill.experiments.stage_files import stage_damage
-from scenedistill.experiments.stages import test, train_teacher
+from scenedistill.experiments.stages.files import stage_damage
+from scenedistill.experiments.stages.teacher import train_teacher
+from scenedistill.experiments.stages.testing import test
 from scenedistill.training.runs import Stage
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from scenedistill.config import StudentConfig
 from scenedistill.experiments.grid.config import GridConfig, needs_teacher, student_of
-from scenedistill.experiments.grid.search import Candidate, Search
-from scenedistill.experiments.grid.tuning import tuned, tuning_student
+from scenedistill.experiments.grid.tuning.choices import tuned, tuning_student
+from scenedistill.experiments.grid.tuning.search import Candidate, Search
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import yaml
 from scenedistill.config import RunConfig, StudentConfig
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
-from scenedistill.experiments.grid.tuning_config import TuningConfig, check_tuning
+from scenedistill.experiments.grid.tuning.config import TuningConfig, check_tuning
 from scenedistill.experiments.run import check_settings
-from scenedistill.experiments.students import plain_student
+from scenedistill.experiments.stages.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet

@@ -18,9 +18,9 @@ from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.board import Board
 from scenedistill.experiments.grid.cells import Cell, cell_student, uses_teacher
-from scenedistill.experiments.stages import train_teacher
-from scenedistill.experiments.students import train_students
-from scenedistill.experiments.teaching import kept_views
+from scenedistill.experiments.stages.students import train_students
+from scenedistill.experiments.stages.teacher import train_teacher
+from scenedistill.experiments.stages.teaching import kept_views
 from scenedistill.training.runs import Stage
 
 Fit = TypeVar("Fit", bound=FitConfig)

@@ -16,8 +16,8 @@ from scenedistill.data.names import as_markdown
 from scenedistill.experiments.grid.board import Board
 from scenedistill.experiments.grid.cells import Cell, plan, trials
 from scenedistill.experiments.grid.config import GridConfig, student_of
-from scenedistill.experiments.grid.tuning import FILE, Choice, write_choices
-from scenedistill.experiments.grid.tuning_results import tuning_note, tuning_section
+from scenedistill.experiments.grid.tuning.choices import FILE, Choice, write_choices
+from scenedistill.experiments.grid.tuning.results import tuning_note, tuning_section
 from scenedistill.experiments.results.pairs import pairs_lines
 from scenedistill.experiments.results.published import published_table
 from scenedistill.experiments.results.record import Result, to_json

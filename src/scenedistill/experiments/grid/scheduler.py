@@ -14,10 +14,10 @@ from scenedistill.experiments.grid.cells import Cell, cell_student, dependencies
 from scenedistill.experiments.grid.estimates import Clock
 from scenedistill.experiments.grid.local import Ended, Engine, Order
 from scenedistill.experiments.grid.results import keep_choices
-from scenedistill.experiments.grid.search import Candidate
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of
+from scenedistill.experiments.grid.tuning.search import Candidate
 from scenedistill.experiments.grid.work import Work, can_share_teacher_pass
-from scenedistill.experiments.teaching import kept_views
+from scenedistill.experiments.stages.teaching import kept_views
 
 #: What cells must have in common to read the same stored teacher outputs: the teacher, the number of views, and that of
 #: the views which the epochs use.

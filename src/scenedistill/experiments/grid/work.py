@@ -11,11 +11,12 @@ from rich.console import Console
 from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.cells import Cell, cell_student, uses_teacher
 from scenedistill.experiments.grid.config import GridConfig, needs_teacher
-from scenedistill.experiments.grid.search import Candidate
-from scenedistill.experiments.grid.tuning import tuning_settings
-from scenedistill.experiments.stages import teacher_settings, test, train_teacher
-from scenedistill.experiments.students import student_stage, train_students
-from scenedistill.experiments.teaching import distillation_inputs, kept_views
+from scenedistill.experiments.grid.tuning.choices import tuning_settings
+from scenedistill.experiments.grid.tuning.search import Candidate
+from scenedistill.experiments.stages.students import student_stage, train_students
+from scenedistill.experiments.stages.teacher import teacher_settings, train_teacher
+from scenedistill.experiments.stages.teaching import distillation_inputs, kept_views
+from scenedistill.experiments.stages.testing import test
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
 

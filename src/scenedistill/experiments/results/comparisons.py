@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scenedistill.core.text import NONE, markdown_table
+from scenedistill.core.text import NONE, interval_text, markdown_table
 from scenedistill.experiments.results.measurements import Measurement
 
 KIND = "comparison"
@@ -72,11 +72,6 @@ def comparison_table(result: ComparisonResult) -> str:
         for row in result.rows
     ]  # fmt: skip
     return f"{markdown_table(head, lines, words=(0, 1, 2, 9))}\n\n{result.data}, {result.date}. {MEANING}"
-
-
-def interval_text(low: float | None, high: float | None) -> str:
-    """Format an interval; NONE if it is not known."""
-    return NONE if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
 
 
 def p_text(value: float | None) -> str:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scenedistill.core.text import NONE, spread
+from scenedistill.core.text import NONE, interval_text, spread
 from scenedistill.experiments.results.record import Result, Row
 
 LEVEL = 0.95
@@ -128,4 +128,4 @@ def _gain(gain: Gain | None) -> list[str]:
         return [NONE, NONE]
     if gain.low is None:
         return [f"{gain.mean:+.2f}", f"none (n = {gain.n})"]
-    return [f"{gain.mean:+.2f}", f"{gain.low:+.2f} to {gain.high:+.2f} (n = {gain.n})"]
+    return [f"{gain.mean:+.2f}", f"{interval_text(gain.low, gain.high)} (n = {gain.n})"]

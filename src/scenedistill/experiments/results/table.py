@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from scenedistill.core.text import NONE, duration, markdown_table, spread
+from scenedistill.core.text import NONE, duration, interval_text, markdown_table, spread
 from scenedistill.data.names import as_markdown
 from scenedistill.experiments.results.measurements import machine_text
 from scenedistill.experiments.results.pairs import OURS, by_seed, own_heading, paired_gain
@@ -92,7 +92,7 @@ def gains(rows: Sequence[Row], everything: Sequence[Row]) -> list[float]:
 def interval(rows: Sequence[Row], everything: Sequence[Row]) -> str:
     """Format the interval of the gain, by Student's t over the seeds; NONE for a single seed."""
     gain = paired_gain(*_compared(rows, everything))
-    return NONE if gain is None or gain.low is None else f"{gain.low:+.2f} to {gain.high:+.2f}"
+    return interval_text(gain.low, gain.high) if gain else NONE
 
 
 def ahead(own: str, rows: Sequence[Row], everything: Sequence[Row]) -> str:

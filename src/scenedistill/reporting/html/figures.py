@@ -9,24 +9,34 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scenedistill.data.images.read import UnreadableImage, read_scene
+from scenedistill.experiments.results.comparisons import ComparisonRow
 from scenedistill.metrics.accuracy import SceneMetrics, scene_metrics
 from scenedistill.metrics.differences import class_gains, confused_pairs, confusion_difference
 from scenedistill.metrics.plots import confusion_figure
 from scenedistill.reporting import drawings
+from scenedistill.reporting.forest import forest_figure
 from scenedistill.reporting.html.attention_maps import PICTURE, NetworkMaps
-from scenedistill.reporting.html.detail_sections import compared, loss_curves, mean_curves, pooled, summed
 from scenedistill.reporting.html.focus import Focus
-from scenedistill.reporting.html.pictures import EXAMPLES, PAIRS
+from scenedistill.reporting.html.sections.details import compared, loss_curves, mean_curves, pooled, summed
+from scenedistill.reporting.html.sections.pictures import EXAMPLES, PAIRS
 from scenedistill.runs.network import Network
 
 ENDINGS = ("pdf", "svg", "png")
 
 
-def write_figures(focus: Focus, root: Path | None, network_maps: NetworkMaps, folder: Path, ending: str) -> list[Path]:
+def write_figures(
+    focus: Focus,
+    comparisons: Sequence[ComparisonRow],
+    root: Path | None,
+    network_maps: NetworkMaps,
+    folder: Path,
+    ending: str,
+) -> list[Path]:
     """Write every figure for which there are data.
 
     Args:
         focus: the networks to draw.
+        comparisons: comparisons with all other trainings; may be empty.
         root: folder of the images; without it the confused pairs are left out.
         network_maps: Grad-CAM and embedding maps of the networks.
         folder: folder for the files; created if absent.
@@ -36,6 +46,8 @@ def write_figures(focus: Focus, root: Path | None, network_maps: NetworkMaps, fo
         The files written.
     """
     named = [*_matrices(focus), *_images(focus, root, network_maps), *_trainings(focus)]
+    if comparisons:
+        named.append(("comparison", forest_figure(comparisons)))
     return [drawings.save_drawing(figure, folder / f"{name}.{ending}") for name, figure in named]
 
 

@@ -16,18 +16,16 @@ from markupsafe import Markup
 from scenedistill import __version__
 from scenedistill.core.disk import write_text
 from scenedistill.core.errors import UserError
-from scenedistill.reporting.drawings import save_drawing
-from scenedistill.reporting.forest import forest_figure
-from scenedistill.reporting.html import detail_sections, overview
 from scenedistill.reporting.html.attention_maps import NetworkMaps
 from scenedistill.reporting.html.blocks import Section
-from scenedistill.reporting.html.comparison import compared_methods, comparison_section
 from scenedistill.reporting.html.config import ReportConfig
 from scenedistill.reporting.html.figures import ENDINGS, write_figures
 from scenedistill.reporting.html.focus import Focus, choose
 from scenedistill.reporting.html.images import Thumbnails, find_data
 from scenedistill.reporting.html.matrices import LISTED, Matrices, matrices
-from scenedistill.reporting.html.pictures import gradcam_and_embedding_sections, matrix_section, pairs
+from scenedistill.reporting.html.sections import details, overview
+from scenedistill.reporting.html.sections.comparison import compared_methods, comparison_section
+from scenedistill.reporting.html.sections.pictures import gradcam_and_embedding_sections, matrix_section, pairs
 from scenedistill.runs.network import TEACHER
 from scenedistill.runs.run import Cell, Run
 
@@ -91,13 +89,13 @@ def write_report(
         overview.what_was_run(found),
         overview.results(found),
         comparison_section(compared),
-        detail_sections.classes(focus),
+        details.classes(focus),
         matrix_section(bool(drawn)),
         confused,
         *pictured,
-        detail_sections.curves(focus),
-        detail_sections.parts(focus),
-        detail_sections.calibrations(focus),
+        details.curves(focus),
+        details.parts(focus),
+        details.calibrations(focus),
         overview.cost(found),
         overview.tuning(found),
     ]
@@ -114,9 +112,7 @@ def write_report(
     text = _page(found, [*sections, overview.missing(found, left_out)], _as_script(content))
     if figures is not None:
         say("figures for a paper")
-        write_figures(focus, roots[focus.cell.key], network_maps, Path(figures), ending)
-        if compared:
-            save_drawing(forest_figure(compared), Path(figures) / f"comparison.{ending}")
+        write_figures(focus, compared, roots[focus.cell.key], network_maps, Path(figures), ending)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target

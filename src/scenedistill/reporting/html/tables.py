@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scenedistill.core.text import spread
+from scenedistill.core.text import interval_text, spread
 from scenedistill.experiments.results.pairs import Gain, own_heading, own_methods, paired_gain
 from scenedistill.runs.network import TEACHER, Network
 from scenedistill.runs.run import Cell
@@ -135,7 +135,7 @@ def _interval_entry(gain: Gain | None, seeds: int) -> Entry:
     if gain is None or gain.low is None or gain.high is None:
         return number_entry(None)
     fewer = f" (n = {gain.n})" if gain.n < seeds else ""
-    return Entry(f"{gain.low:+.2f} to {gain.high:+.2f}{fewer}", gain.low)
+    return Entry(f"{interval_text(gain.low, gain.high)}{fewer}", gain.low)
 
 
 def seeds_table(cell: Cell) -> Table:

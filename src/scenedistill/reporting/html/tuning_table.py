@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scenedistill.core.text import span_text
 from scenedistill.reporting.html.tables import Entry, Table, number_entry, text_entry
 
 #: OA by (factor, learning rate), 0..1; None where the training diverged.
@@ -79,18 +80,13 @@ def _note(tuning: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> st
             f" Before that, rounds of {', '.join(map(str, rounds))} epochs, of which the best "
             f"{100 * float(tuning['keep']):.3g} % went on; a dash is for one that did not, or that diverged."
         )
-    spent = {(entry["trainings"], entry["trained_epochs"]) for entry in entries if "trainings" in entry}
+    spent = [entry for entry in entries if "trainings" in entry]
     if spent:
-        (fewest, _), (most, _) = min(spent), max(spent)
-        epochs = sorted(each for _, each in spent)
-        note += f" {_span(fewest, most)} trainings and {_span(epochs[0], epochs[-1])} epochs for every method;"
+        trainings, epochs = (span_text(entry[name] for entry in spent) for name in ("trainings", "trained_epochs"))
+        note += f" {trainings} trainings and {epochs} epochs for every method;"
     else:
         note += " As many trials for every method;"
     return (
         f"{note} no test image of that seed's split was used. A choice at either end of the factors may not be the "
         "best there is. Where all diverged none is chosen."
     )
-
-
-def _span(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"

@@ -198,7 +198,7 @@ def outward(factors: Sequence[float], best: float) -> float | None:
     Its ratio to the outermost factor is that of the two outermost ones, or 10 where there is only one, upwards.
 
     Examples:
-        >>> from scenedistill.experiments.grid.search import outward
+        >>> from scenedistill.experiments.grid.tuning.search import outward
         >>> outward([0.1, 1, 3], 3), outward([0.1, 1, 3], 0.1), outward([0.1, 1, 3], 1)
         (9.0, 0.01, None)
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from scenedistill.config import RunConfig, StudentConfig
 from scenedistill.core.disk import write_json
-from scenedistill.experiments.grid.search import Candidate, Score
-from scenedistill.experiments.grid.tuning_config import TuningConfig
+from scenedistill.experiments.grid.tuning.config import TuningConfig
+from scenedistill.experiments.grid.tuning.search import Candidate, Score
 from scenedistill.experiments.results.record import tidy
 from scenedistill.losses.registry import LOSSES, resolve_weights
 

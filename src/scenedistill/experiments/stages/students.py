@@ -17,8 +17,8 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.module import SceneDataModule
 from scenedistill.experiments.context import SeedContext
 from scenedistill.experiments.settings import plain
-from scenedistill.experiments.starts import check_start, start_hash, start_record
-from scenedistill.experiments.teaching import further_teachers, open_knowledge
+from scenedistill.experiments.stages.starts import check_start, start_hash, start_record
+from scenedistill.experiments.stages.teaching import further_teachers, open_knowledge
 from scenedistill.fit_config import schedule_text
 from scenedistill.losses.registry import REVISIONS, resolve_weights
 from scenedistill.models.create import build_network

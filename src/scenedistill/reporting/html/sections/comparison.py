@@ -7,8 +7,9 @@ import io
 
 import matplotlib as mpl
 
+from scenedistill.core.text import interval_text
 from scenedistill.experiments.compare import comparison_rows
-from scenedistill.experiments.results.comparisons import MEANING, ComparisonRow, interval_text, p_text
+from scenedistill.experiments.results.comparisons import MEANING, ComparisonRow, p_text
 from scenedistill.experiments.results.pairs import own_methods
 from scenedistill.reporting.forest import forest_figure
 from scenedistill.reporting.html.blocks import Gallery, Section, Tile

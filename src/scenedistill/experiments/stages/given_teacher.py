@@ -11,7 +11,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.known.catalogue import normalise
 from scenedistill.data.names import nfc, same_names
 from scenedistill.experiments.context import SeedContext
-from scenedistill.experiments.starts import start_record
+from scenedistill.experiments.stages.starts import start_record
 from scenedistill.models.create import build_with_head
 from scenedistill.models.files import NetCard, load_net, weights_hash
 from scenedistill.models.network import SceneNet

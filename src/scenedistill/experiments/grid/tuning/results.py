@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from scenedistill.core.terminal import counted
-from scenedistill.core.text import NONE, markdown_table
+from scenedistill.core.text import NONE, markdown_table, span_text
 from scenedistill.experiments.grid.config import GridConfig
-from scenedistill.experiments.grid.search import Candidate
-from scenedistill.experiments.grid.tuning import Choice
-from scenedistill.experiments.grid.tuning_config import TuningConfig
+from scenedistill.experiments.grid.tuning.choices import Choice
+from scenedistill.experiments.grid.tuning.config import TuningConfig
+from scenedistill.experiments.grid.tuning.search import Candidate
 
 
 def tuning_note(config: GridConfig, choices: Sequence[Choice]) -> str:
@@ -33,21 +33,15 @@ def _budget(tuning: TuningConfig, choices: Sequence[Choice]) -> str:
     if tuning.learning_rates:
         what, tried = "Weights and learning rates", f"{tried} x {counted(len(tuning.learning_rates), 'learning rate')}"
     if tuning.rounds:
-        epochs = _span(choice.epochs for choice in choices)
+        epochs = span_text(choice.epochs for choice in choices)
         told = ", ".join(map(str, tuning.rounds))
         tried += f" in rounds of {told} and {epochs} epochs, of which the best {100 * tuning.keep:.3g} % go on"
     if tuning.extend:
         tried += f", with up to {counted(tuning.extend, 'further factor')} where the best is outermost"
     folds = "" if tuning.folds == 1 else f"{tuning.folds} folds of "
-    trainings, whole = _span(each.trainings for each in choices), _span(each.trained_epochs for each in choices)
+    trainings, whole = span_text(each.trainings for each in choices), span_text(each.trained_epochs for each in choices)
     took = f"{trainings} training{'' if trainings == '1' else 's'} and {whole} epoch{'' if whole == '1' else 's'}"
     return f"{what} chosen from {tried}, on {folds}validation images of seed {tuning.seed}: {took} for each method."
-
-
-def _span(numbers: Iterable[int]) -> str:
-    """Return the range of some numbers, such as `3` or `3 to 5`."""
-    found = sorted(set(numbers))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def tuning_section(choices: Sequence[Choice]) -> list[str]:

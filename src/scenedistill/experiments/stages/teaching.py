@@ -11,7 +11,7 @@ from scenedistill.core.terminal import counted
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.experiments.context import Experiment, SeedContext
-from scenedistill.experiments.stage_files import open_net
+from scenedistill.experiments.stages.files import open_net
 from scenedistill.losses.registry import LOSSES, resolve_weights
 from scenedistill.metrics.predict import predict
 from scenedistill.models.files import load_net

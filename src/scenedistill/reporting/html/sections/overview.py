@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from scenedistill.core.text import duration
+from scenedistill.core.text import duration, interval_text
 from scenedistill.data.scenes import PARTS
 from scenedistill.experiments.results.measurements import machine_text
 from scenedistill.reporting.html.blocks import Block, Code, Properties, Section, Text, Tiles
@@ -51,7 +51,7 @@ def in_short(data: Run, focus: Focus) -> Section:
             said += " One seed says nothing of the spread."
         else:
             verdict = "leaves 0 out" if gain.clear else "holds 0: these seeds do not show a difference"
-            said += f" The 95 % interval is {gain.low:+.2f} to {gain.high:+.2f} and {verdict}."
+            said += f" The 95 % interval is {interval_text(gain.low, gain.high)} and {verdict}."
         blocks.append(Text(said))
     if focus.note:
         blocks.append(Text(focus.note))

@@ -1,0 +1,1 @@
+"""Tuning of the methods of a grid on validation images."""

@@ -1,0 +1,1 @@
+"""The stages of a run: training of the teacher and the students, and their tests."""
