@@ -49,7 +49,7 @@ def test_the_command_prints_writes_and_draws(
     given = ["compare", str(grid_folder), "--methods", "[kd_hot]", "--results", str(results), "--figure", str(figure)]
     assert main(given) == 0
     printed = capsys.readouterr().out
-    assert "kd_hot" in printed and "no clear difference" in printed
+    assert "kd_hot" in printed and "not decided" in printed
     record = read_record(results, ComparisonResult, ComparisonRow)
     assert {row.other for row in record.rows} == {"teacher", "plain", "dkd"}
     assert comparison_table(record).splitlines()[2] in printed
@@ -89,9 +89,9 @@ def test_the_verdict_needs_both_corrected_p_values() -> None:
     row = ComparisonRow("net", "dkd", "kd", 1.0, 3, 0.2, 1.8, 0.03, 100, 0.4, 1.6, 0.02)
     assert row.verdict == "ahead"
     assert dataclasses.replace(row, points=-1.0).verdict == "behind"
-    for p in (0.2, None):
+    for p, verdict in ((0.2, "no clear difference"), (None, "not decided")):
         for doubtful in (dataclasses.replace(row, p=p), dataclasses.replace(row, image_p=p)):
-            assert doubtful.verdict == "no clear difference"
+            assert doubtful.verdict == verdict
 
 
 def test_the_report_has_the_comparison_and_its_picture(page: Path) -> None:

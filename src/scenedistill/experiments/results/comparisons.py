@@ -13,7 +13,7 @@ MEANING = (
     "The lead is in OA. Over seeds: Student's t over the seeds that both have, each with its own split and teacher. "
     "Over images: the same trained networks on further test images, each image counted once although the test images "
     "of the seeds overlap. p-values are corrected for the number of comparisons by Holm's method; the verdict needs "
-    "both below 0.05."
+    "both below 0.05; with one seed it is not decided."
 )
 
 
@@ -45,8 +45,10 @@ class ComparisonRow:
 
     @property
     def verdict(self) -> str:
-        """`ahead`, `behind` or `no clear difference`."""
-        return ("ahead" if self.points > 0 else "behind") if self.clear else "no clear difference"
+        """`ahead`, `behind`, `no clear difference`, or `not decided` where a p-value is missing."""
+        if self.clear:
+            return "ahead" if self.points > 0 else "behind"
+        return "not decided" if None in (self.p, self.image_p) else "no clear difference"
 
 
 @dataclass(frozen=True)
