@@ -23,9 +23,10 @@ from scenedistill.config import (
     TeacherConfig,
     TeacherFitConfig,
 )
+from scenedistill.core.cluster import ClusterConfig, room
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.grid.cluster import RayEngine, on_cluster, room
-from scenedistill.experiments.grid.config import ClusterConfig, GridConfig, MethodConfig
+from scenedistill.experiments.grid.cluster import RayEngine, on_cluster
+from scenedistill.experiments.grid.config import GridConfig, MethodConfig
 from scenedistill.experiments.grid.run import grid
 
 STUDENT = "table1_printed"

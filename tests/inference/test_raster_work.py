@@ -23,7 +23,7 @@ from scenedistill.core.machine import usable_cores
 from scenedistill.inference.model import open_model
 from scenedistill.inference.raster.config import RasterConfig
 from scenedistill.inference.raster.pipeline import map_raster
-from scenedistill.inference.raster.work import _open_arguments
+from scenedistill.inference.raster.work import open_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -39,12 +39,12 @@ def test_worker_processes_open_the_network_with_the_same_settings(exported_nets:
     before = torch.get_num_threads()
     try:
         model = open_model(exported_nets[ending], device="cpu", threads=1, trust=True)
-        how = _open_arguments(model, 1)
+        how = open_arguments(model, 1)
         assert how["device"] == "cpu" and how["threads"] == 1
         open_model(exported_nets[ending], **how)
         torch.set_num_threads(1000)
         model = open_model(exported_nets[ending], device="cpu", trust=True)
-        assert _open_arguments(model, 1)["threads"] == usable_cores() and _open_arguments(model, 1000)["threads"] == 1
+        assert open_arguments(model, 1)["threads"] == usable_cores() and open_arguments(model, 1000)["threads"] == 1
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +11,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from scenedistill.commands.parsing import CommandParser, build_config
+from scenedistill.core.cluster import ClusterConfig, RayCluster, check_cluster
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted, plain_console
@@ -16,6 +19,7 @@ from scenedistill.inference.raster.config import RasterConfig
 
 if TYPE_CHECKING:
     from scenedistill.inference.model import SceneModel
+    from scenedistill.inference.raster.cluster import RasterCluster
 
 
 def parser() -> CommandParser:
@@ -50,6 +54,9 @@ def parser() -> CommandParser:
     )
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of the network")
     parser.add_argument("--trust", type=bool, default=False, help="open a .pt2, which may run any code")
+    parser.add_argument("--merge", type=bool, default=False, help="several rasters: also write one map over all")
+    parser.add_argument("--ray", type=bool, default=False, help="rasters: spread the work over a Ray cluster")
+    parser.add_class_arguments(ClusterConfig, "cluster")
     parser.add_class_arguments(RasterConfig)
     return parser
 
@@ -68,10 +75,25 @@ def command(settings: Namespace, console: Console, text: str) -> int:
         line = f"{shown_path(path)} has ground control points alone: taken as one image. gdalwarp makes a map of it"
         console.print(f"{line}; --raster true maps it in pixels.", markup=False, highlight=False)
     opened = {name: settings[name] for name in ("device", "precision", "threads", "trust")}
-    model = open_model(settings.model, **opened)
+    workers = build_config(ClusterConfig, settings.cluster, "cluster.")
+    check_cluster(workers, "scenedistill predict --help")
+    ray = RayCluster(workers, "worker") if settings.ray and found.rasters else None
     try:
+        if ray is not None:
+            opened["precision"] = ray.precision(settings.precision, settings.device)
+        model = open_model(settings.model, **opened)
         worked = _images(model, found.images, found.twice, out, config, settings, console)
-        return 0 if _rasters(model, found.rasters, out, config, console) + worked else 1
+        if not found.rasters:
+            return 0 if worked else 1
+        from scenedistill.inference.raster.many import map_rasters
+
+        with _on_cluster(model, ray, workers) as cluster:
+            if cluster is not None:
+                console.print(f"{counted(cluster.workers, 'worker')} on the cluster")
+            results = map_rasters(
+                model, found.rasters, out, config, console=console, cluster=cluster, merge=settings.merge
+            )
+        return 0 if worked or any(any(result.cells.values()) for result in results) else 1
     except RuntimeError as problem:
         if "out of memory" not in str(problem):
             raise
@@ -79,6 +101,9 @@ def command(settings: Namespace, console: Console, text: str) -> int:
             f"The device's memory does not hold a batch of {config.batch_size}. Give a smaller --batch_size; what is "
             "done is kept."
         ) from problem
+    finally:
+        if ray is not None:
+            ray.close()
 
 
 def _images(
@@ -115,32 +140,16 @@ def _images(
     return result.images
 
 
-def _rasters(model: SceneModel, rasters: tuple[str, ...], out: Path, config: RasterConfig, console: Console) -> int:
-    """Map the rasters and return how many have a class anywhere; of several, one that fails is reported and skipped."""
-    if not rasters:
-        return 0
-    from scenedistill.inference.raster.pipeline import map_raster
+@contextmanager
+def _on_cluster(model: SceneModel, ray: RayCluster | None, workers: ClusterConfig) -> Iterator[RasterCluster | None]:
+    """Start the workers of a cluster, and end them after the `with` block; nothing without a cluster."""
+    if ray is None:
+        yield None
+        return
+    from scenedistill.inference.raster.cluster import RasterCluster
 
-    names = [Path(raster).stem for raster in rasters]
-    worked = 0
-    for number, (raster, name) in enumerate(zip(rasters, names, strict=True), start=1):
-        # the maps are named after the raster; rasters of the same name get a folder each
-        place = out if names.count(name) == 1 else out / f"{name}_{names[:number].count(name)}"
-        try:
-            result = map_raster(model, raster, place, config, console=console)
-        except UserError as problem:
-            if len(rasters) == 1:
-                raise
-            console.print(f"skipped {raster}: {problem}", markup=False, highlight=False)
-            continue
-        worked += any(result.cells.values())
-        files = [file for file in dict.fromkeys((result.polygons, result.regions, result.classes)) if file]
-        listed = ", ".join(map(str, files))
-        size = f"{counted(result.windows, 'window')}, {result.megapixels:,.1f} megapixels in {result.seconds:,.0f} s"
-        console.print(f"{raster}: {size}: {listed}", markup=False, highlight=False)
-        if result.left_out:
-            left_out = "all" if result.left_out == result.windows else f"{result.left_out:,}"
-            empty = "" if any(result.cells.values()) else "; the maps are empty"
-            line = f"{left_out} of the windows hold too little data (--min_valid) and were left out{empty}"
-            console.print(f"{raster}: {line}.", markup=False, highlight=False)
-    return worked
+    cluster = RasterCluster(model, ray, workers)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

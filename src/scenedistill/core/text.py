@@ -6,6 +6,8 @@ import re
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from scenedistill.core.errors import UserError
+
 NONE = "-"  # where there is no figure
 
 
@@ -69,3 +71,11 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min"
     hours = minutes // 60
     return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def one_line(problem: BaseException) -> str:
+    """Format an exception in one line: its kind is named unless it is a `UserError`."""
+    if isinstance(problem, UserError):
+        return " ".join(str(problem).split())
+    first = str(problem).strip().partition("\n")[0]
+    return f"{type(problem).__name__}: {first}".rstrip(": ")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from scenedistill.config import RunConfig, StudentConfig
+from scenedistill.core.cluster import ClusterConfig, check_cluster
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
 from scenedistill.experiments.grid.tuning.config import TuningConfig, check_tuning
@@ -60,24 +61,6 @@ class MethodConfig:
     unlabelled: bool | None = None
     epochs: int | None = None
     fit: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class ClusterConfig:
-    """How cells are spread over a Ray cluster.
-
-    Attributes:
-        address: address of the cluster, such as `auto`; a cluster is started on this machine when not given.
-        gpus: GPUs of one cell; a share such as 0.5 puts two cells on a GPU. When not given, one if the cluster has
-            GPUs.
-        cpus: CPU cores of one cell, >= 1.
-        retries: how often a cell is started again after its worker has died.
-    """
-
-    address: str | None = None
-    gpus: float | None = None
-    cpus: int = 1
-    retries: int = 3
 
 
 @dataclass
@@ -213,7 +196,7 @@ def check_grid(config: GridConfig) -> None:
         raise UserError("base.student.losses and loss_options serve no method of a grid; give them below methods.")
     if config.baseline not in config.methods:
         raise UserError(f"baseline: {unknown('method', config.baseline, config.methods)}")
-    _check_cluster(config.cluster)
+    check_cluster(config.cluster, "scenedistill grid --help")
     check_settings(
         replace(
             config.base,
@@ -226,16 +209,6 @@ def check_grid(config: GridConfig) -> None:
     _check_methods(config)
     if config.tuning:
         check_tuning(config.tuning, config.base, _tuned_students(config))
-
-
-def _check_cluster(cluster: ClusterConfig) -> None:
-    for name, fits in (
-        ("gpus", cluster.gpus is None or cluster.gpus >= 0),
-        ("cpus", cluster.cpus >= 1),
-        ("retries", cluster.retries >= 0),
-    ):
-        if not fits:
-            raise UserError(f"cluster.{name} is {getattr(cluster, name)}; see `scenedistill grid --help`.")
 
 
 def _tuned_students(config: GridConfig) -> dict[str, StudentConfig]:

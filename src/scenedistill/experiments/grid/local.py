@@ -19,6 +19,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.processes import end_with_parent, forking_context
 from scenedistill.core.terminal import plain_console
+from scenedistill.core.text import one_line
 from scenedistill.experiments.grid.cells import Cell
 from scenedistill.experiments.grid.config import GridConfig, grid_words
 from scenedistill.experiments.grid.work import Work, do_cells
@@ -148,16 +149,13 @@ def attempt(order: Order, console: Console) -> Ended:
             return Ended("the disk is full", full=True)
         if not isinstance(problem, UserError):
             console.print(traceback.format_exc(), markup=False, highlight=False)
-        return Ended(one_line(problem))
+        return Ended(reason(problem))
     return Ended()
 
 
-def one_line(problem: BaseException) -> str:
-    """Format an exception in one line."""
-    if isinstance(problem, UserError):
-        return grid_words(" ".join(str(problem).split()))
-    first = str(problem).strip().partition("\n")[0]
-    return f"{type(problem).__name__}: {first}".rstrip(": ")
+def reason(problem: BaseException) -> str:
+    """Format an exception in one line, with options as they are named in a grid."""
+    return grid_words(one_line(problem)) if isinstance(problem, UserError) else one_line(problem)
 
 
 def share(threads: int | None, jobs: int) -> int | None:
@@ -197,7 +195,7 @@ def _child(order: Order, gpu: str | None, answer: Any) -> None:
                 os.dup2(log.fileno(), stream)
             ended = attempt(order, plain_console(file=log, width=160))
     except OSError as problem:  # the log itself cannot be written
-        ended = Ended(one_line(problem), full=disk_full(problem))
+        ended = Ended(reason(problem), full=disk_full(problem))
     answer.send(ended)
     answer.close()
 

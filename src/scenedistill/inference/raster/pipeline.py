@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from scenedistill.inference.model import SceneModel
+    from scenedistill.inference.raster.cluster import RasterCluster
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,7 @@ def map_raster(
     config: RasterConfig | None = None,
     *,
     console: Console | None = None,
+    cluster: RasterCluster | None = None,
 ) -> RasterResult:
     """Classify a raster window by window and write maps of it.
 
@@ -67,6 +69,7 @@ def map_raster(
         out: folder for the maps, which are named after the raster: NAME_scenes.gpkg, .tif and .json.
         config: settings; the defaults if None.
         console: console for messages and the progress bar; by default nothing is printed.
+        cluster: classify the windows on a cluster instead of in this process; `config.processes` is then ignored.
 
     Returns:
         The files written, with statistics.
@@ -96,7 +99,7 @@ def map_raster(
         try:
             if resumed := progress.done:
                 say(f"Going on: {resumed:,} of {counted(job.windows, 'window')} were classified before.")
-            worked = classify_all(model, job, config.processes, console)
+            worked = classify_all(model, job, config.processes, console, cluster)
             with waited.of("writing"):
                 tags = {"model": model.card.name, "TIFFTAG_SOFTWARE": f"scenedistill {__version__}"}
                 cells, left_out = write_maps(model.card.classes, place, progress, names, config, tags)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -24,10 +24,10 @@ from scenedistill.core.machine import usable_cores
 from scenedistill.core.processes import end_with_parent
 from scenedistill.data.raster.read import raster_library
 from scenedistill.inference.raster.batches import Batch, Cells, Job, Rasters, read_batch
-from scenedistill.inference.raster.progress import RasterProgress
 
 if TYPE_CHECKING:
     from scenedistill.inference.model import SceneModel
+    from scenedistill.inference.raster.cluster import RasterCluster
 
 #: Size of the block cache of GDAL in bytes; its default, 5 % of the memory of the machine, may be too large.
 GDAL_CACHE = 256 << 20
@@ -55,8 +55,10 @@ class Times:
             setattr(self, part, getattr(self, part) + time.perf_counter() - started)
 
 
-def classify_all(model: SceneModel, job: Job, processes: int, console: Console) -> Times:
-    """Classify all windows that are not done yet, in this process or in several.
+def classify_all(
+    model: SceneModel, job: Job, processes: int, console: Console, cluster: RasterCluster | None = None
+) -> Times:
+    """Classify all windows that are not done yet, in this process, in several, or on a cluster.
 
     Raises:
         UserError: the raster cannot be read, or a process ended unexpectedly.
@@ -68,6 +70,8 @@ def classify_all(model: SceneModel, job: Job, processes: int, console: Console) 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("windows", total=job.windows, completed=job.windows - len(remaining))
         try:
+            if cluster is not None and len(remaining):
+                return cluster.classify(job, remaining, progress, lambda count: bar.advance(task, count))
             if processes == 1 or len(remaining) <= job.batch_size:
                 return classify_windows(model, job, remaining, progress, lambda count: bar.advance(task, count))
             return _in_processes(model, job, remaining, processes, lambda: bar.update(task, completed=progress.done))
@@ -76,7 +80,7 @@ def classify_all(model: SceneModel, job: Job, processes: int, console: Console) 
 
 
 def classify_windows(
-    model: SceneModel, job: Job, windows: np.ndarray, progress: RasterProgress, on_progress: Callable[[int], None]
+    model: SceneModel, job: Job, windows: np.ndarray, progress: Answers, on_progress: Callable[[int], None]
 ) -> Times:
     """Classify some windows; while the network runs on a batch, threads read the next batches and save the last ones.
 
@@ -84,7 +88,7 @@ def classify_windows(
         model: the network.
         job: description of the work.
         windows: indices of the windows, ascending, int64 `[n]`.
-        progress: where the probabilities are saved.
+        progress: where the probabilities are saved; only `keep` is called.
         on_progress: called after each batch with its number of windows.
 
     Returns:
@@ -113,10 +117,17 @@ def classify_windows(
     return times
 
 
+class Answers(Protocol):
+    """Interface of what saves the probabilities of windows."""
+
+    def keep(self, windows: np.ndarray, probabilities: np.ndarray, cells: Cells) -> None:
+        """Save the probabilities of some windows, as `RasterProgress.keep`."""
+
+
 class _ProgressWriter:
     """Writer that saves probabilities every `COMMIT_SECONDS` in a thread; at most one write runs at a time."""
 
-    def __init__(self, progress: RasterProgress, times: Times) -> None:
+    def __init__(self, progress: Answers, times: Times) -> None:
         self.progress, self.times = progress, times
         self._pool = ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
@@ -171,7 +182,7 @@ def _in_processes(
     """Distribute the batches over processes, each of which opens the network itself."""
     batches = [windows[start : start + job.batch_size] for start in range(0, len(windows), job.batch_size)]
     processes = min(processes, len(batches))
-    arguments = _open_arguments(model, processes)
+    arguments = open_arguments(model, processes)
     context, workers, receivers = multiprocessing.get_context("spawn"), [], []
     try:
         for number in range(processes):
@@ -210,8 +221,13 @@ def _received(line: Connection) -> Any:
         return None
 
 
-def _open_arguments(model: SceneModel, processes: int) -> dict[str, Any]:
-    """Return the arguments of `open_model` for each process: as in this one, with at most its share of the cores."""
+def open_arguments(model: SceneModel, processes: int) -> dict[str, Any]:
+    """Return the arguments of `open_model` for each of several processes: as in this one, with its share of the cores.
+
+    Args:
+        model: the network of this process.
+        processes: number of processes.
+    """
     import torch
 
     place, session = getattr(model, "device", None), getattr(model, "session", None)

@@ -116,7 +116,7 @@ class Polygons:
         if self._waiting or not self.begun:
             self._write()
         if not self.geojson:
-            self._add_style()
+            add_style(self.path, self.layer, self.classes)
 
     def _write(self) -> None:
         names, count = np.array(self.classes, object), len(self.classes)
@@ -127,7 +127,7 @@ class Polygons:
         )
         shapes = np.empty(len(labels), object)
         shapes[:] = [shape for part in self._waiting for shape in part[0]]
-        _write_layer(
+        write_layer(
             self.path,
             self.layer,
             shapes,
@@ -144,24 +144,25 @@ class Polygons:
         )
         self.begun, self._waiting, self._count = True, [], 0
 
-    def _add_style(self) -> None:
-        """Add a row to the table from which QGIS reads the style of a layer."""
-        row = {
-            "f_table_catalog": "",
-            "f_table_schema": "",
-            "f_table_name": self.layer,
-            "f_geometry_column": "geom",
-            "styleName": self.layer,
-            "styleQML": qgis_style(self.classes, class_colours(len(self.classes))),
-            "styleSLD": "",
-            "useAsDefault": True,
-            "description": "classes by colour",
-            "owner": "",
-            "ui": "",
-            "update_time": np.datetime64("now", "ms"),
-        }
-        values = {name: np.array([value], object if isinstance(value, str) else None) for name, value in row.items()}
-        _write_layer(self.path, "layer_styles", None, values, append=_has_layer(self.path, "layer_styles"))
+
+def add_style(path: Path, layer: str, classes: Sequence[str]) -> None:
+    """Add the colours of a layer's classes to a GeoPackage, in the table from which QGIS reads styles."""
+    row = {
+        "f_table_catalog": "",
+        "f_table_schema": "",
+        "f_table_name": layer,
+        "f_geometry_column": "geom",
+        "styleName": layer,
+        "styleQML": qgis_style(classes, class_colours(len(classes))),
+        "styleSLD": "",
+        "useAsDefault": True,
+        "description": "classes by colour",
+        "owner": "",
+        "ui": "",
+        "update_time": np.datetime64("now", "ms"),
+    }
+    values = {name: np.array([value], object if isinstance(value, str) else None) for name, value in row.items()}
+    write_layer(path, "layer_styles", None, values, append=_has_layer(path, "layer_styles"))
 
 
 def probability_fields(classes: Sequence[str]) -> list[str]:
@@ -182,7 +183,7 @@ def _has_layer(path: Path, layer: str) -> bool:
     return layer in pyogrio.list_layers(path)[:, 0]
 
 
-def _write_layer(
+def write_layer(
     path: Path,
     layer: str,
     shapes: np.ndarray | None,
@@ -192,6 +193,21 @@ def _write_layer(
     append: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> None:
+    """Write polygons, or rows without a shape, to a layer of a file.
+
+    Args:
+        path: a .gpkg or .geojson.
+        layer: name of the layer.
+        shapes: n polygons in well-known binary, object `[n]`; None for a table without shapes.
+        values: n values of each field.
+        crs: CRS as well-known text; None if unknown.
+        append: add to the layer instead of creating it.
+        options: options of GDAL for the layer.
+
+    Raises:
+        OSError: the disk is full (ENOSPC).
+        UserError: the file cannot be written for another reason.
+    """
     import pyogrio.errors
     import pyogrio.raw
 

@@ -1,0 +1,158 @@
+"""One map over many rasters: a VRT over their class rasters, and a GeoPackage with all their polygons."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scenedistill.core.disk import read_json, write_json
+from scenedistill.core.errors import UserError
+from scenedistill.inference.raster.config import RasterResult
+from scenedistill.inference.raster.write import CHUNK, add_style, write_layer
+
+VRT, POLYGONS, RECORD = "merged.vrt", "merged.gpkg", "merged.json"
+KIND = "merged raster maps"
+
+
+def check_mergeable(out: Path) -> None:
+    """Check that merged maps would replace nothing but merged maps.
+
+    Raises:
+        UserError: the folder has a file of the same name that was not written here.
+    """
+    for path in (out / VRT, out / POLYGONS):
+        if path.exists() and not _is_ours(out / RECORD):
+            raise UserError(f"{path} is there already, and not from here. Choose another folder, or move it away.")
+
+
+def merge_maps(results: Sequence[RasterResult], out: Path) -> list[Path]:
+    """Merge the maps of several rasters, which must have one CRS and need not touch.
+
+    Args:
+        results: results of the rasters, made with the same network and settings.
+        out: folder for merged.vrt, which refers to the class rasters, merged.gpkg, which holds all polygons, with a
+            field `raster` that names the map each is from, and merged.json, which lists them.
+
+    Returns:
+        The files written; without class rasters there is no VRT, and without GeoPackages no GeoPackage.
+
+    Raises:
+        UserError: the maps have different CRSs, or a raster is rotated or has no place on a map.
+    """
+    classes = list(results[0].cells)
+    rasters = [result.classes for result in results if result.classes]
+    polygons = [result.polygons for result in results if result.polygons and result.polygons.suffix == ".gpkg"]
+    made = dict[Path, Path]()  # unfinished file: its name once finished
+    if rasters:
+        made[_vrt(rasters, out, classes)] = out / VRT
+    if polygons:
+        made[_geopackage(polygons, out, classes)] = out / POLYGONS
+    cells = {name: sum(result.cells[name] for result in results) for name in classes}
+    records = [os.path.relpath(result.record, out) for result in results]
+    write_json(out / RECORD, {"kind": KIND, "maps": records, "cells": cells})
+    for unfinished, path in made.items():
+        unfinished.replace(path)
+    return list(made.values())
+
+
+def _is_ours(record: Path) -> bool:
+    try:
+        return bool(read_json(record)["kind"] == KIND)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False
+
+
+def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
+    """Write a VRT of two bands over class rasters, with their colours, at the finest of their resolutions."""
+    import rasterio
+
+    about: dict[Path, Any] = {}
+    for path in rasters:
+        with rasterio.open(path) as file:
+            about[path] = {**file.profile, "bounds": file.bounds}
+            bands, colours, scales = file.descriptions, file.colormap(1), file.scales
+    _check_places(about)
+    first = about[rasters[0]]
+    bounds = np.array([one["bounds"] for one in about.values()])
+    (left, bottom), (right, top) = bounds[:, :2].min(0), bounds[:, 2:].max(0)
+    width, height = (min(abs(one["transform"][i]) for one in about.values()) for i in (0, 4))
+    size = {"rasterXSize": round((right - left) / width), "rasterYSize": round((top - bottom) / height)}
+    root = _element(None, "VRTDataset", **size)
+    if first["crs"] is not None:
+        _element(root, "SRS", first["crs"].to_wkt())
+    _element(root, "GeoTransform", f"{left}, {width}, 0, {top}, 0, {-height}")
+    for number in (1, 2):
+        kind = {"uint8": "Byte", "uint16": "UInt16"}[first["dtype"]]
+        band = _element(root, "VRTRasterBand", dataType=kind, band=number)
+        _element(band, "Description", bands[number - 1])
+        _element(band, "NoDataValue", first["nodata"])
+        if number == 1:
+            _element(band, "ColorInterp", "Palette")
+            table, names = _element(band, "ColorTable"), _element(band, "CategoryNames")
+            for entry, name in enumerate(classes):
+                _element(table, "Entry", **{f"c{i}": value for i, value in enumerate(colours[entry], start=1)})
+                _element(names, "Category", name)
+        else:
+            _element(band, "Scale", scales[1])
+        for path, one in about.items():
+            x, y = (one["bounds"].left - left) / width, (top - one["bounds"].top) / height
+            across, down = one["width"] * one["transform"].a / width, one["height"] * -one["transform"].e / height
+            source = _element(band, "ComplexSource")
+            _element(source, "SourceFilename", Path(os.path.relpath(path, out)).as_posix(), relativeToVRT=1)
+            _element(source, "SourceBand", number)
+            _element(source, "SrcRect", xOff=0, yOff=0, xSize=one["width"], ySize=one["height"])
+            _element(source, "DstRect", xOff=x, yOff=y, xSize=across, ySize=down)
+            _element(source, "NODATA", first["nodata"])
+    ET.indent(root)
+    unfinished = out / f".{VRT}"
+    ET.ElementTree(root).write(unfinished, encoding="utf-8")
+    return unfinished
+
+
+def _element(parent: ET.Element | None, tag: str, text: object = None, **attributes: object) -> ET.Element:
+    """Create an XML element, below another one if given."""
+    values = {name: str(value) for name, value in attributes.items()}
+    found = ET.Element(tag, values) if parent is None else ET.SubElement(parent, tag, values)
+    found.text = None if text is None else str(text)
+    return found
+
+
+def _check_places(about: Mapping[Path, Any]) -> None:
+    """Raise a UserError unless all rasters have one CRS, a place on the map, and north at their top."""
+    first = next(iter(about))
+    for path, one in about.items():
+        at = one["transform"]
+        if one["crs"] != about[first]["crs"]:
+            raise UserError(f"{first} and {path} have different CRSs: they cannot be merged into one map.")
+        if at.b or at.d or at.a < 0 or at.e > 0:
+            raise UserError(f"{path} is not north up: it cannot be merged with other maps.")
+        if one["crs"] is None and not (at.c or at.f) and len(about) > 1:
+            raise UserError(f"{path} has no place on a map: it cannot be merged with other maps.")
+
+
+def _geopackage(sources: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
+    """Write a GeoPackage with the layers of several, chunk by chunk."""
+    import pyogrio
+    import pyogrio.raw
+
+    unfinished = out / f".{POLYGONS}"
+    unfinished.unlink(missing_ok=True)
+    layers = [name for name in ("scenes", "regions") if name in pyogrio.list_layers(sources[0])[:, 0]]
+    for layer in layers:
+        begun = False
+        for path in sources:
+            name = os.path.relpath(path, out).removesuffix("_scenes.gpkg")
+            count = pyogrio.read_info(path, layer=layer)["features"]
+            for start in range(0, max(count, 1), CHUNK):
+                about, _, shapes, fields = pyogrio.raw.read(path, layer=layer, skip_features=start, max_features=CHUNK)
+                values = dict(zip(about["fields"], fields, strict=True))
+                values["raster"] = np.full(len(shapes), name, object)
+                write_layer(unfinished, layer, shapes, values, crs=about["crs"], append=begun)
+                begun = True
+        add_style(unfinished, layer, classes)
+    return unfinished
