@@ -197,3 +197,14 @@ def test_names_that_are_not_utf8_are_predicted_and_written(network: Path, tmp_pa
     assert code == 1 and "Rename it" in wrong and "Traceback" not in wrong
     code, said, _ = program("map.tif", folder=odd)  # what stands before a name that GDAL opens is nobody's business
     assert code == 0 and (odd / "predictions" / "map_scenes.gpkg").exists(), said
+
+
+def test_a_cluster_is_only_for_rasters_and_not_with_processes(network: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 50)).save(tmp_path / "a.png")
+    words = [network, tmp_path / "a.png", "--out", tmp_path / "out", "--device", "cpu", "--ray", "true"]
+    code, said = call(*words)
+    assert code == 0 and "images are classified in this process" in said and "1 image predicted" in said
+    with pytest.raises(UserError, match="--processes are of this machine alone"):
+        call(*words, "--processes", "2")
+    with pytest.raises(UserError, match=r"cluster\.cpus is 0; see `scenedistill predict --help`"):
+        call(*words, "--cluster.cpus", "0")

@@ -77,6 +77,10 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     opened = {name: settings[name] for name in ("device", "precision", "threads", "trust")}
     workers = build_config(ClusterConfig, settings.cluster, "cluster.")
     check_cluster(workers, "scenedistill predict --help")
+    if settings.ray and config.processes > 1:
+        raise UserError("--processes are of this machine alone: leave them out with --ray true.")
+    if settings.ray and found.images:
+        console.print("--ray true is for rasters: images are classified in this process.")
     ray = RayCluster(workers, "worker") if settings.ray and found.rasters else None
     try:
         if ray is not None:

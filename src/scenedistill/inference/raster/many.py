@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,11 +54,7 @@ def map_rasters(
     say = partial(console.print, markup=False, highlight=False)
     if merge:
         check_mergeable(out)
-    names = [Path(raster).stem for raster in rasters]
-    folders = [
-        out if names.count(name) == 1 else out / f"{name}_{names[:number].count(name)}"
-        for number, name in enumerate(names, start=1)
-    ]
+    folders = _folders(rasters, out)
     whole = cluster is not None and len(rasters) >= max(2, cluster.workers)
     found = _on_workers(cluster, rasters, folders, config, console) if whole and cluster else None
     results: dict[int, RasterResult] = {}
@@ -78,6 +75,16 @@ def map_rasters(
 
 
 Found = Iterator[tuple[int, RasterResult | UserError]]
+
+
+def _folders(rasters: Sequence[str], out: Path) -> list[Path]:
+    """Return the output folder of each raster: maps are named after it, so that equal names get a folder each."""
+    counts, seen, found = Counter(Path(raster).stem for raster in rasters), Counter[str](), list[Path]()
+    for raster in rasters:
+        name = Path(raster).stem
+        seen[name] += 1
+        found.append(out if counts[name] == 1 else out / f"{name}_{seen[name]}")
+    return found
 
 
 def _in_turn(
@@ -103,6 +110,8 @@ def _on_workers(
     for number, result, said in cluster.map_each(rasters, folders, config):
         if said:
             console.print(said.rstrip(), markup=False, highlight=False)
+        if isinstance(result, RasterResult) and not result.record.exists():
+            raise UserError(f"A worker has written {result.record}, which is not here: share the folder.")
         yield number, result
 
 
