@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py --data path/to/AID --results results/speed.json --picture docs/pictures/speed.png
 
-takes the options of `scenedistill bench`. A loop whose package is not installed is left out with a message.
+takes the options of `scenedistill bench`, and `--rivals NAME...` for these loops of other packages instead of all. A
+loop whose package is not installed is left out with a message.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from functools import partial
@@ -20,7 +22,7 @@ from scenedistill.commands.parsing import build_config, repeatable, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.experiments.bench.loops import WARM_UP, Bench
 from scenedistill.experiments.bench.processes import LoopServer, TunedLoopServer
-from scenedistill.experiments.bench.run import bench, in_own_process
+from scenedistill.experiments.bench.run import bench, complete, in_own_process
 from scenedistill.experiments.bench.speed import draw_speed, speed_table
 from scenedistill.metrics.cost import wait_for
 
@@ -63,23 +65,28 @@ class RivalLoop:
 
 
 def main() -> None:
-    """Measure, print, write, draw."""
-    settings = build_parser().parse_args(["bench", *sys.argv[1:]]).bench
+    """Measure, print, write, draw; the exit status is 1 if one of our loops, or a named rival, was left out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=[])
+    given, words = parser.parse_known_args()
+    settings = build_parser().parse_args(["bench", *words]).bench
     more = {
         name: (
             "",
             in_own_process((TunedLoopServer if name.endswith("-tuned") else LoopServer)(partial(RivalLoop, name))),
         )
-        for name in RIVALS
+        for name in given.rivals or RIVALS
     }
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
     command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, build_config(BenchConfig, settings), more=more, command=command, keep=results, console=console)
+    config = build_config(BenchConfig, settings)
+    result = bench(data, config, more=more, command=command, keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if settings.picture:
         draw_speed(result, Path(settings.picture))
+    sys.exit(not complete(result, config, given.rivals))
 
 
 if __name__ == "__main__":

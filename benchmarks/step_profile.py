@@ -12,8 +12,11 @@ import datetime
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch.profiler import profile
 
 from records.step_profile import StepProfile, StepShare, kind_of_operation, profile_table
@@ -51,10 +54,9 @@ def main() -> None:
                 assert isinstance(loop, Repeated)
                 with profile() as seen:
                     loop.seconds()
-                spent: Counter[str] = Counter()
-                for event in seen.key_averages():
-                    own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-                    spent[kind_of_operation(event.key)] += own
+                spent = spent_by_kind(seen.key_averages(), device)
+                if not spent.total():
+                    sys.exit(f"The profiler saw no work on {device}; it may have no access to the GPU.")
                 rows += [StepShare(student, pixels, batch, kind, own / spent.total()) for kind, own in spent.items()]
     found = StepProfile(
         experiment=given.results.stem,
@@ -67,6 +69,18 @@ def main() -> None:
         rows=tuple(rows),
     )
     print(profile_table(found), write_record(found, given.results), sep="\n")
+
+
+def spent_by_kind(events: Iterable[Any], device: torch.device) -> Counter[str]:
+    """Sum the profiler's averages to the time on the device by kind of operation."""
+    spent: Counter[str] = Counter()
+    for event in events:
+        if device.type != "cuda":
+            spent[kind_of_operation(event.key)] += event.self_cpu_time_total
+        elif event.device_type.name == "CPU":
+            # the time of a kernel is that of the operation that launched it; kernels are listed a second time by name
+            spent[kind_of_operation(event.key)] += event.self_device_time_total
+    return spent
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from records import figures, race, step_profile, use
+from records import figures, race, step_profile, steps, use
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench import speed
 from scenedistill.experiments.results import comparisons, costs
@@ -35,6 +35,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     step_profile.KIND: lambda path: step_profile.profile_table(
         read_record(path, step_profile.StepProfile, step_profile.StepShare)
     ),
+    steps.KIND: lambda path: steps.steps_table(read_record(path, steps.Steps, steps.StepSpeed)),
     use.KIND: lambda path: use.use_table(use.read_use(path)),
 }
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from scenedistill.commands.parsing import repeatable
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
+from scenedistill.core.processes import forking_context
 from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.module import SceneDataModule
@@ -200,7 +201,7 @@ def linked(cache: SceneCache, split: Split, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run every loop in turn."""
+    """Run every loop in turn; the exit status is 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("teacher", type=Path, help="weights.safetensors of the teacher")
@@ -215,18 +216,7 @@ def main() -> None:
     given = parser.parse_args()
     ours = [(f"{name}{', compiled' * on}", partial(run_ours, name, on)) for name in OURS for on in (False, True)]
     loops = {**dict(ours), **{name: partial(run_rival, name) for name in RIVALS}}
-    rows = []
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # no loop may reuse what an earlier one has compiled
-    with tempfile.TemporaryDirectory() as scratch:
-        track = Track(
-            given.data, given.teacher, given.split, given.student, given.epochs, given.batch_size, given.lr,
-            given.target, Path(scratch),
-        )  # fmt: skip
-        for name in given.loops or loops:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as alone:
-                rows.append(alone.submit(loops[name], track).result())
-            print(rows[-1], file=sys.stderr, flush=True)
+    names = given.loops or list(loops)
     _, card = load_net(given.teacher)
     race = Race(
         experiment=given.results.stem,
@@ -241,10 +231,29 @@ def main() -> None:
         batch_size=given.batch_size,
         epochs=given.epochs,
         target_oa=given.target,
-        rows=tuple(rows),
+        rows=(),
     )
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # no loop may reuse what an earlier one has compiled
+    context = forking_context("scenedistill.experiments.bench.ours")
+    with tempfile.TemporaryDirectory() as scratch:
+        track = Track(
+            given.data, given.teacher, given.split, given.student, given.epochs, given.batch_size, given.lr,
+            given.target, Path(scratch),
+        )  # fmt: skip
+        for name in names:
+            with ProcessPoolExecutor(1, mp_context=context) as alone:
+                try:
+                    row = alone.submit(loops[name], track).result()
+                except Exception:  # a loop may fail in any way, which must not end the race of the others
+                    traceback.print_exc()
+                    print(f"{name}: left out", file=sys.stderr, flush=True)
+                    continue
+            print(row, file=sys.stderr, flush=True)
+            race = replace(race, rows=(*race.rows, row))
+            write_record(race, given.results)  # after each loop: an interrupted race leaves its rows
     print(race_table(race))
-    print(write_record(race, given.results))
+    print(given.results)
+    sys.exit(len(race.rows) < len(names))
 
 
 if __name__ == "__main__":

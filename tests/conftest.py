@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +19,9 @@ import pytest
 from PIL import Image
 
 # Under xdist each worker is one core's worth: threads of several processes on one core wait for each other in a loop,
-# those of the processes that tests start included.
+# those of the processes that tests start included. A compiler of one thread needs no processes of its own either.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import torch
 
@@ -29,6 +32,17 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch
 def pytest_runtest_setup() -> None:
     """Start every test, its fixtures included, from the same random state, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+NO_GPU = "no CUDA device"  # why tests of a GPU are skipped without one
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that are skipped without a GPU as `cuda`, for `-m cuda`."""
+    for item in items:
+        if any(mark.kwargs.get("reason") == NO_GPU for mark in item.iter_markers("skipif")):
+            item.add_marker("cuda")
 
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -121,8 +135,57 @@ class Ended:
     err: str
 
 
+class Running:
+    """A command that may still run, in the process `pid`."""
+
+    def __init__(self, server: subprocess.Popen[str], request: dict[str, Any]) -> None:
+        self.server, self.output = server, request["output"]
+        for name in ("out", "err"):
+            Path(f"{self.output}.{name}").touch()
+        self.ended: Ended | None = None
+        self.pid = self._ask(request)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it, unless `wait` has seen its end."""
+        if self.ended is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def _ask(self, request: dict[str, Any]) -> int:
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def out(self) -> str:
+        """What it has printed so far."""
+        return Path(f"{self.output}.out").read_text(encoding="utf-8", errors="replace")
+
+    def err(self) -> str:
+        """What it has told as errors so far."""
+        return Path(f"{self.output}.err").read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
+        """Until it has printed what the pattern describes."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.out())):
+            assert time.monotonic() < end, self.out() + self.err()
+            time.sleep(0.02)
+        return found
+
+    def wait(self) -> Ended:
+        """Until it has ended."""
+        if self.ended is None:
+            code = self._ask({"wait": self.pid})
+            self.ended = Ended(code, self.out(), self.err())
+        return self.ended
+
+
 class Commands:
-    """Runs `scenedistill` with arguments, each in its own process, in a folder of its own."""
+    """Runs `scenedistill` with arguments, or a script, each in its own process, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,33 +201,27 @@ class Commands:
         )
 
     def __call__(self, *arguments: object, **more: Any) -> Ended:
-        self.start(*arguments, **more)
-        return self.wait()
+        return self.start(*arguments, **more).wait()
 
-    def start(self, *arguments: object, cwd: Path | None = None, stop: dict[str, Any] | None = None) -> int:
-        """Start a command, to be ended at a moment as command_server.py has it; its process's id."""
+    def start(
+        self,
+        *arguments: object,
+        script: Path | None = None,
+        cwd: Path | None = None,
+        environment: dict[str, str] | None = None,
+        **more: Any,
+    ) -> Running:
+        """Start a command, or a script; `stop` and `whole` are as command_server.py has them."""
         self.count += 1
-        assert self.server.stdin and self.server.stdout
         request = {
+            "script": script and str(script),
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or self.folder),
-            "environment": {"SCENEDISTILL_CACHE": str(self.folder / "cache")},
+            "environment": {"SCENEDISTILL_CACHE": str(self.folder / "cache"), **(environment or {})},
             "output": str(self.folder / f"{self.count}"),
-            "stop": stop,
+            **more,
         }
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def said(self) -> str:
-        """What the running command has printed so far."""
-        return (self.folder / f"{self.count}.out").read_text(encoding="utf-8")
-
-    def wait(self) -> Ended:
-        """Until the command has ended."""
-        assert self.server.stdout
-        code = int(self.server.stdout.readline())
-        return Ended(code, self.said(), (self.folder / f"{self.count}.err").read_text(encoding="utf-8"))
+        return Running(self.server, request)
 
 
 @pytest.fixture(scope="session")

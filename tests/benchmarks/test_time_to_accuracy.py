@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "time_to_accuracy.
 
 
 @pytest.mark.slow
-def test_loops_race_on_equal_terms(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_loops_race_on_equal_terms_and_a_failed_one_does_not_stop_them(
+    tiny_scenes: Path, commands: Any, tmp_path: Path
+) -> None:
     index = scan(tiny_scenes)
     split = make_split(index, 0.5, 0, 0.0)
     (file,) = write_split(split, index, tmp_path / "split.csv")
@@ -32,11 +33,9 @@ def test_loops_race_on_equal_terms(tiny_scenes: Path, tmp_path: Path) -> None:
     results = tmp_path / "race.json"
     loops = ["scenedistill, from the store", "textbook-default"]
     options = ["--student", "table1_printed", "--epochs", "2", "--batch_size", "8", "--target", "0.01"]
-    subprocess.run(
-        [sys.executable, str(SCRIPT), str(tiny_scenes), str(tmp_path / "teacher.safetensors"), str(results),
-         "--split", str(file), *options, "--loops", *loops],
-        check=True,
-    )  # fmt: skip
+    given = (tiny_scenes, tmp_path / "teacher.safetensors", results, "--split", file)
+    ended = commands(*given, *options, "--loops", "no such loop", *loops, script=SCRIPT)
+    assert ended.code == 1 and "no such loop: left out" in ended.err, ended.out + ended.err
     race = read_record(results, Race, RaceRow)
     assert [row.loop for row in race.rows] == loops
     for row in race.rows:

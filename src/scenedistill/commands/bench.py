@@ -19,17 +19,19 @@ def parser() -> CommandParser:
     return parser
 
 
-def command(settings: Namespace, console: Console, text: str) -> None:
-    """Run the command."""
+def command(settings: Namespace, console: Console, text: str) -> int:
+    """Run the command; return 1 if a loop had to be left out, else 0."""
     from scenedistill.config import BenchConfig
-    from scenedistill.experiments.bench.run import bench
+    from scenedistill.experiments.bench.run import bench, complete
     from scenedistill.experiments.bench.speed import draw_speed, speed_table
 
     results = result_file(settings.results)
     data = Path(settings.data) if settings.data else None
-    result = bench(data, build_config(BenchConfig, settings), command=text, keep=results, console=console)
+    config = build_config(BenchConfig, settings)
+    result = bench(data, config, command=text, keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if results:
         console.print(f"Result written to {results}")
     if settings.picture:
         console.print(f"Picture drawn to {draw_speed(result, Path(settings.picture))}")
+    return int(not complete(result, config))

@@ -27,6 +27,8 @@ MAX_FP16_ACTIVATION = 8192.0
 COMPILE_AFTER_REPEATS = 3
 #: Maximum number of compiled batch shapes; batches of other shapes run uncompiled.
 MAX_COMPILED_SHAPES = 3
+#: Start of the line of a report that says why the network runs uncompiled.
+GIVEN_UP = "compile: given up"
 
 
 class FrozenTeacher:
@@ -79,7 +81,7 @@ class FrozenTeacher:
                         return self._compiled(view, attention, features)
                 except Exception as problem:  # a compiler may fail in any way, which must not end the training
                     self._compiled = None
-                    self.report += (f"compile: given up: {_reason(problem)}",)
+                    self.report += (f"{GIVEN_UP}: {_reason(problem)}",)
             output: SceneOutput = self._net(view, attention, features)
         return output
 

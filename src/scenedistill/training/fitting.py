@@ -107,7 +107,7 @@ def fit(
             TensorBoardLogger(folder, name="tensorboard", version=""),
         ],
         log_every_n_steps=1_000_000,  # epochs are logged, steps are not
-        plugins=[_AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints()],
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty(),
@@ -133,7 +133,7 @@ def fit(
         signal.signal(signal.SIGINT, answer)
         raise KeyboardInterrupt from leaving
     except ProcessRaisedException as problem:
-        raise _original_exception(problem) from problem
+        raise original_exception(problem) from problem
     if not trainer.callback_metrics:  # no epoch was left: killed between the last checkpoint and the end
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         clock.load_state_dict(state["callbacks"][clock.state_key])
@@ -152,7 +152,7 @@ def fit(
     }
 
 
-def _original_exception(problem: ProcessRaisedException) -> Exception:
+def original_exception(problem: ProcessRaisedException) -> Exception:
     """Return the exception of a training process as it was raised there; only its text reaches this process."""
     text = str(problem)
     for kind in (Diverged, UserError):
@@ -236,6 +236,8 @@ class _Clock(Callback):
         self._start, self._before = time.monotonic(), _waits(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # the last steps are launched, but not yet done
         elapsed = time.monotonic() - self._start
         self.seconds += elapsed
         spent = {what: now - self._before.get(what, 0.0) for what, now in _waits(trainer, pl_module).items()}
@@ -286,7 +288,7 @@ def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
     return {**module.waits, "data": module.waits["data"] + batches.waited}
 
 
-class _AtomicCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoint writer that replaces the old file atomically, so that a kill or a full disk leaves it intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

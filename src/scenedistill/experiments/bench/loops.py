@@ -27,7 +27,8 @@ from scenedistill.experiments.bench.speed import slow_steps
 from scenedistill.losses.registry import METHODS
 from scenedistill.metrics.cost import wait_for
 from scenedistill.models.create import build_student, build_teacher
-from scenedistill.models.freeze import freeze
+from scenedistill.models.depthwise import use_quick_depthwise
+from scenedistill.models.freeze import GIVEN_UP, freeze
 from scenedistill.models.network import SceneNet
 from scenedistill.training.base import parameter_groups
 from scenedistill.training.student import StudentTraining
@@ -154,7 +155,11 @@ class Repeated:
 
 
 def teacher_forward(bench: Bench) -> Loop:
-    """Build the loop of the frozen teacher alone, on a view in memory."""
+    """Build the loop of the frozen teacher alone, on a view in memory.
+
+    Raises:
+        RuntimeError: compiling failed, where the teacher alone would go on uncompiled.
+    """
     frozen = freeze(
         bench.new_teacher(),
         precision=bench.precision,
@@ -163,7 +168,10 @@ def teacher_forward(bench: Bench) -> Loop:
         compiled=bench.compiled,
     )
     view = bench.view()
-    return Repeated(bench, lambda: frozen(view, attention=False))
+    loop = Repeated(bench, lambda: frozen(view, attention=False))
+    if failed := [line for line in frozen.report if line.startswith(GIVEN_UP)]:
+        raise RuntimeError(failed[0])
+    return loop
 
 
 def student_step(bench: Bench) -> Loop:
@@ -173,6 +181,7 @@ def student_step(bench: Bench) -> Loop:
     with torch.no_grad():
         target = bench.new_teacher().to(bench.device)(view, attention=False)
     net = bench.new_student().to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_quick_depthwise(net)  # as in training
     module = bench.training(None)
     module.net = net
     loss = module.losses[METHOD].to(bench.device)

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -98,10 +98,7 @@ def bench(
     device = compute_device("auto")
     precision = resolve_precision(config.precision, device)
     compiled = config.compile
-    loops = {name: (f"{precision}{COMPILED if compiled else ''}", make) for name, make in LOOPS.items()}
-    if config.also_compiled and not compiled:
-        loops |= {f"{name}{COMPILED}": (f"{precision}{COMPILED}", _compiled(LOOPS[name])) for name in COMPILABLE}
-    loops |= more or {}
+    loops = _own_loops(config, precision) | dict(more or {})
     rows: list[SpeedRow] = []
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
@@ -150,6 +147,26 @@ def bench(
 
 def _compiled(make: Factory) -> Factory:
     return lambda bench: make(replace(bench, compiled=True))
+
+
+def complete(result: SpeedResult, config: BenchConfig, more: Collection[str] = ()) -> bool:
+    """Return whether no loop was left out, at any size with any student.
+
+    Args:
+        result: the measurement.
+        config: its settings.
+        more: names of its further loops.
+    """
+    wanted = itertools.product(config.students, config.pixels, [*_own_loops(config, "fp32"), *more])
+    return set(wanted) <= {(row.student, row.pixels, row.loop) for row in result.rows}
+
+
+def _own_loops(config: BenchConfig, precision: Precision) -> dict[str, tuple[str, Factory]]:
+    """Return our own loops by name, each with its settings."""
+    loops = {name: (f"{precision}{COMPILED if config.compile else ''}", make) for name, make in LOOPS.items()}
+    if config.also_compiled and not config.compile:
+        loops |= {f"{name}{COMPILED}": (f"{precision}{COMPILED}", _compiled(LOOPS[name])) for name in COMPILABLE}
+    return loops
 
 
 def _check(config: BenchConfig, data: Path | None) -> None:
