@@ -54,7 +54,7 @@ lint: setup ## ruff and mypy
 	@echo "==> mypy"
 	@$(BIN)/python -m mypy
 
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: lint ## ruff, mypy, then every test, in random order
 	@echo "==> pytest"

@@ -199,7 +199,7 @@ def main() -> int:
     print(f"maps of the clusters {'equal' if equal else 'DIFFER FROM'} those of one process with one thread")
     figures = Figures(
         experiment=given.results.stem,
-        command=f"python benchmarks/cluster.py MODEL results/{given.results.name}",
+        command=f"python benchmarks/cluster.py MODEL results/{given.results.name} --side {given.side}",
         date=datetime.date.today().isoformat(),
         hardware=hardware(),
         versions={**versions(), "ray": ray.__version__, "rasterio": rasterio.__version__},

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,18 @@ def pytest_runtest_setup() -> None:
 NO_GPU = "no CUDA device"  # why tests of a GPU are skipped without one
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are skipped without a GPU as `cuda`, for `-m cuda`."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Mark the tests that are skipped without a GPU as `cuda`, for `-m cuda`; put the files with most slow tests first.
+
+    The order is otherwise random. A slow file that began last would keep one process busy after all others.
+    """
     for item in items:
         if any(mark.kwargs.get("reason") == NO_GPU for mark in item.iter_markers("skipif")):
             item.add_marker("cuda")
+    yield
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -168,7 +175,7 @@ class Running:
         """What it has told as errors so far."""
         return Path(f"{self.output}.err").read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 240) -> re.Match[str]:
         """Until it has printed what the pattern describes."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.out())):

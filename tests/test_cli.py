@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,7 @@ def test_quickstart_trains_on_generated_scenes_and_writes_the_result(
         student=StudentConfig(name="table1_printed", fit=StudentFitConfig(**vars(fit))),
         machine=MachineConfig(accelerator="cpu"),
     )
+    # its own settings take minutes, and no option makes them small
     monkeypatch.setattr(quick, "PER_CLASS", 8)
     monkeypatch.setattr(quick, "SIZE", 32)
     monkeypatch.setattr(quick, "settings", lambda *arguments, **more: small)
@@ -506,65 +507,36 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     assert "Did you mean check?" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def training_program(
-    command: str, scenes: Path, out: Path, options: tuple[str, ...], cache: Path
-) -> subprocess.Popen[str]:
-    """A command in a process of its own, in the second of its teacher's thousand epochs."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SOURCE),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "SCENEDISTILL_CACHE": str(cache),
-    }
-    words = [command, str(scenes), "--out", str(out), *options, "--teacher.fit.epochs", "1000"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "scenedistill.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert program.stdout
-    for line in program.stdout:
-        if "epoch 2/1000" in line:
-            break
-    return program
+@pytest.fixture
+def training(commands: Any, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path) -> Iterator[Any]:
+    """`scenedistill run` in a process of its own, in the second of its teacher's thousand epochs."""
+    words = ("run", tiny_scenes, "--out", tmp_path / "out", *tiny_options, "--teacher.fit.epochs", "1000")
+    with commands.start(*words, whole=True) as program:
+        program.wait_for("epoch 2/1000")
+        yield program
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_ctrl_c_ends_a_real_process_with_130_and_leaves_a_checkpoint(
-    tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
-) -> None:
-    program = training_program("run", tiny_scenes, tmp_path / "out", tiny_options, tmp_path / "cache")
-    try:
-        program.send_signal(signal.SIGINT)
-        _, err = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == 130
-    assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
+def test_ctrl_c_ends_a_real_process_with_130_and_leaves_a_checkpoint(training: Any, tmp_path: Path) -> None:
+    os.kill(training.pid, signal.SIGINT)
+    ended = training.wait()
+    assert ended.code == 130
+    assert ended.err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
     assert (tmp_path / "out" / "seed3" / "teacher" / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("gap", [0.02, 0.3])
-def test_a_second_ctrl_c_right_after_the_first_changes_nothing(
-    gap: float, tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
-) -> None:
-    program = training_program("teacher", tiny_scenes, tmp_path / "o", tiny_options, tmp_path / "cache")
-    try:
-        for _ in range(3):
-            program.send_signal(signal.SIGINT)
-            time.sleep(gap)
-        _, err = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == 130
-    assert "Traceback" not in err and "Exception ignored" not in err
-    assert err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
+def test_a_second_ctrl_c_right_after_the_first_changes_nothing(gap: float, training: Any) -> None:
+    for _ in range(3):
+        os.kill(training.pid, signal.SIGINT)
+        time.sleep(gap)
+    ended = training.wait()
+    assert ended.code == 130
+    assert "Traceback" not in ended.err and "Exception ignored" not in ended.err
+    assert ended.err.strip().splitlines()[-1].startswith("scenedistill: stopped.")
 
 
 def test_the_previous_ctrl_c_handler_is_restored() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,26 +22,20 @@ from scenedistill.models.files import NetCard, save_net
 pytest.importorskip("rasterio", reason="needs rasterio: pip install -e '.[use]'")
 pytest.importorskip("pyogrio", reason="needs pyogrio: pip install -e '.[use]'")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "mosaic.py"
+WORKER = Path(__file__).with_name("memory_worker.py")
 
 
 @pytest.mark.slow
-def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, commands: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, classes = build_student("table1_printed", 4, image_size=32), scan(tiny_scenes).classes
     save_net(net, NetCard("table1_printed", tuple(classes), 3, 32), tmp_path / "weights.safetensors")
     results = tmp_path / "use.json"
     results.write_text('{"other": 1}')
-    words: list[str | Path] = [
-        sys.executable,
-        SCRIPT,
-        tiny_scenes,
-        tmp_path / "weights.safetensors",
-        results,
-        "--out",
-        tmp_path / "out",
-    ]
-    options = ["--side", "250", "--threads", "1", "--device", "cpu", "--precision", "fp32"]
-    subprocess.run([*words, *options], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = (tiny_scenes, tmp_path / "weights.safetensors", results, "--out", tmp_path / "out")
+    options = ("--side", "250", "--threads", "1", "--device", "cpu", "--precision", "fp32")
+    ended = commands(*words, *options, script=SCRIPT)
+    assert ended.code == 0, ended.out + ended.err
     content = json.loads(results.read_text(encoding="utf-8"))
     assert content["other"] == 1 and content["kind"] == "use"
     found = content["mosaic"]
@@ -61,11 +55,9 @@ def test_a_mosaic_of_images_gives_their_classes_back(tiny_scenes: Path, tmp_path
 def test_the_peak_memory_of_each_process_is_measured_separately() -> None:
     known = runpy.run_path(str(SCRIPT))
     workers, ended = known["Workers"](), threading.Event()
-    code = "room = bytearray(300 << 20); room[::4096] = bytes(len(room) // 4096); "
-    code += "del room; print(1, flush=True); input()"
     small, large = (
-        subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for text in ("print(1, flush=True); input()", code)
+        subprocess.Popen([sys.executable, WORKER, mebibytes], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for mebibytes in ("0", "300")
     )
     watching = threading.Thread(target=workers.watch, args=(ended,))
     try:

@@ -144,7 +144,7 @@ def test_the_trial_takes_the_fastest_number_of_workers_and_compiles_where_it_pay
             raise RuntimeError("no compiler")
         return speeds[key]
 
-    monkeypatch.setattr(sys.modules["rivals.search"], "pace", pace)
+    monkeypatch.setattr(sys.modules["rivals.search"], "pace", pace)  # the real trial compiles for minutes
     found = rivals.RIVALS["textbook-tuned"](settings, notes=tmp_path)
     assert tried == 2 * [(0, ""), (1, "")] + 2 * [(1, ""), (1, "default")]
     assert (found.switches.workers, found.switches.compile, found.switches.freeze) == (1, "default", True)

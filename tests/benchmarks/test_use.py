@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +15,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "use.py"
 
 
 @pytest.mark.slow
-def test_figures_and_targets_of_a_run(tiny_run: Path, tiny_scenes: Path, tmp_path: Path) -> None:
+def test_figures_and_targets_of_a_run(tiny_run: Path, tiny_scenes: Path, commands: Any, tmp_path: Path) -> None:
     results = tmp_path / "use.json"
     results.write_text('{"other": 1}')
-    words: list[str | Path] = [sys.executable, SCRIPT, tiny_scenes, results, tiny_run, "--out", tmp_path / "out"]
     options = ["--turns", "2", "--seconds", "0.01", "--files", "12", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SCENEDISTILL_CACHE": str(tmp_path / "cache")}
-    subprocess.run([*words, *options], check=True, env=environment)
+    ended = commands(tiny_scenes, results, tiny_run, "--out", tmp_path / "out", *options, script=SCRIPT)
+    assert ended.code == 0, ended.out + ended.err
     content = json.loads(results.read_text(encoding="utf-8"))
     assert content["other"] == 1 and content["experiment"] == "use"
     rows = {(row["network"], row["form"]): row for row in content["latency"]["rows"]}

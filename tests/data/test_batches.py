@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from scenedistill.data.batches import AHEAD, SceneBatch, SceneBatches, ScenePart
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
+from scenedistill.data.training_part import TrainingPart
 
 CPU = torch.device("cpu")
 ORDER = [[3, 0, 40], [63, 1, 2], [5, 9], [8, 7, 6], [10, 11, 12], [13, 14, 15]]
@@ -44,6 +45,33 @@ def test_every_way_gives_the_same_batches(part: ScenePart, way: str) -> None:
     assert len(found) == len(ORDER)
     assert all(equal(batch, part.fetch(rows)) for batch, rows in zip(found, ORDER, strict=True))
     assert not equal(found[0], part.fetch(ORDER[1]))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_a_part_is_copied_to_a_device_in_pieces(part: ScenePart, mixup: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scenedistill.data.batches._PIECE", 24)
+    view, asked = TrainingPart(part, mixup=mixup).at(0), []
+
+    class Watched:
+        image_bytes = view.image_bytes
+
+        def fetch(self, rows: Sequence[int]) -> SceneBatch:
+            asked.append(len(rows))
+            return view.fetch(rows)
+
+        def __len__(self) -> int:
+            return len(view)
+
+    found, expected = SceneBatches(Watched(), ORDER, CPU)._copied(Watched()), view.fetch(range(64))
+    assert asked == [24, 24, 16] and equal(found, expected)
+    if mixup:
+        assert found.partner is not None and expected.partner is not None and equal(found.partner, expected.partner)
+        assert found.amount is not None and expected.amount is not None and torch.equal(found.amount, expected.amount)
+
+
+def test_a_part_without_additions_stays_on_the_device_for_all_views(part: ScenePart) -> None:
+    plain, mixed = TrainingPart(part), TrainingPart(part, mixup=0.5)
+    assert plain.at(0) is plain.at(7) and mixed.at(0) is not mixed.at(7)
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread(part: ScenePart) -> None:

@@ -383,6 +383,23 @@ def test_another_process_gets_the_file_and_not_a_copy_of_the_array(root: Path, t
     np.testing.assert_array_equal(received.images, cache.images)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("stays", [True, False])
+def test_pages_of_a_large_array_are_unmapped_when_they_were_read(
+    stays: bool, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scenedistill.data.cache.files._MAPPED", 1 << 20 if stays else 0)
+    cache = build(root, folder)
+    for _ in range(2):
+        found = cache.fetch(np.arange(10))
+        np.testing.assert_array_equal(found, [read_scene(root / path, SIZE) for path in cache.index.paths])
+    read, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        inside = str(cache.array) in line if "-" in line.split()[0] else inside
+        read += int(line.split()[1]) if inside and line.startswith("Rss:") else 0
+    assert (read > 0) == stays
+
+
 def damage(folder: Path, rows: list[int]) -> None:
     """Flip a bit in these rows of the array."""
     array = np.load(next(folder.glob("images-*.npy")), mmap_mode="r+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -11,13 +12,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.errors import UserError
-from scenedistill.data.batches import SceneBatch, ScenePart, image_id
+from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache.build import SceneCache, build_cache
 from scenedistill.data.images.read import read_scene
 from scenedistill.data.module import EpochBatches, SceneDataModule
+from scenedistill.data.names import image_id
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import Split, make_split
 
@@ -69,6 +73,24 @@ def test_an_id_names_an_image_by_its_path_alone(cache: SceneCache, split: Split)
     assert len(set(ids.values())) == len(ids) and all(0 <= name < 2**63 for name in ids.values())
     whole, part = ScenePart(cache, np.arange(len(cache.index))), ScenePart(cache, split.val)
     np.testing.assert_array_equal(part.ids, whole.ids[split.val])
+
+
+def test_the_content_of_a_part_is_known_without_its_pixels(tiny_scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny_scenes, tmp_path / "scenes"))
+
+    def content(folder: str) -> str:
+        cache = build_cache(scan(data), 24, folder=tmp_path / folder, progress=False)
+        return ScenePart(cache, np.arange(3, 40)).content_hash()
+
+    before = content("cache")
+    np.load(next((tmp_path / "cache").glob("images-*.npy")), mmap_mode="r+")[:] = 0
+    assert content("cache") == before
+    assert content("another") == before
+    path = tmp_path / "another" / "manifest.json"  # as versions without checksums wrote it
+    write_json(path, {name: value for name, value in read_json(path).items() if name != "crc32"}, checksum=True)
+    assert content("another") == before
+    Image.new("RGB", (48, 48)).save(data / scan(data).paths[7])
+    assert content("another") != before
 
 
 def test_a_batch_is_moved_to_a_device_completely(cache: SceneCache, split: Split) -> None:

@@ -343,3 +343,57 @@ def test_a_damaged_image_and_damaged_marks_are_noticed(labelled: SceneCache, mor
     fingerprints.unlink()
     with pytest.raises(UserError, match="is damaged: an image in it is not what was decoded"):
         collect(labelled, more, home=tmp_path / "cache")
+
+
+def test_a_second_search_for_copies_reads_no_pixels_until_an_image_changes(
+    more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, rng = tmp_path / "scenes", np.random.default_rng(3)
+    for number in range(8):
+        Image.fromarray(blobs(rng)).save(_made(root / "ab"[number % 2]) / f"{number}.png")
+    Image.open(root / "a" / "2.png").rotate(90).save(more / "turned.png")
+
+    def pairs() -> list[list[int]]:
+        cache = build_cache(scan(root), SIZE, folder=tmp_path / "labelled", progress=False)
+        found: list[list[int]] = collect(cache, more, home=tmp_path / "home").pairs.tolist()
+        return found
+
+    found = pairs()
+    assert [position for _, position in found] == [1]
+    arrays = [*(tmp_path / "labelled").glob("images-*.npy"), *(tmp_path / "home").rglob("images-*.npy")]
+    assert len(arrays) == 2
+    kept = [array.read_bytes() for array in arrays]
+    for array in arrays:
+        np.load(array, mmap_mode="r+")[:] = 0
+    assert pairs() == found and "damaged" not in capsys.readouterr().err
+    for array, content in zip(arrays, kept, strict=True):
+        array.write_bytes(content)
+    Image.fromarray(blobs(rng)).save(root / "a" / "2.png")
+    assert not pairs()
+    kinds = sorted(file.name.partition("-")[0] for file in (tmp_path / "labelled").iterdir())
+    assert kinds == ["build.lock", "copies", "images", "manifest.json", "marks"]  # the old ones are gone
+
+
+@pytest.mark.parametrize("kind", ["marks", "copies"])
+def test_damaged_files_beside_the_labelled_images_are_made_again(
+    labelled: SceneCache, more: Path, tmp_path: Path, kind: str
+) -> None:
+    original(labelled, np.arange(64), 5).save(more / "copy.png")
+    first = collect(labelled, more, home=tmp_path / "home").pairs.tolist()
+    (file,) = labelled.folder.glob(f"{kind}-*.npy")
+    whole = file.read_bytes()
+    for place in (len(whole) - 30, len(whole) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert collect(labelled, more, home=tmp_path / "home").pairs.tolist() == first != []
+    assert file.read_bytes() == whole
+
+
+def test_a_part_of_the_labelled_images_has_its_own_fingerprints(
+    labelled: SceneCache, more: Path, tmp_path: Path
+) -> None:
+    for number in (9, 40):
+        original(labelled, np.arange(64), number).save(more / f"copy{number}.png")
+    assert sorted(collect(labelled, more, home=tmp_path / "home").pairs[:, 1].tolist()) == [9, 40]
+    index = labelled.index.subset(np.array([3, 40, 7, 9]))
+    part = build_cache(index, SIZE, folder=labelled.folder, progress=False)
+    assert sorted(collect(part, more, home=tmp_path / "home").pairs[:, 1].tolist()) == [1, 3]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from scenedistill.data.batches import image_id
+from scenedistill.data.names import image_id
 from scenedistill.data.views import ViewConfig, _grid, evaluation_view, training_view, uniform
 
 WHOLE = ViewConfig(scale=(1, 1), ratio=(1, 1), turns=False, brightness=0, contrast=0, saturation=0, erasing=0)

@@ -14,7 +14,7 @@ from scenedistill.config import BenchConfig
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench.loops import Bench, Repeated
 from scenedistill.experiments.bench.processes import LoopServer
-from scenedistill.experiments.bench.run import LOOPS, Factory, bench, in_own_process
+from scenedistill.experiments.bench.run import COMPILABLE, LOOPS, Factory, bench, complete, in_own_process
 from scenedistill.experiments.bench.speed import (
     NAIVE,
     ONLINE,
@@ -75,6 +75,7 @@ def test_every_loop_is_measured_at_every_size(measured: tuple[SpeedResult, str])
     assert "no loop: left out, TypeError: object of type 'Bench' has no len()" in said
     assert all(0 < row.min <= row.images_per_second <= row.max for row in result.rows)
     assert result.peak_gflops > 1
+    assert complete(result, TINY, ["mine"]) and not complete(result, TINY, ["breaking"])
 
 
 @pytest.mark.slow
@@ -126,6 +127,18 @@ def test_our_loops_are_compared_with_the_fastest_of_the_others() -> None:
     ]
     own = [row for row in rows if not row.loop.endswith(("-default", "-tuned"))]
     assert "divided by" not in speed_table(dataclasses.replace(result, rows=tuple(own)))
+
+
+def test_a_loop_left_out_at_one_size_is_noticed() -> None:
+    wanted = dataclasses.replace(TINY, also_compiled=True)
+    rows = [
+        SpeedRow(name, "", "table1_printed", size, 16, 1.0, 1.0, 1.0, None, None, None, "cpu")
+        for size in wanted.pixels
+        for name in (*LOOPS, *(f"{name}, compiled" for name in COMPILABLE))
+    ]
+    result = SpeedResult("speed", "c", "2026-01-01", {}, {}, "AID", "large", 1, 8, "fp32", 1.0, 1.0, tuple(rows))
+    assert complete(result, wanted)
+    assert not complete(dataclasses.replace(result, rows=result.rows[:-1]), wanted)
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:

@@ -264,13 +264,24 @@ def test_a_stage_folder_deleted_during_the_work_is_reported_in_one_line(
         stage.finish({})
 
 
+@pytest.fixture(scope="module")
+def interrupted(
+    tiny_scenes: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a teacher's training that was ended in its third checkpoint. Read only."""
+    out = tmp_path_factory.mktemp("interrupted") / "out"
+    stop = {"event": "open", "path": "teacher/checkpoints/last.ckpt.part", "count": 3, "how": "interrupt"}
+    assert commands("teacher", tiny_scenes, "--out", out, *tiny_options, stop=stop).code != 0
+    return out
+
+
 @pytest.mark.parametrize("way", ["flipped", "cut", "empty", "garbage"])
 def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(
-    way: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
-) -> None:
+    way: str, interrupted: Path, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    shutil.copytree(interrupted, tmp_path / "out")
     command = ("teacher", tiny_scenes, "--out", tmp_path / "out", *tiny_options)
-    path = "teacher/checkpoints/last.ckpt.part"
-    assert commands(*command, stop={"event": "open", "path": path, "count": 3, "how": "interrupt"}).code != 0
     checkpoint = tmp_path / "out" / "seed3" / "teacher" / "checkpoints" / "last.ckpt"
     content = checkpoint.read_bytes()
     if way == "flipped":

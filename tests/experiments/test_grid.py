@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,7 +48,7 @@ from scenedistill.experiments.grid.config import (
     grid_words,
     student_of,
 )
-from scenedistill.experiments.grid.local import Ended, Order, one_line, share
+from scenedistill.experiments.grid.local import Ended, Order, reason, share
 from scenedistill.experiments.grid.results import finish
 from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
@@ -421,25 +419,20 @@ def test_a_killed_cell_is_named_and_resumes_with_the_next_call(make: Make, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_grid_ends_its_cells_and_resumes(make: Make, tmp_path: Path) -> None:
+def test_a_killed_grid_ends_its_cells_and_resumes(make: Make, commands: Any, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig()})
     config.base.student.fit.epochs = 40
     out, file = tmp_path / "out", tmp_path / "grid.yaml"
     file.write_text(grid_text(config), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "scenedistill.cli", "grid", str(file), "--out", str(out)], env=environment
-    )
     folder = out / "scenes-50" / "seed0" / STUDENT
     found: list[int] = []
-    try:
+    with commands.start("grid", file, "--out", out) as running:  # and killed at the end
         when(folder / ".plain.holder", lambda text: found.append(pid_in(text))).join(120)
+        end = time.monotonic() + 120
         while not (folder / "plain" / "checkpoints" / "last.ckpt").exists():
-            assert running.poll() is None
+            assert time.monotonic() < end, running.out() + running.err()
             time.sleep(0.01)
-    finally:
-        running.kill()
-        running.wait()
+    assert running.wait().code == -signal.SIGKILL
     for _ in range(1000):
         try:
             os.kill(found[0], 0)
@@ -581,10 +574,10 @@ def test_the_command_writes_the_result_and_reports_failures(copy: Path, make: Ma
     assert dry_run(config, tmp_path / "new", only=["wild"], console=Console(quiet=True)) is None
 
 
-def test_a_failure_is_reported_in_one_line() -> None:
-    assert one_line(UserError("Two\nlines.")) == "Two lines."
-    assert one_line(ValueError("a\nb")) == "ValueError: a"
-    assert one_line(KeyError()) == "KeyError"
+def test_a_failure_is_reported_in_reason() -> None:
+    assert reason(UserError("Two\nlines.")) == "Two lines."
+    assert reason(ValueError("a\nb")) == "ValueError: a"
+    assert reason(KeyError()) == "KeyError"
     wrapped = RuntimeError("x")
     wrapped.__cause__ = OSError(errno.ENOSPC, "full")
     assert disk_full(wrapped) and not disk_full(OSError(errno.EACCES, "no"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -10,8 +11,7 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -644,7 +644,7 @@ def test_a_run_takes_a_few_lines_of_python(tiny_scenes: Path, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["teacher", "distill", "distill without ce", "distill best epoch"])
+@pytest.mark.parametrize("part", ["teacher", "distill", "distill without ce, best epoch"])
 def test_two_processes_end_with_the_weights_of_one(
     part: str, tiny_scenes: Path, tiny_run: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
@@ -654,9 +654,8 @@ def test_two_processes_end_with_the_weights_of_one(
     if part == "teacher":
         # AdamW makes whole steps of gradients that are all but 0
         options += ["--teacher.fit.optimizer", "sgd", "--teacher.fit.lr", "0.02"]
-    if more == "without ce":
+    if more:
         options += ["--student.losses", "{ce: 0}"]  # the head then has nothing to learn from
-    if more == "best epoch":
         options += ["--best_epoch", "true", "--data.val_fraction", "0.25"]
     if part == "distill":
         options += ["--teacher.checkpoint", str(tiny_run / "seed3" / "teacher" / WEIGHTS)]
@@ -668,42 +667,43 @@ def test_two_processes_end_with_the_weights_of_one(
     one, two = (load_net(tmp_path / name / "seed3" / network / WEIGHTS)[0].state_dict() for name in "12")
     for name, tensor in one.items():
         assert torch.allclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-4), name
-    if more == "best epoch":
+    if more:
         best = [json.loads((tmp_path / name / "seed3" / network / "stage.json").read_text())["record"] for name in "12"]
         assert best[0]["best"] == best[1]["best"] and best[0]["best"]["epoch"] == 1
         assert (tmp_path / "2" / "seed3" / network / "best.safetensors").is_file()
-        return  # fewer images than those of the run
     start = load_net(tiny_run / "seed3" / network / WEIGHTS)[0].state_dict()
     learnt = "backbone.stem.0.weight"
     assert not torch.allclose(one[learnt], start[learnt], atol=1e-4), "an epoch is not three"
 
 
+def as_torchrun_has_it(rank: int, world: int) -> dict[str, str]:
+    """What `torchrun --standalone --nproc_per_node WORLD` tells each process of its place."""
+    return {
+        "TORCHELASTIC_RUN_ID": "tiny",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+    }
+
+
 @pytest.mark.slow
 def test_processes_that_run_the_whole_program_test_together(
-    tiny_scenes: Path, tiny_options: tuple[str, ...], tmp_path: Path
+    tiny_scenes: Path, tiny_options: tuple[str, ...], commands: Any, tmp_path: Path
 ) -> None:
-    source = Path(__file__).resolve().parents[2] / "src"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(source),
-        "OMP_NUM_THREADS": "1",
-        "SCENEDISTILL_CACHE": str(tmp_path / "cache"),
-    }
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "scenedistill.cli")
     two = ("--machine.devices", "2", "--machine.strategy", "ddp", "--data.train_ratio", "0.7")
     out = tmp_path / "out"
-    program = subprocess.Popen(
-        [sys.executable, *launch, "teacher", str(tiny_scenes), "--out", str(out), *tiny_options, *two],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    try:
-        said, _ = program.communicate(timeout=240)
-    finally:
-        program.terminate()  # and with it the processes it started
-    assert program.returncode == 0, said
+    command = ("teacher", tiny_scenes, "--out", out, *tiny_options, *two)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    with contextlib.ExitStack() as running:
+        programs = [
+            running.enter_context(commands.start(*command, environment={**meeting, **as_torchrun_has_it(rank, 2)}))
+            for rank in range(2)
+        ]
+        ended = [program.wait() for program in programs]
+    assert not any(program.code for program in ended), "".join(program.out + program.err for program in ended)
     record = json.loads((out / "seed3" / "teacher" / "evaluation" / "stage.json").read_text(encoding="utf-8"))["record"]
     index, silent = scan(tiny_scenes), Console(quiet=True)
     split = read_split(out / "seed3" / "split.csv", index)

@@ -182,7 +182,7 @@ def test_all_test_images_are_checked_unless_that_takes_long(
     unsaid = ExportConfig(formats=["safetensors"], repeats=0)
     assert export(student, tmp_path, unsaid, console=said).files[0].images == 32
     assert "Checked on 32 of 32 test images\n" in said.export_text()
-    monkeypatch.setattr(exporting, "MOST_SECONDS", 0)
+    monkeypatch.setattr(exporting, "MOST_SECONDS", 0)  # instead of so many images that checking them takes minutes
     monkeypatch.setattr(run_images, "SAMPLE", 8)
     assert export(student, tmp_path, unsaid, console=said).files[0].images == 8
     assert "Checked on 8 of 32 test images: all would take more" in said.export_text()
@@ -194,7 +194,7 @@ def test_a_file_that_fails_is_not_left_behind(
     def foreign(net: Any, card: Any, about: Any, path: Path) -> None:
         shutil.copy(exported_nets["pt2"], path)  # a whole program, of another network
 
-    monkeypatch.setattr(exporting, "write_program", foreign)
+    monkeypatch.setattr(exporting, "write_program", foreign)  # as of an exporter with a fault
     both = ExportConfig(formats=["pt2", "safetensors"], images=8, repeats=0)
     earlier_export(tmp_path, "model.pt2")
     with pytest.raises(UserError, match=r"model\.pt2 failed its check and was not kept: its logits differ"):

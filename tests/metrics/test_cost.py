@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from scenedistill.metrics import cost as cost_module
 from scenedistill.metrics.cost import cost_table, model_cost
 from scenedistill.models.create import build_student
 from scenedistill.models.wrap import evaluating
@@ -142,15 +141,14 @@ def test_networks_are_compared_as_they_are_used() -> None:
 
 
 def test_percentiles_are_over_the_passes_and_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([9.0, *(0.2 * number for number in range(1, 102))])  # the warm-up, then 0.2 s to 20.2 s
-
-    def timed(model: nn.Module, images: torch.Tensor, repeats: int, warm_up: int) -> list[float]:
-        passes = [next(seconds) for _ in range(warm_up + repeats)]
-        return passes[warm_up:]
-
-    monkeypatch.setattr(cost_module, "time_passes", timed)
+    # of the pass whose operations are counted, of the warm-up, then 0.2 s to 20.2 s
+    seconds, clock = iter([5.0, 9.0, *(0.2 * number for number in range(1, 102))]), [0.0]
     net = build_student("table1_printed", 4, image_size=32)
-    (entry,) = cost_table({"a": net}, 32, batch_sizes=(2,), devices=("cpu",), repeats=101, warm_up=1)["a"].latencies
+    net.register_forward_hook(lambda *_: clock.append(clock[-1] + next(seconds)))
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "perf_counter", lambda: clock[-1])
+        found = cost_table({"a": net}, 32, batch_sizes=(2,), devices=("cpu",), repeats=101, warm_up=1)
+    (entry,) = found["a"].latencies
     assert (entry.mean, entry.p50, entry.p90, entry.p99) == pytest.approx((5100, 5100, 9100, 10000))
 
 

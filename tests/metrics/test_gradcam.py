@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +22,10 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.data.views import evaluation_view
-from scenedistill.metrics.gradcam import _as_map, agreement, agreement_with_teacher, class_activation
-from scenedistill.models.attention import AttendedStage, NoAttention
+from scenedistill.metrics.gradcam import agreement, agreement_with_teacher, class_activation
 from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
+from scenedistill.models.wrap import StageLayout
 
 pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
 
@@ -76,13 +79,13 @@ def test_the_network_is_left_unchanged(net: SceneNet, images: torch.Tensor) -> N
     net.head.bias.requires_grad_(False)
     modes = [module.training for module in net.modules()]
     learning = [parameter.requires_grad for parameter in net.parameters()]
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    before, whole = {name: value.clone() for name, value in net.state_dict().items()}, pickle.dumps(net)
     with torch.inference_mode():  # as where a model serves
         class_activation(net, images, size=64)
     assert [module.training for module in net.modules()] == modes
     assert [parameter.requires_grad for parameter in net.parameters()] == learning
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not any(module._forward_hooks for module in net.modules())
+    assert len(pickle.dumps(net)) == len(whole), "no hooks are left in it"
 
 
 def test_no_images_give_no_maps(net: SceneNet) -> None:
@@ -100,18 +103,46 @@ def test_other_backbones_have_maps(name: str, images: torch.Tensor) -> None:
     assert maps.std() > 0.01
 
 
-def test_every_layout_of_a_feature_is_read_alike() -> None:
-    feature = torch.randn(2, 5, 3, 3)
-    tokens = feature.flatten(2).transpose(1, 2)
+Rearrange = Callable[[torch.Tensor], torch.Tensor]
 
-    def stage(**layout: object) -> AttendedStage:
-        return AttendedStage(nn.Identity(), NoAttention(), **layout)  # type: ignore[arg-type]
 
-    first = torch.randn(2, 2, 5)
-    assert torch.equal(_as_map(stage(), feature), feature)
-    assert torch.equal(_as_map(stage(channels_last=True), feature.permute(0, 2, 3, 1)), feature)
-    assert torch.equal(_as_map(stage(prefix_tokens=2), torch.cat((first, tokens), 1)), feature)
-    assert torch.equal(_as_map(stage(prefix_tokens=1), tokens), feature)  # put in only after the stages
+class Laid(nn.Module):
+    """One convolution whose feature is laid out in some way, and read again to be pooled."""
+
+    def __init__(self, lay: Rearrange, read: Rearrange) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.stage, self.lay, self.read = nn.Conv2d(3, 5, 16, 16), nn.Identity(), lay, read
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.read(self.stage(self.lay(self.conv(images)))).flatten(2).mean(2)
+
+
+def tokens(feature: torch.Tensor) -> torch.Tensor:
+    return feature.flatten(2).mT
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], Rearrange, Rearrange]] = {
+    "channels last": ({"channels_last": True}, lambda f: f.permute(0, 2, 3, 1), lambda f: f.permute(0, 3, 1, 2)),
+    "behind two tokens": (
+        {"prefix_tokens": 2},
+        lambda f: torch.cat((torch.ones(len(f), 2, 5), tokens(f)), 1),
+        lambda f: f[:, 2:].mT,
+    ),
+    "before a token is put in": ({"prefix_tokens": 1}, tokens, lambda f: f.mT),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_a_feature_is_read_alike(layout: str, images: torch.Tensor) -> None:
+    def maps(settings: dict[str, Any], lay: Rearrange, read: Rearrange) -> torch.Tensor:
+        stages = [StageLayout("stage", 5, **settings)]
+        net = SceneNet(Laid(lay, read), 4, normalisation=((0.5,) * 3, (0.2,) * 3), image_size=64, stages=stages)
+        return class_activation(net, images, size=64, classes=torch.tensor([2, 0, 3]))
+
+    expected = maps({}, lambda f: f, lambda f: f)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(maps(*LAYOUTS[layout]), expected)
 
 
 def test_without_grad_cam_the_error_names_what_to_install(

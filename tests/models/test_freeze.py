@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+# only here does torch tell how many graphs it has compiled, and lets its compiler be taken away
 from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.utils._pytree import tree_leaves
 
-from scenedistill.core.precision import Precision, autocast
+from scenedistill.core.precision import Precision, autocast, resolve_precision
 from scenedistill.models.create import build_network, move_stride
 from scenedistill.models.files import weights_hash
 from scenedistill.models.freeze import MAX_FOLDING_CHANGE, MAX_HALF_TO_AUTOCAST_ERROR, FrozenTeacher, freeze
@@ -296,11 +298,11 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @pytest.mark.slow
 @needs_compiler
 def test_only_usual_batches_are_compiled() -> None:
-    net = teacher("table1_resnet")
+    net = toy(Toy.Stage)
     plain = freeze(net, precision="bf16", device=CPU, image_size=SIZE)
     frozen = freeze(net, precision="bf16", device=CPU, image_size=SIZE, compiled=True)
     assert frozen.report[:3] == plain.report and "compile" in frozen.report[3]
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counters.clear()
     full, last = torch.rand(8, 3, SIZE, SIZE), torch.rand(5, 3, SIZE, SIZE)
     graphs = []
@@ -313,7 +315,7 @@ def test_only_usual_batches_are_compiled() -> None:
     assert graphs[:2] == [0, 0] and graphs[2] > 0 and set(graphs[2:]) == {graphs[2]}
     assert len(frozen.report) == 4
     # weights laid out at compile time, each convolution one kernel with what follows: else a sixth slower
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if resolve_precision("auto", CPU) == "bf16":
         assert "aten::convolution" in kernels(plain, full) and "aten::convolution" not in kernels(frozen, full)
 
 
@@ -326,10 +328,10 @@ def kernels(net: FrozenTeacher, images: Tensor) -> set[str]:
 
 @pytest.mark.slow
 def test_a_failing_compiler_leaves_the_teacher_uncompiled(tmp_path: Path) -> None:
-    frozen = freeze(teacher("resnet10t"), precision="bf16", device=CPU, image_size=SIZE, compiled=True)
+    frozen = freeze(toy(Toy.Stage), precision="bf16", device=CPU, image_size=SIZE, compiled=True)
     images = torch.rand(3, 3, SIZE, SIZE)
     expected = frozen(images)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     no_compiler = inductor.patch({"cpp.cxx": (str(tmp_path / "no_compiler"),), "force_disable_caches": True})
     with no_compiler, dynamo.patch(suppress_errors=True):  # as the training of a compiled student sets it
         for _ in range(4):

@@ -378,7 +378,7 @@ def test_a_decompression_bomb_stays_within_the_memory_limit(page_networks: tuple
 def test_a_process_that_is_not_ready_in_time_is_ended(
     page_networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve_work, "START_SECONDS", 0.01)
+    monkeypatch.setattr(serve_work, "START_SECONDS", 0.01)  # instead of minutes of waiting
     limits = ServeLimits()
     slow = Worker(ServedNetworks(page_networks[0], "none", device="cpu", threads=1), limits)
     with pytest.raises(UserError, match=r"not ready after 0\.01 seconds"):
@@ -401,7 +401,7 @@ def test_a_process_that_could_not_be_started_is_started_again(
             with pytest.raises(RuntimeError, match="new thread"):
                 await asyncio.wait_for(workers.run({}), 10)
 
-    monkeypatch.setattr(Worker, "start", no_room)
+    monkeypatch.setattr(Worker, "start", no_room)  # the machine itself would have to be out of threads
     asyncio.run(twice())
     assert len(tries) >= 3
 

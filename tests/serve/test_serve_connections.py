@@ -133,7 +133,7 @@ def test_an_upload_that_is_too_slow_is_abandoned(monkeypatch: pytest.MonkeyPatch
     async def read(pause: float, size: int) -> int:
         return sum([len(chunk) async for chunk in limited(dribbling(pause, size), None, ServeLimits())])
 
-    monkeypatch.setattr(serve_limits, "GRACE", 0.1)
+    monkeypatch.setattr(serve_limits, "GRACE", 0.1)  # instead of ten seconds of waiting
     with pytest.raises(Refused, match="slower than 16 KiB a second, or stopped") as refused:
         asyncio.run(read(0.02, 10))
     assert refused.value.status == 408

@@ -128,7 +128,7 @@ def test_a_process_that_keeps_too_much_is_replaced(
     worker.start()
     assert worker.process.pid == before
     worker.run(task)
-    monkeypatch.setattr(serve_work, "KEPT_BYTES", -(1 << 40))
+    monkeypatch.setattr(serve_work, "KEPT_BYTES", -(1 << 40))  # a gibibyte would have to be kept otherwise
     worker.start()
     assert worker.process.pid != before and worker.run(task)["kind"] == "scene"
 

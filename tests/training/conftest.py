@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from scenedistill.config import MachineConfig
@@ -50,21 +51,29 @@ def mild() -> ViewConfig:
 PLAIN = MachineConfig(accelerator="cpu", precision="fp32")
 
 
-@pytest.fixture
-def train(tiny_cache: SceneCache, all_train: Split, tmp_path: Path) -> Train:
-    """Runs `fit` on the tiny scenes, on one CPU in fp32 by itself; returns its record and what it printed."""
+@pytest.fixture(scope="session")
+def train_in(tiny_cache: SceneCache, all_train: Split) -> Train:
+    """Runs `fit` on the tiny scenes in a folder, on one CPU in fp32 by itself; gives its record and what it printed."""
 
     def run(
+        folder: Path,
         module: SceneTraining,
         *,
         split: Split = all_train,
-        folder: str = "stage",
         machine: MachineConfig = PLAIN,
+        callbacks: Sequence[Callback] = (),
         **batches: Any,
     ) -> dict[str, Any]:
         said = io.StringIO()
         data = SceneDataModule(tiny_cache, split, batch_size=module.fit.batch_size, seed=module.seed, **batches)
         console = Console(file=said, width=200)
-        return {**fit(module, data, tmp_path / folder, machine, title="tiny", console=console), "said": said.getvalue()}
+        record = fit(module, data, folder, machine, title="tiny", console=console, callbacks=callbacks)
+        return {**record, "said": said.getvalue()}
 
     return run
+
+
+@pytest.fixture
+def train(train_in: Train, tmp_path: Path) -> Train:
+    """The same in a sub-folder of the test's own."""
+    return lambda module, *, folder="stage", **more: train_in(tmp_path / folder, module, **more)

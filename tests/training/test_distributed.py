@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from scenedistill.models.create import build_student
 from scenedistill.training.distributed import gather, share_batch_norm, world_size
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 WORLD = 2
 EQUAL = ("ce", "da", "ss", "sp", "reviewkd", "hard", "semihard", "ce of mobilenetv3_small_100")
 ALONE = ("ce, nothing shared", "ss, nothing gathered")
@@ -34,26 +31,13 @@ def whole() -> Found:
 
 
 @pytest.fixture(scope="module")
-def met(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def met(commands: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two real processes have left what each computed."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(WORLD), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        said = [worker.communicate(timeout=300)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * WORLD, "\n".join(said)
+    with contextlib.ExitStack() as running:
+        workers = [running.enter_context(commands.start(rank, WORLD, folder, script=WORKER)) for rank in range(WORLD)]
+        ended = [worker.wait() for worker in workers]
+    assert [worker.code for worker in ended] == [0] * WORLD, "\n".join(worker.out + worker.err for worker in ended)
     return folder
 
 

@@ -35,10 +35,10 @@ EPOCHS = 3
 
 
 def student(
-    views: ViewConfig, decay: float = 0.6, name: str = "table1_printed", epochs: int = EPOCHS
+    views: ViewConfig, decay: float = 0.6, name: str = "table1_printed", steps: int | None = None
 ) -> StudentTraining:
     torch.manual_seed(0)
-    schedule = StudentFitConfig(epochs=epochs, batch_size=16, lr=0.05, warmup_epochs=0, ema_decay=decay)
+    schedule = StudentFitConfig(epochs=EPOCHS, batch_size=16, lr=0.05, warmup_epochs=0, ema_decay=decay, steps=steps)
     net: SceneNet = build_student(name, 4, image_size=32)
     return StudentTraining(net, StudentConfig(fit=schedule), {"ce": 1.0}, views, image_size=32, seed=0)
 
@@ -168,12 +168,17 @@ def test_students_trained_side_by_side_average_separately(
 
 
 @pytest.mark.slow
-def test_two_processes_average_like_one(tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
+def test_two_processes_take_the_same_steps_and_average_like_one(
+    tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path
+) -> None:
     found = {}
     for devices, decay in ((1, 0.6), (2, 0.6), (1, 0.0)):
-        module = student(mild, decay, epochs=1)  # more would let rounding grow
+        module = student(mild, decay, steps=4)  # of which the second epoch has one; more would let rounding grow
         machine = MachineConfig(accelerator="cpu", precision="fp32", devices=devices)
-        train(module, tiny_cache, split, tmp_path / f"{devices}-{decay}", machine=machine)
+        record = train(module, tiny_cache, split, tmp_path / f"{devices}-{decay}", machine=machine)
+        assert (record["epochs"], record["steps"]) == (2, 4) and "val_oa" in record["last_epoch"]
+        checkpoint = torch.load(tmp_path / f"{devices}-{decay}" / "checkpoints" / "last.ckpt", weights_only=False)
+        assert checkpoint["global_step"] == 4
         found[devices, decay] = module.net.state_dict()
     one, two, raw = found.values()
     for name, tensor in one.items():

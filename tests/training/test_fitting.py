@@ -25,7 +25,7 @@ from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.training.base import Diverged
-from scenedistill.training.fitting import _AtomicCheckpoints, _original_exception, count_devices
+from scenedistill.training.fitting import AtomicCheckpoints, count_devices, original_exception
 from scenedistill.training.student import StudentTraining
 
 PLAIN, DKD = "table1_printed/plain", "table1_printed/dkd"
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_with_one_line_and_the_same_command_resumes(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
-    writer = _AtomicCheckpoints()
+    writer = AtomicCheckpoints()
     writer.save_checkpoint({"tensor": torch.arange(100_000)}, path)
     path.with_name("last.ckpt.part").symlink_to("/dev/full")
     with pytest.raises(OSError) as raised:
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
 
 
 def test_a_full_disk_is_reported_when_the_writer_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = _AtomicCheckpoints()
+    writer = AtomicCheckpoints()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, used=1 << 40, free=0))
     with pytest.raises(OSError) as raised:
         writer.save_checkpoint({"tensor": _Unwritable()}, tmp_path / "last.ckpt")
@@ -191,7 +191,7 @@ def test_an_error_in_one_of_several_processes_is_reported_like_in_one(
 def test_the_text_of_another_process_becomes_its_exception_again() -> None:
     def told(last: str) -> Exception:
         text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call):\n  ...\n{last}\n"
-        return _original_exception(ProcessRaisedException(text, 1, 1))
+        return original_exception(ProcessRaisedException(text, 1, 1))
 
     lost = told("scenedistill.training.base.Diverged: Part kd of the loss\nis not finite.")
     assert type(lost) is Diverged and str(lost) == "Part kd of the loss\nis not finite."

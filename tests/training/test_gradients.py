@@ -21,7 +21,6 @@ from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet
-from scenedistill.training import student as student_module
 from scenedistill.training.fitting import fit
 from scenedistill.training.gradients import due, gradient_norms
 from scenedistill.training.student import StudentTraining
@@ -31,7 +30,44 @@ from scenedistill.training.teacher_outputs.teachers import Teachers
 WEIGHTS = {"ce": 1.0, "da": 0.5, "ss": 2.0}
 
 
-def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = WEIGHTS) -> StudentTraining:
+class Unmeasured(StudentTraining):
+    """Measures in no epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.measures = False
+
+    def gradient_norms(self, *_: Any) -> dict[str, float]:
+        pytest.fail("measured")
+
+
+class Measured(StudentTraining):
+    """Measures in every epoch, and counts how often."""
+
+    counted = 0
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.measures = True
+
+    def gradient_norms(self, *given: Any) -> dict[str, float]:
+        self.counted += 1
+        return super().gradient_norms(*given)
+
+
+class Alone(Measured):
+    """Measures in every epoch, but for the gradients, of which there must be no question."""
+
+    def gradient_norms(self, *_: Any) -> dict[str, float]:
+        pytest.fail("measured")
+
+
+def build(
+    all_images: ScenePart,
+    views: ViewConfig,
+    weights: dict[str, float] = WEIGHTS,
+    kind: type[StudentTraining] = StudentTraining,
+) -> StudentTraining:
     """A student with dropout, so that a random number drawn in between would show."""
     torch.manual_seed(7)
     teacher = build_student("table1_printed", 4, image_size=32).eval()
@@ -43,7 +79,7 @@ def build(all_images: ScenePart, views: ViewConfig, weights: dict[str, float] = 
     net.head = nn.Sequential(nn.Dropout(0.5), net.head)  # type: ignore[assignment]
     net.head.weight = net.head[1].weight  # type: ignore[index]  # whose type a SceneNet asks for
     knowledge.statistics(torch.device("cpu"))
-    return StudentTraining(
+    return kind(
         net, StudentConfig(fit=StudentFitConfig(epochs=3, batch_size=16, lr=0.02, warmup_epochs=1)), weights, views,
         image_size=32, seed=0, knowledge=knowledge,
     )  # fmt: skip
@@ -70,27 +106,18 @@ def test_each_norm_is_that_of_the_loss_alone(all_images: ScenePart, mild: ViewCo
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_measuring_gradients_does_not_change_the_weights(
-    precision: Any, all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    precision: Any, all_images: ScenePart, all_train: Split, mild: ViewConfig, tmp_path: Path
+) -> None:
     machine = MachineConfig(accelerator="cpu", precision=precision)
     data = SceneDataModule(all_images.cache, all_train, batch_size=16, seed=0)
-    counted = []
-
-    def counting(*given: Any) -> dict[str, float]:
-        counted.append(1)
-        return gradient_norms(*given)
-
-    monkeypatch.setattr(student_module, "gradient_norms", counting)
     hashes = {}
-    for measured in (False, True):
-        monkeypatch.setattr(student_module, "due", lambda *_, measured=measured: measured)
-        module = build(all_images, mild)
+    for measured, kind in ((False, Unmeasured), (True, Measured)):
+        module = build(all_images, mild, kind=kind)
         record = fit(module, data, tmp_path / str(measured), machine, title="tiny", console=Console(quiet=True))
         hashes[measured] = weights_hash(module)
         assert set(record["last_epoch"]) == {*WEIGHTS, "train_oa"}
     assert hashes[True] == hashes[False]
-    assert len(counted) == 3, "once an epoch and no oftener"
+    assert isinstance(module, Measured) and module.counted == 3, "once an epoch and no oftener"
     with (tmp_path / "True" / "logs" / "attempt_0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["gradient_ss"]]
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
@@ -119,11 +146,8 @@ def test_a_student_with_one_answer_for_every_image_is_reported(
     assert "collapsed" not in said[False]
 
 
-def test_one_loss_alone_is_not_measured(
-    all_images: ScenePart, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(student_module, "gradient_norms", lambda *_: pytest.fail("measured"))
-    train(build(all_images, mild, {"ce": 1.0}))
+def test_one_loss_alone_is_not_measured(all_images: ScenePart, mild: ViewConfig, train: Any) -> None:
+    train(build(all_images, mild, {"ce": 1.0}, Alone))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from scenedistill.core.disk import read_json
 from scenedistill.core.errors import UserError
 from scenedistill.losses.base import TeacherStatistics
 from scenedistill.models.output import SceneOutput, StageAttention
-from scenedistill.training.teacher_outputs import store as knowledge_store
-from scenedistill.training.teacher_outputs.store import KnowledgeStore, Packing, size_text
+from scenedistill.training.teacher_outputs.store import SPARE_BYTES, KnowledgeStore, Packing, size_text
 
 
 def answers(count: int, scale: float = 1.0) -> SceneOutput:
@@ -59,6 +59,18 @@ def test_numbers_beyond_float16_stay_finite() -> None:
     assert torch.allclose(found.attention[0].energy.float(), output.attention[0].energy, rtol=1e-2)  # near 1e10
 
 
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system lets no file of this process grow beyond a number of bytes."""
+    resource = pytest.importorskip("resource", reason="this system has no such limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_view_is_read_back_and_a_partly_written_one_is_not_there(tmp_path: Path) -> None:
     output = answers(5)
     packing = Packing.of(output)
@@ -70,15 +82,8 @@ def test_a_view_is_read_back_and_a_partly_written_one_is_not_there(tmp_path: Pat
     found = store.read(3, packing)
     assert found is not None and torch.equal(found, rows)
 
-    class Killed(BaseException):
-        pass
-
-    class Dying:
-        def __array__(self) -> NoReturn:
-            raise Killed
-
-    with pytest.raises(Killed):
-        store._put("view-00004-0123456789abcdef.npy", lambda file: (file.write(b"half"), Dying().__array__()))
+    with files_of_at_most(len(rows) * packing.row_bytes // 2), pytest.raises(OSError):
+        store.write(4, rows)
     assert store.kept() == {3} and not list(store.folder.glob("*.part"))
 
 
@@ -98,8 +103,8 @@ def test_the_space_needed_is_reported_and_compared_with_the_disk(
         f"knowledge of 4 views x 5 images: {size_text(4 * 5 * packing.row_bytes)}, 1 of them kept before "
         f"({store.folder.name})"
     )
-    usage = shutil.disk_usage(tmp_path)._replace(free=knowledge_store.SPARE_BYTES + 3 * 5 * packing.row_bytes)
-    monkeypatch.setattr(knowledge_store, "shutil", SimpleNamespace(disk_usage=lambda folder: usage))
+    usage = shutil.disk_usage(tmp_path)._replace(free=SPARE_BYTES + 3 * 5 * packing.row_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     store.need(4, packing)  # three more just fit
     with pytest.raises(UserError, match=r"4 more views of 5 images takes .* lower --student.knowledge_views"):
         store.need(5, packing)
@@ -155,3 +160,30 @@ def test_a_damaged_view_is_reported_and_deleted(tmp_path: Path, capsys: pytest.C
     file.write_bytes(content)
     assert KnowledgeStore(tmp_path, {"seed": 1}, 5).read(0, packing) is None and not file.exists()
     assert "is damaged; the teacher's outputs are computed again" in capsys.readouterr().err
+
+
+def test_outputs_of_an_earlier_version_are_found_by_a_hash_that_is_computed_once(tmp_path: Path) -> None:
+    packing, common = Packing.of(answers(5)), {"teacher": "t", "scale": [0.25, 1.0]}
+    earlier = KnowledgeStore(tmp_path, {**common, "images": "of pixels"}, 5)
+    earlier.write(0, packing.pack(answers(5)))
+    asked: list[str] = []
+
+    def opened(pixels: str, **settings: Any) -> KnowledgeStore:
+        def pixel_hash() -> str:
+            asked.append(pixels)
+            return pixels
+
+        return KnowledgeStore(tmp_path, {**common, "scale": (0.25, 1.0), **settings}, 5, pixel_hash=pixel_hash)
+
+    others = opened("of others", content="of others' checksums")
+    assert others.folder != earlier.folder and asked == ["of others"]
+    assert opened("of pixels", teacher="u", content="of checksums").folder != earlier.folder
+    assert asked == ["of others"], "with other settings the pixels do not matter"
+    for _ in range(2):
+        found = opened("of pixels", content="of checksums")
+        assert found.folder == earlier.folder and found.read(0, packing) is not None
+    assert asked == ["of others", "of pixels"]
+    assert read_json(earlier.folder / "about.json")["settings"]["images"] == "of pixels"
+    own = opened("of pixels", content="of new checksums", teacher="u")
+    own.write(0, packing.pack(answers(5)))
+    assert opened("of pixels", content="of new checksums", teacher="u").folder == own.folder

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
+import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,18 +120,13 @@ def test_a_stage_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.holder"))
 
 
-def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(commands: Any, tmp_path: Path) -> None:
     stage = Stage(tmp_path / "teacher", SETTINGS)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
-    command = [sys.executable, str(WORKER), str(stage.folder)]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert other.stdout and other.stdout.readline() == "held\n"
+    with commands.start(stage.folder, script=WORKER) as other:  # which is killed at the end
+        other.wait_for("held\n")
         with pytest.raises(UserError, match=rf"\(process {other.pid} on "), stage.locked():
             pass
-    finally:
-        other.kill()
-        other.wait()
+    assert other.wait().code == -signal.SIGKILL
     with stage.locked():
         assert (tmp_path / ".teacher.holder").read_text().startswith(f"process {os.getpid()} ")
 

@@ -1,8 +1,7 @@
-"""A schedule in steps ends with its last step, validated and kept, on whatever number of processes."""
+"""A schedule in steps ends with its last step, validated and kept; on two processes too, see test_ema.py."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from lightning.pytorch.callbacks import Callback
 
 from scenedistill.config import (
     FitConfig,
-    MachineConfig,
     StudentConfig,
     StudentFitConfig,
     TeacherConfig,
@@ -91,13 +89,12 @@ class Killed(Callback):
 
 @pytest.mark.parametrize("moment", ["step", "end"])
 def test_a_killed_training_in_steps_ends_with_the_same_weights(
-    moment: str, train: Any, split: Split, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
+    moment: str, train: Any, split: Split, mild: ViewConfig
 ) -> None:
     whole, killed, again = Watch(mild), Watch(mild), Watch(mild)
     expected = train(whole, split=split, folder="whole")
-    monkeypatch.setattr(killed, "configure_callbacks", lambda: [Killed(moment)])
     with pytest.raises(InterruptedError):
-        train(killed, split=split, folder="killed")
+        train(killed, split=split, folder="killed", callbacks=[Killed(moment)])
     record = train(again, split=split, folder="killed")
     assert weights_hash(again.net) == weights_hash(whole.net)
     assert len(again.rates) == (2 if moment == "step" else 0)
@@ -117,13 +114,3 @@ def test_a_teacher_can_be_trained_in_steps(train: Any, split: Split, mild: ViewC
     module = TeacherTraining(net, TeacherConfig(fit=fit), mild, image_size=32, seed=0)
     record = train(module, split=split, images_per_class=4)
     assert (record["epochs"], record["steps"]) == (2, 5)
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_same_steps(train: Any, split: Split, mild: ViewConfig, tmp_path: Path) -> None:
-    module = Watch(mild, steps=4)
-    machine = MachineConfig(accelerator="cpu", precision="fp32", devices=2)
-    record = train(module, split=split, machine=machine, folder="two")
-    assert (record["epochs"], record["steps"]) == (2, 4) and "val_oa" in record["last_epoch"]
-    checkpoint = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=False)
-    assert checkpoint["global_step"] == 4

@@ -16,7 +16,6 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.data.views import ViewConfig
 from scenedistill.losses import ReusedClassifier
-from scenedistill.losses.logits import Decoupled
 from scenedistill.losses.registry import LOSSES
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student
@@ -45,15 +44,31 @@ def knowledge_of(teacher: SceneNet, part: ScenePart, config: ViewConfig, views: 
     return Knowledge(Teachers([teacher], precision="fp32", image_size=32), part, views=views, config=config, seed=0)
 
 
+class RecordingTraining(StudentTraining):
+    """A training that stores what a step reports, without a Trainer."""
+
+    def report(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor, prefix: str = "") -> None:
+        self.seen = parts
+
+    @property
+    def current_epoch(self) -> int:
+        return 2
+
+
 def student(
-    weights: dict[str, float], views: ViewConfig, knowledge: Knowledge | None = None, **fit: Any
+    weights: dict[str, float],
+    views: ViewConfig,
+    knowledge: Knowledge | None = None,
+    *,
+    kind: type[StudentTraining] = StudentTraining,
+    **fit: Any,
 ) -> StudentTraining:
     torch.manual_seed(0)
     config = StudentConfig(fit=StudentFitConfig(**{**vars(FIT), **fit}))
     net = build_student("table1_printed", 4, image_size=32)
     if knowledge:
         knowledge.statistics(torch.device("cpu"))
-    return StudentTraining(net, config, weights, views, image_size=32, seed=0, knowledge=knowledge)
+    return kind(net, config, weights, views, image_size=32, seed=0, knowledge=knowledge)
 
 
 def right(net: SceneNet, part: ScenePart) -> float:
@@ -97,18 +112,15 @@ def test_the_teacher_is_untouched_and_in_no_part_of_the_student(
 
 
 def test_a_step_is_the_weighted_sum_of_its_losses_on_the_same_view(
-    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, monkeypatch: pytest.MonkeyPatch
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig
 ) -> None:
     weights = {"ce": 0.5, "da": 2.0, "ss": 0.25}
-    module = student(weights, mild, knowledge_of(teacher, all_images, mild))
-    seen: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(module, "report", lambda parts, logits, labels: seen.update(parts))
-    monkeypatch.setattr(StudentTraining, "current_epoch", 2)
-    module.on_train_epoch_start = lambda: None  # type: ignore[method-assign]  # asks a Trainer
-    assert module.knowledge is not None
-    module.knowledge.open(2, torch.device("cpu"))
+    knowledge = knowledge_of(teacher, all_images, mild)
+    module = student(weights, mild, knowledge, kind=RecordingTraining)
+    assert isinstance(module, RecordingTraining)
+    knowledge.open(2, torch.device("cpu"))
     batch = all_images.fetch([0, 1, 16, 17, 32, 48])
-    loss = module.training_step(batch, 0)
+    loss, seen = module.training_step(batch, 0), module.seen
 
     torch.manual_seed(0)
     net = build_student("table1_printed", 4, image_size=32)
@@ -169,15 +181,10 @@ def test_a_loss_that_needs_labels_never_sees_an_image_without_one(
 
 
 def test_the_losses_receive_the_progress_of_the_training(
-    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any, monkeypatch: pytest.MonkeyPatch
+    all_images: ScenePart, teacher: SceneNet, mild: ViewConfig, train: Any
 ) -> None:
     seen: list[float] = []
-    compute = Decoupled.compute
-
-    def watched(loss: Decoupled, *outputs: Any) -> Tensor:
-        seen.append(loss.progress)
-        return compute(loss, *outputs)
-
-    monkeypatch.setattr(Decoupled, "compute", watched)
-    train(student({"ce": 1.0, "decoupled": 1.0}, mild, knowledge_of(teacher, all_images, mild), epochs=4))
+    module = student({"ce": 1.0, "decoupled": 1.0}, mild, knowledge_of(teacher, all_images, mild), epochs=4)
+    module.losses["decoupled"].register_forward_pre_hook(lambda loss, _: seen.append(loss.progress))
+    train(module)
     assert sorted(set(seen)) == [0.25, 0.5, 0.75, 1.0] and seen == sorted(seen)

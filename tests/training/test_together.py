@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -9,11 +10,10 @@ import torch
 
 from scenedistill.config import FitConfig, StudentConfig, StudentFitConfig
 from scenedistill.data.batches import ScenePart
-from scenedistill.data.splits.draw import Split, assemble
+from scenedistill.data.splits.draw import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
-from scenedistill.models.freeze import FrozenTeacher
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.multi_student import MultiStudentTraining
@@ -30,11 +30,25 @@ METHODS = {
 FIT = FitConfig(epochs=2, batch_size=16, lr=0.02, warmup_epochs=1, clip_norm=0.5)
 
 
+class WatchedTeachers(Teachers):
+    """Writes down the number of views of every question."""
+
+    def __init__(self, nets: Sequence[SceneNet], **settings: Any) -> None:
+        super().__init__(nets, **settings)
+        self.asked: list[int] = []
+
+    def __call__(self, view: torch.Tensor, attention: bool = True, features: bool = False) -> SceneOutput:
+        self.asked.append(len(view))
+        return super().__call__(view, attention, features)
+
+
 @pytest.fixture
 def knowledge(all_images: ScenePart, mild: ViewConfig) -> Knowledge:
     torch.manual_seed(7)
     teacher = build_student("table1_printed", 4, image_size=32)
-    return Knowledge(Teachers([teacher], precision="fp32", image_size=32), all_images, views=0, config=mild, seed=0)
+    return Knowledge(
+        WatchedTeachers([teacher], precision="fp32", image_size=32), all_images, views=0, config=mild, seed=0
+    )
 
 
 def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig = FIT) -> StudentTraining:
@@ -49,27 +63,20 @@ def student(method: str, knowledge: Knowledge, views: ViewConfig, fit: FitConfig
 
 
 def test_students_trained_side_by_side_equal_those_trained_alone_with_one_teacher_pass(
-    knowledge: Knowledge, mild: ViewConfig, train: Any, all_train: Split, monkeypatch: pytest.MonkeyPatch
+    knowledge: Knowledge, mild: ViewConfig, train: Any
 ) -> None:
     alone = {}
     for method in METHODS:
         module = student(method, knowledge, mild)
         train(module, folder=method)
         alone[method] = weights_hash(module.net)
-    asked: list[int] = []
-    ask = FrozenTeacher.__call__
-
-    def watched(self: FrozenTeacher, view: torch.Tensor, *what: bool) -> SceneOutput:
-        asked.append(len(view))
-        return ask(self, view, *what)
-
-    monkeypatch.setattr(FrozenTeacher, "__call__", watched)
     together = MultiStudentTraining({method: student(method, knowledge, mild) for method in METHODS})
-    asked.clear()
+    assert isinstance(knowledge.teachers, WatchedTeachers)
+    knowledge.teachers.asked.clear()
     record = train(together, folder="together")
     for name, trained in zip(METHODS, together.students, strict=True):
         assert weights_hash(cast(StudentTraining, trained).net) == alone[name], name
-    assert sum(asked) == 2 * 64, "each view was shown to the teacher once"
+    assert sum(knowledge.teachers.asked) == 2 * 64, "each view was shown to the teacher once"
     expected = {f"{method} {part}" for method, (_, parts) in METHODS.items() for part in (*parts, "train_oa")}
     assert set(record["last_epoch"]) == expected
 

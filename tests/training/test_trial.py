@@ -18,6 +18,7 @@ from scenedistill.config import (
 )
 from scenedistill.core.errors import UserError
 from scenedistill.losses.registry import METHODS
+from scenedistill.models.table1 import STUDENTS
 from scenedistill.training.trial import CPU_IMAGES, try_student, try_teacher
 
 CPU = torch.device("cpu")
@@ -85,14 +86,13 @@ def test_images_that_leave_no_map_are_refused(size: int) -> None:
 
 def test_a_huge_batch_is_tried_on_a_cpu_with_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    rand = torch.rand
 
-    def seen(*shape: int, **more: Any) -> torch.Tensor:
-        if len(shape) == 4:
-            sizes.append(shape[0])
-        return rand(*shape, **more)
+    def watched(bands: int) -> torch.nn.Module:
+        backbone = STUDENTS["table1_printed"](bands)
+        backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        return backbone
 
-    monkeypatch.setattr(torch, "rand", seen)
-    settings = config(fit=FitConfig(batch_size=10_000_000))
+    monkeypatch.setitem(STUDENTS, "watched", watched)
+    settings = config(name="watched", fit=FitConfig(batch_size=10_000_000))
     try_student(settings, settings.student, CPU, "fp32")
     assert max(sizes) == CPU_IMAGES

@@ -7,13 +7,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.text import one_line
-
-if TYPE_CHECKING:
-    from scenedistill.core.precision import Precision
 
 #: Number of calls that a worker holds at a time: one is under way and one waits, so that no worker idles in between.
 CALLS_AHEAD = 2
@@ -98,11 +95,10 @@ class RayCluster:
                 f"{found}. Lower cluster.cpus or cluster.gpus."
             )
 
-    def precision(self, wanted: str, device: str) -> Precision:
+    def precision(self, wanted: str, device: str) -> Any:
         """Return the precision in which the workers compute, for the setting and the device of `resolve_precision`."""
         asked = self.ray.remote(_precision).options(**self.resources)
-        found: Precision = self.ray.get(asked.remote(wanted, device))
-        return found
+        return self.ray.get(asked.remote(wanted, device))
 
     def close(self) -> None:
         """Shut down the cluster if it was started here."""
@@ -215,7 +211,7 @@ def room(has: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(workers, int(has.get("GPU", 0) / gpus)) if gpus else workers
 
 
-def _precision(wanted: str, device: str) -> Precision:
+def _precision(wanted: str, device: str) -> str:
     from scenedistill.core.precision import compute_device, resolve_precision  # torch, seconds to import
 
     return resolve_precision(wanted, compute_device(device))

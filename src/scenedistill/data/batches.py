@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scenedistill.core.disk import short_hash
 from scenedistill.data.cache.build import SceneCache
-from scenedistill.data.names import nfc
 
 #: Share of a GPU's free memory that the images of a part may occupy; larger parts are copied batch by batch.
 RESIDENT_SHARE = 0.25
 #: Number of batches fetched ahead of the current step.
 AHEAD = 3
+#: Number of images copied to a GPU at once when a whole part is kept there.
+_PIECE = 512
 
 
 @dataclass
@@ -47,6 +50,15 @@ class SceneBatch:
         """Return the same images, each to be mixed with the image of its row in another batch."""
         labels = torch.where(amount < 1, -1, self.labels)
         return SceneBatch(self.images, labels, self.ids, self.rows, partner, amount)
+
+    def put(self, start: int, batch: SceneBatch) -> None:
+        """Copy a batch of the same kind, on any device, into the rows from `start` on."""
+        rows = slice(start, start + len(batch))
+        for name in ("images", "labels", "ids", "rows", "amount"):
+            if (own := getattr(self, name)) is not None:
+                own[rows] = getattr(batch, name)
+        if self.partner is not None and batch.partner is not None:
+            self.partner.put(start, batch.partner)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SceneBatch:
         """The batch on a device."""
@@ -78,7 +90,7 @@ class ScenePart:
         self.cache = cache
         self.positions = positions
         self.labels = cache.index.labels[positions]
-        self.ids = np.array([image_id(cache.index.paths[i]) for i in positions], dtype=np.int64)
+        self.ids = cache.index.ids[positions]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -110,16 +122,20 @@ class ScenePart:
             yield self.fetch(rows[start : start + batch_size])
 
     def content_hash(self) -> str:
-        """16 hex digits over the pixels and the names of the images, in their order."""
+        """Return 16 hex digits over the names and the checksums of the images in their order, without reading pixels.
+
+        Another image under the same name changes it, except for one in 4 billion. `SceneCache.fetch` compares the
+        pixels with the same checksums when they are used.
+        """
+        sums = self.cache.sums[self.positions].astype("<u4")
+        return short_hash(self.ids.tobytes() + sums.tobytes())
+
+    def pixel_hash(self) -> str:
+        """Return the content hash of earlier versions, 16 hex digits over the names and all pixels of the images."""
         digest = hashlib.sha256(np.ascontiguousarray(self.ids).data)
         for batch in self.batches(512):
             digest.update(batch.images.numpy().data)
         return digest.hexdigest()[:16]
-
-
-def image_id(path: str) -> int:
-    """Return a 63-bit hash of an image's relative path, independent of the folder's other files and of Unicode form."""
-    return int.from_bytes(hashlib.sha256(nfc(path).encode()).digest()[:8], "big") >> 1
 
 
 class Rows(Protocol):
@@ -187,9 +203,19 @@ class SceneBatches:
         self._resident = None  # freed before the free memory is measured
         return part.image_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
 
+    def _copied(self, part: Rows) -> SceneBatch:
+        """Copy a part to the device, piece by piece: the whole is never in the memory of the host."""
+        whole: SceneBatch | None = None
+        for start in range(0, len(part), _PIECE):
+            piece = part.fetch(range(start, min(start + _PIECE, len(part))))
+            if whole is None:
+                whole = piece.map(lambda one: one.new_empty((len(part), *one.shape[1:]), device=self.device))
+            whole.put(start, piece)
+        return whole or part.fetch(range(0))
+
     def _from_device(self, part: Rows) -> Iterator[SceneBatch]:
         if self._resident is None:
-            self._resident = part, part.fetch(range(len(part))).to(self.device)
+            self._resident = part, self._copied(part)
         whole = self._resident[1]
         batches = list(self.batch_sampler)
         # the order of the whole epoch is copied once, so that no step waits for a copy
@@ -204,14 +230,16 @@ class SceneBatches:
         ready: queue.Queue[SceneBatch | Exception | None] = queue.Queue(AHEAD)
         left = threading.Event()
 
+        on_gpu = self.device.type == "cuda"
+
         def fetch() -> None:
             try:
-                if self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # is per thread; pinning would open another GPU
-                for rows in self.batch_sampler:
-                    batch = part.fetch(rows)
-                    if not _put(ready, batch.pin_memory() if self.device.type == "cuda" else batch, left):
-                        return
+                # the device is per thread; without it, pinning would open another GPU
+                with torch.cuda.device(self.device) if on_gpu else nullcontext():
+                    for rows in self.batch_sampler:
+                        batch = part.fetch(rows)
+                        if not _put(ready, batch.pin_memory() if on_gpu else batch, left):
+                            return
                 _put(ready, None, left)
             except Exception as problem:  # raised again in the consumer
                 _put(ready, problem, left)

@@ -12,7 +12,6 @@ import numpy as np
 
 from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.cache.decoding import decode_all
-from scenedistill.data.cache.files import row_checksum
 from scenedistill.data.cache.write import FileReader
 from scenedistill.data.raster.holes import Constant
 from scenedistill.data.scenes import SceneIndex
@@ -74,11 +73,8 @@ class Duplicates:
 
 def duplicates_in_cache(cache: SceneCache) -> Duplicates:
     """Find the duplicates among decoded images; images with equal checksums are compared byte by byte."""
-    sums = cache.checksums
-    if sums is None:  # a cache of an older version, without checksums
-        sums = np.array([row_checksum(row) for row in cache.images], np.uint32)
     found = []
-    for group in _equal(sums.tolist()):
+    for group in _equal(cache.sums.tolist()):
         rows = cache.fetch(group)
         found += [group[same] for same in _equal(row.tobytes() for row in rows)]
     return Duplicates(cache.index, tuple(found))

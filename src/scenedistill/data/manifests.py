@@ -36,7 +36,7 @@ def read_manifest(manifest: Path) -> dict[str, str]:
         label_of[path] = label
     if not label_of:
         raise UserError(f"{manifest} lists no image.")
-    if missing := [path for path in label_of if not _is_file(root / path)]:
+    if missing := [path for path in label_of if not _is_file(f"{root}/{path}")]:
         more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
         raise UserError(
             f"{manifest} names {len(missing):,} missing file{'s' if len(missing) > 1 else ''}: "
@@ -46,18 +46,19 @@ def read_manifest(manifest: Path) -> dict[str, str]:
 
 
 def _relative(text: str, root: Path, here: str) -> str:
-    path = text if _is_file(root / text) else text.strip()
-    if "\\" in path and not _is_file(root / path):
+    path = text if _is_file(f"{root}/{text}") else text.strip()
+    if "\\" in path and not _is_file(f"{root}/{path}"):
         path = path.replace("\\", "/")
-    if Path(path).is_absolute() or PureWindowsPath(path).drive:
+    if os.path.isabs(path) or PureWindowsPath(path).drive:  # noqa: PTH117  (a Path for each of many files is slow)
         raise UserError(f"{here}: {path} is an absolute path; it must be relative to the folder of the CSV.")
-    if ".." in PurePosixPath(path).parts:
+    whole = PurePosixPath(path)
+    if ".." in whole.parts:
         raise UserError(
             f"{here}: {path} leaves the folder of the CSV. Put the CSV into a folder above the images, and write their "
             "paths from there."
         )
-    return PurePosixPath(path).as_posix()  # so that ./a.jpg and a.jpg are the same
+    return whole.as_posix()  # so that ./a.jpg and a.jpg are the same
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  (False also for what cannot be a name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import unicodedata
@@ -14,6 +15,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def nfc(text: str) -> str:
     """Normalise text to composed Unicode (NFC): macOS gives file names decomposed, Linux as they were written."""
     return unicodedata.normalize("NFC", text)
+
+
+def image_id(path: str) -> int:
+    """Return a 63-bit hash of an image's relative path, independent of the folder's other files and of Unicode form."""
+    return int.from_bytes(hashlib.sha256(nfc(path).encode()).digest()[:8], "big") >> 1
 
 
 def positions_in(names: Iterable[str], known: Sequence[str]) -> list[int]:

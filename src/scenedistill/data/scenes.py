@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.manifests import read_manifest
-from scenedistill.data.names import nfc, positions_in
+from scenedistill.data.names import image_id, nfc, positions_in
 from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
 
 PARTS = ("train", "val", "test")
@@ -51,6 +52,11 @@ class SceneIndex:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """`image_id` of every path, int64 `[N]`."""
+        return np.array([image_id(path) for path in self.paths], dtype=np.int64)
 
     def counts(self) -> dict[str, int]:
         """Number of images of each class, in the order of `classes`."""

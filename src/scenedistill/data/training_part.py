@@ -54,9 +54,16 @@ class TrainingPart:
 
     @property
     def content_hash(self) -> str:
-        """16 hex digits over names and pixels of all images, in their order."""
-        parts = (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
-        return "-".join(part.content_hash() for part in parts)
+        """16 hex digits over names and content of the images in their order, and 16 of the unlabelled ones."""
+        return "-".join(part.content_hash() for part in self._parts)
+
+    def pixel_hash(self) -> str:
+        """Return the content hash of earlier versions, for which all pixels are read."""
+        return "-".join(part.pixel_hash() for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[ScenePart, ...]:
+        return (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
 
     @property
     def some_without_label(self) -> bool:
@@ -64,7 +71,8 @@ class TrainingPart:
         return bool(self._added or self.mixup)
 
     def at(self, number: int) -> ViewPart:
-        """Return the rows of a view."""
+        """Return the rows of a view, which are the same for all views where nothing is added or mixed."""
+        number = number if self.some_without_label else 0
         if self._at is None or self._at[0] != number:
             self._at = number, ViewPart(self, self._chosen(number), number)
         return self._at[1]

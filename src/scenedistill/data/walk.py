@@ -24,6 +24,11 @@ def walk_images(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
     Raises:
         UserError: a folder cannot be listed.
     """
+    yield from map(Path, walk_names(folder, leave_out))
+
+
+def walk_names(folder: Path, leave_out: Path | None = None) -> Iterator[str]:
+    """Yield the same files as `walk_images`, as text: a Path for each of many files is slow."""
     # os.walk would go round a circle of links until the system stops it
     yield from _walk(folder, leave_out, set())
 
@@ -33,7 +38,7 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Path]:
+def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[str]:
     real = folder.resolve()
     if real in seen:  # a link that leads back
         return
@@ -49,4 +54,4 @@ def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Pat
             if Path(entry.path).resolve() != leave_out:
                 yield from _walk(Path(entry.path), leave_out, seen)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (a Path for each file is slow)
-            yield Path(entry.path)
+            yield entry.path

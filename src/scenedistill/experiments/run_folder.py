@@ -61,7 +61,11 @@ class RunFolder:
 
     def write_seed(self, seed: int, settings: str, split: Split, cache: SceneCache) -> None:
         """Write the settings and a seed's split; print a warning if the finished stages used images of the same names
-        with other content."""
+        with other content.
+
+        `images.json` holds the `content_hash` of the images; for a folder that an earlier version has begun, their
+        `pixel_hash`, for which all pixels are read once more.
+        """
         folder = self.path / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         for place in (self.path, folder):
@@ -70,15 +74,17 @@ class RunFolder:
         write_split(split, cache.index, folder / "split.csv")
         rows = np.concatenate([split.train, split.val, split.test])
         name = f"{split.hash}, {cache.size} pixels, {cache.bands} bands"
-        known, found = read_json(folder / "images.json"), ScenePart(cache, rows).content_hash()
-        if known.get(name, found) != found:
+        known, part = read_json(folder / "images.json"), ScenePart(cache, rows)
+        key, found = f"{name}, by checksum", part.content_hash()
+        same = known[key] == found if key in known else name not in known or known[name] == part.pixel_hash()
+        if not same:
             self.console.print(
                 f"  these are not the images that {folder} was begun with (changed files, or another decoder); "
                 "finished trainings stay as they are; to train all of them again, give another run folder with --out",
                 markup=False,
             )
-        if name not in known:
-            write_json(folder / "images.json", {**known, name: found}, checksum=True)
+        if same and key not in known:
+            write_json(folder / "images.json", {**known, key: found}, checksum=True)
 
     @contextmanager
     def hold(self, stage: Stage) -> Iterator[None]:

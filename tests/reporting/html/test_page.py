@@ -172,6 +172,7 @@ def test_the_small_images_keep_within_the_page(made: Any, tmp_path: Path, monkey
     whole = write_report(made.run, tmp_path / "whole.html", data=made.manifest, config=PLAINLY).stat().st_size
     bare = write_report(made.run, tmp_path / "bare.html", data=tmp_path, config=PLAINLY).stat().st_size
     limit = (whole + bare) // 2
+    # the limit of real pages is reached with thousands of images
     monkeypatch.setattr(page_module, "LARGEST", limit)
     small = write_report(made.run, tmp_path / "small.html", data=made.manifest, config=PLAINLY).stat().st_size
     assert bare < small <= limit + 3000 < whole < 15_000_000
@@ -186,7 +187,7 @@ def test_long_lists_of_images_are_cut(made: Any, tmp_path: Path, monkeypatch: py
         return max(map(len, lists), default=0)
 
     assert longest(write_report(made.run, tmp_path / "long.html", data=made.manifest, config=PLAINLY)) > 3
-    monkeypatch.setattr(page_module, "LISTS", 0)
+    monkeypatch.setattr(page_module, "LISTS", 0)  # as it is when thousands of images have filled the page
     assert longest(write_report(made.run, tmp_path / "cut.html", data=made.manifest, config=PLAINLY)) == 0
 
 
@@ -224,7 +225,7 @@ def test_the_command_writes_the_page_and_the_figures(made: Any, tmp_path: Path) 
 def test_matrices_of_the_examined_networks_stay_when_the_page_is_full(
     grid_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_module, "LISTS", 0)
+    monkeypatch.setattr(page_module, "LISTS", 0)  # as above
     text = write_report(grid_folder, tmp_path / "page.html", config=PLAINLY).read_text(encoding="utf-8")
     found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert found and [cell["title"] for cell in json.loads(found[1])["matrices"]] == ["tiny, 25 % training"]

@@ -18,6 +18,7 @@ from scenedistill.core.machine import usable_cores
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.images.read import UnreadableImage
 
+_MOST = 8  # images of a task
 Scene = npt.NDArray[np.uint8] | str  # [size, size, bands], or the reason why the image cannot be read
 
 
@@ -42,20 +43,24 @@ def decode_all(
             return error.reason
 
     workers = workers or usable_cores()
+    # some images for each task, so that small ones do not wait for the queue; few enough to keep all threads busy
+    each = min(max(len(paths) // (32 * workers), 1), _MOST)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     bar = Progress(*columns, console=plain_console(stderr=True), disable=not (progress and paths))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Scene]] = deque()
-    upcoming = iter(paths)
+    waiting: deque[Future[list[Scene]]] = deque()
+    upcoming = (paths[start : start + each] for start in range(0, len(paths), each))
     try:
         with _quiet(), bar:
             task = bar.add_task("decoding images", total=len(paths))
-            for _ in paths:
-                while len(waiting) < 32 * workers and (path := next(upcoming, None)) is not None:
-                    waiting.append(pool.submit(decode, path))
-                scene = waiting.popleft().result()
-                bar.advance(task)
-                yield scene
+            while True:
+                while len(waiting) * each < 32 * workers and (some := next(upcoming, None)):
+                    waiting.append(pool.submit(lambda some: [*map(decode, some)], some))
+                if not waiting:
+                    return
+                scenes = waiting.popleft().result()
+                bar.advance(task, len(scenes))
+                yield from scenes
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import mmap
 import re
+import uuid
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from scenedistill.core.disk import CHECKSUM, content_checksum, without_checksum, write_text
+from scenedistill.core.disk import CHECKSUM, content_checksum, whole_file, without_checksum, write_text
 from scenedistill.core.errors import Damaged, UserError
 
 KIND = "scenedistill image cache"
 _FORMAT = 1  # raise it when the meaning of the files, or the way of decoding, changes
-_ARRAY_NAME = re.compile(r"(?:images|marks)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
+_ARRAY_NAME = re.compile(r"(?:images|marks|copies)-([0-9a-f]{32}\.npy)(\.\w+\.part)?")
 _COLUMNS = ("path", "bytes", "mtime_ns", "row")  # of a manifest; newer ones also have "crc32"
+_MAPPED = 512 * 2**20  # bytes of an array that stay mapped after they were read
 _ENTRIES = {"kind", "settings", "array", "reasons", *_COLUMNS, "crc32"}
 
 Images = npt.NDArray[np.uint8]
@@ -142,6 +146,17 @@ def row_checksum(row: npt.NDArray[np.uint8]) -> int:
     return zlib.crc32(np.ascontiguousarray(row).data)
 
 
+def take_rows(images: Images, rows: npt.NDArray[np.int64]) -> Images:
+    """Return a copy of some rows; the pages of a large mapped file that were read for it are unmapped again.
+
+    So the memory of a process that reads all images is bounded; the system keeps the pages as long as it has room.
+    """
+    found: Images = images[rows]
+    if isinstance(images, np.memmap) and images.nbytes > _MAPPED and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return found
+
+
 def write_header(file: BinaryIO, count: int, settings: CacheSettings) -> None:
     """Write the .npy header; numpy pads it so that its length does not depend on `count`."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *settings.shape)}
@@ -165,9 +180,38 @@ def commit(
     write_text(folder / "manifest.json", json.dumps({**plain, CHECKSUM: content_checksum(plain)}))
 
 
-def fingerprints_file(array: Path) -> Path:
-    """Return the path of the fingerprints of a cache's images: `marks-*.npy` beside the array `images-*.npy`."""
-    return array.with_name(array.name.replace("images", "marks", 1))
+def kept_beside(
+    array: Path,
+    kind: Literal["marks", "copies"],
+    make: Callable[[], npt.NDArray[Any]],
+    dtype: npt.DTypeLike,
+    key: bytes = b"",
+) -> npt.NDArray[Any]:
+    """Return what is computed from all images of a cache: read from the file beside their array, or computed and stored
+    there, with a checksum.
+
+    Args:
+        array: file of the images, `images-*.npy`.
+        kind: first word of the file's name: `marks` for fingerprints, `copies` for pairs of copies.
+        make: function that computes it.
+        dtype: its data type.
+        key: hash of all that it depends on besides the images; the file of another key is replaced.
+    """
+    file = array.with_name(array.name.replace("images", kind, 1))
+
+    def checksum(kept: npt.NDArray[Any]) -> bytes:
+        return hashlib.sha256(key + np.ascontiguousarray(kept).tobytes()).digest()[:16]
+
+    with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as opened:
+        kept: npt.NDArray[Any] = np.load(opened)
+        found = opened.read()  # empty in a file of an older version
+        if kept.dtype == dtype and (found == checksum(kept) or not (found or key)):
+            return kept
+    kept = make()
+    with contextlib.suppress(OSError), whole_file(file, part=f"{uuid.uuid4().hex}.part") as into:
+        np.save(into, kept)
+        into.write(checksum(kept))
+    return kept
 
 
 def array_in_use(folder: Path) -> str:
@@ -178,7 +222,7 @@ def array_in_use(folder: Path) -> str:
 
 
 def remove_arrays(folder: Path, keep: str) -> None:
-    """Delete all arrays but the one named `keep` and its fingerprints; the caller must hold the lock."""
+    """Delete all arrays but the one named `keep` and the files beside it; the caller must hold the lock."""
     for entry in folder.iterdir():
         found = _ARRAY_NAME.fullmatch(entry.name)
         if found and (keep != f"images-{found[1]}" or found[2]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.cache.decoding import decode_all
-from scenedistill.data.cache.files import Images, row_checksum
+from scenedistill.data.cache.files import Images, row_checksum, take_rows
 from scenedistill.data.cache.write import SceneReader
 from scenedistill.data.scenes import SceneIndex
 
@@ -55,6 +56,11 @@ class SceneCache:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compared", np.zeros(len(self.images), bool))
 
+    @cached_property
+    def sums(self) -> npt.NDArray[np.uint32]:
+        """`checksums`, or those of the pixels as they are where the cache is of an older version and has none."""
+        return self.checksums if self.checksums is not None else np.array([*map(row_checksum, self.images)], np.uint32)
+
     def fetch(self, positions: npt.NDArray[np.int64]) -> Images:
         """Return a copy of the images at these positions, uint8 `[n, size, size, bands]`.
 
@@ -64,7 +70,7 @@ class SceneCache:
         Raises:
             UserError: an image is damaged, and its file is missing or was changed.
         """
-        found: Images = self.images[positions]
+        found = take_rows(self.images, positions)
         if self.checksums is not None:
             for number in np.flatnonzero(~self._compared[positions]):
                 position = int(positions[number])

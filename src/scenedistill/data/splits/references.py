@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from scenedistill.core.errors import UserError
@@ -20,13 +21,22 @@ class ImageFinder:
     def __init__(self, index: SceneIndex) -> None:
         self.index = index
         self.spelt = {p: i for i, p in enumerate(index.paths)}
-        self.paths = {nfc(p): i for i, p in enumerate(index.paths)}
-        self.names: dict[str, list[int]] = defaultdict(list)  # by base name, and by base name without suffix
-        for i, path in enumerate(index.paths):
+
+    @cached_property
+    def paths(self) -> dict[str, int]:
+        """Positions by path in Unicode form NFC."""
+        return {nfc(p): i for i, p in enumerate(self.index.paths)}
+
+    @cached_property
+    def names(self) -> dict[str, list[int]]:
+        """Positions by base name, and by base name without suffix."""
+        names: dict[str, list[int]] = defaultdict(list)
+        for i, path in enumerate(self.index.paths):
             name = PurePosixPath(nfc(path))
-            self.names[name.name].append(i)
+            names[name.name].append(i)
             if name.stem != name.name:
-                self.names[name.stem].append(i)
+                names[name.stem].append(i)
+        return names
 
     def __call__(self, image: str, place: str) -> int:
         found = self.candidates(image)

@@ -31,6 +31,8 @@ COMPARE_SIDE, MIN_CORRELATION = 32, 0.85
 #: Number of nearest images that each image is compared with.
 NEIGHBOURS = 8
 _BATCH = 64
+#: All that the search depends on besides the images.
+MEASURE = f"{CELLS} {MAX_RMS} {COMPARE_SIDE} {MIN_CORRELATION} {NEIGHBOURS}"
 
 
 def fingerprint_type(bands: int) -> np.dtype[np.void]:
@@ -39,16 +41,20 @@ def fingerprint_type(bands: int) -> np.dtype[np.void]:
     return np.dtype([("digest", "<u8", (2,)), ("means", "<f4", (_ORBITS * bands,))])
 
 
-def compute_fingerprints(
-    images: Images, *, progress: bool = False, rows: npt.NDArray[np.int64] | None = None
-) -> Fingerprints:
-    """Compute the fingerprints of images, uint8 `[N, size, size, bands]`, or of some of their rows, batch by batch."""
-    rows = np.arange(len(images)) if rows is None else rows
+def compute_fingerprints(images: Images, *, fetch: Fetch | None = None, progress: bool = False) -> Fingerprints:
+    """Compute the fingerprints of images, uint8 `[N, size, size, bands]`, batch by batch.
+
+    Args:
+        images: the images.
+        fetch: function that reads images by row; indexes `images` when not given.
+        progress: show a progress bar.
+    """
+    rows, fetch = np.arange(len(images)), fetch or images.__getitem__
     fingerprints = np.empty(len(rows), fingerprint_type(images.shape[3]))
     starts = range(0, len(rows), _BATCH)
     hidden = not progress or len(rows) < 50 * _BATCH
     for start in track(starts, "comparing images", console=Console(stderr=True), transient=True, disable=hidden):
-        batch = np.ascontiguousarray(images[rows[start : start + _BATCH]])
+        batch = np.ascontiguousarray(fetch(rows[start : start + _BATCH]))
         into = fingerprints[start : start + _BATCH]
         for image, place in zip(batch, into["digest"], strict=True):
             place[:] = digest(image)

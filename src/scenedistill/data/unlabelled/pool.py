@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scenedistill.core.disk import short_hash, whole_file
+from scenedistill.core.disk import short_hash
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.batches import SceneBatch, ScenePart
 from scenedistill.data.cache.build import SceneCache, cache_home, complaint, folder_name
-from scenedistill.data.cache.files import CacheSettings, Images, StoredCache, fingerprints_file
+from scenedistill.data.cache.files import CacheSettings, Images, StoredCache, kept_beside, take_rows
 from scenedistill.data.cache.write import FileReader, SceneReader, stored_scenes
 from scenedistill.data.splits.draw import Split
-from scenedistill.data.unlabelled.copies import Fingerprints, compute_fingerprints, copies, digest, fingerprint_type
+from scenedistill.data.unlabelled.copies import (
+    MEASURE,
+    Fingerprints,
+    compute_fingerprints,
+    copies,
+    digest,
+    fingerprint_type,
+)
 from scenedistill.data.unlabelled.sources import ImageFolder, Raster, find_sources
 from scenedistill.data.unlabelled.tiles import NO_DATA, TileReader
 
@@ -83,7 +89,7 @@ class UnlabelledPart(ScenePart):
         source = self.source[rows]
         for number in np.unique(source):
             here = source == number
-            found[here] = self._opened[number][self.positions[rows[here]]]
+            found[here] = take_rows(self._opened[number], self.positions[rows[here]])
         for place in np.flatnonzero(~self._compared[rows]):
             if not np.array_equal(digest(found[place]), self.digests[rows[place]]):
                 raise _damaged(self.files[source[place]])
@@ -109,6 +115,10 @@ class UnlabelledPart(ScenePart):
     def content_hash(self) -> str:
         """Return 16 hex digits over the digests of the images in their order, without reading pixels."""
         return short_hash(np.ascontiguousarray(self.digests).data)
+
+    def pixel_hash(self) -> str:
+        """Return `content_hash`, which never was over pixels."""
+        return self.content_hash()
 
     @property
     def _opened(self) -> list[Images]:
@@ -223,8 +233,7 @@ def collect_unlabelled(
     images = UnlabelledPart(
         [one.array for one in opened], source_of[first], rows[first], fingerprints["digest"][first], labelled.bands
     )
-    own = labelled.images
-    pairs = copies(fingerprints[first], images.images, compute_fingerprints(own, progress=progress), own.__getitem__)
+    pairs = _stored_copies(fingerprints[first], images, labelled, progress)
     left_out = (
         _count(len(fingerprints) - len(first), "copy of another", "copies of others"),
         _count(sum(len(one.bad) for one in opened), "unreadable one", "unreadable ones"),
@@ -269,24 +278,30 @@ def _open(source: ImageFolder | Raster, paths: Sequence[str], stored: StoredCach
 
 
 def _stored_fingerprints(stored: StoredCache, progress: bool) -> Fingerprints:
-    """Return the fingerprints of all rows of a cache, read from their file or computed and stored there."""
-    file, kind = fingerprints_file(stored.array), fingerprint_type(stored.images.shape[3])
-    with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as opened:
-        kept: Fingerprints = np.load(opened)
-        checksum = opened.read()  # empty in a file of an older version
-        if kept.dtype == kind and len(kept) == len(stored.images) and checksum in (b"", _checksum(kept)):
-            return kept
-    if any(stored.is_damaged(row) for row in range(len(stored.images))):
-        raise _damaged(stored.array)
-    fingerprints = compute_fingerprints(stored.images, progress=progress)
-    with contextlib.suppress(OSError), whole_file(file, part=f"{uuid.uuid4().hex}.part") as into:
-        np.save(into, fingerprints)
-        into.write(_checksum(fingerprints))
-    return fingerprints
+    """Return the fingerprints of all rows of a cache, computed once."""
+
+    def fetch(rows: Positions) -> Images:
+        if any(map(stored.is_damaged, rows)):
+            raise _damaged(stored.array)
+        return take_rows(stored.images, rows)
+
+    make = partial(compute_fingerprints, stored.images, fetch=fetch, progress=progress)
+    return kept_beside(stored.array, "marks", make, fingerprint_type(stored.images.shape[3]))
 
 
-def _checksum(fingerprints: Fingerprints) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(fingerprints).data).digest()[:16]
+def _stored_copies(
+    fingerprints: Fingerprints, images: UnlabelledPart, labelled: SceneCache, progress: bool
+) -> Positions:
+    """Return the pairs of copies of labelled images (see `copies`), computed once for the same images."""
+    rows = labelled.row_indices
+    assert rows is not None
+    make = partial(compute_fingerprints, labelled.images, fetch=labelled.fetch, progress=progress)
+    own = kept_beside(labelled.array, "marks", make, fingerprint_type(labelled.bands), rows.tobytes())
+    key = hashlib.sha256(MEASURE.encode())
+    for each in (fingerprints, own):
+        key.update(each.tobytes())
+    found = partial(copies, fingerprints, images.images, own, labelled.fetch)
+    return kept_beside(labelled.array, "copies", found, np.int64, key.digest())
 
 
 def _damaged(array: Path) -> Damaged:

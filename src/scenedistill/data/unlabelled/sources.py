@@ -10,7 +10,7 @@ from pathlib import Path
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import did_you_mean
 from scenedistill.data.unlabelled.tiles import is_raster
-from scenedistill.data.walk import IMAGE_SUFFIXES, walk_images
+from scenedistill.data.walk import IMAGE_SUFFIXES, walk_names
 
 _TIFF = (".tif", ".tiff")
 
@@ -62,7 +62,7 @@ def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | 
     parents: dict[str, str] = {}
     singles: dict[Path, list[str]] = {}
 
-    def new(path: Path) -> bool:
+    def new(path: str) -> bool:
         parent, name = os.path.split(path)
         if parent not in parents:
             parents[parent] = os.path.realpath(parent)
@@ -73,20 +73,20 @@ def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | 
     for source in map(_plain, given):
         if source.is_dir():
             paths, any_there, cut = list[str](), False, len(str(source).rstrip(os.sep)) + 1
-            for file in walk_images(source):
+            for file in walk_names(source):
                 any_there = True
                 if not new(file):
                     continue
-                if tile is not None and file.suffix.lower() in _TIFF and is_raster(file, tile):
-                    found.append(Raster(file))
+                if tile is not None and file.lower().endswith(_TIFF) and is_raster(Path(file), tile):
+                    found.append(Raster(Path(file)))
                 else:
-                    paths.append(str(file)[cut:].replace(os.sep, "/"))
+                    paths.append(file[cut:].replace(os.sep, "/"))
             if not any_there:
                 endings = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise UserError(f"No image in --data.unlabelled {source}: expected files ending in {endings}.")
             if paths:
                 found.append(ImageFolder(source, tuple(paths)))
-        elif new(source):
+        elif new(str(source)):
             suffix = source.suffix.lower()
             if tile is not None and (suffix not in IMAGE_SUFFIXES or (suffix in _TIFF and is_raster(source, tile))):
                 found.append(Raster(source))

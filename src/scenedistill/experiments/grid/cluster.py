@@ -9,7 +9,6 @@ from typing import Any
 from scenedistill.config import MachineConfig
 from scenedistill.core.cluster import ClusterConfig, RayCluster
 from scenedistill.core.disk import disk_full
-from scenedistill.core.precision import Precision
 from scenedistill.core.terminal import plain_console
 from scenedistill.experiments.grid.config import GridConfig
 from scenedistill.experiments.grid.local import Ended, Order, attempt, open_log, reason
@@ -69,7 +68,7 @@ class RayEngine:
         self._task = self._ray.remote(_remote).options(**self._options)
         self._running: dict[Any, Order] = {}
 
-    def precision(self, machine: MachineConfig) -> Precision:
+    def precision(self, machine: MachineConfig) -> Any:
         """Return the precision in which the workers compute."""
         return self._cluster.precision(machine.precision, machine.accelerator)
 

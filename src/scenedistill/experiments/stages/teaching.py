@@ -37,7 +37,7 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
         )
         knowledge = Knowledge(
             teachers,
-            _training_part(context, config),
+            training_part(context, config),
             views=views,
             config=context.config.views,
             seed=context.seed,
@@ -63,7 +63,7 @@ def distillation_inputs(config: StudentConfig) -> tuple[Any, ...]:
     return kept_views(config), config.mixup, config.unlabelled, *asked
 
 
-def _training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
+def training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
     """Return the images that a distilled student trains on."""
     images, split = context.experiment.images, context.split
     pool = images.unlabelled(split) if config.unlabelled else None

@@ -61,7 +61,7 @@ class Knowledge:
         if views:
             settings = {
                 "teacher": "-".join(teachers.hashes),
-                "images": part.content_hash,
+                "content": part.content_hash,
                 "views": asdict(config),
                 "image_size": teachers.image_size,
                 "seed": seed,
@@ -70,7 +70,7 @@ class Knowledge:
             # left out at their defaults, so that stores of versions without these settings remain valid
             extra = {"symmetries": teachers.symmetries, "mixup": part.mixup, "share": part.share}
             settings |= {name: value for name, value in extra.items() if value}
-            self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about)
+            self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about, part.pixel_hash)
         self._statistics: tuple[TeacherStatistics, float] | None = None
         self._packing: Packing | None = None
         self._number = -1

@@ -8,8 +8,9 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,22 @@ class KnowledgeStore:
         settings: everything that the outputs depend on, as plain JSON values.
         images: number N of training images.
         about: further entries of the folder's description, as plain JSON values.
+        pixel_hash: function that returns the hash by which earlier versions named the images; their folders are not
+            looked for when not given.
     """
 
     def __init__(
-        self, root: Path, settings: Mapping[str, Any], images: int, about: Mapping[str, Any] | None = None
+        self,
+        root: Path,
+        settings: Mapping[str, Any],
+        images: int,
+        about: Mapping[str, Any] | None = None,
+        pixel_hash: Callable[[], str] | None = None,
     ) -> None:
         settings = {"format": FORMAT, **settings}
         self.folder = root / content_checksum(settings)
+        if pixel_hash and not self.folder.exists():
+            self.folder = _earlier(self.folder, settings, cache(pixel_hash)) or self.folder
         self.images = images
         self._verified: set[str] = set()  # names of the files that this process has verified
         self._about = {**(about or {}), "images": images, "settings": settings}
@@ -230,6 +240,28 @@ class KnowledgeStore:
             part.replace(self.folder / name)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _earlier(folder: Path, settings: Mapping[str, Any], pixel_hash: Callable[[], str]) -> Path | None:
+    """Return the folder that an earlier version made for these settings; None if there is none.
+
+    Its settings have, in place of `content`, `images`: a hash over all pixels, which is computed only where the others
+    are equal. It is then noted in the folder that it was found, so that the pixels are read once.
+    """
+    others = content_checksum({name: value for name, value in settings.items() if name != "content"})
+    for file in sorted(folder.parent.glob(f"*/{ABOUT}")):
+        about = read_json(file)
+        kept = dict(about["settings"]) if isinstance(about.get("settings"), dict) else {}
+        images = kept.pop("images", None)
+        if images is None or content_checksum(kept) != others:
+            continue
+        if about.get("found_as") == folder.name:
+            return file.parent
+        if images == pixel_hash():
+            with contextlib.suppress(OSError):
+                write_json(file, {**about, "found_as": folder.name}, checksum=True)
+            return file.parent
+    return None
 
 
 def size_text(count: float) -> str:
