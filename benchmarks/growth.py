@@ -21,13 +21,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from records.growth import Growth, GrowthRow
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
@@ -37,7 +37,7 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import mixed_view
 from scenedistill.experiments.context import Experiment, split_of
-from scenedistill.experiments.results.measurements import Measurement, write_record
+from scenedistill.experiments.results.measurements import write_record
 from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.experiments.stages.students import student_stage
 from scenedistill.experiments.stages.teacher import teacher_settings
@@ -50,39 +50,6 @@ OPTIONS = (
     *("--image_size", str(SIDE), "--data.stored_size", str(SIDE), "--data.train_ratio", "0.8", "--seeds", "[0]"),
     *("--teacher.weights", "none", "--student.name", "table1_printed", "--machine.accelerator", "cpu"),
 )
-
-
-@dataclass(frozen=True)
-class GrowthRow:
-    """Cost of one stage, after the imports.
-
-    Attributes:
-        what: one of `STAGES`.
-        images: number of labelled images.
-        unlabelled: number of images without labels.
-        seconds: time by the clock.
-        cpu_seconds: user and system time of the process.
-        peak_memory_mib: largest resident memory of the process.
-        imports_mib: resident memory before the stage.
-        mapped_mib: pages of files in memory at the end, beyond those at the start; the system can drop them any time.
-    """
-
-    what: str
-    images: int
-    unlabelled: int
-    seconds: float
-    cpu_seconds: float
-    peak_memory_mib: int
-    imports_mib: int
-    mapped_mib: int
-
-
-@dataclass(frozen=True)
-class Growth(Measurement):
-    """Measurements of one call."""
-
-    rows: tuple[GrowthRow, ...]
-    kind: str = "growth"
 
 
 def generate(folder: Path, count: int, classes: int, seed: int) -> Path:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from records import figures, race, step_profile, steps, use
+from records import figures, growth, race, step_profile, steps, use
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench import speed
 from scenedistill.experiments.results import comparisons, costs
@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     ),
     costs.KIND: lambda path: costs.costs_table(read_record(path, costs.CostResult, costs.CostRow)),
     figures.KIND: lambda path: figures.figures_table(read_record(path, figures.Figures, figures.Figure)),
+    growth.KIND: lambda path: growth.growth_table(read_record(path, growth.Growth, growth.GrowthRow)),
     race.KIND: lambda path: race.race_table(read_record(path, race.Race, race.RaceRow)),
     speed.KIND: lambda path: speed.speed_table(read_record(path, speed.SpeedResult, speed.SpeedRow)),
     step_profile.KIND: lambda path: step_profile.profile_table(
