@@ -40,6 +40,7 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import Split
 from scenedistill.data.splits.files import read_split
 from scenedistill.data.views import ViewConfig
+from scenedistill.experiments.bench.processes import use_default_processes
 from scenedistill.experiments.results.measurements import write_record
 from scenedistill.experiments.results.record import hardware, versions
 from scenedistill.metrics.cost import wait_for
@@ -241,7 +242,7 @@ def main() -> None:
             given.target, Path(scratch),
         )  # fmt: skip
         for name in names:
-            with ProcessPoolExecutor(1, mp_context=context) as alone:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=use_default_processes) as alone:
                 try:
                     row = alone.submit(loops[name], track).result()
                 except Exception:  # a loop may fail in any way, which must not end the race of the others

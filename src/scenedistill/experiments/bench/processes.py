@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -91,9 +92,18 @@ class TunedLoopServer(LoopServer):
         super().__call__(pipe, bench)
 
 
+def use_default_processes() -> None:
+    """Let this process start others, such as the workers of a data loader, as a program of its own would.
+
+    By default, they would start as this process did: each would import everything again, in every epoch.
+    """
+    multiprocessing.set_start_method(None, force=True)
+
+
 def _begin(serve: Serve, pipe: Connection, bench: Bench) -> None:
     """Run `serve` in the new process, and send an exception if it fails."""
     try:
+        use_default_processes()
         if bench.threads:
             torch.set_num_threads(bench.threads)
         serve(pipe, bench)
