@@ -143,6 +143,24 @@ def test_a_full_disk_is_reported_when_the_writer_hides_it(tmp_path: Path, monkey
         writer.save_checkpoint({"tensor": _Unwritable()}, tmp_path / "last.ckpt")
 
 
+def test_ctrl_c_while_a_checkpoint_is_written_is_a_ctrl_c_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpoints()
+    writer.save_checkpoint({"tensor": torch.arange(10)}, path)
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"tensor": _Interrupted()}, path)
+    assert torch.equal(torch.load(path)["tensor"], torch.arange(10))
+    assert list(path.parent.iterdir()) == [path]
+
+
+class _Interrupted:
+    def __reduce__(self) -> Any:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:  # as torch's writer does, closing its file
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 286 vs 0")
+
+
 class _Unwritable:
     def __reduce__(self) -> Any:
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")

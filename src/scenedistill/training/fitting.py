@@ -297,7 +297,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
         with whole_file(target) as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as problem:  # torch's writer hides the OSError of its file
+            except RuntimeError as problem:  # raised for an unfinished file, whatever has interrupted the writing
+                if isinstance(problem.__context__, KeyboardInterrupt):
+                    raise problem.__context__ from None
                 if disk_full(problem) or shutil.disk_usage(target.parent).free < FULL:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from problem
                 raise
