@@ -51,6 +51,13 @@ def test_given_values_are_used_for_any_number_of_images() -> None:
         assert TeacherConfig(fit=TeacherFitConfig(epochs=7, batch_size=48)).schedule(images).epochs == 7
 
 
+def test_a_stored_view_serves_at_most_four_epochs_unless_their_number_is_given() -> None:
+    views = {images: StudentConfig().closed(images).knowledge_views for images in (500, 2000, 5000)}
+    assert views == {500: 50, 2000: 25, 5000: 16}, "200, 97 and 60 epochs"
+    assert StudentConfig(weights="lite").closed(500).knowledge_views == 16, "32 epochs"
+    assert [StudentConfig(knowledge_views=given).closed(500).knowledge_views for given in (0, 3)] == [0, 3]
+
+
 def test_steps_take_the_place_of_epochs() -> None:
     fit = StudentConfig(fit=StudentFitConfig(steps=100, batch_size=50)).schedule(1000)
     assert (fit.steps, fit.epochs) == (100, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -123,6 +124,11 @@ class TeacherConfig:
         return replace(self, fit=TeacherFitConfig(**vars(self.schedule(images))))
 
 
+#: Default number of stored views: at least so many, and more where a view would serve more epochs than this. Over 30
+#: epochs 8 views were as good as fresh ones, over 60 they were not (docs/speed.md).
+LEAST_VIEWS, EPOCHS_OF_A_VIEW = 16, 4
+
+
 @dataclass
 class StudentConfig:
     """The student and its distillation.
@@ -137,9 +143,8 @@ class StudentConfig:
         losses: weights that replace or extend the method's, such as `{da: 0.5}`; a weight of 0 leaves the loss out.
         loss_options: settings of single losses, such as `{ss: {temperature: 0.05}}`.
         knowledge_views: number of distinct views of each image that the epochs cycle through, with the teacher's
-            outputs stored on the disk; 0 runs the teacher on new views in every epoch. With 30
-            epochs of AID 8, 16 and new views gave the same OA, with 60 epochs of 1,000 images 8 were too few
-            (docs/speed.md).
+            outputs stored on the disk; 0 runs the teacher on new views in every epoch. When not given, 16, and more
+            for long schedules, so that no view serves more than four epochs (docs/speed.md).
         mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher's output is that for
             the mixture; losses that need labels leave mixed images out.
         ask_size: side in pixels of the teacher's views, which show the same as the student's at another resolution;
@@ -160,7 +165,7 @@ class StudentConfig:
     method: str = "dkd"
     losses: dict[str, float] = field(default_factory=dict)
     loss_options: dict[str, dict[str, float]] = field(default_factory=dict)
-    knowledge_views: int = 16
+    knowledge_views: int | None = None
     mixup: float = field(default=0.0, metadata=LATER)
     ask_size: int | None = field(default=None, metadata=LATER)
     symmetries: bool = field(default=False, metadata=LATER)
@@ -176,8 +181,11 @@ class StudentConfig:
         return close(self.fit, FINE_TUNING, FINE_TUNING_BUDGET, images)
 
     def closed(self, images: int) -> StudentConfig:
-        """Return the same settings with a complete schedule for this many training images."""
-        return replace(self, fit=StudentFitConfig(**vars(self.schedule(images))))
+        """Return the same settings with a complete schedule and the number of views for this many training images."""
+        fit, views = self.schedule(images), self.knowledge_views
+        if views is None:
+            views = max(LEAST_VIEWS, math.ceil(fit.epochs / EPOCHS_OF_A_VIEW))
+        return replace(self, knowledge_views=views, fit=StudentFitConfig(**vars(fit)))
 
 
 @dataclass

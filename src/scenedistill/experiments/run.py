@@ -23,7 +23,7 @@ from scenedistill.experiments.results.record import Result, Row
 from scenedistill.experiments.stages.given_teacher import read_classes
 from scenedistill.experiments.stages.students import plain_student, student_settings, train_students
 from scenedistill.experiments.stages.teacher import teacher_settings, train_teacher
-from scenedistill.experiments.stages.teaching import kept_views
+from scenedistill.experiments.stages.teaching import stores_outputs
 from scenedistill.experiments.stages.testing import test
 from scenedistill.experiments.storage import clear, stored
 from scenedistill.experiments.summary import summarise
@@ -99,7 +99,7 @@ def run(
             if "distilled" in parts:
                 distilled = [(folder / student.name / student.method, student) for student in students]
                 # stored teacher outputs serve each student alone; a teacher run in every step can serve all students
-                alone = kept_views(config.student) or not config.side_by_side
+                alone = stores_outputs(config.student) or not config.side_by_side
                 for group in [[one] for one in distilled] if alone else [distilled]:
                     for stage in train_students(context, group, teacher):
                         trained.append(stage)
@@ -135,7 +135,7 @@ def check_settings(config: RunConfig) -> None:
         if not 0 <= (share := getattr(config.views, name)) <= 1:
             raise UserError(f"--views.{name} is {share}; expected 0 to 1.")
     _check_unlabelled(config)
-    if config.student.knowledge_views < 0:
+    if (config.student.knowledge_views or 0) < 0:
         raise UserError(
             f"--student.knowledge_views is {config.student.knowledge_views}; expected a number of views, or 0 to run "
             "the teacher in every epoch."

@@ -108,9 +108,9 @@ class Clock:
         """Return the number of views for which the teacher is run."""
         if cell.student is None:
             return 0
-        student, images = cell_student(self.board.config, cell), len(self.board.context(cell).split.train)
-        views = kept_views(student)
-        epochs = student.schedule(images).epochs
+        images = len(self.board.context(cell).split.train)
+        student = cell_student(self.board.config, cell).closed(images)
+        views, epochs = kept_views(student), student.schedule().epochs
         if not views:
             return images * epochs
         return images * min(views, epochs) if first else 0

@@ -93,7 +93,7 @@ def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
     told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
     notes = [f"Not as in their papers: {'; '.join(told)}."] if told else []
     online = sorted(name for name in used if LOSSES[name].needs_features)
-    if online and config.base.student.knowledge_views:
+    if online and config.base.student.knowledge_views != 0:
         notes.append(f"Fresh views in every epoch, for they need what cannot be kept: {', '.join(online)}.")
     return " ".join(notes)
 

@@ -31,7 +31,7 @@ def stored_outputs(board: Board, cell: Cell) -> Outputs | None:
     """
     if cell.student is None or not uses_teacher(board.config, cell.student, cell.label):
         return None
-    views = kept_views(cell_student(board.config, cell))
+    views = kept_views(cell_student(board.config, cell).closed(len(board.context(cell).split.train)))
     return (cell.teacher, views, min(views, board.epochs(cell))) if views else None
 
 

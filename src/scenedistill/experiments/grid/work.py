@@ -15,7 +15,7 @@ from scenedistill.experiments.grid.tuning.choices import tuning_settings
 from scenedistill.experiments.grid.tuning.search import Candidate
 from scenedistill.experiments.stages.students import student_stage, train_students
 from scenedistill.experiments.stages.teacher import teacher_settings, train_teacher
-from scenedistill.experiments.stages.teaching import distillation_inputs, kept_views
+from scenedistill.experiments.stages.teaching import distillation_inputs, stores_outputs
 from scenedistill.experiments.stages.testing import test
 from scenedistill.training.base import Diverged
 from scenedistill.training.runs import Stage
@@ -76,7 +76,7 @@ def can_share_teacher_pass(config: GridConfig, one: Work, other: Work) -> bool:
     first, second = cell_student(config, *one), cell_student(config, *other)
     return (
         config.base.side_by_side
-        and not kept_views(first)
+        and not stores_outputs(first)
         and distillation_inputs(first) == distillation_inputs(second)
         and first.fit == second.fit
         and first.weights == second.weights

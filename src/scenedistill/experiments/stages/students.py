@@ -86,7 +86,7 @@ def student_stage(context: SeedContext, folder: Path, config: StudentConfig, tea
 
 def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
     """Return the settings that determine a student's training on so many images, except files and images."""
-    settings = plain(replace(config, also=[], unlabelled=True)) | {"fit": plain(config.schedule(images))}
+    settings = plain(replace(config.closed(images), also=[], unlabelled=True))
     used = {config.method, *resolve_weights(config.method, config.losses)}
     revisions = {name: number for name, number in REVISIONS.items() if name in used}
     return settings | ({"revisions": revisions} if revisions else {})

@@ -60,7 +60,7 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
 def distillation_inputs(config: StudentConfig) -> tuple[Any, ...]:
     """Return the settings that students must have in common to use the same teacher outputs."""
     asked = (config.ask_size, config.symmetries, *config.also)
-    return kept_views(config), config.mixup, config.unlabelled, *asked
+    return stores_outputs(config), config.knowledge_views, config.mixup, config.unlabelled, *asked
 
 
 def training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
@@ -133,8 +133,17 @@ def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
     context.say(f"teacher: right on {oa:.1%} of {counted(len(part), f'{what} image')}, fit to teach")
 
 
-def kept_views(config: StudentConfig) -> int:
-    """Return the number of distinct views whose teacher outputs are stored; 0 where the teacher runs in every step, as
-    it does for a loss on whole feature maps, which are too large to store."""
+def stores_outputs(config: StudentConfig) -> bool:
+    """Return whether teacher outputs are stored. They are not for a loss on whole feature maps, which are too large:
+    the teacher runs in every step."""
     weights = resolve_weights(config.method, config.losses)
-    return 0 if any(LOSSES[name].needs_features for name in weights) else config.knowledge_views
+    return config.knowledge_views != 0 and not any(LOSSES[name].needs_features for name in weights)
+
+
+def kept_views(config: StudentConfig) -> int:
+    """Return the number of distinct views whose teacher outputs are stored, 0 where none are; `config` is closed."""
+    if not stores_outputs(config):
+        return 0
+    if config.knowledge_views is None:
+        raise ValueError("the number of views depends on the number of images: call `StudentConfig.closed`")
+    return config.knowledge_views
