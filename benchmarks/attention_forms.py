@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import Split, assemble, make_split
 from scenedistill.data.views import ViewConfig
-from scenedistill.experiments.results.record import Result, Row, hardware, versions, write_result
+from scenedistill.experiments.results.record import Result, Row, measured_here, write_result
 from scenedistill.metrics.accuracy import scene_metrics
 from scenedistill.metrics.predict import predict
 from scenedistill.models.attention import DualAttention, SigmoidAttention
@@ -145,9 +144,7 @@ def main() -> None:
     result = Result(
         experiment=given.results.stem,
         command=f"python benchmarks/attention_forms.py AID results/{given.results.name} --forms {forms}",
-        date=date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data="AID",
         pixels=given.pixels,
         train_ratio=0.2,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import os
 import shutil
 import signal
@@ -34,7 +33,7 @@ from records.figures import Figure, Figures
 from scenedistill.data.synthetic.demo import picture
 from scenedistill.data.synthetic.scenes import SCENES
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.inference.model import Predicted, SceneModel, open_model
 from scenedistill.inference.raster.config import RasterConfig
 from scenedistill.inference.raster.pipeline import map_raster
@@ -200,9 +199,7 @@ def main() -> int:
     figures = Figures(
         experiment=given.results.stem,
         command=f"python benchmarks/cluster.py MODEL results/{given.results.name} --side {given.side}",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions={**versions(), "ray": ray.__version__, "rasterio": rasterio.__version__},
+        **measured_here(ray=ray.__version__, rasterio=rasterio.__version__),
         data=f"a raster of {given.side:,} x {given.side:,} generated pixels, windows of {given.window}",
         rows=tuple(rows),
         notes=(

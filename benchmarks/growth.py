@@ -11,7 +11,6 @@ the folder to the first batch of the distilled student. FOLDER keeps the images,
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import resource
@@ -38,7 +37,7 @@ from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import mixed_view
 from scenedistill.experiments.context import Experiment, split_of
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.experiments.stages.students import student_stage
 from scenedistill.experiments.stages.teacher import teacher_settings
 from scenedistill.experiments.stages.teaching import training_part
@@ -172,9 +171,7 @@ def main() -> None:
     growth = Growth(
         experiment=given.results.stem,
         command=f"python benchmarks/growth.py FOLDER results/{given.results.name} --unlabelled {given.unlabelled:g}",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=f"generated JPEGs of {SIDE} pixels",
         rows=tuple(rows),
     )

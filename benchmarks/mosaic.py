@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import itertools
 import json
 import resource
@@ -34,7 +33,7 @@ from rasterio.windows import Window
 from records.use import keep_section
 from scenedistill.data.images.read import read_image, read_scene
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
 from scenedistill.inference.raster.work import GDAL_CACHE
@@ -238,9 +237,7 @@ def main() -> int:
     compared = agreement(model, images, found, given.side, given.tile)
     section = {
         "command": said,
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": {**versions(), "rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__},
+        **measured_here(rasterio=rasterio.__version__, gdal=rasterio.__gdal_version__),
         "network": model.card.name,
         "stored_size": model.card.stored_size,
         "image_size": model.card.image_size,

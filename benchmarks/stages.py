@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from scenedistill.config import RunConfig
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.experiments.run import run
 from scenedistill.training.fitting import peak_memory
 
@@ -108,9 +107,7 @@ def main() -> None:
     figures = Figures(
         experiment=given.results.stem,
         command=f"python benchmarks/stages.py path/to/AID results/{given.results.name}",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=f"{given.data.resolve().name}, stored at 128 pixels, seen at 96",
         rows=tuple(rows),
     )

@@ -8,7 +8,6 @@ The step is the one that `scenedistill bench` calls the student's step alone. Le
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 import tempfile
 from collections import Counter
@@ -25,7 +24,7 @@ from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.experiments.bench.loops import Bench, Repeated, student_step
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.models.table1 import STUDENTS
 
 STEPS = 8
@@ -61,9 +60,7 @@ def main() -> None:
     found = StepProfile(
         experiment=given.results.stem,
         command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/step_profile.py", 1),
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=given.data.resolve().name,
         precision=precision,
         rows=tuple(rows),

@@ -8,7 +8,6 @@ Each network is timed in a process of its own, its ways in turns: forward, cross
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import autocast, flush_denormals
 from scenedistill.experiments.bench.run import machine_peak
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import count_operations
 from scenedistill.models.create import build_student
 from scenedistill.models.depthwise import use_quick_depthwise
@@ -113,9 +112,7 @@ def main() -> int:
     steps = Steps(
         experiment=given.results.stem,
         command=f"python benchmarks/steps.py results/{given.results.name}",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data="random images",
         pixels=given.pixels,
         batch_size=given.batch_size,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import os
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from scenedistill.data.splits.files import read_split
 from scenedistill.data.views import ViewConfig
 from scenedistill.experiments.bench.processes import use_default_processes
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import wait_for
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student
@@ -222,9 +221,7 @@ def main() -> None:
     race = Race(
         experiment=given.results.stem,
         command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/time_to_accuracy.py", 1),
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=given.data.resolve().name,
         teacher=card.name,
         student=given.student,

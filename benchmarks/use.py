@@ -11,7 +11,6 @@ and `predict` of the JSON file, with the targets beside them; its other sections
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime
 import torch
 from rich.console import Console
 
@@ -30,7 +30,7 @@ from records.use import keep_section
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.precision import resolve_precision
 from scenedistill.data.images.read import read_scene
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.export.config import ExportConfig
 from scenedistill.export.run import CPU, NAMES, export
 from scenedistill.inference.images import ImagesConfig, predict_images
@@ -245,9 +245,7 @@ def main() -> None:
     words = " ".join("STUDENT" for _ in students)
     shared = {
         "command": f"python benchmarks/use.py {given.data.resolve().name} results/{given.results.name} {words}",
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": {**versions(), **_runtime_version()},
+        **measured_here(onnxruntime=onnxruntime.__version__),
         "threads": given.threads,
         "stored_size": cards[0].stored_size,
         "image_size": cards[0].image_size,
@@ -259,12 +257,6 @@ def main() -> None:
     keep_section(given.results, "latency", latency)
     keep_section(given.results, "predict", predicted)
     print(json.dumps({"latency": latency, "predict": predicted}, indent=1))
-
-
-def _runtime_version() -> dict[str, str]:
-    import onnxruntime
-
-    return {"onnxruntime": onnxruntime.__version__}
 
 
 if __name__ == "__main__":

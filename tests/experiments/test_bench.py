@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ class Breaks(Repeated):
         raise RuntimeError("out of memory")
 
 
+class StartsProcesses(Repeated):
+    def __init__(self, bench: Bench) -> None:
+        raise RuntimeError(f"by {multiprocessing.get_start_method()}")
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeedResult, str]:
     """A tiny measurement, and what it printed."""
@@ -56,6 +62,7 @@ def measured(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         "theirs": ("", NotThere),
         "breaking": ("", lambda place: Breaks(place, lambda: None)),
         "no loop": ("", in_own_process(LoopServer(len))),  # type: ignore[arg-type]
+        "starting": ("", in_own_process(LoopServer(StartsProcesses))),
     }
     kept = tmp_path_factory.mktemp("bench") / "speed.json"
     console = Console(file=said, width=200)
@@ -76,6 +83,12 @@ def test_every_loop_is_measured_at_every_size(measured: tuple[SpeedResult, str])
     assert all(0 < row.min <= row.images_per_second <= row.max for row in result.rows)
     assert result.peak_gflops > 1
     assert complete(result, TINY, ["mine"]) and not complete(result, TINY, ["breaking"])
+
+
+@pytest.mark.slow
+def test_loops_start_processes_as_a_program_of_its_own_would(measured: tuple[SpeedResult, str]) -> None:
+    default = multiprocessing.get_all_start_methods()[0]
+    assert f"starting: left out, RuntimeError: by {default}" in measured[1]
 
 
 @pytest.mark.slow

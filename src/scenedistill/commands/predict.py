@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +18,6 @@ from scenedistill.inference.raster.config import RasterConfig
 
 if TYPE_CHECKING:
     from scenedistill.inference.model import SceneModel
-    from scenedistill.inference.raster.cluster import RasterCluster
 
 
 def parser() -> CommandParser:
@@ -81,23 +79,27 @@ def command(settings: Namespace, console: Console, text: str) -> int:
         raise UserError("--processes are of this machine alone: leave them out with --ray true.")
     if settings.ray and found.images:
         console.print("--ray true is for rasters: images are classified in this process.")
-    ray = RayCluster(workers, "worker") if settings.ray and found.rasters else None
     try:
-        if ray is not None:
-            opened["precision"] = ray.precision(settings.precision, settings.device)
-        model = open_model(settings.model, **opened)
-        worked = _images(model, found.images, found.twice, out, config, settings, console)
-        if not found.rasters:
-            return 0 if worked else 1
-        from scenedistill.inference.raster.many import map_rasters
+        with ExitStack() as stack:
+            ray = cluster = None
+            if settings.ray and found.rasters:
+                ray = stack.enter_context(closing(RayCluster(workers, "worker")))
+                opened["precision"] = ray.precision(settings.precision, settings.device)
+            model = open_model(settings.model, **opened)
+            worked = _images(model, found.images, found.twice, out, config, settings, console)
+            if not found.rasters:
+                return 0 if worked else 1
+            from scenedistill.inference.raster.many import map_rasters
 
-        with _on_cluster(model, ray, workers) as cluster:
-            if cluster is not None:
+            if ray is not None:
+                from scenedistill.inference.raster.cluster import RasterCluster
+
+                cluster = stack.enter_context(closing(RasterCluster(model, ray, workers)))
                 console.print(f"{counted(cluster.workers, 'worker')} on the cluster")
             results = map_rasters(
                 model, found.rasters, out, config, console=console, cluster=cluster, merge=settings.merge
             )
-        return 0 if worked or any(any(result.cells.values()) for result in results) else 1
+            return 0 if worked or any(any(result.cells.values()) for result in results) else 1
     except RuntimeError as problem:
         if "out of memory" not in str(problem):
             raise
@@ -105,9 +107,6 @@ def command(settings: Namespace, console: Console, text: str) -> int:
             f"The device's memory does not hold a batch of {config.batch_size}. Give a smaller --batch_size; what is "
             "done is kept."
         ) from problem
-    finally:
-        if ray is not None:
-            ray.close()
 
 
 def _images(
@@ -142,18 +141,3 @@ def _images(
     sheets = f" and {pages} contact sheet{'s' if pages > 1 else ''}" if pages else ""
     console.print(f"Written to {out}: {', '.join(written)}{sheets}", markup=False, highlight=False)
     return result.images
-
-
-@contextmanager
-def _on_cluster(model: SceneModel, ray: RayCluster | None, workers: ClusterConfig) -> Iterator[RasterCluster | None]:
-    """Start the workers of a cluster, and end them after the `with` block; nothing without a cluster."""
-    if ray is None:
-        yield None
-        return
-    from scenedistill.inference.raster.cluster import RasterCluster
-
-    cluster = RasterCluster(model, ray, workers)
-    try:
-        yield cluster
-    finally:
-        cluster.close()

@@ -59,7 +59,7 @@ class RayCluster:
 
     Args:
         config: address of the cluster, and the resources of a worker.
-        work: what a worker does, for messages, such as `cell`.
+        work: what takes the resources, for messages, such as `cell`.
 
     Attributes:
         ray: the module `ray`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.results.comparisons import ComparisonResult, ComparisonRow
 from scenedistill.experiments.results.pairs import OURS, paired_gain
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.comparison import ImageGain, holm, image_gain
 from scenedistill.runs.network import Network
 from scenedistill.runs.run import Cell, Run
@@ -53,9 +52,7 @@ def compare(
     return ComparisonResult(
         experiment=experiment,
         command=command or "scenedistill.experiments.compare",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=run.title_of(chosen),
         rows=tuple(rows),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.results.costs import CostResult, CostRow, cost_rows
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.experiments.stages.files import WEIGHTS
 from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network
@@ -80,9 +79,7 @@ def measure_costs(
     return CostResult(
         experiment="costs",
         command=command or "scenedistill.experiments.measure_costs",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=data.title_of(chosen),
         pixels=card.image_size,
         threads=torch.get_num_threads(),

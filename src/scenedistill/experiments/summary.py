@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from scenedistill.core.disk import write_json, write_text
 from scenedistill.experiments.context import SeedContext
-from scenedistill.experiments.results.record import Result, Row, hardware, to_json, versions
+from scenedistill.experiments.results.record import Result, Row, measured_here, to_json
 from scenedistill.experiments.results.table import cells, result_table
 
 SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")
@@ -34,9 +33,7 @@ def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str
     result = Result(
         experiment=name,
         command=command or "scenedistill.run(...)",
-        date=datetime.date.today().isoformat(),
-        hardware=hardware(),
-        versions=versions(),
+        **measured_here(),
         data=experiment.images.name,
         pixels=config.image_size,
         train_ratio=None if config.data.split_file else config.data.train_ratio,

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ from scenedistill.experiments.bench.speed import (
     SpeedRow,
 )
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import count_operations, wait_for
 from scenedistill.models.network import check_name
 from scenedistill.models.table1 import STUDENTS
@@ -128,9 +127,7 @@ def bench(
             result = SpeedResult(
                 experiment=keep.stem if keep else "speed",
                 command=command,
-                date=date.today().isoformat(),
-                hardware=hardware(),
-                versions=versions(),
+                **measured_here(),
                 data=data.resolve().name,
                 teacher=config.teacher,
                 repeats=config.repeats,

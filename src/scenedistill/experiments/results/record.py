@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 import math
@@ -255,6 +256,16 @@ def is_count(value: object) -> bool:
 
 def is_scalar(value: object) -> bool:
     return value is None or isinstance(value, str | bool) or is_number(value)
+
+
+def measured_here(**libraries: str | None) -> dict[str, Any]:
+    """Return the fields `date`, `hardware` and `versions` of a result of today on this machine.
+
+    Args:
+        libraries: versions, by name, of libraries in use that `versions` does not know.
+    """
+    today = datetime.date.today().isoformat()
+    return {"date": today, "hardware": hardware(), "versions": {**versions(), **libraries}}
 
 
 def hardware() -> dict[str, Scalar]:
