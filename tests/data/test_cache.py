@@ -449,7 +449,7 @@ def test_a_damaged_image_is_not_copied_into_a_new_array(root: Path, folder: Path
     check(cache, root)
 
 
-@pytest.mark.parametrize("way", ["cut", "empty", "another row", "another kind"])
+@pytest.mark.parametrize("way", ["cut", "empty", "a list", "another row", "another kind"])
 def test_a_damaged_manifest_is_reported_and_all_is_decoded_again(
     way: str, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +459,7 @@ def test_a_damaged_manifest_is_reported_and_all_is_decoded_again(
     changed = {
         "cut": text[: len(text) // 2],
         "empty": "",
+        "a list": "[]",
         "another row": text.replace('"row": [0, 1', '"row": [1, 0'),
         "another kind": text.replace("image cache", "image cachf"),
     }[way]

@@ -17,6 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True  # honour Range
         self.honest = True  # heed If-Range
         self.length = True  # send Content-Length
+        self.total = True  # say in Content-Range how long the whole is
         self.claim: int | None = None  # lie about Content-Length
         self.drops: list[int] = []  # of each next answer, send only so many bytes
         self.statuses: list[int] = []  # answer the next requests with these
@@ -91,7 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.end_headers()
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+            total = len(server.body) if server.total else "*"
+            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{total}")
         else:
             self.send_response(200)
         if server.etag:
@@ -154,6 +157,12 @@ def test_dropped_connections_are_resumed(server: Server, tmp_path: Path) -> None
     assert get(server, tmp_path) == BODY
     assert ranges(server) == [None, "bytes=100000-", "bytes=100000-", "bytes=150000-"]
     assert all(condition == '"v1"' for _, _, condition in server.log[1:])
+
+
+def test_a_rest_without_a_total_is_resumed_until_the_first_total(server: Server, tmp_path: Path) -> None:
+    server.drops, server.total = [100_000, 50_000], False
+    assert get(server, tmp_path) == BODY
+    assert ranges(server) == [None, "bytes=100000-", "bytes=150000-"]
 
 
 def test_resume_by_date_where_the_etag_is_weak(server: Server, tmp_path: Path) -> None:
@@ -294,9 +303,14 @@ def test_redirects_are_followed_to_web_addresses_only(server: Server, tmp_path: 
         server.redirect = elsewhere
         with pytest.raises(UserError, match=r"not a web address|not allowed"):
             get(server, tmp_path)
+    server.redirect = "http://[::1/set.zip"
+    with pytest.raises(UserError, match=r"gave up after 3 attempts .*Invalid IPv6 URL"):
+        get(server, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.zip", "a.zip", "http:///a.zip", "data:,x"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://a.org/a.zip", "a.zip", "http:///a.zip", "http://[::1/a.zip"]
+)
 def test_addresses_other_than_http_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="not a web address"):
         fetch(Source(url, folder=""), tmp_path, progress=False)
@@ -334,6 +348,15 @@ def test_a_data_set_is_downloaded_unpacked_and_not_fetched_again(server: Server,
     requests = len(server.log)
     assert download(info, tmp_path / "new", progress=False, limits=FAST) == root
     assert len(server.log) == requests
+
+
+def test_of_two_downloads_at_once_one_waits_for_the_other(server: Server, tmp_path: Path) -> None:
+    info = tiny(server)
+    server.slow = 0.02  # 160 kB take 0.3 s
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(download, info, tmp_path, progress=False, limits=FAST) for _ in range(2)]
+    assert {each.result() for each in both} == {tmp_path / "Tiny" / "Set" / "Images"}
+    assert len(server.log) == 1 and [p.name for p in tmp_path.iterdir()] == ["Tiny"]
 
 
 def test_the_next_source_is_tried(server: Server, tmp_path: Path) -> None:

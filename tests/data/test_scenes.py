@@ -11,6 +11,7 @@ import pytest
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
+from scenedistill.data.walk import walk_images
 
 
 def fill(root: Path, **classes: int) -> Path:
@@ -106,6 +107,14 @@ def test_a_link_to_the_data_set_leads_to_one_root(tmp_path: Path) -> None:
     assert scan(tmp_path / "link").root == tmp_path / "real"
 
 
+def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+    fill(tmp_path, a=1, b=1)
+    for place in (tmp_path / "loop", tmp_path / "a" / "loop"):
+        place.symlink_to("loop")
+    index = scan(tmp_path)
+    assert index.classes == ("a", "b") and [*walk_images(tmp_path)] == [tmp_path / path for path in index.paths]
+
+
 def test_a_subset_is_taken_by_mask_or_positions(tmp_path: Path) -> None:
     index = scan(fill(tmp_path, a=2, b=2))
     by_mask = index.subset(np.array([False, True, False, True]))
@@ -163,6 +172,15 @@ def test_folders_of_parts_are_one_data_set_that_is_split_already(tmp_path: Path)
     assert index.notes[0] == "They were found in Set."
     assert index.notes[1].startswith("The folders are a split: 3 in train, 2 in Validation, 3 in test. ")
     assert index.subset(np.array([1, 2])).parts.tolist() == [2, 0]  # type: ignore[union-attr]
+
+
+def test_folders_beside_those_of_the_parts_are_ignored_and_named(tmp_path: Path) -> None:
+    for name in ("train", "test", "masks", "more"):
+        fill(tmp_path / name, a=1, b=1)
+    index = scan(tmp_path)
+    assert len(index) == 4 and "Ignored masks, more beside them." in index.notes
+    fill(tmp_path / "training", a=1, b=1)
+    assert "the class folders lie one level deeper" in message(tmp_path)
 
 
 def test_without_test_images_the_validation_folder_is_the_test_part(tmp_path: Path) -> None:

@@ -230,6 +230,37 @@ def test_an_image_of_holes_alone_is_no_image(tmp_path: Path, value: float) -> No
         read_image(tmp_path / "a.tif", 1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "declared", "hole"),
+    [
+        (np.float32, "-3.4028234663852886e+38", np.finfo(np.float32).min),
+        (np.float32, "0.1", np.float32(0.1)),
+        (np.int16, "-32768.0", -32768),
+        (np.uint16, "-9999", None),
+        (np.uint16, "nan", None),
+        (np.uint16, "none", None),
+    ],
+)
+def test_only_the_declared_nodata_value_is_a_hole(tmp_path: Path, kind: type, declared: str, hole: Any) -> None:
+    values = (RIGHT * 100 - (0 if kind is np.uint16 else 1000)).astype(kind)
+    tifffile.imwrite(tmp_path / "whole.tif", values)
+    expected = read_image(tmp_path / "whole.tif", 1)
+    if hole is not None:
+        expected[:3, 20] = 0
+        values[:3, 20] = hole
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(42113, "s", 0, declared, True)])
+    found = read_image(tmp_path / "a.tif", 1).astype(int)
+    assert np.abs(found - expected).max() <= 1  # a hole moves the percentiles a little
+
+
+def test_an_image_in_a_page_that_is_marked_as_an_overview_is_read(tmp_path: Path) -> None:
+    for values in (COLOUR, COLOUR[:, :, 0].astype(np.uint16)):
+        tifffile.imwrite(tmp_path / "a.tif", values)
+        expected = read_image(tmp_path / "a.tif")
+        tifffile.imwrite(tmp_path / "a.tif", values, subfiletype=1)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+
+
 def test_pages_that_share_one_long_list_take_no_memory(tmp_path: Path) -> None:
     """Each page's offsets and byte counts are the same 100,000 numbers: read for every page they would be gigabytes."""
     length, pages = 100_000, 800

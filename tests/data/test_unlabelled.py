@@ -176,6 +176,12 @@ def test_a_file_named_twice_is_no_copy(labelled: SceneCache, more: Path, tmp_pat
     assert len(collect(labelled, first, home=tmp_path / "home").part) == 1
 
 
+def test_an_image_and_its_folder_are_one_source(labelled: SceneCache, more: Path, tmp_path: Path) -> None:
+    first = next(path for path in more.iterdir() if path.suffix == ".png")
+    images = collect(labelled, first, more, home=tmp_path / "home")
+    assert images.found == "12 images from more" and len(images.part.fetch(range(12))) == 12
+
+
 def test_a_second_call_decodes_nothing_and_a_new_file_alone(
     labelled: SceneCache, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,1 +1,1 @@
-"""Shared by all packages: errors, atomic file writes, cores, memory, number formats, processes, text output."""
+"""Shared by all packages: errors, atomic file writes, cores, locks, memory, number formats, processes, text output."""

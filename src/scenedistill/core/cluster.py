@@ -23,8 +23,8 @@ class ClusterConfig:
 
     Attributes:
         address: address of the cluster, such as `auto`; a cluster is started on this machine when not given.
-        gpus: GPUs of one worker; a share such as 0.5 puts two workers on a GPU. When not given, one if the cluster has
-            GPUs.
+        gpus: GPUs of one worker, a whole number above 1; a share such as 0.5 puts two workers on a GPU. When not given,
+            one if the cluster has GPUs.
         cpus: CPU cores of one worker, >= 1.
         retries: how often work is started again after its worker has died.
     """
@@ -46,7 +46,7 @@ def check_cluster(config: ClusterConfig, advice: str) -> None:
         UserError: a setting is out of range.
     """
     for name, fits in (
-        ("gpus", config.gpus is None or config.gpus >= 0),
+        ("gpus", config.gpus is None or 0 <= config.gpus <= 1 or (config.gpus > 1 and config.gpus % 1 == 0)),
         ("cpus", config.cpus >= 1),
         ("retries", config.retries >= 0),
     ):
@@ -166,7 +166,8 @@ class Workers:
                     self._check_tries(tries[call], call, problem)
                     if call != START:
                         waiting.appendleft(call)
-                    if call == START or _is_in(worker, self._started):  # once, although several of its calls end
+                    # once, although several of its calls end; handles of Ray do not compare
+                    if call == START or any(other is worker for other in self._started):
                         begin()
                     free, self._started = _without(worker, free), _without(worker, self._started)
                     continue
@@ -195,10 +196,6 @@ class Workers:
                 f"{one_line(problem)}",
                 advice="The same command goes on from where it was.",
             ) from problem
-
-
-def _is_in(worker: Any, workers: list[Any]) -> bool:
-    return any(other is worker for other in workers)  # handles of Ray do not compare
 
 
 def _without(worker: Any, workers: list[Any]) -> list[Any]:

@@ -56,8 +56,8 @@ def write_json(path: Path, content: Mapping[str, Any], *, checksum: bool = False
     """
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     if checksum:
-        written = {**json.loads(text), CHECKSUM: content_checksum(json.loads(text))}
-        text = json.dumps(written, indent=1, ensure_ascii=False)
+        plain = json.loads(text)
+        text = json.dumps({**plain, CHECKSUM: content_checksum(plain)}, indent=1, ensure_ascii=False)
     write_text(path, text + "\n")
 
 
@@ -112,8 +112,7 @@ def without_checksum(content: Any, path: Path) -> Any:
 
 def content_checksum(content: Any) -> str:
     """Return a checksum of plain JSON values, 16 hex digits, independent of key order and file layout."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return short_hash(text)
+    return short_hash(json.dumps(content, sort_keys=True, ensure_ascii=False))
 
 
 def short_hash(content: str | bytes | memoryview) -> str:

@@ -17,6 +17,7 @@ from scenedistill.data.raster.holes import Constant
 from scenedistill.data.scenes import SceneIndex
 from scenedistill.data.splits.draw import Split
 
+_SIDE = 256  # pixels at which image files are compared
 _NAMED = 3  # how many groups are named before they are only counted
 
 
@@ -81,17 +82,16 @@ def duplicates_in_cache(cache: SceneCache) -> Duplicates:
 
 
 def duplicates_in_folder(
-    index: SceneIndex, size: int = 256, constants: dict[Path, Constant] | None = None
+    index: SceneIndex, constants: dict[Path, Constant] | None = None
 ) -> tuple[Duplicates, tuple[tuple[str, str], ...]]:
     """Find the duplicates among image files, and return (path, reason) of each file that cannot be read.
 
     Args:
-        index: the images; each is decoded once and not kept.
-        size: side in pixels at which the images are compared.
+        index: the images; each is decoded once to `_SIDE` x `_SIDE` pixels and not kept.
         constants: dict that `read_image` adds its findings to.
     """
     digests, bad = [], []
-    reader = FileReader(index.root, size, 3, constants={} if constants is None else constants)
+    reader = FileReader(index.root, _SIDE, 3, constants={} if constants is None else constants)
     scenes = decode_all(index.paths, reader.read, progress=sys.stderr.isatty())
     for number, scene in enumerate(scenes):
         if isinstance(scene, str):

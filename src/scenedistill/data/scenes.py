@@ -18,7 +18,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.manifests import read_manifest
 from scenedistill.data.names import image_id, nfc, positions_in
-from scenedistill.data.walk import IMAGE_SUFFIXES, is_litter
+from scenedistill.data.walk import IMAGE_SUFFIXES, is_folder, is_litter
 
 PARTS = ("train", "val", "test")
 #: Names that the folders and lists of a part may have.
@@ -84,8 +84,9 @@ def scan(source: Path) -> SceneIndex:
     In a folder: images are the files with an `IMAGE_SUFFIXES` ending in any case, directly in the class folders; hidden
     files and system litter are skipped silently, other files counted in `notes`. A folder that holds nothing but
     one folder of class folders (the usual result of unpacking an archive) is descended into, and `notes` says so. A
-    folder of nothing but `train`, `val` and `test` (or two of them, `train` being one) with class folders in each is
-    one data set that is split already: `parts` says how; without a `test` its `val` is the test part.
+    folder of `train`, `val` and `test` (or two of them, `train` being one) with class folders in each is one data set
+    that is split already: `parts` says how; without a `test` its `val` is the test part. Further folders of folders
+    beside them are ignored, and `notes` says so.
     In a manifest: paths are relative to the CSV file and stay below its folder; further columns are ignored.
 
     Raises:
@@ -126,7 +127,7 @@ def _scan_folder(given: Path) -> SceneIndex:
 
     _check_encoding(root, [*listings, *(f"{name}/{one}" for name, found in listings.items() for one in found.images)])
     if parts := _parts(listings, top):
-        return _scan_parts(root, given, parts)
+        return _scan_parts(root, given, parts, sorted(listings.keys() - parts.values(), key=_order))
     if not top.folders:
         loose = (
             f"its {counted(len(top.images), 'image')} {'lies' if len(top.images) == 1 else 'lie'} loose"
@@ -163,15 +164,14 @@ def _scan_folder(given: Path) -> SceneIndex:
 
 def _parts(listings: Mapping[str, _Listing], top: _Listing) -> dict[str, str]:
     """Return the folder of each part if the folders are the parts of a split and hold class folders, else {}."""
-    parts = {PART_WORDS.get(name.lower(), ""): name for name in listings}
+    words = [name for name in listings if name.lower() in PART_WORDS]
+    parts = {PART_WORDS[name.lower()]: name for name in words}
     deep = all(listing.folders and not listing.images for listing in listings.values())
-    return (
-        parts if deep and not top.images and len(parts) == len(listings) > 1 and {"train"} < set(parts) - {""} else {}
-    )
+    return parts if deep and not top.images and len(parts) == len(words) and {"train"} < parts.keys() else {}
 
 
-def _scan_parts(root: Path, given: Path, parts: Mapping[str, str]) -> SceneIndex:
-    """Index the class folders of several parts as one data set."""
+def _scan_parts(root: Path, given: Path, parts: Mapping[str, str], others: Sequence[str]) -> SceneIndex:
+    """Index the class folders of several parts as one data set; `others` are the names of further folders."""
     found = {part: _scan_folder(root / parts[part]) for part in PARTS if part in parts}
     spelt: dict[str, str] = {}
     for index in found.values():
@@ -197,6 +197,8 @@ def _scan_parts(root: Path, given: Path, parts: Mapping[str, str]) -> SceneIndex
     ]
     if root != given:
         notes.insert(0, f"They were found in {root.relative_to(given).as_posix()}.")
+    if others:
+        notes.append(f"Ignored {_names(others)} beside them.")
     for part, index in found.items():
         notes += [f"{parts[part]}: {note}" for note in index.notes]
     return SceneIndex(
@@ -213,7 +215,7 @@ def _list(folder: Path) -> _Listing:
                 if is_litter(entry.name):
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (a Path for each file is slow)
-                if entry.is_dir():
+                if is_folder(entry):
                     listing.folders.append(entry.name)
                 elif suffix in IMAGE_SUFFIXES:
                     listing.images.append(entry.name)

@@ -38,6 +38,14 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; False for a link that cannot be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[str]:
     real = folder.resolve()
     if real in seen:  # a link that leads back
@@ -50,7 +58,7 @@ def _walk(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[str
     for entry in entries:
         if is_litter(entry.name):
             continue
-        if entry.is_dir():
+        if is_folder(entry):
             if Path(entry.path).resolve() != leave_out:
                 yield from _walk(Path(entry.path), leave_out, seen)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (a Path for each file is slow)

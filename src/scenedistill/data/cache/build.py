@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from scenedistill.core.disk import short_hash
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.data.cache.files import CacheSettings, Images
@@ -60,7 +60,8 @@ def build_cache(
     if size < 1 or len(index) == 0:
         raise ValueError(f"a cache needs a size of 1 or more pixels and 1 or more images, not {size} and {len(index)}")
     settings = CacheSettings(str(index.root), size, bands)
-    folder = _default_folder(settings) if folder is None else Path(folder).expanduser().resolve()
+    default = cache_home() / "scenes" / folder_name(settings)
+    folder = default if folder is None else Path(folder).expanduser().resolve()
     reader = FileReader(index.root, size, bands)
     stored, decoded = stored_scenes(
         settings, index.paths, reader, folder, retry=on_bad == "stop", workers=workers, progress=progress
@@ -113,12 +114,8 @@ def complaint(bad: Sequence[tuple[str, str]], total: int, root: Path) -> str:
     return f"{len(bad):,} of {counted(total, 'image')} in {root} cannot be read: {named}{more}.\n{advice}"
 
 
-def _default_folder(settings: CacheSettings) -> Path:
-    return cache_home() / "scenes" / folder_name(settings)
-
-
 def folder_name(settings: CacheSettings) -> str:
     """Return the name of a cache's folder, different for each root and each set of decoding settings."""
-    digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
+    digest = short_hash(json.dumps(asdict(settings)))[:12]
     name = re.sub(r"[^\w.-]+", "_", Path(settings.root).name)[:40]
     return f"{name}-{settings.size}x{settings.bands}-{digest}"

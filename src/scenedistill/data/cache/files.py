@@ -71,7 +71,7 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
     """Open the cache in a folder; None if it is missing, damaged or made with other settings."""
     for _ in range(5):
         manifest = read_manifest(folder)
-        if manifest is None or manifest["settings"] != json.loads(json.dumps(asdict(settings))):
+        if manifest is None or manifest["settings"] != asdict(settings):
             return None
         try:
             images = np.load(folder / manifest["array"], mmap_mode="r")
@@ -79,19 +79,16 @@ def open_stored(folder: Path, settings: CacheSettings) -> StoredCache | None:
             continue  # replaced since the manifest was read
         except Exception:  # NumPy raises various errors for a damaged header
             return None
-        rows = manifest["row"]
-        if images.shape != (sum(row >= 0 for row in rows), *settings.shape) or images.dtype != np.uint8:
+        rows = np.array(manifest["row"], np.int64)
+        good = rows >= 0
+        if images.shape != (good.sum(), *settings.shape) or images.dtype != np.uint8:
             return None
-        entries = dict(
-            zip(manifest["path"], zip(manifest["bytes"], manifest["mtime_ns"], rows, strict=True), strict=True)
-        )
-        sums = manifest.get("crc32")
+        stamped = zip(manifest["bytes"], manifest["mtime_ns"], manifest["row"], strict=True)
+        entries = dict(zip(manifest["path"], stamped, strict=True))
         checksums = None
-        if sums is not None:
+        if "crc32" in manifest:
             checksums = np.zeros(len(images), np.uint32)
-            checksums[[row for row in rows if row >= 0]] = [
-                one for row, one in zip(rows, sums, strict=True) if row >= 0
-            ]
+            checksums[rows[good]] = np.array(manifest["crc32"], np.uint32)[good]
         return StoredCache(images, entries, manifest["reasons"], folder / manifest["array"], checksums)
     return None
 
@@ -176,8 +173,7 @@ def commit(
     manifest: dict[str, Any] = {"kind": KIND, "settings": asdict(settings), "array": array, "reasons": reasons}
     manifest |= {"path": list(entries), "bytes": list(sizes), "mtime_ns": list(times), "row": list(rows)}
     manifest |= {"crc32": [checksums.get(path, 0) for path in entries]}
-    plain = json.loads(json.dumps(manifest))
-    write_text(folder / "manifest.json", json.dumps({**plain, CHECKSUM: content_checksum(plain)}))
+    write_text(folder / "manifest.json", json.dumps({**manifest, CHECKSUM: content_checksum(manifest)}))
 
 
 def kept_beside(
@@ -212,13 +208,6 @@ def kept_beside(
         np.save(into, kept)
         into.write(checksum(kept))
     return kept
-
-
-def array_in_use(folder: Path) -> str:
-    """Return the name of the current array; "" if there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads((folder / "manifest.json").read_bytes()).get("array"))
-    return ""
 
 
 def remove_arrays(folder: Path, keep: str) -> None:

@@ -50,8 +50,8 @@ class SceneCache:
     row_indices: npt.NDArray[np.int64] | None = None
     array: Path = Path()
     reader: SceneReader | None = None
-    _compared: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
-    _mended: dict[int, Images] = field(default_factory=dict, repr=False)
+    _compared: npt.NDArray[np.bool_] = field(init=False, repr=False)  # images already compared with their checksums
+    _mended: dict[int, Images] = field(init=False, repr=False, default_factory=dict)  # by position: decoded again
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compared", np.zeros(len(self.images), bool))

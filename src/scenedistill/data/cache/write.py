@@ -6,16 +6,16 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import filelock
 import numpy as np
 
-from scenedistill.core.disk import clear_parts
+from scenedistill.core.disk import clear_parts, read_json
 from scenedistill.core.errors import UserError
+from scenedistill.core.locks import held
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.cache.decoding import decode_all
 from scenedistill.data.cache.files import (
@@ -24,7 +24,6 @@ from scenedistill.data.cache.files import (
     Images,
     Stamp,
     StoredCache,
-    array_in_use,
     commit,
     open_stored,
     read_manifest,
@@ -98,7 +97,7 @@ def stored_scenes(
     if stored is None or not _is_current(stored, reader, stamps):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with cache_lock(folder, progress):
+            with held(folder / "build.lock", "building this image cache", tell=progress):
                 stored = opened()  # another process may have built it meanwhile
                 if stored is None or not _is_current(stored, reader, stamps):
                     stored, decoded = _rebuild(folder, settings, reader, stored, stamps, workers, progress)
@@ -145,7 +144,8 @@ def _rebuild(
     todo = [path for path in sources if path not in valid]
     _check_space(folder, len(sources) * int(np.prod(settings.shape)))
     clear_parts(folder)
-    remove_arrays(folder, keep=array_in_use(folder))  # left by builders that were killed; we hold the lock
+    # left by builders that were killed; we hold the lock
+    remove_arrays(folder, keep=read_json(folder / "manifest.json").get("array", ""))
 
     scenes = decode_all(todo, reader.read, workers=workers, progress=progress)
     entries: dict[str, Entry] = {}
@@ -191,22 +191,6 @@ def _rebuild(
     renewed = open_stored(folder, settings)
     assert renewed is not None
     return renewed, decoded
-
-
-@contextlib.contextmanager
-def cache_lock(folder: Path, progress: bool) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees when its holder dies."""
-    lock = filelock.FileLock(folder / "build.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if progress:
-            plain_console(stderr=True).print("Another process is building this image cache; waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def file_stamp(path: Path | str) -> Stamp:

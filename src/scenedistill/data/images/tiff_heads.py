@@ -182,7 +182,8 @@ def check_decoded_size(pages: list[PageHeader], most: int | None) -> None:
         return
     if first.width * first.height > most:
         raise ValueError(f"{first.width} x {first.height} pixels, more than the limit of {most:,}")
-    bands = [page for page in pages if (page.width, page.height) == (first.width, first.height) and not page.overview]
+    kind = first.width, first.height, first.overview
+    bands = [page for page in pages if (page.width, page.height, page.overview) == kind]
     if max(page.area for page in bands) > most:
         raise ValueError(f"tiles of {max(page.area for page in bands):,} pixels, more than the limit of {most:,}")
     needed = sum(page.bytes for page in (bands if first.samples == 1 else bands[:1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from scenedistill.data.images.tiff_heads import PageHeader, check_decoded_size, check_inflated, read_page_headers
+from scenedistill.data.raster.holes import held_value
 
 Pixels = npt.NDArray[Any]  # [H, W, C], any real dtype, alpha already dropped
 
@@ -112,9 +114,11 @@ def _decode(tif: tifffile.TiffFile, path: Path, heads: list[PageHeader]) -> tupl
         pixels = np.moveaxis(arrays[0], 0, -1) if page.planarconfig == 2 else arrays[0]
     if pixels.dtype.kind not in "uif":
         raise ValueError(f"{pixels.dtype} values are not supported")
-    nodata = None if page.tags.get("GDAL_NODATA") is None else float(page.nodata)
+    nodata = _declared_nodata(page, pixels.dtype)
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        pixels, nodata = negative(pixels, page.bitspersample), None if nodata is None else _negative_of(nodata, page)
+        bits = page.bitspersample
+        nodata = None if nodata is None else float(negative(np.array([nodata], pixels.dtype), bits)[0])
+        pixels = negative(pixels, bits)
     colours = page.samplesperpixel - len(page.extrasamples)
     alpha = [colours + i for i, kind in enumerate(page.extrasamples) if kind in (1, 2)]
     return _orient(np.delete(pixels, alpha, axis=-1), page.tags.valueof(274, default=1)), nodata
@@ -127,10 +131,13 @@ def negative(values: Pixels, bits: int) -> Pixels:
     return np.asarray(~values if values.dtype.kind == "i" else -values)
 
 
-def _negative_of(nodata: float, page: tifffile.TiffPage) -> float:
-    assert page.dtype is not None
-    kind = page.dtype.kind
-    return 2**page.bitspersample - 1 - nodata if kind == "u" else -1 - nodata if kind == "i" else -nodata
+def _declared_nodata(page: tifffile.TiffPage, kind: np.dtype[Any]) -> float | None:
+    """Return the nodata value that GDAL wrote for values of a type; None without one that the type can hold."""
+    # not `page.nodata`, which is 0 for values that tifffile rejects: -9999 for unsigned types, and
+    # -3.4028234663852886e+38 for float32, where it is the usual one
+    with contextlib.suppress(ValueError):
+        return held_value(float(str(page.tags.valueof(42113)).replace(",", ".")), kind)
+    return None
 
 
 def _unpacked(page: tifffile.TiffPage, path: Path) -> Pixels:

@@ -96,8 +96,7 @@ def check(index: SceneIndex, info: DatasetInfo | None = None) -> CheckReport:
 
 def recognise(index: SceneIndex) -> DatasetInfo | None:
     """The catalogue entry whose class names fit best, if at least 60 % of all class names on both sides are shared."""
-    ranked = sorted(CATALOG.values(), key=lambda info: _similarity(index, info), reverse=True)
-    best = ranked[0]
+    best = max(CATALOG.values(), key=lambda info: _similarity(index, info))
     return best if _similarity(index, best) >= 0.6 else None
 
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
-import json
 import re
 import shutil
 import ssl
@@ -21,7 +21,9 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.errors import UserError
+from scenedistill.core.locks import held
 from scenedistill.data.known.archives import extract
 from scenedistill.data.known.dataset_info import DatasetInfo, Source
 from scenedistill.data.known.transfer import CHUNK, Limits, byte_progress
@@ -34,10 +36,11 @@ def download(
 ) -> Path:
     """Fetch and unpack a data set to `folder/{info.name}` and return the folder that holds its class folders.
 
-    A data set that exists is not fetched again. Unfinished data is kept in hidden folders beside it, so that the same
-    call resumes an interrupted download, and `folder/{info.name}` is never incomplete. The sources of the entry are
-    tried in turn; `url` is used in their place. A `url` that is not one of them has no known checksum: only its length
-    and the archive's own checksums are verified, so run `catalogue.check` afterwards.
+    A data set that exists is not fetched again; of several calls at once, one fetches it and the others wait.
+    Unfinished data is kept in hidden folders beside it, so that the same call resumes an interrupted download, and
+    `folder/{info.name}` is never incomplete. The sources of the entry are tried in turn; `url` is used in their place.
+    A `url` that is not one of them has no known checksum: only its length and the archive's own checksums are verified,
+    so run `catalogue.check` afterwards.
 
     Raises:
         UserError: no stable source (says where to get it), refused or failing server, wrong checksum, disk too full,
@@ -46,7 +49,7 @@ def download(
     limits = limits or Limits()
     folder = Path(folder).expanduser()
     target = folder / info.name
-    if target.is_dir() and any(target.iterdir()):
+    if _exists(target):
         return _class_root(target, info.sources)
     sources = tuple(s for s in info.sources if s.url == url) or (Source(url, folder=""),) if url else info.sources
     if not sources:
@@ -54,28 +57,42 @@ def download(
             f"{info.name} has no stable public address. Get it by hand at {info.home} and unpack it so that its "
             f"class folders lie in {target}, or give the address of a copy you trust as url."
         )
-    work = folder / f".download-{info.key}"
+    work, lock = folder / f".download-{info.key}", folder / f".download-{info.key}.lock"
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        for number, source in enumerate(sources, start=1):
-            try:
-                archive = fetch(source, work, progress=progress, limits=limits)
-                break
-            except UserError:
-                if number == len(sources):
-                    raise
-        if target.is_dir():
-            target.rmdir()  # empty, as checked above
-        try:
-            extract(archive, target, limits=limits, progress=progress)
-        except UserError:
-            if not (source.md5 or source.sha256):
-                archive.unlink()  # it has no known checksum, so fetch it again the next time
-            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(lock, "downloading this data set", tell=progress):
+            if not _exists(target):  # another process may have fetched it meanwhile
+                work.mkdir(exist_ok=True)
+                _fetch_and_extract(sources, work, target, progress, limits)
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error}.") from error
-    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process may have it open, or have removed it
+        lock.unlink()
     return _class_root(target, sources)
+
+
+def _exists(target: Path) -> bool:
+    return target.is_dir() and any(target.iterdir())
+
+
+def _fetch_and_extract(sources: tuple[Source, ...], work: Path, target: Path, progress: bool, limits: Limits) -> None:
+    """Fetch the archive of the first source that has it into `work`, and unpack it to `target`."""
+    for number, source in enumerate(sources, start=1):
+        try:
+            archive = fetch(source, work, progress=progress, limits=limits)
+            break
+        except UserError:
+            if number == len(sources):
+                raise
+    if target.is_dir():
+        target.rmdir()  # empty, as checked before
+    try:
+        extract(archive, target, limits=limits, progress=progress)
+    except UserError:
+        if not (source.md5 or source.sha256):
+            archive.unlink()  # it has no known checksum, so fetch it again the next time
+        raise
 
 
 def fetch(source: Source, folder: Path, *, progress: bool = True, limits: Limits | None = None) -> Path:
@@ -123,12 +140,7 @@ class _Part:
     def __init__(self, folder: Path, url: str) -> None:
         self.path = folder / f"{part_name(url)}.part"
         self.notes = folder / f"{part_name(url)}.json"
-        self.known: dict[str, Any] = {}
-        if self.notes.exists():
-            try:
-                self.known = json.loads(self.notes.read_text(encoding="utf-8"))
-            except ValueError:  # half written when the machine went down
-                self.known = {}
+        self.known = read_json(self.notes)
         self.is_of_this_url = self.known.get("url") == url
         if not self.is_of_this_url:
             self.discard()
@@ -156,9 +168,7 @@ class _Part:
 
     def remember(self, headers: Message, total: int | None) -> None:
         self.known |= {"etag": headers["ETag"], "modified": headers["Last-Modified"], "total": total}
-        fresh = self.notes.with_suffix(".new")
-        fresh.write_text(json.dumps(self.known), encoding="utf-8")
-        fresh.replace(self.notes)
+        write_json(self.notes, self.known)
 
 
 def _fetch_all(source: Source, part: _Part, limits: Limits, bar: Progress, task: TaskID) -> None:
@@ -175,8 +185,8 @@ def _fetch_all(source: Source, part: _Part, limits: Limits, bar: Progress, task:
                 raise UserError(f"{source.url}: the server answered {error.code} {error.reason}.") from error
             reason = f"the server answered {error.code} {error.reason}"
             told = error.headers.get("Retry-After", "")
-            wait = min(float(told), 60.0) if told.isdigit() else 0.0
-        except (OSError, http.client.HTTPException) as error:
+            wait = min(float(told), 60.0) if told.isdecimal() else 0.0
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a redirect to no valid address
             cause = getattr(error, "reason", error)
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise UserError(f"{source.url}: the server's certificate is not valid ({cause}).") from error
@@ -215,7 +225,7 @@ def _fetch_some(source: Source, part: _Part, limits: Limits, bar: Progress, task
     with response:
         if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers["Content-Range"] or "")
-            total = int(span[2]) if span and span[2] != "*" else None
+            total = int(span[2]) if span and span[2] != "*" else part.total
             if span is None or int(span[1]) != offset or not part.is_same(response.headers, total):
                 part.discard()
                 return False
@@ -223,7 +233,7 @@ def _fetch_some(source: Source, part: _Part, limits: Limits, bar: Progress, task
             offset = 0
             part.discard()
             length = response.headers["Content-Length"]
-            total = int(length) if length and length.isdigit() else None
+            total = int(length) if length and length.isdecimal() else None
         part.remember(response.headers, total)
         _check_size(source.url, part.path.parent, total, offset, limits)
         bar.update(task, completed=offset, total=total)
@@ -250,10 +260,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _check_url(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{url!r} is not a web address; expected http:// or https://.")
-    return urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")
+    with contextlib.suppress(ValueError):  # such as a bracket that is not closed
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")
+    raise UserError(f"{url!r} is not a web address; expected http:// or https://.")
 
 
 def _check_size(url: str, folder: Path, total: int | None, offset: int, limits: Limits) -> None:

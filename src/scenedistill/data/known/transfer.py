@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from scenedistill.core.terminal import plain_console
+
 CHUNK = 1 << 16  # bytes
 
 
@@ -28,6 +30,6 @@ class Limits:
 
 
 def byte_progress(what: str, show: bool) -> Progress:
-    """Create a progress bar for bytes, labelled `what`; use it as a context manager."""
+    """Create a progress bar for bytes on the standard error, labelled `what`; use it as a context manager."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not show)
+    return Progress(*columns, console=plain_console(stderr=True), disable=not show)

@@ -95,27 +95,31 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
             reason = "GDAL takes only names in UTF-8. Rename it."
     if opened is None:
         raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
-    if not drivers:
-        try:
+    try:
+        if not drivers:
             check_opened(opened, path, vrt_sources)
-        except UserError:
-            opened.close()
-            raise
-    if opened.count == 0:
-        inside = [f"\n  {name}" for name in opened.subdatasets]
+        _check_bands(opened, path)
+    except UserError:
+        opened.close()
+        raise
+    return opened
+
+
+def _check_bands(raster: DatasetReader, path: str | Path) -> None:
+    """Raise a UserError for a raster without bands, or with blocks of more than `BLOCK_BYTES`."""
+    if raster.count == 0:
+        inside = [f"\n  {name}" for name in raster.subdatasets]
         raise UserError(
             f"{path} holds {'several rasters. Give one of these:' if inside else 'no bands.'}" + "".join(inside)
         )
-    together = opened.count if opened.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
-    for (height, width), kind in zip(opened.block_shapes, opened.dtypes, strict=True):
+    together = raster.count if raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    for (height, width), kind in zip(raster.block_shapes, raster.dtypes, strict=True):
         needed = height * width * together * np.dtype(kind).itemsize
         if needed > BLOCK_BYTES:
-            opened.close()
             raise UserError(
                 f"{path} has blocks of {height:,} x {width:,} pixels, {needed / 2**20:,.0f} MiB, and each is read as a "
                 f"whole; the limit is {BLOCK_BYTES >> 20} MiB. gdal_translate -co TILED=YES makes smaller ones."
             )
-    return opened
 
 
 def gdal_reason(problem: BaseException, path: str | Path = "") -> str:

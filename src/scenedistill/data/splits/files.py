@@ -80,7 +80,7 @@ def write_split(
         raise UserError(f"Unknown split layout {layout!r}; expected csv, torchgeo or rsp.")
     path.mkdir(parents=True, exist_ok=True)
     for file_name, lines in lists.items():
-        (path / file_name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        write_text(path / file_name, "".join(f"{line}\n" for line in lines))
     return [path / file_name for file_name in lists]
 
 

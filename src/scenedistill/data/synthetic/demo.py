@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageFilter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scenedistill.core.errors import UserError
+from scenedistill.core.locks import held
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.processes import end_with_parent
+from scenedistill.core.terminal import plain_console
 from scenedistill.data.scenes import SceneIndex, scan
 from scenedistill.data.synthetic.canvas import Canvas
 from scenedistill.data.synthetic.scenes import SCENES
@@ -55,7 +56,7 @@ def generate(root: Path, *, per_class: int = 100, size: int = 96, seed: int = 0,
     # Named after the recipe: workers that outlive a killed call for a moment cannot write into another recipe's folder.
     unfinished = root.with_name(f".{root.name}.{recipe.digest()}.partial")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_name(f".{root.name}.lock")):
+    with held(root.with_name(f".{root.name}.lock"), "drawing these scenes", tell=progress):
         if _read(root) != recipe or recipe.missing(root):
             _check_replaceable(root)
             for stale in root.parent.glob(f".{glob.escape(root.name)}.????????????.partial"):
@@ -134,7 +135,8 @@ def _draw_all(folder: Path, recipe: Recipe, progress: bool) -> None:
     missing, total = recipe.missing(folder), recipe.per_class * len(recipe.classes)
     draw = partial(_draw, size=recipe.size, seed=recipe.seed)
     columns = (TextColumn("drawing scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar, _workers(len(missing)) as pool:
+    bar = Progress(*columns, console=plain_console(stderr=True), disable=not progress)
+    with bar, _workers(len(missing)) as pool:
         job = bar.add_task("", total=total, completed=total - len(missing))
         for _ in map(draw, missing) if pool is None else pool.map(draw, missing, chunksize=8):
             bar.advance(job)

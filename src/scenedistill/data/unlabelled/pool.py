@@ -61,13 +61,12 @@ class UnlabelledPart(ScenePart):
         source: int64 `[M]`, position in `files` of the array of each image.
         positions: int64 `[M]`, row of each image in its array.
         digests: uint64 `[M, 2]`, hash of the pixels of each image.
-        bands: number of bands of each image.
     """
 
     def __init__(
-        self, files: Sequence[Path], source: Positions, positions: Positions, digests: npt.NDArray[Any], bands: int
+        self, files: Sequence[Path], source: Positions, positions: Positions, digests: npt.NDArray[Any]
     ) -> None:
-        self.files, self.source, self.positions, self._bands = tuple(files), source, positions, bands
+        self.files, self.source, self.positions = tuple(files), source, positions
         self.labels = np.full(len(positions), -1, dtype=np.int64)
         self.digests = digests
         self.ids = (digests[:, 0] >> np.uint64(1)).astype(np.int64)
@@ -76,7 +75,7 @@ class UnlabelledPart(ScenePart):
 
     def subset(self, rows: Positions) -> UnlabelledPart:
         """Return a part with these rows only."""
-        return UnlabelledPart(self.files, self.source[rows], self.positions[rows], self.digests[rows], self._bands)
+        return UnlabelledPart(self.files, self.source[rows], self.positions[rows], self.digests[rows])
 
     def images(self, rows: Positions) -> Images:
         """Return the images of some rows, uint8 `[n, size, size, bands]`; the first time, their digests are verified.
@@ -105,7 +104,7 @@ class UnlabelledPart(ScenePart):
     @property
     def bands(self) -> int:
         """Number of bands of each image."""
-        return self._bands
+        return int(self._opened[0].shape[3])
 
     @property
     def image_bytes(self) -> int:
@@ -230,9 +229,8 @@ def collect_unlabelled(
     source_of = np.repeat(np.arange(len(opened)), [len(one.rows) for one in opened])
     rows, fingerprints = (np.concatenate([getattr(one, name) for one in opened]) for name in ("rows", "fingerprints"))
     first = np.sort(np.unique(fingerprints["digest"], axis=0, return_index=True)[1])
-    images = UnlabelledPart(
-        [one.array for one in opened], source_of[first], rows[first], fingerprints["digest"][first], labelled.bands
-    )
+    arrays = [one.array for one in opened]
+    images = UnlabelledPart(arrays, source_of[first], rows[first], fingerprints["digest"][first])
     pairs = _stored_copies(fingerprints[first], images, labelled, progress)
     left_out = (
         _count(len(fingerprints) - len(first), "copy of another", "copies of others"),

@@ -57,17 +57,19 @@ def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | 
         UserError: see `check_sources`; also a folder without images.
     """
     check_sources(given, tile)
-    found: list[ImageFolder | Raster] = []
+    found: list[Path | Raster] = []  # folders and rasters
+    images: dict[Path, list[str]] = {}  # of each folder
+    singles: dict[Path, list[str]] = {}  # images given by themselves, of each folder
     seen: set[str] = set()
     parents: dict[str, str] = {}
-    singles: dict[Path, list[str]] = {}
 
     def new(path: str) -> bool:
         parent, name = os.path.split(path)
         if parent not in parents:
             parents[parent] = os.path.realpath(parent)
         real = os.path.join(parents[parent], name)  # noqa: PTH118  (a Path for each of many files is slow)
-        seen.add(real) if (fresh := real not in seen) else None
+        fresh = real not in seen
+        seen.add(real)
         return fresh
 
     for source in map(_plain, given):
@@ -85,14 +87,19 @@ def find_sources(given: Sequence[Path], tile: int | None) -> list[ImageFolder | 
                 endings = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise UserError(f"No image in --data.unlabelled {source}: expected files ending in {endings}.")
             if paths:
-                found.append(ImageFolder(source, tuple(paths)))
+                found.append(source)
+                images[source] = paths
         elif new(str(source)):
             suffix = source.suffix.lower()
             if tile is not None and (suffix not in IMAGE_SUFFIXES or (suffix in _TIFF and is_raster(source, tile))):
                 found.append(Raster(source))
             else:
                 singles.setdefault(source.parent, []).append(source.name)
-    return found + [ImageFolder(parent, tuple(names)) for parent, names in singles.items()]
+    for parent, names in singles.items():
+        if parent not in images:
+            found.append(parent)
+        images.setdefault(parent, []).extend(names)  # a folder is one source: a second one would replace its cache
+    return [one if isinstance(one, Raster) else ImageFolder(one, tuple(images[one])) for one in found]
 
 
 def _plain(source: Path) -> Path:
