@@ -148,7 +148,7 @@ class StudentConfig:
         mixup: share of the images of a batch that are mixed with another one, 0..1. The teacher's output is that for
             the mixture; losses that need labels leave mixed images out.
         ask_size: side in pixels of the teacher's views, which show the same as the student's at another resolution;
-            `image_size` when not given. A teacher trained at 96 pixels has a higher OA at 128 (docs/method.md).
+            `image_size` when not given. On AID a teacher trained at 96 pixels has a higher OA at 128.
         symmetries: average the teacher's outputs over the eight symmetries of each view, at the cost of eight passes;
             with stored outputs they are computed only once.
         also: weights of further trained teachers of the same classes, whose probabilities are averaged with the

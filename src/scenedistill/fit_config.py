@@ -38,7 +38,7 @@ class Budget:
         `least_steps` but not above `most_epochs`, or lowered to stay within `most_steps`."""
         steps = steps_of_epoch(images, batch_size)
         wanted = max(self.epochs, math.ceil(self.least_steps / steps))
-        return max(1, min(wanted, self.most_epochs, max(1, self.most_steps // steps)))
+        return min(wanted, self.most_epochs, max(1, self.most_steps // steps))
 
 
 #: Budgets of a student with random initial weights, of a pretrained student and of a teacher. Random initial weights

@@ -47,6 +47,13 @@ def test_wrong_names_and_options_are_refused_with_the_known_ones(
         ("fitnet", "stage", float("nan")),
         ("lightly", "temperature", 0.0),
         ("reviewkd", "middle", 0.0),
+        ("reviewkd", "middle", float("inf")),
+        ("da", "energy", -1.0),
+        ("ss", "relation", -1.0),
+        ("rkd", "angle", -1.0),
+        ("dist", "intra", -1.0),
+        ("decoupled", "rest", -1.0),
+        ("srd", "logits", -1.0),
     ],
 )
 def test_an_option_out_of_its_range_is_refused(

@@ -95,6 +95,13 @@ def test_statistics_without_a_head_and_other_classes_are_refused(
         ReusedClassifier(student_dims, teacher_dims._replace(classes=4))
 
 
+def test_a_head_without_a_bias_is_refused(student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
+    student = build_student("table1_printed", 3, image_size=32)
+    student.head = torch.nn.Linear(64, 3, bias=False)
+    with pytest.raises(UserError, match="the student's head, which has no bias"):
+        ReusedClassifier(student_dims, teacher_dims).after_step(student)
+
+
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"simkd"}))
 def test_no_other_loss_changes_the_student(name: str, student_dims: FeatureDims, teacher_dims: FeatureDims) -> None:
     student = build_student("table1_printed", 3, image_size=32)

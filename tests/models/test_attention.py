@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scenedistill.models.attention import AttendedStage, DualAttention, NoAttention, SigmoidAttention
+from scenedistill.models.norm import BatchNorm
 
 
 def sigmoid(x: float) -> float:
@@ -100,6 +101,15 @@ def test_a_batch_of_one_image_of_one_position_trains() -> None:
     module = DualAttention(4).train()
     gated, _, _ = module(torch.rand(1, 4, 1, 1))
     assert gated.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1, 1), (3, 4), (3, 4, 2, 2)])
+def test_batch_norm_takes_maps_and_vectors_and_a_single_value_of_a_channel(shape: tuple[int, ...]) -> None:
+    norm, usual = BatchNorm(4).train(), nn.BatchNorm1d(4).train(shape[0] > 1)
+    features = torch.randn(shape)
+    lines = features.reshape(*shape[:2], -1)
+    torch.testing.assert_close(norm(features).reshape(lines.shape), usual(lines), rtol=0, atol=1e-6)
+    torch.testing.assert_close(norm.running_mean, usual.running_mean)
 
 
 def watched(stage: AttendedStage, *args: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

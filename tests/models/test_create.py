@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors import safe_open
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.create import build_network, build_teacher, move_stride
+from scenedistill.models.create import build_network, build_teacher, build_with_head, move_stride
+from scenedistill.models.files import NetCard, save_net
 from scenedistill.models.network import SceneNet
 
 
@@ -76,6 +78,24 @@ def test_v1_blocks_are_built_on_demand_or_when_the_file_says_so(small: Path, tmp
             convolutions = (net.backbone.get_submodule(f"{name}.stage.0.{part}") for part in ("conv1", "conv2"))
             strides = [cast(nn.Conv2d, convolution).stride for convolution in convolutions]
             assert strides == ([(2, 2), (1, 1)] if moved else [(1, 1), (2, 2)])
+
+
+def test_a_file_of_ours_with_attention_starts_a_network_but_is_no_teacher_as_it_is(tmp_path: Path) -> None:
+    name, file = "mobilenetv2_035", tmp_path / "weights.safetensors"  # whose stages are named by numbers, as its blocks
+    ours, _ = build_network(name, 5, image_size=32)
+    save_net(ours, NetCard(name, tuple("abcde"), bands=3, image_size=32), file)
+    net, account = build_network(name, 7, image_size=32, weights=str(file))
+    assert account is not None and account.share == 1
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(feature(net, images), feature(ours, images))
+    with pytest.raises(UserError, match=r"it holds blocks\.[\d.]+attention.*--teacher\.checkpoint"):
+        build_with_head(name, str(file), image_size=32)
+
+
+def test_a_network_without_its_running_statistics_is_no_teacher_as_it_is(tmp_path: Path) -> None:
+    torch.save(dict(timm.create_model("test_resnet", num_classes=5).named_parameters()), tmp_path / "parameters.pth")
+    with pytest.raises(UserError, match=r"not the whole of 'test_resnet'.*lacks conv1\.1\.running_mean"):
+        build_with_head("test_resnet", str(tmp_path / "parameters.pth"), image_size=32)
 
 
 @pytest.mark.shared_data

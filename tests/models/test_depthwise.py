@@ -59,6 +59,7 @@ def test_other_convolutions_and_other_uses_are_left_alone() -> None:
         nn.Conv2d(4, 4, 1, groups=4),
         nn.Conv2d(4, 4, (3, 5), groups=4),
         nn.Conv2d(4, 4, 3, groups=4, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, groups=4, padding=3),
     )
     assert use_quick_depthwise(net) == 0
     depthwise = nn.Sequential(

@@ -82,7 +82,11 @@ def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not say which network"):
         load_net(path)
     save_net(build_student("table1_printed", 3, image_size=32), NetCard("table1_printed", CLASSES, 3, 32), path)
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    save_net(build_student("table1_printed", 3, image_size=32), NetCard("resnet1O1", CLASSES, 3, 32), path)
+    with pytest.raises(UserError, match=rf"{path.name} was written by another version .*'resnet1O1' is neither"):
+        load_net(path)
+    path.write_bytes(whole[:-100])
     with pytest.raises(UserError, match="cannot be read as a safetensors file"):
         load_net(path)
     path.write_bytes(b"")

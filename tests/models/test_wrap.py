@@ -286,6 +286,31 @@ def test_wrapping_leaves_modes_weights_and_running_statistics_alone() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+def test_a_network_of_nothing_but_a_head_is_wrapped() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    images = torch.randn(2, 3, 8, 8)
+    expected = module(images)
+    torch.testing.assert_close(SceneNet.wrap(module, [], image_size=8)(images).logits, expected)
+
+
+def test_new_modules_have_the_type_of_the_wrapped_network() -> None:
+    module = plain_cnn().double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = module(images)
+    net = SceneNet.wrap(module, ["1", "3"], dual_attention=True, image_size=32)
+    torch.testing.assert_close(net(images).logits, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dual_attention", [False, True])
+def test_a_wrapped_network_stays_on_its_device(dual_attention: bool) -> None:
+    module = torchvision.models.resnet18()
+    module.fc = nn.Identity()
+    net = SceneNet.wrap(module.cuda(), LAYERS, head=nn.Linear(512, 7), dual_attention=dual_attention)
+    assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"cuda"}
+    assert net(torch.rand(2, 3, 64, 64, device="cuda")).logits.shape == (2, 7)
+
+
 def test_a_wrapped_teacher_is_frozen_like_any_other() -> None:
     torch.manual_seed(0)
     net = SceneNet.wrap(resnet(), LAYERS, normalisation=(MEAN, STD)).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -164,9 +165,8 @@ class DistillationLoss(nn.Module):
         """
 
     def _check_output(self, who: str, output: SceneOutput) -> None:
-        required = {"attention": self.needs_attention, "features": self.needs_features}
-        for name in (name for name, needed in required.items() if needed):
-            if not getattr(output, name):
+        for name, needed in (("attention", self.needs_attention), ("features", self.needs_features)):
+            if needed and not getattr(output, name):
                 raise UserError(
                     f"{type(self).__name__} compares the {name} of the stages, which the {who}'s output does not hold. "
                     f"Call the network with {name}=True."
@@ -229,13 +229,13 @@ def head_tensors(head: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def require(least: float, *, above: bool = False, **options: float) -> None:
-    """Check that the options of a loss are at least `least`, or greater than `least` if `above` is set.
+    """Check that the options of a loss are finite and at least `least`, or greater than `least` if `above` is set.
 
     Raises:
         ValueError: an option is out of range.
     """
     for name, value in options.items():
-        if not (value > least if above else value >= least):
+        if not (least < value if above else least <= value) or math.isinf(value):
             raise ValueError(
                 f"{name} is {value:g}; expected {f'more than {least:g}' if above else f'{least:g} or more'}"
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenedistill.losses.base import DistillationLoss, TeacherStatistics
+from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
 from scenedistill.losses.standardise import floored_std
 from scenedistill.models.output import FeatureDims, SceneOutput
 
@@ -64,6 +64,7 @@ class DualAttentionLoss(DistillationLoss):
         gates: float = 0.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, energy=energy, channel=channel, gates=gates)
         self.energy, self.channel, self.gates = energy, channel, gates
         self.needs_statistics = bool(channel)
         self.shared = min(len(student.stages), len(teacher.stages))

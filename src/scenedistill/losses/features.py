@@ -224,6 +224,7 @@ class SimpleRecipe(DistillationLoss):
         power: float = 4.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, features=features, logits=logits)
         require(1, above=True, power=power)
         self.features, self.logits, self.power = features, logits, power
         # only with the feature part: DDP requires a gradient for every parameter

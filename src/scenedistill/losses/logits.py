@@ -88,6 +88,7 @@ class Decoupled(DistillationLoss):
         rest: float = 8.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, target=target, rest=rest)
         require(0, above=True, temperature=temperature)
         self.temperature, self.target, self.rest = temperature, target, rest
 
@@ -143,6 +144,7 @@ class StrongerTeacher(DistillationLoss):
         intra: float = 1.0,
     ) -> None:
         super().__init__(student, teacher)
+        require(0, inter=inter, intra=intra)
         require(0, above=True, temperature=temperature)
         self.temperature, self.inter, self.intra = temperature, inter, intra
 
@@ -155,7 +157,7 @@ class StrongerTeacher(DistillationLoss):
         return self.temperature**2 * (self.inter * inter + self.intra * intra)
 
 
-class StandardisedLogits(DistillationLoss):
+class StandardisedLogits(SoftLogits):
     """Logit-standardised distillation of Sun, Ren, Li, Wang and Cao (CVPR 2024), algorithm 1.
 
     `T^2 KL(softmax(z(t) / T) || softmax(z(s) / T))`, mean over the batch, where z standardises the logits of each image
@@ -183,15 +185,12 @@ class StandardisedLogits(DistillationLoss):
     """
 
     def __init__(self, student: FeatureDims, teacher: FeatureDims, *, temperature: float = 2.0) -> None:
-        super().__init__(student, teacher)
-        require(0, above=True, temperature=temperature)
-        self.temperature = temperature
+        super().__init__(student, teacher, temperature=temperature)
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
-        ours = F.log_softmax(_standardised(student.logits) / self.temperature, dim=1)
-        theirs = F.log_softmax(_standardised(teacher.logits) / self.temperature, dim=1)
-        return self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        ours, theirs = (output._replace(logits=_standardised(output.logits)) for output in (student, teacher))
+        return super().compute(ours, theirs, labels)
 
 
 def correlation(ours: Tensor, theirs: Tensor) -> Tensor:

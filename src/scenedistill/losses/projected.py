@@ -60,7 +60,7 @@ class OrthogonalProjection(DistillationLoss):
     embedding, so the student itself must learn the teacher's structure. The paper standardises for classification and
     whitens for image generation.
 
-    Differences from the paper: only the embedding is compared, and the weight is ours.
+    Differences from the authors' code: it uses the smooth L1 loss and adds soft logits; the weight here is ours.
 
     Args:
         student: widths of the student.

@@ -159,6 +159,7 @@ class RelationalKnowledge(DistillationLoss):
         self, student: FeatureDims, teacher: FeatureDims, *, distance: float = 25.0, angle: float = 50.0
     ) -> None:
         super().__init__(student, teacher)
+        require(0, distance=distance, angle=angle)
         self.distance, self.angle = distance, angle
 
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class ReusedClassifier(DistillationLoss):
         """See `DistillationLoss.compute`."""
         if self.layer.weight._version > self._version + MOST_STEPS:  # an optimiser's step changes it in place
             raise UserError("SimKD sets the student's head: call loss.after_step(student) after each optimiser step.")
-        projected = self.norm(self.layer(student.embedding)[:, :, None, None]).flatten(1)
+        projected = self.norm(self.layer(student.embedding))
         return F.mse_loss(projected, teacher.embedding)
 
     @torch.no_grad()
@@ -95,7 +95,12 @@ class ReusedClassifier(DistillationLoss):
 
         Args:
             student: the student whose outputs the loss is computed on.
+
+        Raises:
+            UserError: the student's head has no bias.
         """
+        if student.head.bias is None:
+            raise UserError("SimKD sets weight and bias of the student's head, which has no bias. Give it one.")
         self._version = self.layer.weight._version
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None

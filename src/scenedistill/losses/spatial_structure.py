@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics, require
+from scenedistill.models.norm import BatchNorm
 from scenedistill.models.output import FeatureDims, SceneOutput
 
 #: Maximum number of points of the bank. A larger training set contributes its first images only.
@@ -76,6 +77,7 @@ class SpatialStructureLoss(DistillationLoss):
     ) -> None:
         super().__init__(student, teacher)
         self.cosine, self.relation, self.distance, self.angle = cosine, relation, distance, angle
+        require(0, cosine=cosine, relation=relation, distance=distance, angle=angle)
         require(0, above=True, temperature=temperature)
         self.temperature, self.bank = temperature, bank
         self.needs_statistics = bool(cosine or relation)
@@ -85,7 +87,7 @@ class SpatialStructureLoss(DistillationLoss):
             self.head.extend(
                 (
                     nn.Linear(student.embedding, width, bias=False),
-                    nn.BatchNorm1d(width),
+                    BatchNorm(width),
                     nn.ReLU(),
                     nn.Linear(width, width),
                 )
@@ -104,7 +106,7 @@ class SpatialStructureLoss(DistillationLoss):
         total = student.logits.new_zeros(())
         if self.cosine or self.relation:
             target = F.normalize(teacher.embedding - self.centre, dim=1)
-            carried = F.normalize(self._carry(student.embedding), dim=1)
+            carried = F.normalize(self.head(student.embedding), dim=1)
             total = total + self.cosine * (1 - (carried * target).sum(1)).mean()
             if self.relation:
                 points, own = target, torch.arange(len(target), device=target.device)
@@ -116,18 +118,6 @@ class SpatialStructureLoss(DistillationLoss):
         if self.angle:
             total = total + self.angle * angle_structure(student.embedding, teacher.embedding)
         return total
-
-    def _carry(self, embedding: Tensor) -> Tensor:
-        if len(embedding) == 1 and self.training:  # a batch of one has no variance: use the running statistics
-            norm = self.head[1]
-            assert isinstance(norm, nn.BatchNorm1d)
-            hidden = F.batch_norm(
-                self.head[0](embedding), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-            )
-            carried: Tensor = self.head[3](self.head[2](hidden))
-            return carried
-        carried = self.head(embedding)
-        return carried
 
 
 def relation_divergence(ours: Tensor, theirs: Tensor, points: Tensor, own: Tensor, temperature: float) -> Tensor:

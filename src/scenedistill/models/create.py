@@ -136,6 +136,8 @@ def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 9
         raise UserError(f"'{file}' is not a file of a network with its own head. Give a .safetensors or .pth file.")
     if account.stride_in_first_convolution:
         move_stride(backbone)
+    statistics = (name for name in backbone.state_dict() if name.endswith((".running_mean", ".running_var")))
+    missing = [*account.fresh, *(name for name in statistics if name not in account.taken)]
     normalisation = band_statistics(backbone, bands)
     net = SceneNet(backbone, 1, normalisation=normalisation, dual_attention=False, image_size=image_size)
     head = _head_of(rest, net.dims.embedding, account, backbone)
@@ -143,8 +145,8 @@ def build_with_head(name: str, file: str, *, bands: int = 3, image_size: int = 9
     own = [name for name in (head, f"{head.removesuffix('weight')}bias") if name in rest]
     roots = {name.split(".")[0] for name in account.taken}
     more = [name for name in rest if name.split(".")[0] in roots and name not in own]
-    if account.fresh or more:
-        what = f"lacks {account.fresh[0]}" if account.fresh else f"holds {more[0]} too"
+    if missing or more:
+        what = f"lacks {missing[0]}" if missing else f"holds {more[0]} too"
         raise UserError(
             f"{account.source} is not the whole of '{name}' and nothing else: it {what}. Give the network that was "
             "trained, or --teacher.checkpoint for one of scenedistill."

@@ -39,7 +39,7 @@ def _fits(convolution: nn.Conv2d) -> bool:
         and convolution.dilation == (1, 1)
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
-        and convolution.padding[0] == convolution.padding[1]
+        and convolution.padding[0] == convolution.padding[1] < height
     )
 
 

@@ -144,7 +144,7 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
             for stage, width in zip(net.stages, net.dims.stages, strict=True):
                 stage.attention = SigmoidAttention(width)
         net.load_state_dict(tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as problem:
+    except (UserError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as problem:
         reason = str(problem).splitlines()[0][:120]
         raise UserError(f"{path} was written by another version of scenedistill, or damaged: {reason}") from problem
     return net.eval(), card

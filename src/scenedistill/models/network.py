@@ -65,8 +65,9 @@ class SceneNet(nn.Module):
         self._own_head = ""  # name of the head in a wrapped network
         self._stage_names = []
         widths = []
+        first = next(backbone.parameters(), torch.empty(0))  # new modules have its device, and DA modules its type
         for stage in described_stages(backbone) if stages is None else stages:
-            attention = DualAttention(stage.channels) if dual_attention else NoAttention()
+            attention = DualAttention(stage.channels).to(first) if dual_attention else NoAttention()
             backbone.set_submodule(stage.module, _attended(backbone, stage, attention))
             self._stage_names.append(stage.module)
             widths.append(stage.channels)
@@ -81,6 +82,7 @@ class SceneNet(nn.Module):
             raise self._refusal(problem, bands, image_size) from problem
         self.head = nn.Linear(width, classes)
         self.dims = FeatureDims(classes, width, tuple(widths))
+        self.to(first.device)
 
     def _refusal(self, problem: UserError, bands: int, image_size: int) -> UserError:
         """Return the error of a failed pass: `problem`, or another one if the pass works without wrapped stages."""
@@ -169,7 +171,7 @@ class SceneNet(nn.Module):
         net.dims = net.dims._replace(classes=parts.head.out_features)
         if not module.training:
             net.eval()
-        return net.to(parts.head.weight.device)
+        return net.to(net.mean.device)
 
     def unwrapped(self) -> nn.Module:
         """Return a copy of the wrapped network with its original parameter names, its trained weights and its own head.
@@ -193,7 +195,7 @@ class SceneNet(nn.Module):
             weight: weight of the linear layer, `[K, D]`.
             bias: bias, `[K]`; zeros by default.
         """
-        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], device=self.mean.device)
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
@@ -208,7 +210,8 @@ class SceneNet(nn.Module):
         """
         self.check_images = True
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, values.detach().clone().float().reshape(-1, 1, 1), persistent=True)
+            own = values.detach().to(self.mean.device, torch.float32, copy=True)
+            self.register_buffer(name, own.reshape(-1, 1, 1), persistent=True)
 
     @property
     def stages(self) -> list[AttendedStage]:
@@ -237,7 +240,8 @@ class SceneNet(nn.Module):
             stage.watched, stage.kept = attention, features
         normal = (images - self.mean) / self.std
         # the backbone of a frozen teacher may be in half precision, its head is not
-        embedding = self.backbone(normal.to(next(self.backbone.parameters()).dtype)).to(self.head.weight.dtype)
+        dtype = next(self.backbone.parameters(), normal).dtype
+        embedding = self.backbone(normal.to(dtype)).to(self.head.weight.dtype)
         # without autocast: in 16 bits the two largest logits of up to 2 % of the images are equal
         with no_autocast(embedding.device):
             logits = self.head(embedding)

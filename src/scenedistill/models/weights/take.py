@@ -167,7 +167,11 @@ def _check_same(account: WeightAccount, other_shape: list[str]) -> None:
             "architecture, or set partial to true to take what fits."
         )
     roots = {name.split(".")[0] for name in (*account.taken, *account.fresh)}
-    blocks = tuple(n for n in account.unused if n.split(".")[0] in roots and re.search(r"\.\d+\.", n))
+    blocks = tuple(
+        n
+        for n in account.unused
+        if n.split(".")[0] in roots and re.search(r"\.\d+\.", n) and ".attention." not in n  # a SceneNet's DA modules
+    )
     if blocks:
         raise UserError(
             f"{account.source}: of another architecture: it also holds {', '.join(_grouped(blocks)[:4])}. Give weights "
