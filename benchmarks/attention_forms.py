@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from records.command import this_command
 from scenedistill.config import MachineConfig, StudentConfig, StudentFitConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, flush_denormals, resolve_precision
@@ -140,12 +141,11 @@ def main() -> None:
             console.print(f"fold {number}  {form}: {metrics.oa:.2%}", markup=False)
             figures = (metrics.oa, metrics.aa, metrics.kappa, metrics.macro_f1, parameters)
             rows.append(Row(form, STUDENT, None, number, *figures))
-    forms = " ".join(given.forms)
     result = Result(
         experiment=given.results.stem,
-        command=f"python benchmarks/attention_forms.py AID results/{given.results.name} --forms {forms}",
+        command=this_command(),
         **measured_here(),
-        data="AID",
+        data=given.data.resolve().name,
         pixels=given.pixels,
         train_ratio=0.2,
         split_hash={"0": whole.hash},

@@ -29,6 +29,7 @@ import rasterio
 import ray
 from rasterio.windows import Window
 
+from records.command import this_command
 from records.figures import Figure, Figures
 from scenedistill.data.synthetic.demo import picture
 from scenedistill.data.synthetic.scenes import SCENES
@@ -73,7 +74,7 @@ class Processes:
                     if peak := next((line for line in lines if line.startswith("VmHWM:")), ""):
                         self.peaks[process] = int(peak.split()[1]) / 2**10
             with contextlib.suppress(OSError):
-                if self._kill and not self.killed and np.fromfile(self._answers, np.uint8).mean() > 1 / 3:
+                if self._kill and workers and not self.killed and np.fromfile(self._answers, np.uint8).mean() > 1 / 3:
                     self.killed.append(workers[0])
                     os.kill(workers[0], signal.SIGKILL)
 
@@ -198,7 +199,7 @@ def main() -> int:
     print(f"maps of the clusters {'equal' if equal else 'DIFFER FROM'} those of one process with one thread")
     figures = Figures(
         experiment=given.results.stem,
-        command=f"python benchmarks/cluster.py MODEL results/{given.results.name} --side {given.side}",
+        command=this_command(),
         **measured_here(ray=ray.__version__, rasterio=rasterio.__version__),
         data=f"a raster of {given.side:,} x {given.side:,} generated pixels, windows of {given.window}",
         rows=tuple(rows),

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from records.command import this_command
 from records.growth import Growth, GrowthRow
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import build_config
@@ -170,7 +171,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     growth = Growth(
         experiment=given.results.stem,
-        command=f"python benchmarks/growth.py FOLDER results/{given.results.name} --unlabelled {given.unlabelled:g}",
+        command=this_command(),
         **measured_here(),
         data=f"generated JPEGs of {SIDE} pixels",
         rows=tuple(rows),

@@ -12,6 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from records.command import this_command
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
@@ -43,11 +44,10 @@ def main() -> None:
                 kept = "" if not views else ", fresh views" if views >= epochs else f", {views} views"
                 row = replace(row, variant=f"{row.variant}, {epochs} epochs{kept}")
             rows[row.key] = row
-    results = f"results/{given.results.name}"
     whole = replace(
         last,
         experiment=given.results.stem,
-        command=f"python benchmarks/knowledge_views.py AID {results} --out runs/views --ways {given.ways}",
+        command=this_command(),
         epochs={"teacher": config.teacher.fit.epochs},
         wall_seconds=sum(
             float(row.more[name] or 0) for row in rows.values() for name in ("train_seconds", "test_seconds")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from records.command import this_command
 from rivals import RIVALS, LogitsOnly, LoopSettings
 from scenedistill.cli import build_parser
-from scenedistill.commands.parsing import build_config, repeatable, result_file
+from scenedistill.commands.parsing import build_config, result_file
 from scenedistill.config import BenchConfig
 from scenedistill.experiments.bench.loops import WARM_UP, Bench
 from scenedistill.experiments.bench.processes import LoopServer, TunedLoopServer
@@ -79,10 +80,9 @@ def main() -> None:
     }
     console = Console(width=160, soft_wrap=True)
     results = result_file(settings.results)
-    command = repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/speed.py", 1)
     data = Path(settings.data) if settings.data else None
     config = build_config(BenchConfig, settings)
-    result = bench(data, config, more=more, command=command, keep=results, console=console)
+    result = bench(data, config, more=more, command=this_command(), keep=results, console=console)
     console.print(speed_table(result), markup=False)
     if settings.picture:
         draw_speed(result, Path(settings.picture))

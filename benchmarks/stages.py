@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from records.command import this_command
 from records.figures import Figure, Figures
 from scenedistill.cli import build_parser
 from scenedistill.commands.parsing import build_config
@@ -106,7 +107,7 @@ def main() -> None:
             print(*rows[-2:], sep="\n", flush=True)
     figures = Figures(
         experiment=given.results.stem,
-        command=f"python benchmarks/stages.py path/to/AID results/{given.results.name}",
+        command=this_command(),
         **measured_here(),
         data=f"{given.data.resolve().name}, stored at 128 pixels, seen at 96",
         rows=tuple(rows),

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
+from records.command import this_command
 from records.step_profile import StepProfile, StepShare, kind_of_operation, profile_table
-from scenedistill.commands.parsing import repeatable
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.experiments.bench.loops import Bench, Repeated, student_step
@@ -59,7 +59,7 @@ def main() -> None:
                 rows += [StepShare(student, pixels, batch, kind, own / spent.total()) for kind, own in spent.items()]
     found = StepProfile(
         experiment=given.results.stem,
-        command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/step_profile.py", 1),
+        command=this_command(),
         **measured_here(),
         data=given.data.resolve().name,
         precision=precision,

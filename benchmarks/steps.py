@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from records.command import this_command
 from records.steps import WAYS, Steps, StepSpeed
 from scenedistill.config import FitConfig
 from scenedistill.core.memory import keep_memory
@@ -111,7 +112,7 @@ def main() -> int:
         print(f"{student}: {told}", flush=True)
     steps = Steps(
         experiment=given.results.stem,
-        command=f"python benchmarks/steps.py results/{given.results.name}",
+        command=this_command(),
         **measured_here(),
         data="random images",
         pixels=given.pixels,

@@ -25,9 +25,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from records.command import this_command
 from records.race import Race, RaceRow, race_table
 from rivals import KD_WEIGHT, RIVALS, LogitsOnly, LoopSettings
-from scenedistill.commands.parsing import repeatable
 from scenedistill.config import FitConfig, MachineConfig, StudentConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
@@ -220,7 +220,7 @@ def main() -> None:
     _, card = load_net(given.teacher)
     race = Race(
         experiment=given.results.stem,
-        command=repeatable(sys.argv[1:]).replace("scenedistill", "python benchmarks/time_to_accuracy.py", 1),
+        command=this_command(),
         **measured_here(),
         data=given.data.resolve().name,
         teacher=card.name,

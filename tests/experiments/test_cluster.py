@@ -25,7 +25,7 @@ from scenedistill.config import (
 )
 from scenedistill.core.cluster import ClusterConfig, room
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.grid.cluster import RayEngine, on_cluster
+from scenedistill.experiments.grid.cluster import RayEngine, on_cluster, with_absolute_paths
 from scenedistill.experiments.grid.config import GridConfig, MethodConfig
 from scenedistill.experiments.grid.run import grid
 
@@ -86,6 +86,32 @@ def test_a_cell_of_a_dead_worker_resumes_on_another(config: GridConfig, tmp_path
     assert rows == {(variant, seed) for variant in ("teacher", "plain", "dkd") for seed in (0, 1)}
     log = out / "logs" / "scenes-50" / "seed0" / STUDENT / "plain.log"
     assert 60 <= log.read_text(encoding="utf-8").count("  epoch ") <= 62, "from its last epoch, not from the start"
+
+
+def test_all_paths_are_absolute_for_workers_with_another_folder(
+    config: GridConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.pth", "more.pth"):
+        Path(name).touch()
+    Path("classes.txt").write_text("a\nb\n", encoding="utf-8")
+    config.datasets = {"scenes": "images"}
+    config.weights = {STUDENT: "net.pth"}
+    config.methods["dkd"] = MethodConfig(weights="lite", also=["seed{seed}/net.safetensors"])
+    config.base.data = DataConfig(cache_dir=Path("cache"), split_file=Path("split.csv"), unlabelled=[Path("more")])
+    config.base.teacher.weights, config.base.teacher.checkpoint = "more.pth", Path("teacher.safetensors")
+    config.base.teacher.classes = "classes.txt"
+    config.base.student.weights = "timm"
+    found, data = with_absolute_paths(config), with_absolute_paths(config).base.data
+    assert found.datasets == {"scenes": str(tmp_path / "images")}
+    assert found.weights == {STUDENT: str(tmp_path / "net.pth")}
+    assert found.methods["dkd"].weights == "lite" and found.methods["plain"] == config.methods["plain"]
+    assert found.methods["dkd"].also == [str(tmp_path / "seed{seed}" / "net.safetensors")]
+    assert (data.cache_dir, data.split_file) == (tmp_path / "cache", tmp_path / "split.csv")
+    assert data.unlabelled == [tmp_path / "more"]
+    teacher = found.base.teacher
+    assert (teacher.weights, teacher.checkpoint) == (str(tmp_path / "more.pth"), tmp_path / "teacher.safetensors")
+    assert teacher.classes == ["a", "b"] and found.base.student.weights == "timm"
 
 
 def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

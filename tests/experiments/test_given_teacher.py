@@ -160,6 +160,11 @@ def test_classes_come_from_a_list_a_file_or_commas(tmp_path: Path) -> None:
     assert read_classes(str(tmp_path / "classes.txt")) == ["car park", "forêt", "river"]
     assert read_classes("a, b,c") == read_classes(["a", "b", "c"]) == ["a", "b", "c"]
     assert read_classes(None) is None
+    many = [f"class number {number}" for number in range(60)]  # longer than a path can be
+    assert read_classes(", ".join(many)) == many
+    (tmp_path / "latin.txt").write_bytes("forêt\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 text"):
+        read_classes(str(tmp_path / "latin.txt"))
     with pytest.raises(UserError, match=r"no file classes\.csv"):
         read_classes("classes.csv")
     with pytest.raises(UserError, match="names a twice"):

@@ -51,6 +51,7 @@ from scenedistill.experiments.grid.config import (
 from scenedistill.experiments.grid.local import Ended, Order, reason, share
 from scenedistill.experiments.grid.results import finish
 from scenedistill.experiments.grid.run import GridOutcome, dry_run, grid
+from scenedistill.experiments.grid.scheduler import stored_outputs
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of, progress_table, summary_line
 from scenedistill.experiments.grid.tuning.config import TuningConfig
 from scenedistill.experiments.grid.tuning.search import Candidate
@@ -201,6 +202,28 @@ def test_a_dry_run_lists_and_estimates_and_leaves_no_trace(make: Make, copy: Pat
     more = dry_run(make(seeds=[0, 1, 2]), copy, jobs=2, console=Console(file=said, width=300))
     assert more and "same kind for 5 cells, from 0 short measurements for 0" in said.getvalue()
     assert sorted(path for path in copy.rglob("*")) == before
+
+
+def test_a_dry_run_measures_the_images_of_a_manifest(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"  # no class folders beside the manifest
+    flat.mkdir()
+    lines = ["path,label"]
+    for number, path in enumerate(sorted(tiny_scenes.glob("*/*"))):
+        shutil.copy(path, flat / f"{number}{path.suffix}")
+        lines.append(f"{number}{path.suffix},{path.parent.name}")
+    (flat / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    config = make(seeds=[0], datasets={"flat": str(flat / "list.csv")}, methods={"plain": MethodConfig()})
+    config.base.data.cache_dir = tmp_path / "cache"
+    assert dry_run(config, tmp_path / "new", console=Console(quiet=True))
+
+
+def test_cells_read_the_same_stored_outputs_if_teacher_and_inputs_are_the_same(make: Make, tmp_path: Path) -> None:
+    own = MethodConfig("kd", mixup=0.5)
+    config = make(methods={"kd": MethodConfig(), "dkd": MethodConfig(), "mixed": own, "plain": MethodConfig()})
+    board = Board(config, tmp_path, Console(quiet=True))
+    kd, dkd, mixed, plain = (stored_outputs(board, Cell("scenes-50", 0, STUDENT, label)) for label in config.methods)
+    assert kd == dkd and kd is not None and plain is None
+    assert mixed not in (None, kd), "its views are mixed, so the teacher has other outputs for them"
 
 
 def test_the_best_epoch_of_each_cell_is_reported_on_request(make: Make, tmp_path: Path) -> None:
@@ -657,6 +680,18 @@ CHANGES: dict[str, tuple[Callable[[GridConfig], object], str]] = {
     ),
     "losses of the base": (lambda c: c.base.student.losses.update(da=1), "give them below methods"),
     "no epochs": (lambda c: c.methods.update(kd=MethodConfig(epochs=0)), "methods.kd.epochs is 0"),
+    "an average of nothing": (
+        lambda c: c.methods.update(kd=MethodConfig(fit={"ema_decay": 1.0})),
+        "methods.kd: --student.fit.ema_decay is 1.0",
+    ),
+    "mixed with more than all": (
+        lambda c: c.methods.update(kd=MethodConfig(mixup=2.0)),
+        "methods.kd: --student.mixup is 2.0",
+    ),
+    "views larger than the images": (
+        lambda c: c.methods.update(kd=MethodConfig(ask_size=41)),
+        "methods.kd: --student.ask_size is 41",
+    ),
     "plain that asks": (lambda c: c.methods.update(plain=MethodConfig(method="dkd")), "methods.plain uses the teacher"),
     "a factor of 0": (lambda c: setattr(c, "tuning", TuningConfig(factors=[0, 1])), "tuning.factors is [0, 1]"),
     "factors whose folders would be one": (

@@ -44,6 +44,8 @@ def test_impossible_measurements_are_refused(tiny_run: Path, tmp_path: Path) -> 
         measure_costs(tiny_run, cell="AID-20")
     with pytest.raises(UserError, match=r"repeats is 0 and batch_sizes \[1\]"):
         measure_costs(tiny_run, repeats=0, batch_sizes=[1])
+    with pytest.raises(UserError, match="threads is -1; expected 1 or more"):
+        measure_costs(tiny_run, threads=-1)
     with pytest.raises(UserError, match="resnet11"):
         measure_costs(tiny_run, beside=["resnet11"])
     with pytest.raises(UserError, match="is not a folder"):

@@ -11,8 +11,8 @@ from scenedistill.commands.grid import grid_config
 from scenedistill.commands.grid import parser as grid_parser
 from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
+from scenedistill.experiments.checks import check_settings
 from scenedistill.experiments.grid.config import student_of
-from scenedistill.experiments.run import check_settings
 from scenedistill.losses.registry import METHODS, resolve_weights
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -42,8 +42,8 @@ from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.evaluate import evaluate
 from scenedistill.experiments.results.record import Result, read_result
 from scenedistill.experiments.results.table import result_table
-from scenedistill.experiments.stages.students import plain_student, train_students
-from scenedistill.experiments.stages.teacher import train_teacher
+from scenedistill.experiments.stages.students import plain_student, student_settings, train_students
+from scenedistill.experiments.stages.teacher import teacher_settings, train_teacher
 from scenedistill.experiments.stages.testing import test as look
 from scenedistill.metrics.outputs import OUTPUTS, load_outputs
 from scenedistill.metrics.predict import predict_logits
@@ -572,6 +572,13 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "no batch": (lambda c: setattr(c.teacher.fit, "batch_size", 0), "--teacher.fit.batch_size is 0"),
     "an average of nothing": (lambda c: setattr(c.student.fit, "ema_decay", 1.0), "--student.fit.ema_decay is 1.0"),
     "views of nothing": (lambda c: setattr(c.teacher.fit, "first_size", 0.0), "--teacher.fit.first_size is 0.0"),
+    "a norm below zero": (lambda c: setattr(c.student.fit, "clip_norm", -1.0), "--student.fit.clip_norm is -1.0"),
+    "a decay below zero": (lambda c: setattr(c.teacher.fit, "weight_decay", -1.0), "--teacher.fit.weight_decay is -1"),
+    "too smooth labels": (lambda c: setattr(c.teacher.fit, "label_smoothing", 2.0), "--teacher.fit.label_smoothing is"),
+    "an accuracy in percent": (lambda c: setattr(c.teacher, "min_oa", 60.0), "--teacher.min_oa is 60.0; expected"),
+    "no bands": (lambda c: setattr(c.data, "bands", 0), "--data.bands is 0; expected 1 or more"),
+    "fewer workers than none": (lambda c: setattr(c.data, "workers", -1), "--data.workers is -1"),
+    "fewer threads than none": (lambda c: setattr(c.machine, "threads", -1), "--machine.threads is -1"),
     "no rate": (lambda c: setattr(c.student.fit, "lr", 0.0), "--student.fit.lr is 0.0"),
     "a crop of more than all": (lambda c: setattr(c.views, "scale", (0.5, 1.5)), "--views.scale"),
     "a shape that is none": (lambda c: setattr(c.views, "ratio", (0.0, 1.0)), "--views.ratio is width : height"),
@@ -608,6 +615,32 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     assert CHANGES[change][1] in str(refused.value)
     assert str(refused.value).count("\n") <= 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_has_a_stage_is_not_tried_again(
+    tiny_scenes: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where epochs, and so the number of stored views, follow from the number of images."""
+    settings = config(seeds=[0], students=STUDENTS[:1])
+    settings.student.fit.epochs = settings.student.fit.batch_size = settings.student.knowledge_views = None
+    trained = {
+        "teacher": teacher_settings(settings.teacher, 2000),
+        f"{STUDENTS[0]}/dkd": {"student": student_settings(named(settings.student), 2000)},
+    }
+    for name, own in trained.items():
+        Stage(tmp_path / "out" / "seed0" / name, {"image_size": settings.image_size, **own}).begin()
+
+    class ReachedError(Exception):
+        pass
+
+    def reached(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    for name in ("try_student", "try_teacher"):
+        monkeypatch.setattr(f"scenedistill.experiments.run.{name}", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(Experiment, "open", reached)
+    with pytest.raises(ReachedError):
+        do(tiny_scenes, tmp_path / "out", settings)
 
 
 @pytest.mark.parametrize(

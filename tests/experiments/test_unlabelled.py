@@ -15,9 +15,9 @@ from rich.console import Console
 
 from scenedistill.config import DataConfig, RunConfig, TeacherConfig
 from scenedistill.core.errors import UserError
+from scenedistill.experiments.checks import check_settings
 from scenedistill.experiments.context import Experiment
 from scenedistill.experiments.results.record import Row
-from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.stages.students import student_stage
 from scenedistill.experiments.stages.teacher import teacher_settings
 from scenedistill.experiments.summary import summarise

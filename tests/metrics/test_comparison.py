@@ -76,6 +76,13 @@ def test_equal_networks_have_no_gain_and_seeds_must_be_common() -> None:
     assert image_gain({0: same}, {1: same}) is None
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_images_that_all_differ_alike_are_as_sure_as_a_sign_test(count: int) -> None:
+    right = outputs(np.ones(count, bool))
+    gain = image_gain({0: right}, {0: outputs(np.zeros(count, bool))})
+    assert gain is not None and gain.points == 100 and gain.p == 0.5 ** (count - 1)
+
+
 def test_different_images_are_refused() -> None:
     with pytest.raises(ValueError, match="seed 4 were tested on different images"):
         image_gain({4: outputs(np.ones(3, bool))}, {4: outputs(np.ones(3, bool), np.array([0, 1, 3]))})

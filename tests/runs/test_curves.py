@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scenedistill.core.disk import file_hash
-from scenedistill.core.errors import UserError
+from scenedistill.core.errors import Damaged, UserError
 from scenedistill.runs.curves import Curves, hints, read_curves
 
 
@@ -92,6 +92,18 @@ def test_a_student_of_a_shared_training_finds_its_own(tmp_path: Path) -> None:
 def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no log of a training"):
         read_curves(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["ce,epoch\n1.0,0\n1.x,1", "ce,epoch\n1.0,0\n\0,1"])
+def test_a_damaged_log_is_named(text: str, tmp_path: Path) -> None:
+    write_log(tmp_path, text)
+    with pytest.raises(Damaged, match=r"metrics\.csv is damaged"):
+        read_curves(tmp_path)
+
+
+def test_a_row_whose_epoch_is_no_number_does_not_count(tmp_path: Path) -> None:
+    write_log(tmp_path, "ce,epoch\n1.0,0\n2.0,nan")
+    assert read_curves(tmp_path).epochs.tolist() == [1]
 
 
 def test_a_dominating_term_is_named_with_a_better_weight() -> None:

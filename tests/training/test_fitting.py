@@ -24,6 +24,7 @@ from scenedistill.data.splits.draw import assemble
 from scenedistill.data.views import ViewConfig
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
+from scenedistill.runs.curves import read_curves
 from scenedistill.training.base import Diverged
 from scenedistill.training.fitting import AtomicCheckpoints, count_devices, original_exception
 from scenedistill.training.student import StudentTraining
@@ -191,6 +192,21 @@ def test_a_training_logs_its_epochs_and_is_not_repeated(train: Any, mild: ViewCo
     assert weights_hash(module.net) == before
     assert {name: again[name] for name in TOLD} == {name: record[name] for name in TOLD}
     assert "epoch" not in again["said"]
+
+
+def test_a_training_that_starts_again_is_logged_after_the_earlier_attempts(
+    train: Any, mild: ViewConfig, tmp_path: Path
+) -> None:
+    """A stage whose weights were damaged is trained again; its checkpoint is deleted, and its logs are not."""
+    for attempt in range(2):
+        log = tmp_path / "stage" / "logs" / f"attempt_{attempt}" / "metrics.csv"
+        log.parent.mkdir(parents=True)
+        log.write_text("ce,epoch,step,train_oa\n99.0,0,0,0.0\n", encoding="utf-8")
+    config = StudentConfig(fit=StudentFitConfig(epochs=1, batch_size=64, warmup_epochs=0))
+    net = build_student("table1_printed", 4, image_size=32)
+    record = train(StudentTraining(net, config, {"ce": 1.0}, mild, image_size=32, seed=0))
+    found = read_curves(tmp_path / "stage")
+    assert found.parts["ce"].tolist() == pytest.approx([record["last_epoch"]["ce"]], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from scenedistill.data.cache.build import SceneCache
 from scenedistill.data.scenes import PARTS
 from scenedistill.data.splits.draw import Split, assemble
 from scenedistill.data.views import ViewConfig, training_view
-from scenedistill.experiments.run import check_settings
+from scenedistill.experiments.checks import check_settings
 from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.models.network import SceneNet

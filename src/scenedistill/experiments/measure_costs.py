@@ -48,6 +48,8 @@ def measure_costs(
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"repeats is {repeats} and batch_sizes {list(batch_sizes)}; expected 1 or more, each.")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads is {threads}; expected 1 or more.")
     data = Run.open(folder)
     chosen = data.cell(cell)
     groups = chosen.groups()

@@ -67,9 +67,9 @@ def image_gain(ours: Mapping[int, KeptOutputs], theirs: Mapping[int, KeptOutputs
     summed = np.bincount(cluster, weights=np.concatenate(differences))  # [images]
     tested = np.bincount(cluster)
     gain, count = float(summed.sum() / tested.sum()), len(tested)
-    deviation = np.sqrt((np.square(summed - gain * tested)).sum() * count / max(count - 1, 1)) / tested.sum()
-    error = float(deviation)
-    p = math.erfc(abs(gain) / error / math.sqrt(2)) if error else float(gain == 0)
+    error = math.sqrt(np.square(summed - gain * tested).sum() * count / max(count - 1, 1)) / float(tested.sum())
+    # without an error all images differ alike, and p is that of the sign test
+    p = math.erfc(abs(gain) / error / math.sqrt(2)) if error else 2.0 ** (1 - count) if gain else 1.0
     return ImageGain(100 * gain, 100 * (gain - Z * error), 100 * (gain + Z * error), p, count, len(seeds))
 
 

@@ -115,10 +115,10 @@ def agreement_with_teacher(
         net.to(device)
     found: dict[str, list[Tensor]] = {name: [] for name in students}
     for batch in part.batches(batch_size):
-        looks = class_activation(teacher, batch.images, size=size, classes=batch.labels)
+        theirs = class_activation(teacher, batch.images, size=size, classes=batch.labels)
         for name, net in students.items():
             own = class_activation(net, batch.images, size=size, classes=batch.labels)
-            found[name].append(agreement(looks, own))
+            found[name].append(agreement(theirs, own))
     return {name: torch.cat(scores).numpy() if scores else np.zeros(0, np.float32) for name, scores in found.items()}
 
 

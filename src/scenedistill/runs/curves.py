@@ -127,11 +127,15 @@ def _rows(files: Sequence[Path]) -> list[dict[str, float]]:
     """Read the rows of the logs of all attempts, oldest first, without empty values."""
     rows = []
     for path in sorted(files, key=lambda path: int(path.parent.name.rpartition("_")[2])):
-        with path.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                row = {name: _number(value) for name, value in line.items() if name and value}
-                if "epoch" in row:
-                    rows.append(row)
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                found = [
+                    {name: _number(value) for name, value in line.items() if name and value}
+                    for line in csv.DictReader(file)
+                ]
+        except (ValueError, csv.Error) as problem:
+            raise Damaged(f"{path} is damaged: it does not hold what the training has logged.") from problem
+        rows += [row for row in found if math.isfinite(row.get("epoch", math.inf))]
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
 from scenedistill.runs.network import PLAIN, SEED, TEACHER, Network
 from scenedistill.runs.selection import of_grid, of_one_setting
-from scenedistill.training.runs import ASIDE, RECORD, read_stage
+from scenedistill.training.runs import ASIDE, RECORD
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def _open(folder: Path) -> Run:
     shares = grid and not any(folder.glob("*/seed*")) and (folder.parent / "grid.yaml").is_file()
     root = folder.parent if shares else folder
     unreadable = [] if grid or not (folder / "grid.yaml").is_file() else [folder / "grid.yaml"]
-    found = ((key, of_grid(network, key, grid, tuning)) for key, network in _networks(root))
+    by_path = {path: Network.at(path, tuning=place[0] == "tuning") for path, place in _places(root).items()}
+    keyed = [(_key(path.relative_to(root).parts), network) for path, network in by_path.items() if network.stage]
+    found = ((key, of_grid(network, key, grid, tuning)) for key, network in keyed)
     everything = [(key, network) for key, network in found if network]
     by_key: dict[str, list[Network]] = {}
     for key, network in everything:
@@ -183,18 +185,14 @@ def _open(folder: Path) -> Run:
         others=tuple(others),
         grid=grid,
         failures={str(cell): str(reason) for cell, reason in read_json(folder / "failures.json").items()},
-        damaged=tuple(path.relative_to(root).as_posix() for path in _places(root) if not read_stage(path)),
+        damaged=tuple(path.relative_to(root).as_posix() for path, network in by_path.items() if not network.stage),
         unreadable=tuple(file.relative_to(root).as_posix() for file in unreadable),
     )
 
 
-def _networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    """Yield every network below a folder with the key of its cell, except those with a damaged record."""
-    for path, place in _places(folder).items():
-        seed = max(number for number, part in enumerate(place) if SEED.fullmatch(part))
-        network = Network.at(path, tuning=place[0] == "tuning")
-        if network.stage:
-            yield "/".join(place[:seed]), network
+def _key(place: Sequence[str]) -> str:
+    """Return the key of the cell of a network at these parts of a path below the folder of all cells."""
+    return "/".join(place[: max(number for number, part in enumerate(place) if SEED.fullmatch(part))])
 
 
 def _places(folder: Path) -> dict[Path, tuple[str, ...]]:

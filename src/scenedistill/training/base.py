@@ -62,7 +62,7 @@ class SceneTraining(L.LightningModule):
         for net in self.networks().values():
             use_quick_depthwise(net)
         if self.trainer.world_size > 1:
-            if self.device.type == "cuda" or self.trainer.strategy.root_device.type == "cuda":
+            if self.trainer.strategy.root_device.type == "cuda":
                 # torch's conversion drops the activations inside timm's norm layers
                 convert_sync_batchnorm(self)  # type: ignore[no-untyped-call]
             else:

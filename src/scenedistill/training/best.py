@@ -63,9 +63,9 @@ class BestEpoch(Callback):
             if not kept or oa > kept[0][0].val_oa:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
                 self.folder.mkdir(parents=True, exist_ok=True)
-                facts = with_checksum({"epoch": str(epoch), "val_oa": repr(oa)}, tensors)
+                metadata = with_checksum({"epoch": str(epoch), "val_oa": repr(oa)}, tensors)
                 with whole_file(self.folder / f"{_stem(prefix)}@{epoch}.safetensors") as file:
-                    file.write(save(tensors, facts))
+                    file.write(save(tensors, metadata))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Delete weights that are not the best ones; by now the checkpoint of the previous epoch is written."""
@@ -112,7 +112,7 @@ def _stem(prefix: str) -> str:
 def _kept_files(folder: Path, prefix: str) -> list[tuple[Best, Path]]:
     """Return the kept epochs of a network without their tensors, and their files; the best epoch first."""
     own = (path for path in folder.glob("*.safetensors") if path.name.rpartition("@")[0] == _stem(prefix))
-    found = [(facts, path) for path in own if (facts := _read_metadata(path))]
+    found = [(kept, path) for path in own if (kept := _read_metadata(path))]
     return sorted(found, key=lambda one: -one[0].val_oa)
 
 
@@ -120,7 +120,7 @@ def _read_metadata(path: Path) -> Best | None:
     """Read a kept epoch without its tensors; None if there is no such file or it is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            return Best(int(facts["epoch"]), float(facts["val_oa"]), {})
+            metadata = file.metadata()
+            return Best(int(metadata["epoch"]), float(metadata["val_oa"]), {})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -25,11 +25,12 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
+    tensor = tensor.contiguous()  # NCCL copies bytes: the shares must have the memory layout of what is sent
     if not tensor.requires_grad:
         shares = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(shares, tensor.contiguous())
+        dist.all_gather(shares, tensor)
         return torch.cat(shares)
-    return torch.cat(cast(tuple[Tensor, ...], dist_nn.all_gather(tensor.contiguous())))  # type: ignore[no-untyped-call]
+    return torch.cat(cast(tuple[Tensor, ...], dist_nn.all_gather(tensor)))  # type: ignore[no-untyped-call]
 
 
 def gather_output(output: SceneOutput) -> SceneOutput:

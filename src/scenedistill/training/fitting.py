@@ -90,7 +90,7 @@ def fit(
     if checkpoint.exists() and (problem := archive_damage(checkpoint)):
         console.print(f"  {title}: {problem}; the training starts again", markup=False)
         checkpoint.unlink(missing_ok=True)
-    attempt = len(list((folder / "logs").glob("attempt_*"))) if checkpoint.exists() else 0
+    attempt = len(list((folder / "logs").glob("attempt_*")))  # of a repeated epoch, the last attempt counts
     # raise errors of the batches here rather than in one of several processes
     batches: Any = data.train_dataloader()
     if data.batch_size > len(data.training):
@@ -140,12 +140,13 @@ def fit(
     steps = module.fit.steps or len(batches) * module.epochs
     metrics = {name: round(float(value), 5) for name, value in (trainer.callback_metrics or clock.last).items()}
     seconds = metrics.pop("seconds", clock.seconds)  # this clock does not run with spawned processes
+    waits = [name for name in metrics if name.endswith("_seconds")]
     return {
         "seconds": round(seconds, 1),
         "epochs": module.epochs,
         "steps": steps,
         "images_per_second": round(steps * batches.batch_sampler.batch_size / max(seconds, 1e-9), 1),
-        "waits": {name.removesuffix("_seconds"): round(metrics.pop(name), 2) for name in [*metrics] if _is_wait(name)},
+        "waits": {name.removesuffix("_seconds"): round(metrics.pop(name), 2) for name in waits},
         "last_epoch": metrics,
         "peak_memory_mib": peak_memory(),
         "precision": resolve_precision(machine.precision, compute_device(machine.accelerator)),
@@ -161,10 +162,6 @@ def original_exception(problem: ProcessRaisedException) -> Exception:
     if found := re.search(r"^OSError: \[Errno (\d+)\] (.*)", text, re.M):
         return OSError(int(found[1]), found[2])
     return problem
-
-
-def _is_wait(name: str) -> bool:
-    return name.endswith("_seconds")
 
 
 def count_devices(machine: MachineConfig) -> int:

@@ -41,15 +41,9 @@ class MultiStudentTraining(Distillation):
         self.knowledge = first.knowledge
         self.detail = {what: any(one.detail[what] for one in students.values()) for what in first.detail}
 
-    def on_train_epoch_start(self) -> None:
-        """Load the teacher's outputs for this epoch's views."""
-        super().on_train_epoch_start()
-        self.open(self.knowledge)
-
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Return the sum of the losses of all students on a batch."""
-        view, target = self.view_and_target(batch, self.knowledge)
-        view = self.resized_for_epoch(view)
+        view, target = self.view_and_target(batch)
         self.log_diagnostics({f"{name} ": student for name, student in self._each()}, batch, view, target)
         losses = []
         for name, student in self._each():

@@ -28,14 +28,20 @@ class Distillation(SceneTraining):
     measures = False
     #: whether a loss uses the stages' "attention" and "features"
     detail: Mapping[str, bool]
+    #: the teacher's outputs; None if no loss uses a teacher
+    knowledge: Knowledge | None
 
     def on_train_epoch_start(self) -> None:
-        """Set the progress of the losses, 0..1, and whether this epoch logs diagnostics."""
+        """Set the progress of the losses, 0..1, and whether this epoch logs diagnostics; load or compute the teacher's
+        outputs for this epoch."""
         super().on_train_epoch_start()
         for module in self.modules():
             if isinstance(module, DistillationLoss):
                 module.progress = (self.current_epoch + 1) / self.epochs
         self.measures = due(self.current_epoch, self.epochs, int(self.trainer.num_training_batches))
+        if self.knowledge is not None:
+            with self.waiting("teacher"):
+                self.knowledge.open(self.current_epoch, self.device)
 
     def on_train_batch_end(self, *outputs: Any) -> None:
         """Let the losses change their students, see `DistillationLoss.after_step`."""
@@ -44,20 +50,15 @@ class Distillation(SceneTraining):
                 module.after_step()
         super().on_train_batch_end(*outputs)
 
-    def open(self, knowledge: Knowledge | None) -> None:
-        """Load or compute the teacher's outputs for this epoch."""
-        if knowledge is not None:
-            with self.waiting("teacher"):
-                knowledge.open(self.current_epoch, self.device)
-
-    def view_and_target(self, batch: SceneBatch, knowledge: Knowledge | None) -> tuple[Tensor, SceneOutput | None]:
-        """Return the batch's views of this epoch, `[B, bands, H, W]`, and the teacher's output for them, if any."""
-        if knowledge is None:
-            return self.view(batch, self.current_epoch), None
-        view = self.view(batch, knowledge.view_number(self.current_epoch))
+    def view_and_target(self, batch: SceneBatch) -> tuple[Tensor, SceneOutput | None]:
+        """Return the batch's views at the size of this epoch, `[B, bands, H, W]`, and the teacher's output for the
+        full-size views, if any."""
+        if self.knowledge is None:
+            return self.resized_for_epoch(self.view(batch, self.current_epoch)), None
+        view = self.view(batch, self.knowledge.view_number(self.current_epoch))
         with self.waiting("teacher"):
-            target = knowledge.of(batch, self.current_epoch, view, **self.detail)
-            return view, target._replace(rows=(batch.rows,))
+            target = self.knowledge.of(batch, self.current_epoch, view, **self.detail)._replace(rows=(batch.rows,))
+        return self.resized_for_epoch(view), target
 
     def log_diagnostics(
         self, students: Mapping[str, StudentTraining], batch: SceneBatch, view: Tensor, target: SceneOutput | None
@@ -137,15 +138,9 @@ class StudentTraining(Distillation):
         for _, loss in self._losses():
             loss.prepare(statistics)
 
-    def on_train_epoch_start(self) -> None:
-        """Load the teacher's outputs for this epoch's views."""
-        super().on_train_epoch_start()
-        self.open(self.knowledge)
-
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Return the loss on a batch, one step of Algorithm 1."""
-        view, target = self.view_and_target(batch, self.knowledge)
-        view = self.resized_for_epoch(view)
+        view, target = self.view_and_target(batch)
         self.log_diagnostics({"": self}, batch, view, target)
         loss, parts, logits = self.loss_of_batch(batch, view, target)
         self.report(parts, logits, batch.labels)

@@ -12,6 +12,7 @@ from scenedistill.core.disk import disk_full
 from scenedistill.core.terminal import plain_console
 from scenedistill.experiments.grid.config import GridConfig
 from scenedistill.experiments.grid.local import Ended, Order, attempt, open_log, reason
+from scenedistill.experiments.stages.given_teacher import read_classes
 
 
 def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
@@ -28,26 +29,57 @@ def on_cluster(config: GridConfig) -> tuple[GridConfig, RayEngine]:
     except BaseException:
         engine.close()
         raise
-    base = config.base
-    data, teacher = base.data, base.teacher
-    weights = Path(teacher.weights)
-    base = replace(
-        base,
-        machine=replace(base.machine, precision=precision, threads=config.cluster.cpus),
-        data=replace(data, cache_dir=_absolute(data.cache_dir), split_file=_absolute(data.split_file)),
-        teacher=replace(
-            teacher,
-            checkpoint=_absolute(teacher.checkpoint),
-            weights=str(weights.resolve()) if weights.is_file() else teacher.weights,
+    config = with_absolute_paths(config)
+    machine = replace(config.base.machine, precision=precision, threads=config.cluster.cpus)
+    return replace(config, base=replace(config.base, machine=machine)), engine
+
+
+def with_absolute_paths(config: GridConfig) -> GridConfig:
+    """Return the grid with absolute paths, for workers with another working folder."""
+    base, data, teacher = config.base, config.base.data, config.base.teacher
+    methods = {
+        label: replace(
+            method,
+            weights=method.weights and _weights(method.weights),
+            also=method.also and [_absolute(path) for path in method.also],
+        )
+        for label, method in config.methods.items()
+    }
+    return replace(
+        config,
+        datasets={label: _absolute(folder) for label, folder in config.datasets.items()},
+        weights={student: _weights(source) for student, source in config.weights.items()},
+        methods=methods,
+        base=replace(
+            base,
+            data=replace(
+                data,
+                cache_dir=data.cache_dir and Path(_absolute(data.cache_dir)),
+                split_file=data.split_file and Path(_absolute(data.split_file)),
+                unlabelled=[Path(_absolute(path)) for path in data.unlabelled],
+            ),
+            teacher=replace(
+                teacher,
+                weights=_weights(teacher.weights),
+                classes=read_classes(teacher.classes),
+                checkpoint=teacher.checkpoint and Path(_absolute(teacher.checkpoint)),
+            ),
+            student=replace(
+                base.student,
+                weights=_weights(base.student.weights),
+                also=[_absolute(path) for path in base.student.also],
+            ),
         ),
     )
-    datasets = {label: str(Path(folder).resolve()) for label, folder in config.datasets.items()}
-    return replace(config, datasets=datasets, base=base), engine
 
 
-def _absolute(path: Path | None) -> Path | None:
-    """Make a path absolute, for a worker with another working folder."""
-    return path and Path(path).resolve()
+def _absolute(path: Path | str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _weights(source: str) -> str:
+    """Make the path of a file of weights absolute; others, such as `timm`, are not files."""
+    return _absolute(source) if Path(source).is_file() else source
 
 
 class RayEngine:
@@ -64,8 +96,7 @@ class RayEngine:
         self._cluster = RayCluster(config, "cell")
         self._ray, self.slots, self._retries = self._cluster.ray, self._cluster.slots, config.retries
         self.threads: int | None = config.cpus
-        self._options = {**self._cluster.resources, "max_retries": config.retries}
-        self._task = self._ray.remote(_remote).options(**self._options)
+        self._task = self._ray.remote(_remote).options(**self._cluster.resources, max_retries=config.retries)
         self._running: dict[Any, Order] = {}
 
     def precision(self, machine: MachineConfig) -> Any:

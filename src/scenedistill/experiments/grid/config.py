@@ -15,8 +15,8 @@ from scenedistill.config import RunConfig, StudentConfig
 from scenedistill.core.cluster import ClusterConfig, check_cluster
 from scenedistill.core.errors import UserError
 from scenedistill.core.yaml_files import read_yaml
+from scenedistill.experiments.checks import check_first_size, check_settings, check_student
 from scenedistill.experiments.grid.tuning.config import TuningConfig, check_tuning
-from scenedistill.experiments.run import check_settings
 from scenedistill.experiments.stages.students import plain_student
 from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
 from scenedistill.models.create import build_network
@@ -193,7 +193,7 @@ def check_grid(config: GridConfig) -> None:
     if config.base.data.split_file and len(config.blocks()) > 1:
         raise UserError("base.data.split_file is one split; expected one data set and one ratio with it.")
     if config.base.student.losses or config.base.student.loss_options:
-        raise UserError("base.student.losses and loss_options serve no method of a grid; give them below methods.")
+        raise UserError("base.student.losses and loss_options have no effect in a grid; give them below methods.")
     if config.baseline not in config.methods:
         raise UserError(f"baseline: {unknown('method', config.baseline, config.methods)}")
     check_cluster(config.cluster, "scenedistill grid --help")
@@ -238,6 +238,7 @@ def _check_methods(config: GridConfig) -> None:
         for student in config.students:
             try:
                 made = student_of(config, student, label)
+                check_student(made, config.base.data.stored_size)
                 if (student, made.weights) not in built:
                     built[student, made.weights], _ = build_network(
                         student,
@@ -249,6 +250,7 @@ def _check_methods(config: GridConfig) -> None:
                     )
                 net = built[student, made.weights]
                 build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
+                check_first_size("student", net, config.base, made.schedule(1))
             except UserError as problem:
                 raise UserError(f"methods.{label}: {problem}") from problem
         if label == "plain" and needs_teacher(made):

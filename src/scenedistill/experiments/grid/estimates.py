@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from scenedistill.config import FitConfig
@@ -18,6 +19,7 @@ from scenedistill.data.splits.draw import Split
 from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.grid.board import Board
 from scenedistill.experiments.grid.cells import Cell, cell_student, uses_teacher
+from scenedistill.experiments.run_folder import RunFolder
 from scenedistill.experiments.stages.students import train_students
 from scenedistill.experiments.stages.teacher import train_teacher
 from scenedistill.experiments.stages.teaching import kept_views
@@ -148,7 +150,9 @@ def _teacher(board: Board, cell: Cell, context: SeedContext, folder: Path) -> St
 
 
 def _small(experiment: Experiment, folder: Path, images: int, threads: int | None, console: Console) -> Experiment:
-    """Open the same images with the settings and the folder of a measurement."""
+    """Return an experiment on the same images with the settings and the folder of a measurement."""
+    if threads:
+        torch.set_num_threads(threads)
     config = experiment.config
     config = replace(
         config,
@@ -156,7 +160,7 @@ def _small(experiment: Experiment, folder: Path, images: int, threads: int | Non
         machine=replace(config.machine, threads=threads, compile=False),
         teacher=replace(config.teacher, min_oa=0.0, fit=_short(config.teacher.closed(images).fit)),
     )
-    return Experiment.open(Path(experiment.images.cache.index.root), folder, config, console)
+    return replace(experiment, config=config, folder=RunFolder(folder, console, lead=True), console=console)
 
 
 def _short(fit: Fit) -> Fit:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenedistill.core.disk import read_json, write_json
+from scenedistill.core.disk import read_json, write_json, write_text
 from scenedistill.core.text import markdown_table
 from scenedistill.data.names import as_markdown
 from scenedistill.experiments.grid.board import Board
@@ -64,7 +64,7 @@ def finish(board: Board, home: Path, failures: Mapping[str, str], command: str, 
         _print(result, config, block, console)
     sections += [f"{_meaning(config)} {notes}".strip(), *tuning_section(choices), *_failure_section(failures)]
     text = "\n\n".join([f"# {config.name}", f"`{command or 'scenedistill.experiments.grid.run'}`", *sections])
-    (home / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    write_text(home / SUMMARY, text + "\n")
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}", markup=False, highlight=False, style="red")
     return results

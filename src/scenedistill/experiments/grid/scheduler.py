@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,11 +18,11 @@ from scenedistill.experiments.grid.results import keep_choices
 from scenedistill.experiments.grid.table import Display, Progress, epochs_of
 from scenedistill.experiments.grid.tuning.search import Candidate
 from scenedistill.experiments.grid.work import Work, can_share_teacher_pass
-from scenedistill.experiments.stages.teaching import kept_views
+from scenedistill.experiments.stages.teaching import distillation_inputs, kept_views
 
-#: What cells must have in common to read the same stored teacher outputs: the teacher, the number of views, and that of
-#: the views which the epochs use.
-Outputs = tuple[Cell, int, int]
+#: What cells must have in common to read the same stored teacher outputs: the teacher, the number of views that the
+#: epochs use, and the `distillation_inputs`.
+Outputs = tuple[Any, ...]
 
 
 def stored_outputs(board: Board, cell: Cell) -> Outputs | None:
@@ -31,8 +32,9 @@ def stored_outputs(board: Board, cell: Cell) -> Outputs | None:
     """
     if cell.student is None or not uses_teacher(board.config, cell.student, cell.label):
         return None
-    views = kept_views(cell_student(board.config, cell).closed(len(board.context(cell).split.train)))
-    return (cell.teacher, views, min(views, board.epochs(cell))) if views else None
+    student = cell_student(board.config, cell).closed(len(board.context(cell).split.train))
+    views = kept_views(student)
+    return (cell.teacher, min(views, board.epochs(cell)), *distillation_inputs(student)) if views else None
 
 
 class Scheduler:

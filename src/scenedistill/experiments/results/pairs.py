@@ -37,7 +37,7 @@ class Gain:
         return f"{self.mean:+.2f}" + ("" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]")
 
 
-def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Gain | None:
+def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:
     """Compute the gain of ours over theirs on the common seeds; None where there is none.
 
     A pair shares the split, and the teacher where both use one, so that their common effect cancels in the difference.
@@ -58,7 +58,7 @@ def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], level: f
     from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
     error = statistics.stdev(differences) / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
     return Gain(mean, mean - half, mean + half, n, p)
 

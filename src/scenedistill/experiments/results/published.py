@@ -108,7 +108,7 @@ def notes(results: tuple[PublishedResult, ...]) -> list[str]:
             said.setdefault(result.note, []).append(result.method)
     told = [f"{', '.join(dict.fromkeys(methods))}: {note}" for note, methods in said.items()]
     if any(not result.verified for result in results):
-        told.insert(0, f"{UNVERIFIED} not read at its authors', worked out, or not certain.")
+        told.insert(0, f"{UNVERIFIED} quoted by others, computed, or uncertain.")
     return told
 
 

@@ -63,12 +63,12 @@ STRAIGHT = Published(
 )
 
 FIVE_RUNS = "Mean and standard deviation of five runs."
-GLSD_TEACHER = f"{FIVE_RUNS} The repository does not name the teacher of this table, and no paper was at hand."
+GLSD_TEACHER = f"{FIVE_RUNS} The repository does not name the teacher of this table, and no paper was available."
 GLSD_ALONE = f"{FIVE_RUNS} The repository does not say what the network started from."
-LISTED = "As listed by the SelectiveMAE authors among their rivals; not looked up at its own authors."
+LISTED = "As listed by the SelectiveMAE authors among their rivals; not checked in the original publication."
 SELECTIVE_RATIO = (
     "The table's heading says 20 % and 50 % also for NWPU-RESISC45; its figures for older methods are those these "
-    "methods gave for 10 % and 20 %, which is what they are taken for here."
+    "methods gave for 10 % and 20 %, so they are listed as such here."
 )
 RATIO_OPEN = {"resisc45": SELECTIVE_RATIO}
 STARTS_FROM = "masked autoencoder on MillionAID"
@@ -89,7 +89,7 @@ ENTRIES: tuple[Entry, ...] = (
         verified=False,
         note=(
             "Worked out: the OA of DKD less the stated gain of 7.69 (AID) and 7.39 points (NWPU-RESISC45); the English "
-            "abstract states 7.57 and 7.28. Table 2, which has the figure itself, was not at hand."
+            "abstract states 7.57 and 7.28. Table 2, which has the figure itself, was not available."
         ),
     ),
     Entry(
@@ -98,7 +98,7 @@ ENTRIES: tuple[Entry, ...] = (
         DKD_TABLE4,
         _figures(94.17, 96.19, 90.23, 93.25),
         verified=False,
-        note="As listed by the source paper among its rivals; which paper it is was not to be found out.",
+        note="As listed by the source paper among its rivals; which paper it is could not be determined.",
     ),
     Entry(
         "RSP (ResNet-50)",
@@ -166,7 +166,7 @@ ENTRIES: tuple[Entry, ...] = (
             (
                 "GLSD (VGG-11 BN)",
                 "teacher EfficientNet-B3",
-                f"{FIVE_RUNS} The teacher is told by the table's heading alone.",
+                f"{FIVE_RUNS} The teacher is named only in the table's heading.",
                 ((97.63, 0.18), (99.02, 0.11), (95.35, 0.14), (97.31, 0.02)),
             ),
             (
@@ -195,7 +195,7 @@ ENTRIES: tuple[Entry, ...] = (
             "",
             STRAIGHT,
             _figures(aid, None, nwpu, None),
-            note="One network of the ensemble, with its data augmentation; what it started from was not read.",
+            note="One network of the ensemble, with its data augmentation; its initial weights were not looked up.",
         )
         for member, aid, nwpu in (
             ("N-ViT-S", (97.62, 0.11), (94.81, 0.05)),

@@ -53,21 +53,23 @@ def read_classes(given: Sequence[str] | str | None) -> list[str] | None:
     """Read class names from a list, a text file with one name per line, or comma-separated text.
 
     Raises:
-        UserError: no such file, or a name twice.
+        UserError: no such file, a file that is not UTF-8 text, or a name twice.
     """
     if given is None:
         return None
+    names = list(given)
     if isinstance(given, str):
-        path = Path(given)
-        if path.is_file():
-            given = path.read_text(encoding="utf-8-sig").splitlines()
-        elif "," in given:
-            given = given.split(",")
-        else:
-            raise UserError(
-                f"--teacher.classes: there is no file {given}. Give one with a name a line, or '[a, b, c]'."
-            )
-    names = [name.strip() for name in given if name.strip()]
+        try:
+            names = Path(given).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as problem:
+            raise UserError(f"--teacher.classes: {given} is not UTF-8 text.") from problem
+        except OSError as problem:  # no such file, or a list too long for a path
+            names = given.split(",")
+            if len(names) == 1:
+                raise UserError(
+                    f"--teacher.classes: there is no file {given}. Give one with a name a line, or '[a, b, c]'."
+                ) from problem
+    names = [name.strip() for name in names if name.strip()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--teacher.classes names {twice[0]} twice; expected one name for each logit.")
     return names

@@ -22,7 +22,7 @@ from scenedistill.training.teacher import TeacherTraining
 
 
 def train_teacher(context: SeedContext, folder: Path) -> Stage:
-    """Train the teacher in the triplet Siamese frame, or load the one of `--teacher.checkpoint` or, with
+    """Train the teacher in the triplet Siamese framework, or load the one of `--teacher.checkpoint` or, with
     `--teacher.as_is`, of `--teacher.weights`."""
     images, run = len(context.split.train), context.experiment.folder
     config = context.config.teacher.closed(images)

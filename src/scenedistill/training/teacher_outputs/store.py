@@ -6,7 +6,6 @@ import contextlib
 import math
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from scenedistill.core.disk import content_checksum, read_json, short_hash, write_json
+from scenedistill.core.disk import clear_parts, content_checksum, read_json, short_hash, write_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.core.terminal import plain_console
 from scenedistill.losses.base import TeacherStatistics
@@ -154,12 +153,12 @@ class KnowledgeStore:
         if not path.is_file():
             return None
         try:
-            tensors, facts = read_tensors(path)
-            if set(facts) != {"oa"}:
+            tensors, metadata = read_tensors(path)
+            if set(metadata) != {"oa"}:
                 raise Damaged(f"{path} is damaged: its metadata are not those that were written.")
             if "embeddings" not in tensors:  # written by an earlier release
                 return None
-            names, oa = sorted(tensors), float(facts["oa"])
+            names, oa = sorted(tensors), float(metadata["oa"])
             means = tuple(tensors[name] for name in names if name.startswith("descriptor_mean"))
             deviations = tuple(tensors[name] for name in names if name.startswith("descriptor_std"))
             embeddings = tensors["embeddings"].float()
@@ -191,10 +190,7 @@ class KnowledgeStore:
         missing = len(set(range(views)) - self.kept())
         needed = missing * self.images * packing.row_bytes
         self._make()
-        for part in self.folder.glob("*.part"):  # partial files of killed runs, or of a run that is writing
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - part.stat().st_mtime > 3600:
-                    part.unlink()
+        clear_parts(self.folder, 3600)  # younger ones may be of a run that is writing
         free = shutil.disk_usage(self.folder).free
         if needed and needed + SPARE_BYTES > free:
             raise UserError(
