@@ -612,6 +612,15 @@ def test_a_full_disk_is_reported_in_one_line_even_inside_another_error(
     assert "the disk is full" in complaint(say("data", "list"))
 
 
+def test_a_file_that_may_not_be_opened_is_not_said_to_be_written(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "scenes")
+
+    build, _ = COMMANDS["data"]
+    monkeypatch.setitem(COMMANDS, "data", (build, denied))
+    assert "scenes cannot be read or written: Permission denied." in complaint(say("data", "list"))
+
+
 def test_settings_that_stand_for_billions_of_values_are_refused_at_once(say: Say, scenes: Path, tmp_path: Path) -> None:
     lines = [
         "a0: &a0 [x, x, x, x]",

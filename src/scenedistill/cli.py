@@ -1,4 +1,4 @@
-"""The program: its commands, and what a mistake looks like."""
+"""The command-line program: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from scenedistill.core.terminal import plain_console
 
 Command = Callable[[Namespace, Console, str], int | None]  # the exit code, when it may be another than 0
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-FULL = "the disk is full, or a file may not grow. Make room and give the same command: it goes on from where it was."
-PATIENCE = 3.0  # seconds after a Ctrl-C in which a further one is taken for the same
+FULL = "the disk is full, or a file is at its limit. Make room and give the same command: it goes on from where it was."
+PATIENCE = 3.0  # seconds after a Ctrl-C in which a further one is ignored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 a mendable error, 2 wrong usage, 130 interrupted.
+    """Run one command and return the exit code: 0 done, 1 an error of the user's, 2 wrong usage, 130 interrupted.
 
     `data check` gives 1 for a known data set that is not complete, and for images that cannot be read.
     """
@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(FULL)
         if isinstance(problem, OSError) and problem.filename and problem.errno in NOT_WRITABLE:
             reason = "it is a file" if problem.errno == errno.EEXIST else problem.strerror
-            return _complain(f"{problem.filename} cannot be written: {reason}. Choose another folder.")
+            denied = problem.errno in (errno.EACCES, errno.EPERM)  # the same for reading
+            how = "read or written" if denied else "written"
+            return _complain(f"{problem.filename} cannot be {how}: {reason}. Choose another folder.")
         if isinstance(problem, UnicodeEncodeError) and any("\ud800" <= letter <= "\udfff" for letter in problem.object):
             name = ascii(problem.object)[:200]
             return _complain(f"a name that is not UTF-8 cannot be used: {name}. Rename the file or folder.")
@@ -77,11 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def once_interrupted(*, leaving: bool) -> Iterator[None]:
-    """Take the first Ctrl-C as one, and those of the next seconds as the same: a finger that hits twice, or a terminal
-    and a parent that both tell, must not break into what the first one has begun.
+    """Ignore further Ctrl-C for `PATIENCE` seconds after the first one.
+
+    A key pressed twice, or a signal sent by both the terminal and a parent process, must not interrupt the clean-up
+    that the first one started.
 
     Args:
-        leaving: the program ends when this has ended: later ones are of no more use either.
+        leaving: the program ends after this block: after a Ctrl-C, all later ones are ignored, too.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
@@ -103,7 +107,11 @@ def once_interrupted(*, leaving: bool) -> Iterator[None]:
 
 
 def build_parser(settings: bool = True) -> CommandParser:
-    """The parser of all commands; without the settings of a training, which take seconds to load, where nobody asks."""
+    """Return the parser of all commands.
+
+    Args:
+        settings: include the settings of a training and of `bench`, which take seconds to load.
+    """
     parser = CommandParser(
         prog="scenedistill",
         description="Turns a large remote-sensing scene classifier into a small one that is nearly as good.",

@@ -17,10 +17,13 @@ from rich.console import Console
 
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.export import run as exporting
+from scenedistill.export.check import FileCheck
 from scenedistill.export.config import ExportConfig
+from scenedistill.export.model_card import model_card
 from scenedistill.export.run import export
 from scenedistill.inference.exported import PART, check_exported, claim
 from scenedistill.inference.model import OnnxSceneModel, open_model
+from scenedistill.models.files import NetCard
 from scenedistill.runs import images as run_images
 
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -e '.[use]'")
@@ -101,6 +104,12 @@ def test_the_model_card_is_valid_and_its_code_runs(exported: Path, tiny_scenes: 
             names: dict[str, Any] = {"print": lambda *words: named.append(str(words[0]))}
             exec(piece, names)
     assert len(named) == 3 and len(set(named)) == 1 and named[0] in body
+
+
+def test_the_code_of_the_model_card_takes_images_of_the_networks_bands() -> None:
+    found = FileCheck("model.onnx", 10**6, 100, 0.9, 1.0, 1e-4, 1e-2, 0)
+    text = model_card([found], {}, NetCard("table1_printed", ("land", "sea"), 4, 64), {})
+    assert 'np.load("scene.npy"))[None]  # uint8 [batch, height, width, 4]' in text and "PIL" not in text
 
 
 def test_a_damaged_export_is_named_when_it_is_opened(exported: Path, tmp_path: Path) -> None:
@@ -254,6 +263,7 @@ def test_another_split_is_refused(student: Path, tiny_run: Path, cached: None, t
         (("--formats", "[]"), "expected one or more of"),
         (("--calibration", "0"), "--calibration is 0; expected 1 or more"),
         (("--images", "-1"), "--images is -1"),
+        (("--threads", "-1"), "--threads is -1"),
         (("--push_to", "anna"), "expected USER/NAME"),
     ],
 )

@@ -435,6 +435,20 @@ def test_a_journal_of_an_older_version_is_begun_anew(
     assert result.images == 1 and not list(out.glob("unfinished-*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("batch_size", ImagesConfig(batch_size=-1)),
+        ("sheet_pages", ImagesConfig(sheet_pages=-1)),
+        ("workers", ImagesConfig(workers=-1)),
+    ],
+)
+def test_numbers_below_one_are_refused(name: str, config: ImagesConfig, model: SceneModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{name} is -1; expected 1 or more"):
+        predict_images(model, [draw(tmp_path / "a.png")], tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_of_other_programs_are_kept(model: SceneModel, tmp_path: Path) -> None:
     image, out = draw(tmp_path / "in" / "a.png"), tmp_path / "out"
     out.mkdir()

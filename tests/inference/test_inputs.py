@@ -82,6 +82,20 @@ def test_a_file_without_a_georeference_is_an_image_and_ground_control_points_are
     assert found.images == (*plain, points) and not found.rasters and found.points_only == (points,)
 
 
+def test_a_file_with_another_suffix_than_an_images_is_a_raster_even_if_gdal_refuses_it(tmp_path: Path) -> None:
+    (tmp_path / "sea.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert find_inputs([tmp_path / "sea.nc"]).rasters == (str(tmp_path / "sea.nc"),), "--vrt_sources may allow it"
+
+
+def test_names_for_gdal_may_be_too_long_for_a_file_and_patterns_must_be_valid(tmp_path: Path) -> None:
+    name = f"/vsicurl/https://site.example/{300 * 'x'}"
+    assert find_inputs([name], raster=True).rasters == (name,)
+    with pytest.raises(UserError, match="There is nothing at"):
+        find_inputs([name])
+    with pytest.raises(UserError, match=r"a\*\*/b.png is no pattern"):
+        find_inputs([f"{tmp_path}/a**/b.png"])
+
+
 def test_a_raster_whose_name_is_not_utf8_must_be_renamed(tmp_path: Path) -> None:
     plain, placed, beside = (tmp_path / f"{ODD} {number}.tif" for number in range(3))
     for path, place in ((plain, {}), (placed, {"crs": "EPSG:32632", "transform": PLACE}), (beside, {})):

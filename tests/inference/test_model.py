@@ -75,6 +75,8 @@ def test_predict_takes_no_images_and_refuses_wrong_ones(model: SceneModel) -> No
     frozen = pixels(40, 40, 3)[None]
     frozen.flags.writeable = False
     assert model.predict(frozen).logits.shape == (1, 4)
+    turned = pixels(40, 40, 3)[None, ..., ::-1]  # BGR as RGB: strides below 0
+    np.testing.assert_array_equal(model.predict(turned).logits, model.predict(turned.copy()).logits)
 
 
 def test_open_model_chooses_the_class_by_the_kind_of_file(exported_nets: dict[str, Path]) -> None:
@@ -111,6 +113,8 @@ def test_a_run_gives_its_distilled_student(tiny_run: Path) -> None:
 def test_files_that_are_no_network_are_refused(tmp_path: Path, tiny_run: Path, exported_nets: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="There is nothing at"):
         open_model(tmp_path / "none")
+    with pytest.raises(UserError, match="--threads -1: expected 1 or more"):
+        open_model(exported_nets["safetensors"], threads=-1)
     with pytest.raises(UserError, match="holds no trained network"):
         open_model(tmp_path)
     for name in ("photo.jpg", "weights.pth"):

@@ -72,6 +72,8 @@ def test_the_exit_code_is_1_when_nothing_worked_and_0_otherwise(network: Path, t
     assert code == 0 and "1 image predicted" in said and "embeddings.npz, skipped.csv and 1 contact sheet" in said
     with pytest.raises(UserError, match="nothing at"):
         call(network, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--readers 0: expected 1 or more"):
+        call(network, good, "--readers", "0")
     with pytest.raises(UserError, match="value_range"):
         call(network, good, "--value_range", "[5, 1]")
 

@@ -96,6 +96,14 @@ def test_no_record_exists_while_maps_are_replaced(tmp_path: Path) -> None:
     assert map_raster(model, raster, tmp_path, one).windows == model.seen == 36
 
 
+def test_a_raster_may_have_a_name_too_long_for_a_file(tmp_path: Path) -> None:
+    name = f"/vsimem/{300 * 'x'}.tif"  # as the address of a file on a network, with a signature
+    with rasterio.open(name, "w", driver="GTiff", count=3, height=60, width=60, dtype="uint8") as file:
+        file.write(NOISE)
+    result = map_raster(Colours(), name, tmp_path, RasterConfig(window=20))
+    assert result.windows == 9 and result.record.name == f"{96 * 'x'}.tif_scenes.json"
+
+
 def test_unfinished_work_on_another_raster_is_kept(tmp_path: Path) -> None:
     one, two, out = write(tmp_path / "one" / "a.tif"), write(tmp_path / "two" / "a.tif"), tmp_path / "out"
     config = RasterConfig(window=10, batch_size=9)

@@ -90,6 +90,24 @@ def test_merged_maps_are_replaced_but_not_files_of_others(tmp_path: Path) -> Non
         assert [path.name for path in other.iterdir()] == [name], "told before the work"
 
 
+def test_rasters_whose_maps_would_have_equal_names_get_a_folder_each(tmp_path: Path) -> None:
+    rasters = [raster(tmp_path / f"{name}.tif", 0, 60) for name in ("a b", "a_b", "c")]
+    results = map_rasters(Colours(), rasters, tmp_path / "maps", CONFIG)
+    found = [result.record.relative_to(tmp_path / "maps").as_posix() for result in results]
+    assert found == ["a b_1/a_b_scenes.json", "a_b_2/a_b_scenes.json", "c_scenes.json"]
+
+
+def test_polygons_alone_are_merged_only_in_one_crs(tmp_path: Path) -> None:
+    rasters = [raster(tmp_path / "a.tif", 0, 60), raster(tmp_path / "b.tif", 60, 60, crs="EPSG:32633")]
+    with pytest.raises(UserError, match=r"a_scenes.gpkg and .*b_scenes.gpkg have different CRSs"):
+        map_rasters(Colours(), rasters, tmp_path / "maps", RasterConfig(window=10, classes=False), merge=True)
+    assert not (tmp_path / "maps" / "merged.gpkg").exists()
+    with pytest.raises(UserError, match="--merge true merges GeoTIFFs and GeoPackages"):
+        config = RasterConfig(window=10, classes=False, vectors="geojson")
+        map_rasters(Colours(), rasters, tmp_path / "none", config, merge=True)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("second", "reason"),
     [

@@ -92,7 +92,14 @@ def test_a_raster_smaller_than_the_window_is_one_window() -> None:
 
 @pytest.mark.parametrize(
     ("window", "overlap", "said"),
-    [(0, 0, "window 0"), (-3, 0, "window -3"), (9000, 0, "1 to 8192"), (8, 1, "overlap 1"), (8, -0.1, "overlap -0.1")],
+    [
+        (0, 0, "window 0"),
+        (-3, 0, "window -3"),
+        (9000, 0, "1 to 8192"),
+        (float("inf"), 0, "window inf"),
+        (8, 1, "overlap 1"),
+        (8, -0.1, "overlap -0.1"),
+    ],
 )
 def test_impossible_windows_and_overlaps_are_refused(window: float, overlap: float, said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -140,6 +147,12 @@ def test_the_ground_size_in_feet_on_another_planet_and_in_a_local_system_is_in_m
     site = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
     with pytest.raises(UserError, match="in pixels"):
         ground_size(Affine(0.2, 0, 0, 0, -0.4, 0), site, (10, 10))
+
+
+@pytest.mark.parametrize(("x", "y"), [(500_000, 5_000_000), (0, 90.05)], ids=["metres called degrees", "at a pole"])
+def test_degrees_beyond_a_pole_have_no_ground_size(x: float, y: float) -> None:
+    with pytest.raises(UserError, match="in pixels"):
+        ground_size(Affine(0.001, 0, x, 0, -0.001, y), CRS.from_epsg(4326), (100, 100))
 
 
 def test_a_window_in_metres_without_a_crs_is_refused() -> None:

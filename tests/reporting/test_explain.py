@@ -131,5 +131,5 @@ def test_the_command_writes_text_and_sheet_and_refuses_too_many_images(
     assert sorted(path.name for path in out.iterdir()) == ["explain.files.json", "explain_01.png", "explained.txt"]
     assert (out / "explained.txt").read_text(encoding="utf-8").rstrip() in console.export_text()
     settings = explain_command.parser().parse_args([str(tiny_run), str(tiny_scenes)])
-    with pytest.raises(UserError, match="64 images; explain is for 60"):
+    with pytest.raises(UserError, match="Found 64 images; explain takes 60 at most"):
         explain_command.command(settings, console, "")

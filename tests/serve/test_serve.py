@@ -214,6 +214,14 @@ def test_a_tiff_of_many_pages_counts_them_all(page: Any) -> None:
     assert status == 422 and "MiB of memory" in answer["error"]
 
 
+def test_a_tiff_with_two_heights_is_not_an_error_of_the_server(page: Any) -> None:
+    body = bytearray(tiff_bytes(noise(), photometric="rgb"))
+    entry = body.index(struct.pack("<HHI", 257, 4, 1))  # the tag of the height: type long, one value
+    struct.pack_into("<II", body, entry + 4, 2, len(body))
+    status, _, _ = page.call("POST", "/classify?name=two.tif", bytes(body) + struct.pack("<II", 40, 40))
+    assert status in (200, 422)
+
+
 def test_a_whole_tile_counts_towards_the_memory_limit(page: Any) -> None:
     body = tiff_head(64, 16, bytes(8), tile=30_000)
     status, answer, _ = page.call("POST", "/classify?name=tile.tif", body)
@@ -479,6 +487,7 @@ async def fine(scope: Any, receive: Any, send: Any) -> None:
         ("127.0.0.1", "", 403),
         ("0.0.0.0", "192.168.1.5:8000", 200),
         ("0.0.0.0", "evil.example", 403),
+        ("", "evil.example@localhost", 403),
     ],
 )
 def test_only_requests_to_its_own_host_names_are_served(listen: str, host: str, status: int) -> None:
@@ -602,7 +611,13 @@ def test_the_kind_of_an_upload_follows_from_its_content() -> None:
     assert image_kind(tiff_bytes(noise(), byteorder=">")[:12], "a") == "tif"
 
 
-@pytest.mark.parametrize("wrong", [{"megabytes": 0}, {"parallel": 0}, {"waiting": -1}, {"seconds": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"megabytes": 0}, {"parallel": 0}, {"waiting": -1}, {"seconds": -1.0}),
+        *({"megabytes": float("inf")}, {"seconds": float("nan")}),
+    ],
+)
 def test_limits_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"limits.{next(iter(wrong))}: found"):
         ServeLimits(**wrong)

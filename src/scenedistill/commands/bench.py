@@ -12,10 +12,10 @@ from scenedistill.commands.parsing import CommandParser, build_config, result_fi
 
 def parser() -> CommandParser:
     """Return the command's parser, without the settings of `BenchConfig`."""
-    parser = CommandParser(description="how fast a distillation is here, beside its parts and beside a naive loop")
+    parser = CommandParser(description="distillation speed on this machine, compared with its parts and a naive loop")
     parser.add_argument("--data", type=str | None, default=None, help="class folders; generated scenes when not given")
     parser.add_argument("--results", type=str | None, default=None, help="write the figures to this results/NAME.json")
-    parser.add_argument("--picture", type=str | None, default=None, help="draw them to this PNG")
+    parser.add_argument("--picture", type=str | None, default=None, help="draw the figures to this PNG")
     return parser
 
 

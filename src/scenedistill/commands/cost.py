@@ -14,7 +14,7 @@ from scenedistill.commands.parsing import CommandParser, result_file
 
 def parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(description="what the networks of a run or a grid cost: parameters, operations, time")
+    parser = CommandParser(description="parameters, operations and time of the networks of a run or a grid")
     parser.add_argument("folder", type=str, help="of a run or a grid")
     parser.add_argument("--cell", type=str | None, default=None, help="data set and ratio of a grid, such as AID-20")
     parser.add_argument(

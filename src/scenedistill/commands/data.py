@@ -33,13 +33,13 @@ def add_actions(parser: CommandParser) -> None:
     commands.add_subcommand("check", check)
     download = CommandParser(description="download a data set that has a stable public source")
     download.add_argument("name", type=str, help="name from `scenedistill data list`")
-    download.add_argument("--folder", type=str, default="data", help="where to put it")
+    download.add_argument("--folder", type=str, default="data", help="folder to download to")
     commands.add_subcommand("download", download)
-    stored = CommandParser(description="what is kept: decoded images and teachers' knowledge, and clearing it")
+    stored = CommandParser(description="list or delete what is stored: decoded images and teacher outputs")
     stored.add_argument(
         "--clear", type=list[str], default=[], help="delete these: names, or all `images`, `knowledge` or `all`"
     )
-    stored.add_argument("--folder", type=str | None, default=None, help="another folder than the usual cache")
+    stored.add_argument("--folder", type=str | None, default=None, help="cache folder; the usual one when not given")
     commands.add_subcommand("stored", stored)
 
 
@@ -63,7 +63,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     elif settings.action == "stored":
         _stored(options, console)
     else:
-        console.print(f"It lies in {download(lookup(options.name), Path(options.folder))}")
+        console.print(f"Downloaded to {download(lookup(options.name), Path(options.folder))}")
     return 0
 
 

@@ -15,11 +15,11 @@ MOST = 60  # images, at most
 
 def parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(description="what teacher, plain and distilled student say of a few images, and why")
+    parser = CommandParser(description="predictions and Grad-CAM maps of a run's networks for a few images")
     parser.add_argument("run", type=str, help="a run's folder, or that of one of its students")
     parser.add_argument("images", type=str, nargs="+", help=f"images, folders or patterns; {MOST} images at most")
     parser.add_argument(
-        "--of", type=str | None, default=None, help="class whose evidence to show; the teacher's choice"
+        "--of", type=str | None, default=None, help="class to explain; the teacher's prediction when not given"
     )
     parser.add_argument("--out", type=str, default="explained", help="folder for the sheet and the text")
     return parser
@@ -34,7 +34,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
     out = Path(settings.out)
     images = find_inputs(settings.images, raster=False, leave_out=out).images
     if len(images) > MOST:
-        raise UserError(f"Found {len(images):,} images; explain is for {MOST} at most. For many there is predict.")
+        raise UserError(f"Found {len(images):,} images; explain takes {MOST} at most. Use predict for more.")
     networks = networks_of(Path(settings.run))
     explained = explain(networks, images, asked=settings.of)
     told = as_text(explained)

@@ -13,7 +13,7 @@ from scenedistill.export.config import ExportConfig
 
 def parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(description="the student alone, as files to take away, each checked on test images")
+    parser = CommandParser(description="write the student as files for other programs, each checked on test images")
     parser.add_argument("run", type=str, help="a run's folder, or the folder of one training in it")
     parser.add_argument("--out", type=str | None, default=None, help="folder (default: `export` in the training's own)")
     parser.add_argument("--data", type=str | None, default=None, help="the run's images, where it cannot find them")

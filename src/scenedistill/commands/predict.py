@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ from scenedistill.core.cluster import ClusterConfig, RayCluster, check_cluster
 from scenedistill.core.disk import shown_path
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted, plain_console
-from scenedistill.inference.raster.config import RasterConfig
+from scenedistill.inference.raster.config import RasterConfig, check_config
 
 if TYPE_CHECKING:
     from scenedistill.inference.model import SceneModel
@@ -44,7 +45,7 @@ def parser() -> CommandParser:
         "--raster",
         type=bool | None,
         default=None,
-        help="take every input as a raster, or none; when not given, those with a place on a map",
+        help="treat every input as a raster, or none; when not given, those with a georeference",
     )
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument(
@@ -65,6 +66,7 @@ def command(settings: Namespace, console: Console, text: str) -> int:
     from scenedistill.inference.model import open_model
 
     config, out = build_config(RasterConfig, settings), Path(settings.out)
+    check_config(config)
     ends = settings.value_range
     if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
         raise UserError(f"--value_range is {ends}; expected two numbers, the smaller one first, such as [0, 4000].")
@@ -121,8 +123,6 @@ def _images(
     """Classify the images and return how many were classified."""
     if not images:
         return 0
-    from dataclasses import replace
-
     from scenedistill.inference.images import ImagesConfig, predict_images
 
     wanted = ImagesConfig(

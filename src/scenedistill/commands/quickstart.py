@@ -13,7 +13,7 @@ from scenedistill.commands.parsing import CommandParser, result_file
 def parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser(description="teacher, plain and distilled student on generated scenes, in minutes")
-    parser.add_argument("--folder", type=str, default="runs/quickstart", help="where everything goes")
+    parser.add_argument("--folder", type=str, default="runs/quickstart", help="output folder")
     parser.add_argument("--teacher", type=str | None, default=None, help="another teacher, such as resnet101")
     parser.add_argument("--seeds", type=list[int], default=[0], help="one full run for each")
     parser.add_argument(

@@ -23,7 +23,7 @@ def parser() -> CommandParser:
         help="folder of the images where the record does not tell, or {NAME: folder} for the data sets of a grid",
     )
     parser.add_argument("--figures", type=str | None, default=None, help="folder for the pictures as files for a paper")
-    parser.add_argument("--as", type=Literal["pdf", "svg", "png"], default="pdf", help="what these files are")
+    parser.add_argument("--as", type=Literal["pdf", "svg", "png"], default="pdf", help="format of these files")
     parser.add_class_arguments(ReportConfig)
     return parser
 

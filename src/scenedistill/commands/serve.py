@@ -15,14 +15,14 @@ from scenedistill.serve.networks import ServedNetworks
 
 def parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(description="a local page to drop an image or a small GeoTIFF on")
+    parser = CommandParser(description="a local web page that classifies an image or a small GeoTIFF")
     parser.add_argument("model", type=str, help="a run's folder, or a .safetensors, .onnx or .pt2 file")
     parser.add_argument(
-        "--teacher", type=str | None, default=None, help="network shown beside; none for none (default: the run's)"
+        "--teacher", type=str | None, default=None, help="second network; `none` for none (default: the run's teacher)"
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--names", type=list[str], default=[], help="names a browser may call this machine by")
+    parser.add_argument("--names", type=list[str], default=[], help="host names of this machine that browsers may use")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each process")
     parser.add_argument("--trust", type=bool, default=False, help="open a .pt2, which may run any code")

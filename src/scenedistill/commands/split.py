@@ -20,8 +20,8 @@ def parser() -> CommandParser:
     parser.add_argument(
         "--val_fraction", type=float, default=0.0, help="share of the training part kept for validation"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another split")
-    parser.add_argument("--layout", type=Literal["csv", "torchgeo", "rsp"], default="csv", help="how it is written")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument("--layout", type=Literal["csv", "torchgeo", "rsp"], default="csv", help="format of the files")
     return parser
 
 
@@ -36,7 +36,7 @@ def command(settings: Namespace, console: Console, text: str) -> None:
         split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
     else:  # a new draw would put test images into the training part
         split = read_split(index.root, index)
-        console.print(f"{index.root} is split already by its folders: none is drawn.", markup=False)
+        console.print(f"{index.root} is split already by its folders; this split is written.", markup=False)
     written = write_split(split, index, Path(settings.out), settings.layout)
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in split.parts().items())
     console.print(f"{sizes}; split {split.hash}; written to {', '.join(map(str, written))}")

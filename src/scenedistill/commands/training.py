@@ -23,7 +23,7 @@ def training_parser(description: str) -> CommandParser:
         "--results", type=str | None, default=None, help="also write the result to this results/NAME.json"
     )
     parser.add_argument(
-        "--clear_knowledge", type=bool, default=False, help="delete the teachers' kept knowledge when all is done"
+        "--clear_knowledge", type=bool, default=False, help="delete the stored teacher outputs at the end"
     )
     return parser
 

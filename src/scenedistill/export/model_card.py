@@ -98,7 +98,7 @@ def model_card(
         f"---\n{yaml.safe_dump(_head(card, about), sort_keys=False, allow_unicode=True)}---",
         f"# {as_markdown(_title(card, about))}\n\n{_what_it_is(card, about)}",
         f"## Files\n\n{_files(files, others)}",
-        f"## Use\n\n{_use([file.name for file in files])}",
+        f"## Use\n\n{_use([file.name for file in files], card.bands)}",
         f"## Classes\n\n{', '.join(map(as_markdown, card.classes))}",
         f"## Images\n\n{_images(files, card, about)}",
         f"## Where it comes from\n\n{_origin(card, about)}",
@@ -155,7 +155,7 @@ def _files(files: Sequence[FileCheck], others: Mapping[str, Mapping[str, Any]]) 
         "on the CPU of the exporting machine, preparation of the image included."
     )
     lines = [[f"`{file.name}`", WHAT[file.name], *figures(file)] for file in files]
-    lines += [["", name, *timed(other)] for name, other in others.items()]
+    lines += [["", as_markdown(name), *timed(other)] for name, other in others.items()]
     return f"{said}\n\n{markdown_table(['file', 'what', *HEADINGS], lines)}"
 
 
@@ -174,14 +174,18 @@ def _times(milliseconds: Mapping[str, float]) -> list[str]:
     return [f"{milliseconds[batch]:.2f}" if batch in milliseconds else "" for batch in ("1", "64")]
 
 
-def _use(names: Sequence[str]) -> str:
-    """Return an example in Python for each kind of file."""
+def _use(names: Sequence[str], bands: int) -> str:
+    """Return an example in Python for each kind of file; images of other than three bands come from a NumPy file."""
     shown = [USE_SCENEDISTILL.replace("MODEL", names[0])]
     if onnx := next((name for name in names if name.endswith(".onnx")), None):
         shown.append(USE_ONNX.replace("MODEL", onnx))
     if "model.pt2" in names:
         shown.append(USE_TORCH)
-    return "\n\n".join(text.strip() for text in shown)
+    text = "\n\n".join(text.strip() for text in shown)
+    if bands != 3:
+        text = text.replace("from PIL import Image\n", "").replace("width, 3]", f"width, {bands}]")
+        text = text.replace('Image.open("scene.jpg").convert("RGB")', 'np.load("scene.npy")')
+    return text
 
 
 def _images(files: Sequence[FileCheck], card: NetCard, about: Mapping[str, Any]) -> str:

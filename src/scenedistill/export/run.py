@@ -129,7 +129,7 @@ def _check_settings(config: ExportConfig) -> None:
     unknown = [name for name in config.formats if name not in get_args(Format)]
     if unknown or not config.formats:
         raise UserError(f"--formats is {config.formats}; expected one or more of {', '.join(get_args(Format))}.")
-    for name, least in (("images", 0), ("repeats", 0), ("calibration", 1)):
+    for name, least in (("images", 0), ("repeats", 0), ("calibration", 1), ("threads", 0)):
         if (getattr(config, name) or 0) < least:
             raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -62,7 +61,7 @@ def plan(images: Sequence[Shown], order: Order, pages: int) -> Plan:
     """
     room = pages * COLUMNS * ROWS
     doubtful = sorted(images, key=lambda image: (image.confidence, image.name))
-    many = f"{counted(len(images), 'image')}"
+    many = counted(len(images), "image")
     if order == "doubtful":
         shown = doubtful[:room]
         kept = many if len(shown) == len(images) else f"the {len(shown):,} least sure of {many}"
@@ -108,15 +107,16 @@ def draw_sheets(
     labels = list(dict.fromkeys(image.label for image in planned.shown))
     tint = {label: BANDS[place % 2] for place, label in enumerate(labels)}
     written: list[Path] = []
-    count = -(-len(planned.shown) // (COLUMNS * ROWS))
+    starts = range(0, len(planned.shown), COLUMNS * ROWS)
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw") as pool:
-        for number, batch in enumerate(_batches(planned.shown, COLUMNS * ROWS), start=1):
+        for number, start in enumerate(starts, start=1):
+            batch = planned.shown[start : start + COLUMNS * ROWS]
             small = pool.map(lambda image: _thumbnail(image.path, bands, value_range), batch)
             tiles = [
                 _tile(pixels, image, classes[image.label], tint[image.label])
                 for pixels, image in zip(small, batch, strict=True)
             ]
-            title = f"{planned.title}; page {number} of {count}" if count > 1 else planned.title
+            title = f"{planned.title}; page {number} of {len(starts)}" if len(starts) > 1 else planned.title
             written.append(folder / f"contact_sheet_{number:02d}.png")
             _page(tiles, title).save(written[-1])
     return written
@@ -128,12 +128,6 @@ def _fair_share(sizes: Sequence[int], room: int) -> int:
     while most > 1 and sum(min(size, most) for size in sizes) > room:
         most -= max(1, (sum(min(size, most) for size in sizes) - room) // len(sizes))
     return max(most, 1)
-
-
-def _batches(images: Sequence[Shown], size: int) -> Iterator[list[Shown]]:
-    upcoming = iter(images)
-    while batch := list(itertools.islice(upcoming, size)):
-        yield batch
 
 
 def _thumbnail(path: Path, bands: int, value_range: tuple[float, float] | None) -> Image.Image | None:
@@ -169,7 +163,7 @@ def _tile(small: Image.Image | None, image: Shown, name: str, tint: tuple[int, i
 def _page(tiles: Sequence[Image.Image], title: str) -> Image.Image:
     columns = min(COLUMNS, max(len(tiles), 4))
     rows = -(-len(tiles) // columns)
-    width, height = tiles[0].size if tiles else (SIDE, SIDE)
+    width, height = tiles[0].size
     page = Image.new("RGB", (GAP + columns * (width + GAP), HEAD + rows * (height + GAP)), PAPER)
     _fitted(ImageDraw.Draw(page), title, (GAP, 11), page.width - 2 * GAP, 16, INK)
     for place, tile in enumerate(tiles):

@@ -133,8 +133,9 @@ def predict_images(
         UserError: there is nothing to predict, a number is below 1, or another process writes to the folder.
     """
     config, out = config or ImagesConfig(), Path(out)
-    if config.batch_size < 1 or config.sheet_pages < 1:
-        raise UserError(f"batch_size is {config.batch_size} and sheet_pages {config.sheet_pages}; expected 1 or more.")
+    for name in ("batch_size", "sheet_pages", "workers"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"{name} is {value}; expected 1 or more.")
     found = find_inputs(inputs, raster=False, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
     files = {shown_path(path): path for path in found.images}

@@ -60,14 +60,15 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
         leave_out: output folder, whose contact sheets are left out.
 
     Raises:
-        UserError: a path does not exist, no image is found, or a file with a georeference cannot be read as a raster.
+        UserError: a path does not exist, a pattern is invalid, no image is found, or a file with a georeference cannot
+            be read as a raster.
     """
     missing, named = list[str](), list[str]()
     files, seen = dict[tuple[str, str], tuple[Path, bool]](), 0
     parents: dict[str, str] = {}
     for name in given:
         found = list(_behind(Path(name), leave_out))
-        if not found and not Path(name).is_dir():
+        if not found and not exists(name):
             (named if raster else missing).append(str(name))
         for path, alone in found:
             seen += 1
@@ -93,12 +94,17 @@ def find_inputs(given: Sequence[Path | str], *, raster: bool | None = None, leav
     return Inputs(images, (*there, *named), seen - len(files), tuple(points))
 
 
+def exists(name: Path | str) -> bool:
+    """Return whether there is a file or folder of this name; a name for GDAL may be too long for `Path.exists`."""
+    return os.path.exists(name)  # noqa: PTH110
+
+
 def _behind(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]]:
     """Yield the files of one input, and whether each may be a raster; files of a folder or pattern may not."""
     own = leave_out.resolve() if leave_out else None
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         yield from ((file, False) for file in _in_folder(path, own))
-    elif path.exists():
+    elif exists(path):
         yield path, True
     elif glob.has_magic(str(path)):
         for found in _fitting(path):
@@ -115,7 +121,10 @@ def _fitting(pattern: Path) -> list[Path]:
     base, rest = Path(*parts[:first]), parts[first:]
     if rest[-1] == "**":
         rest.append("*")
-    found = base.glob(str(Path(*rest)))
+    try:
+        found = list(base.glob(str(Path(*rest))))
+    except ValueError as problem:  # such as `a**`
+        raise UserError(f"{pattern} is no pattern: {problem}.") from problem
     return sorted(path for path in found if not any(map(is_litter, path.relative_to(base).parts)))
 
 
@@ -137,13 +146,12 @@ def _is_raster(path: Path, points: list[Path]) -> bool:
         return _refused_if_placed(path, "maps need `pip install 'scenedistill[use]'`")
     if shown_path(path) != str(path):
         return _refused_if_placed(path, "GDAL takes only names in UTF-8. Rename it")
+    if suffix not in IMAGE_SUFFIXES:
+        return True  # if GDAL cannot open it, mapping reports the error
     try:
         # GDAL does not list the folder, which may hold a hundred thousand files; it tests for sidecar files by name
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NotGeoreferencedWarning
-            if suffix not in IMAGE_SUFFIXES:
-                open_raster(path).close()
-                return True
             with open_raster(path, IMAGE_DRIVERS) as raster:
                 if not raster.transform.is_identity or raster.width * raster.height > RASTER_PIXELS:
                     return True
@@ -160,7 +168,8 @@ def _refused_if_placed(path: Path, reason: str) -> bool:
     Raises:
         UserError: the file has a georeference.
     """
-    if _is_placed_tiff(path) or any(path.with_suffix(end).exists() for end in _world_endings(path.suffix)):
+    placed = not tiff_tags(path).isdisjoint((GEO_KEYS, PIXEL_SCALE, TRANSFORMATION))
+    if placed or any(path.with_suffix(end).exists() for end in _world_endings(path.suffix)):
         raise UserError(
             f"{shown_path(path)} is a raster with a georeference: {reason}. `--raster false` takes it as one image."
         )
@@ -172,11 +181,10 @@ def _world_endings(suffix: str) -> list[str]:
     return [f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld"] if suffix else []
 
 
-def _is_placed_tiff(path: Path) -> bool:
-    """Return whether a file is a TIFF with a georeference in its tags."""
+def tiff_tags(path: Path) -> set[int]:
+    """Return the numbers of the tags in the first page of a TIFF; none of a damaged or other file."""
     try:
         with tifffile.TiffFile(path) as file:
-            tags = file.pages.first.tags
-            return GEO_KEYS in tags or PIXEL_SCALE in tags or TRANSFORMATION in tags
+            return {tag.code for tag in file.pages.first.tags}
     except Exception:  # tifffile raises many types for a damaged file; reading it as an image reports the error
-        return False
+        return set()

@@ -257,8 +257,10 @@ def open_model(
     Raises:
         Damaged: the file does not match its checksum, in the file itself or in `export.json` beside it.
         UserError: there is no network, there are several candidates (their paths are listed), the file cannot be read,
-            or it is a .pt2 file and `trust` is false.
+            it is a .pt2 file and `trust` is false, or `threads` is negative.
     """
+    if threads is not None and threads < 0:
+        raise UserError(f"--threads {threads}: expected 1 or more.")
     file = find_model(Path(path))
     check_exported(file)
     if file.suffix == ".onnx":
@@ -279,8 +281,8 @@ def open_model(
 
 
 def _tensor(images: np.ndarray) -> Tensor:
-    """Convert to a tensor, without a copy unless the array is read-only, for which torch issues a warning."""
-    return torch.from_numpy(images if images.flags.writeable else images.copy())
+    """Convert to a tensor, without a copy unless the array is read-only or not contiguous (BGR turned to RGB)."""
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def _arrays(*outputs: Tensor) -> Predicted:

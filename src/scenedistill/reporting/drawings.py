@@ -114,7 +114,7 @@ def confused_pairs_figure(
             axes.axis("off")
         for axes, position in zip(line[1:], pair.examples, strict=False):
             if position in images:
-                _show(axes, images[position])
+                show_image(axes, images[position])
     return figure
 
 
@@ -140,15 +140,11 @@ def activation_figure(
         axes.set(xticks=[], yticks=[])
     for column, image in enumerate(images):
         grid[0][column].set_title(shown[column], fontsize=8, fontfamily=families, parse_math=False)
-        _show(grid[0][column], image)
+        show_image(grid[0][column], image)
     for line, (name, own) in zip(grid[1:], maps.items(), strict=True):
         line[0].set_ylabel(name, fontsize=8.5, parse_math=False)
         for column, axes in enumerate(line):
-            height, width = images.shape[1:3]
-            grey = images[column][..., :3].mean(-1)
-            axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-            edges = (-0.5, width - 0.5, height - 0.5, -0.5)  # the map may have another size than the image
-            axes.imshow(own[column], cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=edges, interpolation="bilinear")
+            show_map(axes, images[column], own[column])
             if notes:
                 axes.set_xlabel(notes[name][column], fontsize=SMALL, fontfamily=families, parse_math=False)
     return figure
@@ -281,6 +277,14 @@ def _style(number: int, *, marker: bool = True) -> dict[str, Any]:
     return style
 
 
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """Draw an image of any number of bands: the first three as RGB, or the first as grey."""
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    """Draw an image, uint8 `[H, W, bands]`: the first three bands as RGB, or the first as grey."""
     axes.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+
+
+def show_map(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
+    """Draw a class-activation map, `[S, S]` in 0..1, over an image in grey, uint8 `[H, W, bands]`."""
+    axes.imshow(image[..., :3].mean(-1), cmap="gray", vmin=0, vmax=255)
+    height, width = image.shape[:2]
+    edges = (-0.5, width - 0.5, height - 0.5, -0.5)  # the map may have another size than the image
+    axes.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=edges, interpolation="bilinear")

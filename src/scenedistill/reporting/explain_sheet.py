@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scenedistill.core.own_files import replaced
 from scenedistill.metrics.gradcam import AGREEMENT
 from scenedistill.metrics.plots import readable_names
-from scenedistill.reporting.drawings import COLOURS
+from scenedistill.reporting.drawings import COLOURS, show_image, show_map
 from scenedistill.reporting.explain import Explained, likeliest
 from scenedistill.runs.network import TEACHER
 
@@ -80,13 +80,10 @@ def _picture(
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8.5, color=colour, fontfamily=list(families), parse_math=False)
     axes.set_xlabel(below, fontsize=8, fontfamily=list(families), parse_math=False)
-    height, width = pixels.shape[:2]
     if heat is None:
-        axes.imshow(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        return
-    axes.imshow(pixels[..., :3].mean(-1), cmap="gray", vmin=0, vmax=255)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # the map may have another size than the image
-    axes.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        show_image(axes, pixels)
+    else:
+        show_map(axes, pixels, heat)
 
 
 def _bars(axes: Axes, one: Explained, *, legend: bool) -> None:

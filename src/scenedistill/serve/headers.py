@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import tifffile
 from PIL import Image
 
 from scenedistill.core.errors import UserError
 from scenedistill.data.images.tiff_heads import read_page_headers
-from scenedistill.inference.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION
+from scenedistill.inference.inputs import PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, tiff_tags
 from scenedistill.serve.limits import ServeLimits
 
 #: Maximum memory of a decoded file, in bytes per pixel of `limits.pixels`. A scene is decoded as a whole; a raster is
@@ -80,8 +79,7 @@ def _png_depth(path: Path) -> int:
 
 def georeference_kind(path: Path) -> str | None:
     """Return the georeference of a TIFF, with or without a CRS: `transform`, ground control `points` only, or None."""
-    with tifffile.TiffFile(path) as tif:
-        tags = tif.pages.first.tags
-        if PIXEL_SCALE in tags or TRANSFORMATION in tags:
-            return "transform"
-        return "points" if TIE_POINTS in tags else None
+    tags = tiff_tags(path)
+    if PIXEL_SCALE in tags or TRANSFORMATION in tags:
+        return "transform"
+    return "points" if TIE_POINTS in tags else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -70,8 +71,8 @@ class ServeLimits:
         for field in fields(self):
             value = getattr(self, field.name)
             least = {"waiting": 0, "parallel": 1, "kept": 1, "cells": 1}.get(field.name)
-            if value <= 0 if least is None else value < least:
-                expected = "more than 0" if least is None else f"{least} or more"
+            if not (0 < value < math.inf if least is None else value >= least):
+                expected = "a finite number above 0" if least is None else f"{least} or more"
                 raise UserError(f"limits.{field.name}: found {value}, expected {expected}.")
 
     @property
@@ -185,7 +186,7 @@ class Guard:
         # TrustedHostMiddleware of Starlette is less strict: it uses the first of several Host headers, supports names
         # but no ranges of addresses (and IPv6 only in new releases), and does not check the Origin
         self.app = app
-        self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
+        self.names = {"localhost", host.lower(), *(name.lower() for name in names)} - {""}
         self.loopback_only = host == "localhost" or _is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

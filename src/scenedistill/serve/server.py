@@ -69,12 +69,11 @@ def serve(
             address, bound = listener.getsockname()[:2]
             say(", ".join(f"{role} {about['name']} ({about['file']})" for role, about in networks.items()))
             say(f"Open http://{f'[{address}]' if ':' in address else address}:{bound}/ in a browser. Ctrl-C ends it.")
-            if not Guard(_no_app, host).loopback_only:
-                say(f"Listening on {host}: every machine that reaches this one can use the page.")
             app = build_app(workers, store, limits, host=host, names=names)
-            config = server_config(app)
+            if not app.loopback_only:
+                say(f"Listening on {host}: every machine that reaches this one can use the page.")
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
-                uvicorn.Server(config).run(sockets=[listener])
+                uvicorn.Server(server_config(app)).run(sockets=[listener])
         finally:
             workers.stop()
             store.close()
@@ -162,10 +161,6 @@ def server_config(app: Guard, **limits: Any) -> uvicorn.Config:
         limit_concurrency=2 * MOST_IDLE,
         timeout_graceful_shutdown=2,
     )
-
-
-async def _no_app(*_: Any) -> None:
-    """Application of a `Guard` that is not served."""
 
 
 def _listen(host: str, port: int) -> socket.socket:

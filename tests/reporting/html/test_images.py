@@ -80,6 +80,9 @@ def test_the_images_are_found_where_the_user_says(made: Any, tmp_path: Path) -> 
     assert root is None and reason == "there is no nowhere"
     root, reason = find_data(data, data.cells[0], moved / "river")
     assert root is None and reason.endswith("is not in river")
+    closed = tmp_path / (300 * "x")  # asking for it is an error, as in a folder of another user
+    root, reason = find_data(data, data.cells[0], closed)
+    assert root is None and reason == f"there is no {closed.name}"
 
 
 def test_the_images_are_found_where_the_record_says(made: Any, grid_folder: Path, copied: Path) -> None:

@@ -244,7 +244,7 @@ def test_the_page_says_what_it_leaves_out_and_how_a_method_was_chosen(copied: Pa
     stage.write_text(json.dumps(record), encoding="utf-8")
     text = write_report(copied, tmp_path / "page.html", config=PLAINLY).read_text(encoding="utf-8")
     assert "is shown because its mean OA on the test images is the highest of 2 methods" in text
-    assert "taught by another one: seed1/table1_printed/plain." in text
+    assert "or another teacher: seed1/table1_printed/plain." in text
     chosen = dataclasses.replace(PLAINLY, method="sp")
     assert "is shown because" not in write_report(copied, tmp_path / "page.html", config=chosen).read_text("utf-8")
 

@@ -13,6 +13,7 @@ import numpy as np
 from scenedistill.core.cluster import ClusterConfig, RayCluster, Workers
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import plain_console
+from scenedistill.inference.inputs import exists
 from scenedistill.inference.raster.batches import Cells, Job
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
 from scenedistill.inference.raster.maps import as_user_errors
@@ -67,9 +68,7 @@ class RasterCluster:
         Raises:
             UserError: a worker died, and new tries did not help.
         """
-        file = Path(job.info.path)  # workers have other working folders
-        if file.exists():
-            job = replace(job, info=replace(job.info, path=str(file.resolve())))
+        job = replace(job, info=replace(job.info, path=_absolute(job.info.path)))
         batches = max(1, min(MOST_BATCHES, len(windows) // (self.workers * BLOCKS_PER_WORKER * job.batch_size)))
         size, times = batches * job.batch_size, Times()
         blocks = [windows[start : start + size] for start in range(0, len(windows), size)]
@@ -97,14 +96,19 @@ class RasterCluster:
         Raises:
             UserError: a worker died, and new tries did not help.
         """
-        named = [str(Path(raster).resolve()) if Path(raster).exists() else raster for raster in rasters]
-        calls = [(raster, folder.resolve(), config) for raster, folder in zip(named, folders, strict=True)]
+        pairs = zip(rasters, folders, strict=True)
+        calls = [(_absolute(raster), folder.resolve(), config) for raster, folder in pairs]
         for number, (result, said) in self._workers.run("map", calls):
             yield number, result, said
 
     def close(self) -> None:
         """End the workers."""
         self._workers.close()
+
+
+def _absolute(raster: str) -> str:
+    """Return the absolute path of a file, since workers have other working folders; leave another name for GDAL."""
+    return str(Path(raster).resolve()) if exists(raster) else raster
 
 
 class _Parts:

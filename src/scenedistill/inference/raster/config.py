@@ -100,7 +100,7 @@ def check_config(config: RasterConfig) -> None:
     """Check the settings that do not depend on the raster.
 
     Raises:
-        UserError: a setting is out of range, or no file would be written.
+        UserError: a setting is out of range, or a wanted file would not be written.
     """
     for name, least in (("batch_size", 1), ("processes", 1), ("readers", 1)):
         value = getattr(config, name)
@@ -109,7 +109,8 @@ def check_config(config: RasterConfig) -> None:
     if not 0 <= config.min_valid <= 1:
         raise UserError(f"--min_valid {config.min_valid:g}: expected 0 to 1.")
     if config.vectors == "none" and (config.regions or not config.classes):
-        raise UserError("Nothing would be written: --vectors none leaves --classes true, and no regions.")
+        raise UserError("Nothing would be written: --vectors none needs --classes true and --regions false.")
+    band_numbers(config.bands)
 
 
 def band_numbers(bands: list[int] | str | None) -> list[int]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from scenedistill.core.errors import UserError
 from scenedistill.core.terminal import counted
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
-from scenedistill.inference.raster.maps import as_user_errors
+from scenedistill.inference.raster.maps import Names, as_user_errors
 from scenedistill.inference.raster.merge import check_mergeable, merge_maps
 from scenedistill.inference.raster.pipeline import map_raster
 
@@ -53,7 +53,7 @@ def map_rasters(
     console = console or Console(quiet=True)
     say = partial(console.print, markup=False, highlight=False)
     if merge:
-        check_mergeable(out)
+        check_mergeable(out, config)
     folders = _folders(rasters, out)
     whole = cluster is not None and len(rasters) >= max(2, cluster.workers)
     found = _on_workers(cluster, rasters, folders, config, console) if whole and cluster else None
@@ -79,11 +79,11 @@ Found = Iterator[tuple[int, RasterResult | UserError]]
 
 def _folders(rasters: Sequence[str], out: Path) -> list[Path]:
     """Return the output folder of each raster: maps are named after it, so that equal names get a folder each."""
-    counts, seen, found = Counter(Path(raster).stem for raster in rasters), Counter[str](), list[Path]()
-    for raster in rasters:
-        name = Path(raster).stem
+    names = [Names(out, raster).stem for raster in rasters]
+    counts, seen, found = Counter(names), Counter[str](), list[Path]()
+    for raster, name in zip(rasters, names, strict=True):
         seen[name] += 1
-        found.append(out if counts[name] == 1 else out / f"{name}_{seen[name]}")
+        found.append(out if counts[name] == 1 else out / f"{Path(raster).stem}_{seen[name]}")
     return found
 
 

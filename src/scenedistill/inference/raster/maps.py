@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -17,9 +16,10 @@ import filelock
 import numpy as np
 
 from scenedistill import __version__
-from scenedistill.core.disk import file_damage, file_hash, shown_path, write_json
+from scenedistill.core.disk import disk_full, file_damage, file_hash, shown_path, write_json
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.data.raster.read import gdal_reason
+from scenedistill.inference.inputs import exists
 from scenedistill.inference.raster.class_raster import ClassRaster
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
 from scenedistill.inference.raster.progress import RasterProgress, read_plan
@@ -41,7 +41,7 @@ class Names:
 
     def __init__(self, out: Path, raster: str) -> None:
         self.out = Path(out)
-        stem = Path(raster).stem if Path(raster).exists() else raster
+        stem = Path(raster).stem if exists(raster) else raster
         self.stem = (re.sub(r"[^\w.-]+", "_", stem).strip("._")[-100:] or "raster") + "_scenes"
         self.record = self.out / f"{self.stem}.json"
         self.unfinished = self.out / f"{self.stem}.part"
@@ -253,13 +253,13 @@ def _clear(names: Names) -> None:
 
 @contextmanager
 def as_user_errors(raster: str) -> Iterator[None]:
-    """Convert errors of the system and of GDAL to `UserError`; for a full disk, its cause is an `OSError` (ENOSPC)."""
-    from rasterio.errors import RasterioError
+    """Convert errors of the system and of GDAL to `UserError`."""
+    from rasterio.errors import CRSError, RasterioError
 
     try:
         yield
-    except (OSError, RasterioError) as problem:
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RasterioError, CRSError) as problem:
+        if disk_full(problem):
             advice = "Make room and give the same command: it goes on from where it was."
             raise UserError("the disk is full.", advice=advice) from problem
         named = isinstance(problem, OSError) and problem.filename

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,24 @@ import numpy as np
 
 from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.errors import UserError
-from scenedistill.inference.raster.config import RasterResult
+from scenedistill.inference.raster.config import RasterConfig, RasterResult
 from scenedistill.inference.raster.write import CHUNK, add_style, write_layer
 
 VRT, POLYGONS, RECORD = "merged.vrt", "merged.gpkg", "merged.json"
 KIND = "merged raster maps"
 
 
-def check_mergeable(out: Path) -> None:
-    """Check that merged maps would replace nothing but merged maps.
+def check_mergeable(out: Path, config: RasterConfig) -> None:
+    """Check that there will be maps to merge, and that the merged ones replace nothing but merged maps.
 
     Raises:
-        UserError: the folder has a file of the same name that was not written here.
+        UserError: the settings leave neither class rasters nor GeoPackages, or the folder has a file of the same name
+            that was not written here.
     """
+    if not config.classes and config.vectors != "gpkg":
+        raise UserError("--merge true merges GeoTIFFs and GeoPackages: give --classes true or --vectors gpkg.")
     for path in (out / VRT, out / POLYGONS):
-        if path.exists() and not _is_ours(out / RECORD):
+        if path.exists() and read_json(out / RECORD).get("kind") != KIND:
             raise UserError(f"{path} is there already, and not from here. Choose another folder, or move it away.")
 
 
@@ -44,6 +47,7 @@ def merge_maps(results: Sequence[RasterResult], out: Path) -> list[Path]:
     Raises:
         UserError: the maps have different CRSs, or a raster is rotated or has no place on a map.
     """
+    _check_places(results)
     classes = list(results[0].cells)
     rasters = [result.classes for result in results if result.classes]
     polygons = [result.polygons for result in results if result.polygons and result.polygons.suffix == ".gpkg"]
@@ -60,13 +64,6 @@ def merge_maps(results: Sequence[RasterResult], out: Path) -> list[Path]:
     return list(made.values())
 
 
-def _is_ours(record: Path) -> bool:
-    try:
-        return bool(read_json(record)["kind"] == KIND)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        return False
-
-
 def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
     """Write a VRT of two bands over class rasters, with their colours, at the finest of their resolutions."""
     import rasterio
@@ -76,7 +73,6 @@ def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
         with rasterio.open(path) as file:
             about[path] = {**file.profile, "bounds": file.bounds}
             bands, colours, scales = file.descriptions, file.colormap(1), file.scales
-    _check_places(about)
     first = about[rasters[0]]
     bounds = np.array([one["bounds"] for one in about.values()])
     (left, bottom), (right, top) = bounds[:, :2].min(0), bounds[:, 2:].max(0)
@@ -122,16 +118,21 @@ def _element(parent: ET.Element | None, tag: str, text: object = None, **attribu
     return found
 
 
-def _check_places(about: Mapping[Path, Any]) -> None:
-    """Raise a UserError unless all rasters have one CRS, a place on the map, and north at their top."""
-    first = next(iter(about))
-    for path, one in about.items():
-        at = one["transform"]
-        if one["crs"] != about[first]["crs"]:
-            raise UserError(f"{first} and {path} have different CRSs: they cannot be merged into one map.")
-        if at.b or at.d or at.a < 0 or at.e > 0:
+def _check_places(results: Sequence[RasterResult]) -> None:
+    """Raise a UserError unless all maps have one CRS and a place on it, and class rasters have north at their top."""
+    from rasterio.crs import CRS
+
+    first: tuple[Path, CRS | None] | None = None
+    for result in results:
+        plan, path = read_json(result.record)["plan"], result.classes or result.polygons or result.record
+        crs = plan["crs"] and CRS.from_string(plan["crs"])
+        width, turn, x, tilt, height, y = plan["transform"]
+        first = first or (path, crs)
+        if crs != first[1]:
+            raise UserError(f"{first[0]} and {path} have different CRSs: they cannot be merged into one map.")
+        if result.classes and (turn or tilt or width < 0 or height > 0):
             raise UserError(f"{path} is not north up: it cannot be merged with other maps.")
-        if one["crs"] is None and not (at.c or at.f) and len(about) > 1:
+        if crs is None and not (x or y) and len(results) > 1:
             raise UserError(f"{path} has no place on a map: it cannot be merged with other maps.")
 
 

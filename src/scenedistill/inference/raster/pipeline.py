@@ -20,6 +20,7 @@ from scenedistill.core.machine import usable_cores
 from scenedistill.core.terminal import counted
 from scenedistill.data.raster.holes import Constant
 from scenedistill.data.raster.read import open_raster, raster_info, raster_library
+from scenedistill.inference.inputs import exists
 from scenedistill.inference.raster.batches import REGION_BYTES, Job
 from scenedistill.inference.raster.config import RasterConfig, RasterResult, band_numbers, check_config
 from scenedistill.inference.raster.maps import (
@@ -76,7 +77,7 @@ def map_raster(
 
     Raises:
         UserError: the raster cannot be read, a setting does not fit it, or the maps cannot be written. If the disk is
-            full, the cause of the error is an `OSError` with ENOSPC.
+            full, `core.disk.disk_full` returns True for the error.
         Damaged: a map of an earlier finished call has changed since.
     """
     config, console = config or RasterConfig(), console or Console(quiet=True)
@@ -168,7 +169,7 @@ def _plan(
     _describe(job, raster, crs, config, ground, say)
     file = Path(raster)
     plan = {
-        "raster": shown_path(file.resolve()) if file.is_file() else raster,
+        "raster": shown_path(file.resolve()) if exists(file) and file.is_file() else raster,
         "files": files,
         "size": grid.size,
         "transform": list(transform)[:6],
@@ -197,7 +198,7 @@ def _watched(raster: str, opened: DatasetReader, vrt_sources: Sequence[str]) -> 
     for name in names:  # the list grows meanwhile
         path = Path(name)
         beside = name != raster and name.endswith((".aux.xml", ".ovr"))
-        if beside or not path.is_file() or shown_path(path.resolve()) in found:
+        if beside or not (exists(path) and path.is_file()) or shown_path(path.resolve()) in found:
             continue
         stat = path.stat()
         found[shown_path(path.resolve())] = [stat.st_size, stat.st_mtime_ns]

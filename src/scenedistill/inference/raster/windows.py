@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def plan_grid(
     """
     if not 0 <= overlap < 1:
         raise UserError(f"overlap {overlap:g}: expected 0 or more and less than 1, such as 0.5 for half a window.")
-    wanted = [round(window / length) if window > 0 else 0 for length in ground]
+    wanted = [round(window / length) if 0 < window < math.inf else 0 for length in ground]
     if min(wanted) < 1 or max(wanted) > LARGEST_WINDOW:
         found = f"window {window:g}"
         if ground != (1.0, 1.0):
@@ -169,7 +170,7 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
         size: height and width of the raster in pixels.
 
     Raises:
-        UserError: there is no CRS, or the size cannot be derived from it.
+        UserError: there is no CRS, or the size cannot be derived from it, such as for degrees beyond a pole.
     """
     from pyproj import Geod
     from rasterio.warp import transform as reproject
@@ -186,13 +187,11 @@ def ground_size(transform: Affine, crs: CRS | None, size: tuple[int, int]) -> tu
         lon, lat = map(np.array, reproject(crs, "EPSG:4326", x, y))
     except Exception:  # the errors of PROJ have no public base class
         lon = lat = np.full(4, np.nan)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # such as a local CRS, or one of another planet
-        if not crs.is_projected:
-            raise UserError("How many metres a pixel has cannot be told from its CRS. Give the window in pixels.")
-        unit = float(crs.linear_units_factor[1])
-        metres = np.hypot(x[1::2] - x[::2], y[1::2] - y[::2]) * unit
-    else:
-        metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])[2]
+    metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])[2]
+    if crs.is_projected and not np.isfinite(metres).all():  # such as the CRS of another planet
+        metres = np.hypot(x[1::2] - x[::2], y[1::2] - y[::2]) * float(crs.linear_units_factor[1])
+    if not (np.isfinite(metres) & (metres > 0)).all():  # such as a local CRS, or metres declared as degrees
+        raise UserError("The size of a pixel in metres cannot be derived from the CRS. Give the window in pixels.")
     return float(metres[1]) / down, float(metres[0]) / across
 
 

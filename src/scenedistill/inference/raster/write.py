@@ -208,7 +208,6 @@ def write_layer(
         OSError: the disk is full (ENOSPC).
         UserError: the file cannot be written for another reason.
     """
-    import pyogrio.errors
     import pyogrio.raw
 
     try:
@@ -226,7 +225,7 @@ def write_layer(
                 append=append,
                 layer_options=dict(options or {}),
             )
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError) as problem:
+    except RuntimeError as problem:  # the errors of pyogrio are of this kind
         raise write_error(path, problem) from problem
 
 

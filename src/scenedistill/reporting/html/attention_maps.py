@@ -92,7 +92,7 @@ class ComparedNetworks:
         self.networks, self.root, self.device = networks, root, device
         settings = next(iter(networks.values())).settings  # not the card: a given teacher's may hold another size
         self.size, self.stored_size = int(settings["image_size"]), int(settings["data"]["stored_size"])
-        self.nets: Nets = {name: load_net(network.folder / "weights.safetensors") for name, network in networks.items()}
+        self.nets: Nets = {name: load_net(network.weights) for name, network in networks.items()}
         self.outputs = {name: network.outputs for name, network in networks.items() if network.outputs is not None}
         known = next(iter(self.outputs))
         self.paths, self.labels = networks[known].test_paths, self.outputs[known].labels

@@ -29,21 +29,19 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Properties:
-    """Names with values; a `folded` list shows only its title at first."""
+    """Names with values."""
 
-    title: str
     properties: Sequence[tuple[str, str]]
-    folded: bool = False
     kind: str = "properties"
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text in a monospaced font."""
+    """Text in a monospaced font; only its title is shown at first."""
 
     title: str
     text: str
-    folded: bool = False
+    folded: bool = True
     kind: str = "code"
 
 

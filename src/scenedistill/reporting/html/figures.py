@@ -83,7 +83,7 @@ def _images(focus: Focus, root: Path | None, network_maps: NetworkMaps) -> Itera
         yield "gradcam", drawings.activation_figure(pixels, maps, headings, notes)
     if network_maps.embeddings:
         said = {
-            name: f"{100 * found.purity:.1f} % of the ten nearest alike"
+            name: f"{100 * found.purity:.1f} % of the ten nearest are of the same class"
             for name, found in network_maps.embeddings.items()
         }
         places = {name: found.places for name, found in network_maps.embeddings.items()}

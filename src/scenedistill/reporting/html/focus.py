@@ -77,7 +77,7 @@ def _favourite(groups: dict[str, list[Network]], methods: Sequence[str]) -> tupl
     best = max(methods, key=lambda label: statistics.fmean(n.tested["oa"] for n in groups[label]))
     return best, (
         f"{best} is shown because its mean OA on the test images is the highest of {len(methods)} methods, which "
-        "flatters it: some of that lead is luck. Choose a method with --method."
+        "is an optimistic choice: part of its lead is chance. Choose a method with --method."
     )
 
 

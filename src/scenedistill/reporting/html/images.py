@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def find_data(data: Run, cell: Cell, given: Path | Mapping[str, Path] | None) ->
     for place in looked:
         if root := _root(place, sample):
             return root, ""
-    there = " and ".join(place.name for place in looked if place.exists())
+    there = " and ".join(place.name for place in looked if os.path.exists(place))  # noqa: PTH110  (see `_root`)
     if there:
         return None, f"{sample} is not in {there}"
     return None, f"there is no {looked[0].name}" if looked else "the data folder is not known"
@@ -123,9 +124,10 @@ def _recorded(data: Run, cell: Cell, label: str) -> list[Path]:
 
 def _root(place: Path, sample: str) -> Path | None:
     """Return the parent of the class folders: the place itself, the folder of a manifest, or a sub-folder."""
-    base = place.parent if place.is_file() else place
-    if (base / sample).is_file():
-        return base
-    if base.is_dir():
+    try:
+        base = place.parent if place.is_file() else place
+        if (base / sample).is_file():
+            return base
         return next((inner for inner in sorted(base.iterdir()) if (inner / sample).is_file()), None)
-    return None
+    except OSError:  # not there, or a folder of another user
+        return None

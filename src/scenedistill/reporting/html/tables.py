@@ -115,9 +115,9 @@ def results_table(cell: Cell, baseline: str) -> Table:
         head=(*head, *map(own_heading, own), "AA (%)", "kappa", "macro F1 (%)"),
         rows=tuple(rows),
         note="± is the sample standard deviation over seeds. The gain is the OA over the "
-        f"{baseline} student of the same name, taken seed by seed over the seeds that both have; its interval is that "
-        "of Student's t, which a few seeds leave wide. An interval that holds 0 does not show a gain."
-        + " What stands in brackets is such an interval too."
+        f"{baseline} student of the same name, paired by seed over the seeds that both have; its interval is that of "
+        "Student's t, which is wide for few seeds. An interval that includes 0 does not show a gain."
+        + " Brackets hold such intervals too."
         * bool(own),
     )
 
@@ -179,7 +179,7 @@ def cost_table(cell: Cell) -> Table:
         head=(*head, "quartiles (ms)", "training (min)", "started from"),
         rows=tuple(rows),
         note="Operations are multiply-accumulates for one image. The time is for one image at a time after a warm-up; "
-        "it says something only where nothing else ran on the machine. Timed on: "
+        "it is meaningful only if nothing else ran on the machine. Timed on: "
         f"{'; '.join(sorted(places))}.",
     )
 

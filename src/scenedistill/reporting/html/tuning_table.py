@@ -73,7 +73,7 @@ def _note(tuning: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> st
     parts = f"{folds} parts, each of " if folds > 1 else ""
     note = (
         f"OA on {parts}{100 * float(tuning['val_fraction']):g} % of the training part, which no network trained on, "
-        f"seed {tuning['seed']}, {tuning['epochs']} epochs where none are named, the last one counts."
+        f"seed {tuning['seed']}, after the last of {tuning['epochs']} epochs where no other number is given."
     )
     if rounds := tuning.get("rounds"):
         note += (
@@ -85,8 +85,8 @@ def _note(tuning: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> st
         trainings, epochs = (span_text(entry[name] for entry in spent) for name in ("trainings", "trained_epochs"))
         note += f" {trainings} trainings and {epochs} epochs for every method;"
     else:
-        note += " As many trials for every method;"
+        note += " The same number of trials for every method;"
     return (
         f"{note} no test image of that seed's split was used. A choice at either end of the factors may not be the "
-        "best there is. Where all diverged none is chosen."
+        "best one. Where all diverged, none is chosen."
     )

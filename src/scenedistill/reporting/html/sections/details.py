@@ -58,7 +58,7 @@ def classes(focus: Focus) -> Section:
         label = f"points of accuracy: {pair.names[1]} over {pair.names[0]}"
         chart = bar_chart([g.name for g in gains], [g.points for g in gains], x_label=label, tips=tips)
         worse = sum(g.points < 0 for g in gains)
-        said = f"{worse} of {len(gains)} classes lose. Seeds taken together: {', '.join(map(str, pair.seeds))}."
+        said = f"{worse} of {len(gains)} classes lose accuracy. Sum over the seeds: {', '.join(map(str, pair.seeds))}."
         section.blocks.append(Charts([("", chart)], caption=said))
     if len(focus.groups) > 1 and all(n.tested.get("per_class") for group in focus.groups.values() for n in group):
         section.blocks.append(class_table(focus.cell, focus.groups))
@@ -118,8 +118,8 @@ def parts(focus: Focus) -> Section:
     section = Section(
         "parts",
         "Parts of the loss",
-        "First each part times its weight; then, where it was measured, the norm of its gradient, which says how hard "
-        "it pulls at the network: a part may be large and pull little.",
+        "First each part times its weight; then, where it was measured, the norm of its gradient, which shows how "
+        "strongly it changes the network: a large part may have a small gradient.",
     )
     said: dict[str, list[str]] = {}  # label of a training -> hints of the first seed that has any
     for network in focus.cell.networks:
@@ -145,7 +145,7 @@ def parts(focus: Focus) -> Section:
             charts.append((f"{label}, seed {seed}: gradient norms", drawn))
         weights = ", ".join(f"{name} × {weight:g}" for name, weight in found.weights.items())
         shares = ", ".join(f"{name} {share:.0%}" for name, share in found.gradient_shares.items())
-        caption = f"Weights: {weights or 'not known'}." + (f" Shares of all pulls: {shares}." if shares else "")
+        caption = f"Weights: {weights or 'not known'}." + (f" Shares of the gradients: {shares}." if shares else "")
         section.blocks.append(Charts(charts, [(name, colour_class(i), None) for i, name in enumerate(names)], caption))
         told = [replace(line, name=f"gradient of {line.name}") for line in pulls]
         section.blocks.append(_values(f"parts-{label}", f"Values: {label}", [*weighted, *told]))
@@ -172,8 +172,8 @@ def calibrations(focus: Focus) -> Section:
     section = Section(
         "calibration",
         "Calibration",
-        "A point below the dashed line is a confidence that promises too much. The expected calibration error (ECE) is "
-        "the mean gap to that line, each point counting as often as it has images.",
+        "Points below the dashed line are overconfident. The expected calibration error (ECE) is the mean gap to that "
+        "line, weighted by the number of images.",
     )
     lines, rows, said = [], [], list[Text]()
     for (name, label), networks in focus.cell.groups().items():
@@ -192,11 +192,11 @@ def calibrations(focus: Focus) -> Section:
     if not rows:
         return section
     if lines:
-        chart = line_chart(lines, x_label="confidence", y_label="share of right ones", form="{:.3f}", diagonal=True)
+        chart = line_chart(lines, x_label="confidence", y_label="accuracy", form="{:.3f}", diagonal=True)
         legend = [(line.name, colour_class(line.colour), None) for line in lines]
         section.blocks += [Charts([("Reliability diagram", chart)], legend), *said]
     head = ("network", "training", "ECE (points)", "largest gap (points)", "mean confidence (%)", "OA (%)")
-    note = f"The predictions of all seeds together, in {BINS} bins of equal width, here as in words and diagram."
+    note = f"The predictions of all seeds together, in {BINS} bins of equal width, as in the diagram."
     section.blocks.append(Table("calibration", "Calibration", head, tuple(rows), note=note))
     return section
 

@@ -48,9 +48,9 @@ def in_short(data: Run, focus: Focus) -> Section:
         side = "ahead of" if gain.mean >= 0 else "behind"
         said = f"{name} is {abs(gain.mean):.2f} points of OA {side} {data.baseline}, {seeds}."
         if gain.low is None:
-            said += " One seed says nothing of the spread."
+            said += " One seed gives no measure of the spread."
         else:
-            verdict = "leaves 0 out" if gain.clear else "holds 0: these seeds do not show a difference"
+            verdict = "excludes 0" if gain.clear else "includes 0: these seeds do not show a difference"
             said += f" The 95 % interval is {interval_text(gain.low, gain.high)} and {verdict}."
         blocks.append(Text(said))
     if focus.note:
@@ -59,7 +59,7 @@ def in_short(data: Run, focus: Focus) -> Section:
         blocks.append(
             Text(
                 f"Looked at closely below: {data.title_of(focus.cell)}, student {focus.student}, "
-                f"{' and '.join(list(focus.groups)[1:])}. Others are chosen with --cell, --student and --method."
+                f"{' and '.join(list(focus.groups)[1:])}. Choose others with --cell, --student and --method."
             )
         )
     return Section("short", "In short", blocks=blocks)
@@ -80,7 +80,7 @@ def what_was_run(data: Run) -> Section:
             ("training and tests took", duration(took) if isinstance(took, int | float) else None),
             ("notes", summary.get("notes")),
         ]
-        blocks.append(Properties("The run", [(name, str(value)) for name, value in properties if value]))
+        blocks.append(Properties([(name, str(value)) for name, value in properties if value]))
     rows = []
     for cell in data.cells:
         for seed in cell.seeds():
@@ -102,13 +102,13 @@ def what_was_run(data: Run) -> Section:
                 )
             )
     head = ("data", "seed", "split hash", "training", "validation", "test", "classes", "pixels seen / stored")
-    note = "Two splits with one hash are the same split. Every network of a seed was tested on the same images."
+    note = "Splits with the same hash are the same split. Every network of a seed was tested on the same images."
     blocks.append(Table("splits", "Images and splits", head, tuple(rows), note=note))
     if data.grid:
-        blocks.append(Code("The grid's settings", settings_text(data.grid), folded=True))
+        blocks.append(Code("The grid's settings", settings_text(data.grid)))
     for cell in data.cells:
         if cell.settings:
-            blocks.append(Code(f"Settings: {data.title_of(cell)}", settings_text(cell.settings), folded=True))
+            blocks.append(Code(f"Settings: {data.title_of(cell)}", settings_text(cell.settings)))
     return Section("run", "What was run", blocks=blocks)
 
 
@@ -124,8 +124,8 @@ def results(data: Run) -> Section:
     return Section(
         "results",
         "Results",
-        "OA is the share of all test images that are named rightly, AA the mean over the classes, kappa the agreement "
-        "beyond chance. Click a heading to sort.",
+        "OA is the share of all test images that are classified correctly, AA the mean over the classes, kappa the "
+        "agreement beyond chance. Click a heading to sort.",
         blocks,
     )
 
@@ -133,7 +133,7 @@ def results(data: Run) -> Section:
 def cost(data: Run) -> Section:
     """Return the section of parameters, bytes, operations and time."""
     tables = [table for cell in data.cells if (table := cost_table(cell)).rows]
-    return Section("cost", "Cost", "What each network takes to keep and to run.", [*tables])
+    return Section("cost", "Cost", "Size, operations and time of each network.", [*tables])
 
 
 def tuning(data: Run) -> Section:
@@ -149,7 +149,7 @@ def missing(data: Run, left_out: Sequence[str]) -> Section:
         names = [network.folder.relative_to(data.root).as_posix() for network in data.others]
         blocks.append(
             Text(
-                "Left out, for they have other settings than the teacher of their seed or were taught by another one: "
+                "Left out, because they have other settings than the teacher of their seed, or another teacher: "
                 f"{', '.join(names)}. The same command trains them again.",
                 "warn",
             )

@@ -29,7 +29,7 @@ def matrix_section(drawn: bool) -> Section:
         "matrices",
         "Confusion matrices",
         "Rows are true classes, columns predicted ones. Point at an entry for its figures; click it, or go to it with "
-        "the arrow keys and press Enter, to see images behind it.",
+        "the arrow keys and press Enter, to see its images.",
         [MatrixView()] if drawn else [],
     )
 
@@ -102,8 +102,8 @@ def _fill_gradcam(
 ) -> None:
     classes = focus.cell.classes
     section.help = (
-        "Grad-CAM: bright is where the network finds evidence for the true class. The score is the "
-        f"{AGREEMENT} of teacher and student: 1 is the same place, 0 no relation."
+        "Grad-CAM: in bright areas the network finds evidence for the true class. The score is the "
+        f"{AGREEMENT} of teacher and student: 1 for the same places, 0 for no relation."
     )
     scores = compared.agreements(part)
     rows = []
@@ -119,8 +119,8 @@ def _fill_gradcam(
     seed = next(iter(compared.networks.values())).seed
     grids = ", ".join(f"{name} {grid}" for name, grid in compared.positions().items())
     note = (
-        f"Over {len(part)} of {len(compared.paths)} test images of seed {seed}, of each class its share. Positions of "
-        f"the maps before they are enlarged: {grids}; the fewer, the rougher the score."
+        f"Over {len(part)} of {len(compared.paths)} test images of seed {seed}, stratified by class. Positions "
+        f"of the maps before they are enlarged: {grids}; with few positions the score is imprecise."
     )
     head = ("student", "mean agreement", "median", "standard deviation", "images")
     if rows:
@@ -140,8 +140,8 @@ def _fill_gradcam(
         strips.append((true, f"{Path(compared_image.path).name}, {why}", tiles))
     caption = (
         "First the images on which the class probabilities of the networks differ most (Jensen-Shannon divergence), "
-        "one of a class; then a few drawn evenly, to show ordinary ones. A green frame is a right answer, a red one a "
-        "wrong one."
+        "one of a class; then a few drawn evenly, to show ordinary ones. A green frame marks a correct prediction, a "
+        "red one a wrong one."
     )
     section.blocks.append(Gallery(strips, caption))
 
@@ -150,8 +150,8 @@ def _fill_embeddings(
     focus: Focus, compared: ComparedNetworks, positions: np.ndarray, section: Section, network_maps: NetworkMaps
 ) -> None:
     section.help = (
-        "Test images placed by t-SNE of their embeddings: neighbours are alike to the network. Sizes of clusters and "
-        "distances between them mean nothing."
+        "Test images placed by t-SNE of their embeddings: neighbours are similar to the network. Sizes of clusters and "
+        "distances between them have no meaning."
     )
     classes, labels = focus.cell.classes, compared.labels[positions].tolist()
     charts = []
