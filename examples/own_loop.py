@@ -1,4 +1,4 @@
-"""Distil in a plain PyTorch loop: your data set and transforms, a teacher trained elsewhere, our student or yours.
+"""Distil by `dkd` in a plain PyTorch loop: your data set, transforms and teacher, our student or yours.
 
 python examples/own_loop.py IMAGES TEACHER.pth
 
@@ -45,24 +45,24 @@ if ours := args.student in STUDENTS:
     student = build_student(args.student, classes, image_size=args.size, normalise=False)
 else:
     student = SceneNet.wrap(torchvision.models.get_model(args.student, num_classes=classes), stages)
-student.to(device)
 
-losses = [kind(student.dims, teacher.dims).to(device) for kind in (DualAttentionLoss, SpatialStructureLoss)]
+da, ss = (kind(student.dims, teacher.dims) for kind in (DualAttentionLoss, SpatialStructureLoss))
+parts = nn.ModuleList([student, da, ss]).to(device)  # the losses' adapters learn too, and are discarded
 statistics = TeacherStatistics.measure(teacher, DataLoader(whole, args.batch))
-for loss in losses:
+for loss in (da, ss):
     loss.prepare(statistics)
-trained = list(nn.ModuleList([student, *losses]).parameters())  # the losses' adapters learn too, and are discarded
-optimizer = torch.optim.SGD(trained, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+optimizer = torch.optim.SGD(parts.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 for epoch in range(args.epochs):
     for view, labels in ((view.to(device), labels.to(device)) for view, labels in loader):
         with torch.no_grad():
             target = teacher(view)
         output = student(view)
-        total = F.cross_entropy(output.logits, labels) + sum(loss(output, target, labels) for loss in losses)
+        total = F.cross_entropy(output.logits, labels) + 30 * da(output, target, labels) + ss(output, target, labels)
         optimizer.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        for part in parts:  # each by its own norm: the adapters' gradients are large
+            nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         optimizer.step()
     schedule.step()
     print(f"epoch {epoch + 1}: loss {total.item():.3f}")

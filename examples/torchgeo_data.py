@@ -32,8 +32,8 @@ class Distillation(L.LightningModule):
         with torch.no_grad():
             target = teacher(images)
         output = self.student(images)
-        parts = [loss(output, target, labels) for loss in self.losses]
-        loss: Tensor = F.cross_entropy(output.logits, labels) + sum(parts)
+        da, ss = (loss(output, target, labels) for loss in self.losses)
+        loss: Tensor = F.cross_entropy(output.logits, labels) + 30 * da + ss  # the weights of the method `dkd`
         self.log("loss", loss, prog_bar=True)
         return loss
 
