@@ -90,6 +90,8 @@ class TeacherConfig:
         std: standard deviation of each band, likewise.
         checkpoint: weights of an already trained teacher (`weights.safetensors` of its run), to use without training.
         dual_attention: insert DA modules after the stages.
+        frozen_stages: number of first stages that keep their initial weights, with all layers before them; their DA
+            modules stay the identity. Shortens a training step.
         triplet_weight: lambda, weight of the triplet loss added to the cross-entropy, >= 0.
         margin: margin of the triplet loss for unit vectors, 0..2.
         mining: `hard` or `semihard` triplets.
@@ -108,6 +110,7 @@ class TeacherConfig:
     std: list[float] | None = field(default=None, metadata=LATER)
     checkpoint: Path | None = None
     dual_attention: bool = True
+    frozen_stages: int = field(default=0, metadata=LATER)
     triplet_weight: float = 1.0
     margin: float = 0.3
     mining: Literal["hard", "semihard"] = "hard"

@@ -576,6 +576,7 @@ CHANGES: dict[str, tuple[Callable[[RunConfig], object], str]] = {
     "a decay below zero": (lambda c: setattr(c.teacher.fit, "weight_decay", -1.0), "--teacher.fit.weight_decay is -1"),
     "too smooth labels": (lambda c: setattr(c.teacher.fit, "label_smoothing", 2.0), "--teacher.fit.label_smoothing is"),
     "an accuracy in percent": (lambda c: setattr(c.teacher, "min_oa", 60.0), "--teacher.min_oa is 60.0; expected"),
+    "random weights frozen": (lambda c: setattr(c.teacher, "frozen_stages", 1), "is 1 and --teacher.weights none"),
     "no bands": (lambda c: setattr(c.data, "bands", 0), "--data.bands is 0; expected 1 or more"),
     "fewer workers than none": (lambda c: setattr(c.data, "workers", -1), "--data.workers is -1"),
     "fewer threads than none": (lambda c: setattr(c.machine, "threads", -1), "--machine.threads is -1"),

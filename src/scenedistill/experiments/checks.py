@@ -122,6 +122,11 @@ def _check_groups(teacher: TeacherConfig) -> None:
 def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
     check_name(teacher.name, STUDENTS)
     read_classes(teacher.classes)
+    if teacher.frozen_stages < 0 or (teacher.frozen_stages and teacher.weights == "none"):
+        raise UserError(
+            f"--teacher.frozen_stages is {teacher.frozen_stages} and --teacher.weights {teacher.weights}; expected 0, "
+            "or a number of stages that keep their pretrained weights."
+        )
     if teacher.min_oa is not None and not 0 <= teacher.min_oa <= 1:
         raise UserError(f"--teacher.min_oa is {teacher.min_oa}; expected a share of the images, 0 to 1.")
     for name in ("classes", "mean", "std"):

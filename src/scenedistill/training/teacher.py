@@ -12,6 +12,7 @@ from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.network import SceneNet
 from scenedistill.training.base import SceneTraining
 from scenedistill.training.distributed import gather
+from scenedistill.training.frozen_stages import freeze_stages, hold_statistics
 
 
 class TeacherTraining(SceneTraining):
@@ -31,6 +32,13 @@ class TeacherTraining(SceneTraining):
     def __init__(self, net: SceneNet, config: TeacherConfig, views: ViewConfig, *, image_size: int, seed: int) -> None:
         super().__init__(net, config.schedule(), views, image_size=image_size, seed=seed)
         self.config = config
+        if config.frozen_stages:
+            freeze_stages(net, config.frozen_stages, image_size)
+
+    def on_train_epoch_start(self) -> None:
+        """Hold the frozen stages in evaluation mode."""
+        super().on_train_epoch_start()
+        hold_statistics(self.net)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Return the loss on a batch; the triplets are mined from the batches of all processes together."""

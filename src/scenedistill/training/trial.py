@@ -18,6 +18,7 @@ from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.network import SceneNet
 from scenedistill.training.fitting import count_devices
+from scenedistill.training.frozen_stages import freeze_stages
 from scenedistill.training.student import StudentTraining
 
 CLASSES = 3  # number of classes of the trial; it does not affect whether a step succeeds
@@ -47,6 +48,8 @@ def try_teacher(config: RunConfig, device: torch.device, precision: Precision) -
             image_size=config.image_size,
             dual_attention=teacher.dual_attention,
         )
+        if teacher.frozen_stages:
+            freeze_stages(net, teacher.frozen_stages, config.image_size)
         batch, view = _batch(net, images, config, device)
         output = net(view, attention=False)
         loss = F.cross_entropy(output.logits.float(), batch.labels)
