@@ -29,7 +29,8 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import Split, assemble, make_split
 from scenedistill.data.views import ViewConfig
-from scenedistill.experiments.results.record import Result, Row, measured_here, write_result
+from scenedistill.experiments.results.environment import measured_here
+from scenedistill.experiments.results.record import Result, Row, write_result
 from scenedistill.metrics.accuracy import scene_metrics
 from scenedistill.metrics.predict import predict
 from scenedistill.models.attention import DualAttention, SigmoidAttention

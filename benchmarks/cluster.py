@@ -33,8 +33,8 @@ from records.command import this_command
 from records.figures import Figure, Figures
 from scenedistill.data.synthetic.demo import picture
 from scenedistill.data.synthetic.scenes import SCENES
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.inference.model import Predicted, SceneModel, open_model
 from scenedistill.inference.raster.config import RasterConfig
 from scenedistill.inference.raster.pipeline import map_raster

@@ -37,8 +37,8 @@ from scenedistill.data.module import SceneDataModule
 from scenedistill.data.scenes import scan
 from scenedistill.data.training_part import mixed_view
 from scenedistill.experiments.context import Experiment, split_of
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.experiments.stages.students import student_stage
 from scenedistill.experiments.stages.teacher import teacher_settings
 from scenedistill.experiments.stages.teaching import training_part

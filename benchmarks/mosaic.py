@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from records.use import keep_section
 from scenedistill.data.images.read import read_image, read_scene
 from scenedistill.data.scenes import scan
-from scenedistill.experiments.results.record import measured_here
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.inference.model import SceneModel, open_model
 from scenedistill.inference.raster.pipeline import RasterConfig, map_raster
 from scenedistill.inference.raster.work import GDAL_CACHE

@@ -27,8 +27,8 @@ from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.data.cache.build import build_cache
 from scenedistill.data.scenes import scan
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.experiments.run import run
 from scenedistill.training.fitting import peak_memory
 

@@ -23,8 +23,8 @@ from records.step_profile import StepProfile, StepShare, kind_of_operation, prof
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.experiments.bench.loops import Bench, Repeated, student_step
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.models.table1 import STUDENTS
 
 STEPS = 8

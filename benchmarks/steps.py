@@ -26,8 +26,8 @@ from scenedistill.config import FitConfig
 from scenedistill.core.memory import keep_memory
 from scenedistill.core.precision import autocast, flush_denormals
 from scenedistill.experiments.bench.run import machine_peak
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import count_operations
 from scenedistill.models.create import build_student
 from scenedistill.models.depthwise import use_quick_depthwise

@@ -40,8 +40,8 @@ from scenedistill.data.splits.draw import Split
 from scenedistill.data.splits.files import read_split
 from scenedistill.data.views import ViewConfig
 from scenedistill.experiments.bench.processes import use_default_processes
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import wait_for
 from scenedistill.metrics.predict import predict
 from scenedistill.models.create import build_student

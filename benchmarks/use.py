@@ -30,7 +30,7 @@ from records.use import keep_section
 from scenedistill.core.machine import usable_cores
 from scenedistill.core.precision import resolve_precision
 from scenedistill.data.images.read import read_scene
-from scenedistill.experiments.results.record import measured_here
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.export.config import ExportConfig
 from scenedistill.export.run import CPU, NAMES, export
 from scenedistill.inference.images import ImagesConfig, predict_images

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.results.record import Result, Row, hardware, read_result, versions, write_result
+from scenedistill.experiments.results.environment import hardware, versions
+from scenedistill.experiments.results.record import Result, Row, read_result, write_result
 
 
 def example() -> Result:

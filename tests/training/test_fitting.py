@@ -26,7 +26,8 @@ from scenedistill.models.create import build_student
 from scenedistill.models.files import weights_hash
 from scenedistill.runs.curves import read_curves
 from scenedistill.training.base import Diverged
-from scenedistill.training.fitting import AtomicCheckpoints, count_devices, original_exception
+from scenedistill.training.checkpoint_io import AtomicCheckpoints
+from scenedistill.training.fitting import count_devices, original_exception
 from scenedistill.training.student import StudentTraining
 
 PLAIN, DKD = "table1_printed/plain", "table1_printed/dkd"

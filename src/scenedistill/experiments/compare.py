@@ -10,8 +10,8 @@ import numpy as np
 
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.results.comparisons import ComparisonResult, ComparisonRow
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.pairs import OURS, paired_gain
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.comparison import ImageGain, holm, image_gain
 from scenedistill.runs.network import Network
 from scenedistill.runs.run import Cell, Run

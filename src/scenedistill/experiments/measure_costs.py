@@ -9,7 +9,7 @@ import torch
 
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.results.costs import CostResult, CostRow, cost_rows
-from scenedistill.experiments.results.record import measured_here
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.stages.files import WEIGHTS
 from scenedistill.metrics.cost import cost_table
 from scenedistill.models.create import build_network

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from scenedistill.core.disk import write_json, write_text
 from scenedistill.experiments.context import SeedContext
-from scenedistill.experiments.results.record import Result, Row, measured_here, to_json
+from scenedistill.experiments.results.environment import measured_here
+from scenedistill.experiments.results.record import Result, Row, to_json
 from scenedistill.experiments.results.table import cells, result_table
 
 SHOWN = ("network", "training", "seeds", "OA (%)", "gain (points)", "kappa", "parameters (M)", "ms per image")

@@ -21,7 +21,7 @@ from scenedistill.core.disk import file_sha256, write_json
 from scenedistill.core.errors import UserError
 from scenedistill.core.precision import resolve_precision
 from scenedistill.core.terminal import counted, plain_console
-from scenedistill.experiments.results.record import hardware, versions
+from scenedistill.experiments.results.environment import hardware, versions
 from scenedistill.export.check import FileCheck, check_file, logits_of, time_models
 from scenedistill.export.config import ExportConfig, Format
 from scenedistill.export.model_card import HEADINGS, figures, model_card, timed

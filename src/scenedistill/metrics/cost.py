@@ -28,7 +28,7 @@ class ModelCost:
     milliseconds_high: float  # upper quartile
     batch_size: int  # images in each timed pass; times are pass times divided by it
     threads: int  # PyTorch threads on the CPU
-    device: str  # "cpu" or "cuda"; its name is in results.record.hardware()
+    device: str  # "cpu" or "cuda"; its name is in environment.hardware()
     repeats: int
 
 

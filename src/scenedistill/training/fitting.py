@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -22,21 +20,19 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from scenedistill.config import MachineConfig
-from scenedistill.core.disk import archive_damage, disk_full, whole_file
+from scenedistill.core.disk import archive_damage
 from scenedistill.core.errors import UserError
 from scenedistill.core.precision import compute_device, resolve_precision
 from scenedistill.core.terminal import plain_console
 from scenedistill.data.module import SceneDataModule
 from scenedistill.training.base import Diverged, SceneTraining
+from scenedistill.training.checkpoint_io import AtomicCheckpoints
 from scenedistill.training.ema import AveragedWeights
 
-#: Free bytes below which a disk counts as full: a failed write may free this much again.
-FULL = 32 << 20
 LIGHTNING_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
 
@@ -283,28 +279,6 @@ def _waits(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
     assert isinstance(module, SceneTraining)
     batches: Any = trainer.train_dataloader
     return {**module.waits, "data": module.waits["data"] + batches.waited}
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoint writer that replaces the old file atomically, so that a kill or a full disk leaves it intact."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as problem:  # raised for an unfinished file, whatever has interrupted the writing
-                if isinstance(problem.__context__, KeyboardInterrupt):
-                    raise problem.__context__ from None
-                if disk_full(problem) or shutil.disk_usage(target.parent).free < FULL:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from problem
-                raise
-
-    def load_checkpoint(self, path: Any, *given: Any, **more: Any) -> dict[str, Any]:
-        """Load tensors and plain values only: the folder of a run may come from someone else."""
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
 
 
 def _silence_libraries() -> None:

@@ -40,8 +40,8 @@ from scenedistill.experiments.bench.speed import (
     SpeedResult,
     SpeedRow,
 )
+from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
-from scenedistill.experiments.results.record import measured_here
 from scenedistill.metrics.cost import count_operations, wait_for
 from scenedistill.models.network import check_name
 from scenedistill.models.table1 import STUDENTS

@@ -23,8 +23,8 @@ class Measurement:
         experiment: name; the file is results/<experiment>.json.
         command: command that repeats the measurement.
         date: ISO 8601.
-        hardware: from `record.hardware`.
-        versions: from `record.versions`.
+        hardware: from `environment.hardware`.
+        versions: from `environment.versions`.
         data: name of the data set.
     """
 
