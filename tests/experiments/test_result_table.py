@@ -113,6 +113,16 @@ def test_the_gain_pairs_seeds_and_says_how_many() -> None:
     assert lines["light", "plain"][2] == "2"
 
 
+def test_epochs_are_shown_where_they_differ_from_the_usual_ones() -> None:
+    rows = (
+        Row("plain", "light", None, 0, oa=0.7),
+        Row("plain", "pretrained", None, 0, oa=0.8, more={"epochs": 16}),
+        Row("plain", "pretrained", None, 1, oa=0.8, more={"epochs": 16}),
+    )
+    head, _, *lines = table_rows(result_table(example(rows)))
+    assert [line[head.index("other epochs")] for line in lines] == ["-", "16"]
+
+
 def test_columns_without_figures_are_left_out_and_pipes_escaped() -> None:
     table = result_table(example((Row("plain", "a|b", None, 0, oa=0.5),)))
     assert table.splitlines()[0] == "| network | training | seeds | OA (%) |"

@@ -116,7 +116,7 @@ def _do(settings: Namespace, console: Console, text: str) -> int:
         check_grid(config)
         config, engine = on_cluster(config)
     outcome = grid(config, out, only=settings.only, jobs=settings.jobs, engine=engine, command=text, console=console)
-    console.print(f"Each cell's networks, figures and logs lie in {out}")
+    console.print(f"Each cell's networks, figures and logs are in {out}")
     if results:
         for block, result in outcome.results.items():
             path = results if len(outcome.results) == 1 else results.with_stem(f"{results.stem}_{block}")

@@ -18,8 +18,9 @@ def result_table(result: Result) -> str:
     Teachers come first, then each student: plain, then every method. A figure is the mean over seeds, followed by ± the
     sample standard deviation where there are two seeds or more. The gain is the OA in points over the plain student of
     the same name, paired over the common seeds; so is the lead of our own methods over another one, with the interval
-    in brackets. Where a figure has fewer seeds than its row, their number follows it. Columns without a figure are left
-    out. Equal results give equal text.
+    in brackets. Where a figure has fewer seeds than its row, their number follows it. "other epochs" is the number of
+    epochs where it differs from the one below the table. Columns without a figure are left out. Equal results give
+    equal text.
     """
     table = markdown_table(*cells(result))
     meaning = " ± is the sample standard deviation over seeds." if "±" in table else ""
@@ -60,6 +61,7 @@ def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
         "macro F1 (%)": spread(known("macro_f1", 100), wanted=seeds),
         "parameters (M)": middle(known("parameters", 1e-6)),
         "ms per image": middle(known("milliseconds")),
+        "other epochs": ", ".join(dict.fromkeys(f"{count:.0f}" for count in known_more("epochs"))) or NONE,
         "training (min)": middle(known_more("train_seconds", 1 / 60)),
         "started from": started_from(rows),
     }
