@@ -91,7 +91,7 @@ class TeacherConfig:
         checkpoint: weights of an already trained teacher (`weights.safetensors` of its run), to use without training.
         dual_attention: insert DA modules after the stages.
         frozen_stages: number of first stages that keep their initial weights, with all layers before them; their DA
-            modules stay the identity. Shortens a training step.
+            modules stay the identity, and no gradient is computed for them.
         triplet_weight: lambda, weight of the triplet loss added to the cross-entropy, >= 0.
         margin: margin of the triplet loss for unit vectors, 0..2.
         mining: `hard` or `semihard` triplets.

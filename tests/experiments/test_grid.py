@@ -512,6 +512,9 @@ def test_only_cells_with_the_same_teacher_and_schedule_share_a_teacher_pass(make
     assert not can_share_teacher_pass(config, (da, same), (dkd, Candidate(1, 0.5))), "a learning rate does"
     for other in (da, plain, long, da.teacher, dataclasses.replace(dkd, seed=1)):
         assert not can_share_teacher_pass(config, (da, same), (other, same)), other
+    maps = fresh({"sp": MethodConfig(knowledge_views=3), "dkd": MethodConfig()}, make)
+    sp = dataclasses.replace(dkd, label="sp")
+    assert can_share_teacher_pass(maps, (sp, same), (dkd, same)), "nothing is stored for feature maps"
     kept = make()
     assert not can_share_teacher_pass(kept, (da, same), (dkd, same)), "what the teacher says is kept: asked once anyway"
     config.base.side_by_side = False

@@ -59,8 +59,8 @@ def open_knowledge(context: SeedContext, config: StudentConfig, teacher: Stage) 
 
 def distillation_inputs(config: StudentConfig) -> tuple[Any, ...]:
     """Return the settings that students must have in common to use the same teacher outputs."""
-    asked = (config.ask_size, config.symmetries, *config.also)
-    return stores_outputs(config), config.knowledge_views, config.mixup, config.unlabelled, *asked
+    views = config.knowledge_views if stores_outputs(config) else 0
+    return views, config.mixup, config.unlabelled, config.ask_size, config.symmetries, *config.also
 
 
 def training_part(context: SeedContext, config: StudentConfig) -> TrainingPart:
