@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -56,18 +56,37 @@ def output() -> MakeOutput:
     return make_output
 
 
-@pytest.fixture
-def statistics(teacher_dims: FeatureDims) -> TeacherStatistics:
+def make_statistics(dims: FeatureDims) -> TeacherStatistics:
+    """Random statistics of a teacher of these dimensions."""
     draw = torch.Generator().manual_seed(99)
     return TeacherStatistics(
-        torch.randn(teacher_dims.embedding, generator=draw),
-        tuple(torch.randn(width, generator=draw) for width in teacher_dims.stages),
-        tuple(torch.rand(width, generator=draw) + 0.5 for width in teacher_dims.stages),
+        torch.randn(dims.embedding, generator=draw),
+        tuple(torch.randn(width, generator=draw) for width in dims.stages),
+        tuple(torch.rand(width, generator=draw) + 0.5 for width in dims.stages),
         head=(
-            torch.randn(teacher_dims.classes, teacher_dims.embedding, generator=draw),
-            torch.randn(teacher_dims.classes, generator=draw),
+            torch.randn(dims.classes, dims.embedding, generator=draw),
+            torch.randn(dims.classes, generator=draw),
         ),
     )
+
+
+@pytest.fixture
+def statistics_of() -> Callable[[FeatureDims], TeacherStatistics]:
+    return make_statistics
+
+
+@pytest.fixture
+def statistics(teacher_dims: FeatureDims) -> TeacherStatistics:
+    return make_statistics(teacher_dims)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for torch, whatever the number that the tests run with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

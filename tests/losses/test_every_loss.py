@@ -169,3 +169,29 @@ def test_networks_with_different_numbers_of_stages_give_a_finite_value(
     student = output(ours, sizes=sizes[: len(student_stages)])
     teacher = output(theirs, sizes=sizes[: len(teacher_stages)], seed=1)
     learn(loss, student, teacher, torch.tensor([0, 1, 2, 1, 0]))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_gradient_is_the_same_on_every_call(
+    name: str, output: MakeOutput, statistics_of: Callable[[FeatureDims], TeacherStatistics]
+) -> None:
+    # as large as in training: torch does smaller work in one thread
+    student_dims = FeatureDims(classes=12, embedding=512, stages=(16, 32))
+    teacher_dims = FeatureDims(classes=12, embedding=512, stages=(32, 64))
+    student, teacher = (
+        output(dims, 64, sizes=(16, 8), seed=seed, dtype=torch.float32)
+        for seed, dims in enumerate((student_dims, teacher_dims))
+    )
+    labels = torch.arange(64) % 12
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(0)
+        loss = LOSSES[name](student_dims, teacher_dims, **EVERYTHING.get(name, {}))
+        loss.prepare(statistics_of(teacher_dims))
+        inputs = with_gradients(student)
+        loss(inputs, teacher, labels).backward()
+        return [t.grad for t in [*tensors(inputs), *loss.parameters()] if t.grad is not None]
+
+    first = gradients()
+    for _ in range(8):
+        assert all(torch.equal(one, other) for one, other in zip(first, gradients(), strict=True))

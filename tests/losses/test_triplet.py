@@ -91,3 +91,15 @@ def test_the_loss_is_float32_under_autocast(embedding: Tensor) -> None:
         mixed = triplet_loss(half, LABELS)
     assert mixed.dtype == torch.float32
     assert mixed == triplet_loss(half.float(), LABELS)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("mining", ["hard", "semihard"])
+def test_the_gradient_is_the_same_on_every_call(mining: Mining) -> None:
+    # as large as in training: torch does smaller work in one thread
+    embedding = torch.randn(64, 512).requires_grad_()
+    labels = torch.arange(64) % 12
+    first, *others = (
+        torch.autograd.grad(triplet_loss(embedding, labels, margin=1.0, mining=mining), embedding)[0] for _ in range(20)
+    )
+    assert all(torch.equal(first, other) for other in others)
