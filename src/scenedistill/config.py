@@ -43,9 +43,11 @@ class DataConfig:
     Attributes:
         train_ratio: share of each class used for training, in (0, 1); common values are 0.2 and 0.5 on AID, 0.1 and
             0.2 on NWPU-45.
+        test_ratio: share of each class used for testing, in (0, 1); every image that does not train when not given, as
+            in the published protocol.
         val_fraction: share of the training part that is held out for validation, 0..1; 0 in the published protocol.
-        split_file: split file or folder of lists to use instead of a random split; `train_ratio` and the seed then do
-            not affect the split.
+        split_file: split file or folder of lists to use instead of a random split; the ratios and the seed then do not
+            affect the split.
         stored_size: side in pixels of the images in the decoded cache; at least the size of the views.
         bands: number of bands read from each image: 1, 3 or more.
         cache_dir: folder of the decoded cache and of the stored teacher outputs; the user's cache folder when not
@@ -60,6 +62,7 @@ class DataConfig:
     """
 
     train_ratio: float = 0.2
+    test_ratio: float | None = field(default=None, metadata=LATER)
     val_fraction: float = 0.0
     split_file: Path | None = None
     stored_size: int = 256

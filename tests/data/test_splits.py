@@ -42,6 +42,20 @@ def test_counts_of_each_class_are_rounded_half_up() -> None:
     assert split.val.size == 0 and split.train.dtype == np.int64 and (split.train_ratio, split.seed) == (0.35, 0)
 
 
+def test_a_test_ratio_leaves_the_images_between_training_and_test_out() -> None:
+    split = make_split(TOY, 0.2, seed=0, test_ratio=0.5)
+    assert np.array_equal(split.train, make_split(TOY, 0.2, seed=0).train)
+    assert np.array_equal(split.test, make_split(TOY, 0.5, seed=0).test)  # to compare with more training images
+    assert len(split.train) + len(split.test) == 9 + 22 < len(TOY)
+    assert make_split(TOY, 0.9, seed=0, test_ratio=0.1).hash == make_split(TOY, 0.9, seed=0).hash
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 0.81, float("nan")])
+def test_a_test_ratio_out_of_range_is_refused(ratio: float) -> None:
+    with pytest.raises(UserError, match=f"The test ratio is {ratio}; .* train ratio of 0.2"):
+        make_split(TOY, 0.2, seed=0, test_ratio=ratio)
+
+
 def test_the_split_follows_the_documented_scheme() -> None:
     """Written out from the docstring: rank by SHA-256 of seed, class and path."""
 

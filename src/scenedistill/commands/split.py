@@ -18,6 +18,9 @@ def parser() -> CommandParser:
     parser.add_argument("out", type=str, help="CSV file, or folder for the lists of the other layouts")
     parser.add_argument("--train_ratio", type=float, default=0.2, help="share of each class that trains, in (0, 1)")
     parser.add_argument(
+        "--test_ratio", type=float | None, default=None, help="share of each class that tests; the rest if not given"
+    )
+    parser.add_argument(
         "--val_fraction", type=float, default=0.0, help="share of the training part kept for validation"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
@@ -33,7 +36,9 @@ def command(settings: Namespace, console: Console, text: str) -> None:
 
     index = scan(Path(settings.data))
     if index.parts is None:
-        split = make_split(index, settings.train_ratio, settings.seed, settings.val_fraction)
+        split = make_split(
+            index, settings.train_ratio, settings.seed, settings.val_fraction, test_ratio=settings.test_ratio
+        )
     else:  # a new draw would put test images into the training part
         split = read_split(index.root, index)
         console.print(f"{index.root} is split already by its folders; this split is written.", markup=False)

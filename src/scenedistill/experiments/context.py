@@ -47,7 +47,9 @@ def split_of(config: RunConfig, index: SceneIndex, seed: int, val_fold: int = 0)
     if file:
         split = read_split(file, index)
     else:
-        split = make_split(index, settings.train_ratio, seed, settings.val_fraction, val_fold)
+        split = make_split(
+            index, settings.train_ratio, seed, settings.val_fraction, val_fold, test_ratio=settings.test_ratio
+        )
     if config.best_epoch and not len(split.val):
         more = "a split file with a part val" if file else "--data.val_fraction, such as 0.1"
         raise UserError(f"--best_epoch true needs validation images. Give {more}.")

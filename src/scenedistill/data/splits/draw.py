@@ -39,7 +39,14 @@ class Split:
         return dict(zip(PARTS, (self.train, self.val, self.test), strict=True))
 
 
-def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: float = 0.0, val_fold: int = 0) -> Split:
+def make_split(
+    index: SceneIndex,
+    train_ratio: float,
+    seed: int,
+    val_fraction: float = 0.0,
+    val_fold: int = 0,
+    test_ratio: float | None = None,
+) -> Split:
     """Draw a stratified split: of each class, `train_ratio` of its images for training and the rest for test.
 
     The scheme needs no random-number generator, so it is the same on every platform, file system and library version:
@@ -47,12 +54,14 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
     first n are for training, n = images * ratio rounded half up, but at least 1 and leaving at least 1 for test. With
     the same seed a smaller ratio therefore trains on a subset of a larger one's images. Validation takes the last
     `val_fraction` of the training images of each class, rounded half up, at least 1 and leaving at least 1; fold 1
-    takes the images before those, and so on, so that no two folds have an image in common.
+    takes the images before those, and so on, so that no two folds have an image in common. With `test_ratio`, only those
+    are for test that are with a train ratio of 1 - `test_ratio`, and the images between are in no part.
 
     Args:
         train_ratio: in (0, 1), as the field writes it: 0.2 is "20 % training, 80 % test".
         val_fraction: in [0, 1), fraction of the training part.
         val_fold: number of the validation part, >= 0; training, with validation, and test do not depend on it.
+        test_ratio: in (0, 1), share of each class for test; all images that are not for training when not given.
 
     Raises:
         UserError: a ratio out of range, or a class with too few images (named).
@@ -74,6 +83,11 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
         raise UserError(f"The train ratio is {train_ratio}; expected a fraction between 0 and 1, such as 0.2 for 20 %.")
     if not 0 <= val_fraction < 1:
         raise UserError(f"The validation fraction is {val_fraction}; expected 0 or more and below 1.")
+    if test_ratio is not None and not 0 < test_ratio < 1 - train_ratio + 1e-9:  # 1 - 0.9 is a little below 0.1
+        raise UserError(
+            f"The test ratio is {test_ratio}; expected a fraction above 0, and at most 1 together with the train ratio "
+            f"of {train_ratio}."
+        )
     part = np.full(len(index), -1, dtype=np.int8)
     for label, name in enumerate(index.classes):
         members = np.flatnonzero(np.asarray(index.labels) == label)
@@ -97,7 +111,10 @@ def make_split(index: SceneIndex, train_ratio: float, seed: int, val_fraction: f
             )
         part[ranked[:n_train]] = 0
         part[ranked[n_train - end : n_train - begin]] = 1
-        part[ranked[n_train:]] = 2
+        n_test = len(members) - n_train
+        if test_ratio is not None:
+            n_test = min(max(len(members) - _share(len(members), round(1 - test_ratio, 9)), 1), n_test)
+        part[ranked[len(members) - n_test :]] = 2
     return assemble(index, part, train_ratio, seed)
 
 
