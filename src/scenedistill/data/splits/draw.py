@@ -54,8 +54,8 @@ def make_split(
     first n are for training, n = images * ratio rounded half up, but at least 1 and leaving at least 1 for test. With
     the same seed a smaller ratio therefore trains on a subset of a larger one's images. Validation takes the last
     `val_fraction` of the training images of each class, rounded half up, at least 1 and leaving at least 1; fold 1
-    takes the images before those, and so on, so that no two folds have an image in common. With `test_ratio`, only those
-    are for test that are with a train ratio of 1 - `test_ratio`, and the images between are in no part.
+    takes the images before those, and so on, so that no two folds have an image in common. With `test_ratio`, only
+    those are for test that are with a train ratio of 1 - `test_ratio`, and the images between are in no part.
 
     Args:
         train_ratio: in (0, 1), as the field writes it: 0.2 is "20 % training, 80 % test".
