@@ -234,7 +234,8 @@ def _check_methods(config: GridConfig) -> None:
         if method.epochs is not None and method.epochs < 1:
             raise UserError(f"methods.{label}.epochs is {method.epochs}; expected 1 or more.")
         if others := [name for name in method.fit if name not in NUMBERS]:
-            raise UserError(f"methods.{label}.fit: {', '.join(others)} is none of {', '.join(NUMBERS)}.")
+            hint = f" Write it as methods.{label}.epochs." if "epochs" in others else ""
+            raise UserError(f"methods.{label}.fit: {', '.join(others)} is none of {', '.join(NUMBERS)}.{hint}")
         for student in config.students:
             try:
                 made = student_of(config, student, label)
