@@ -13,9 +13,10 @@ from torch import nn
 
 from scenedistill.core.errors import UserError
 from scenedistill.core.precision import autocast
+from scenedistill.models.backbones import band_statistics, timm_backbone
 from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.freeze import freeze
-from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
+from scenedistill.models.network import SceneNet
 
 NONE = (0.0,) * 3, (1.0,) * 3  # normalises nothing
 PYRAMID = [16, 8, 4, 2]  # maps of a 64-pixel image at strides 4, 8, 16, 32

@@ -9,10 +9,10 @@ from scenedistill.core.errors import UserError
 from scenedistill.data.unlabelled.sources import check_sources
 from scenedistill.experiments.stages.given_teacher import read_classes
 from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.models.backbones import check_name
 from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE
-from scenedistill.models.network import SceneNet, check_name
-from scenedistill.models.table1 import STUDENTS
+from scenedistill.models.network import SceneNet
 from scenedistill.training.base import view_size
 from scenedistill.training.fitting import count_devices
 
@@ -120,7 +120,7 @@ def _check_groups(teacher: TeacherConfig) -> None:
 
 
 def _check_teacher(teacher: TeacherConfig, bands: int) -> None:
-    check_name(teacher.name, STUDENTS)
+    check_name(teacher.name)
     read_classes(teacher.classes)
     if teacher.frozen_stages < 0 or (teacher.frozen_stages and teacher.weights == "none"):
         raise UserError(

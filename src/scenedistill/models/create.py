@@ -10,7 +10,8 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from scenedistill.core.errors import UserError
-from scenedistill.models.network import SceneNet, band_statistics, timm_backbone
+from scenedistill.models.backbones import band_statistics, timm_backbone
+from scenedistill.models.network import SceneNet
 from scenedistill.models.table1 import STUDENTS
 from scenedistill.models.weights.take import WeightAccount, take_weights
 
@@ -182,9 +183,7 @@ def _started(
             raise UserError(f"There are no weights of '{name}' at {weights}. Give a file of its tensors, or none.")
         backbone = STUDENTS[name](bands)
     else:
-        backbone = timm_backbone(
-            name, bands=bands, image_size=image_size, pretrained=weights == "timm", others=STUDENTS
-        )
+        backbone = timm_backbone(name, bands=bands, image_size=image_size, pretrained=weights == "timm")
     if weights in ("none", "timm"):
         return backbone, None, {}
     return backbone, *take_weights(backbone, weights, model=name, partial=partial)

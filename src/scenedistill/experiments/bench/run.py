@@ -43,8 +43,7 @@ from scenedistill.experiments.bench.speed import (
 from scenedistill.experiments.results.environment import measured_here
 from scenedistill.experiments.results.measurements import write_record
 from scenedistill.metrics.cost import count_operations, wait_for
-from scenedistill.models.network import check_name
-from scenedistill.models.table1 import STUDENTS
+from scenedistill.models.backbones import check_name
 
 Factory = Callable[[Bench], Loop]
 
@@ -178,9 +177,9 @@ def _check(config: BenchConfig, data: Path | None) -> None:
         )
     if not config.pixels or min(config.pixels) < 1 or not config.students:
         raise UserError("--pixels and --students need one entry or more, and sizes are 1 or more.")
-    check_name(config.teacher, STUDENTS)
+    check_name(config.teacher)
     for name in config.students:
-        check_name(name, STUDENTS)
+        check_name(name)
     count = len(scan(data)) if data else GENERATED
     if count < max(config.batch_size):
         raise UserError(f"{data or 'Generated data'} has {count} images, fewer than a batch. Lower --batch_size.")
