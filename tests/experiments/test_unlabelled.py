@@ -105,6 +105,19 @@ def test_results_name_the_unlabelled_images(tiny_scenes: Path, more: Path, tmp_p
     assert ("Transductive" in notes) == transductive and notes in (experiment.folder.path / "summary.md").read_text()
 
 
+def test_labelled_images_in_no_part_serve_as_unlabelled_ones(tiny_scenes: Path, tmp_path: Path) -> None:
+    settings = {"train_ratio": 0.25, "test_ratio": 0.5, "unlabelled": [tiny_scenes]}
+    experiment, said = opened(tiny_scenes, tmp_path / "run", **settings)
+    context = experiment.of_seed(0)
+    pool = experiment.images.unlabelled(context.split)
+    assert (len(context.split.train), len(context.split.test), pool and len(pool)) == (16, 32, 15)
+    # one of the 16 looks like an image of a part
+    assert "15 images without labels, of 64 images" in said.getvalue()
+    summarise([context], [Row("dkd", "table1_resnet", "resnet101", 0, 0.5)], name="run", command="")
+    notes = json.loads((experiment.folder.path / "summary.json").read_text())["notes"]
+    assert notes == "Tested on 50 % of each class. Distilled with 15 images without labels, 50 % of each batch."
+
+
 def test_an_unreadable_image_is_named(tiny_scenes: Path, more: Path, tmp_path: Path) -> None:
     (more / "broken.png").write_bytes(b"\x89PNG")
     experiment, said = opened(tiny_scenes, tmp_path / "run", unlabelled=[more], on_bad="skip")

@@ -45,7 +45,7 @@ def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str
         },
         wall_seconds=sum(_seconds(row) for row in rows),
         rows=tuple(rows),
-        notes=experiment.images.notes,
+        notes=f"{_tested(contexts[0])} {experiment.images.notes}".strip(),
     )
     if experiment.lead:
         out = experiment.folder.path
@@ -54,6 +54,12 @@ def summarise(contexts: Sequence[SeedContext], rows: Sequence[Row], *, name: str
         write_text(out / "summary.md", text)
         experiment.console.print(terminal_table(result))
     return result
+
+
+def _tested(context: SeedContext) -> str:
+    """Return a note on the share of the images that tests, if it is not all that do not train."""
+    ratio = context.experiment.config.data.test_ratio
+    return "" if ratio is None or context.split.train_ratio is None else f"Tested on {100 * ratio:g} % of each class."
 
 
 def terminal_table(result: Result) -> Table:
