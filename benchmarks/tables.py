@@ -2,7 +2,8 @@
 
     python benchmarks/tables.py README.md docs/*.md [--check]
 
-replaces the text between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`.
+replaces the text between the lines `<!-- table:NAME -->` and `<!-- /table -->` by the table of `results/NAME.json`;
+`<!-- table:NAME short -->` gives the columns by which a user chooses a network.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from records import figures, growth, race, step_profile, steps, use
+from records.short import short_table
 from scenedistill.core.errors import UserError
 from scenedistill.experiments.bench import speed
 from scenedistill.experiments.results import comparisons, costs
@@ -21,7 +23,7 @@ from scenedistill.experiments.results.measurements import kind_of, read_record
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.results.table import result_table
 
-START = re.compile(r"^<!-- table:(?P<name>[\w.-]+) -->$")
+START = re.compile(r"^<!-- table:(?P<name>[\w.-]+)(?P<short> short)? -->$")
 END = "<!-- /table -->"
 #: kind of a measurement -> the table of a file of that kind
 KINDS: dict[str, Callable[[Path], str]] = {
@@ -48,7 +50,7 @@ def fill(text: str, results: Path, where: str) -> str:
         UserError: a marker has no end, an end no start, or a result file is missing or not valid.
     """
     lines: list[str] = []
-    opened: tuple[int, str] | None = None
+    opened: tuple[int, str, bool] | None = None
     for number, line in enumerate(text.split("\n"), start=1):
         start = START.match(line.strip())
         if line.strip() != END and not start:
@@ -58,10 +60,10 @@ def fill(text: str, results: Path, where: str) -> str:
         if start and opened:
             raise UserError(f"{where}, line {opened[0]}: table:{opened[1]} has no end before line {number}; add {END}")
         if start:
-            opened = (number, start["name"])
+            opened = (number, start["name"], bool(start["short"]))
             lines.append(line)
         elif opened:
-            lines += ["", table_of(results / f"{opened[1]}.json"), "", line]
+            lines += ["", table_of(results / f"{opened[1]}.json", short=opened[2]), "", line]
             opened = None
         else:
             raise UserError(f"{where}, line {number}: {END} without a <!-- table:NAME --> before it")
@@ -70,16 +72,18 @@ def fill(text: str, results: Path, where: str) -> str:
     return "\n".join(lines)
 
 
-def table_of(path: Path) -> str:
-    """Return the table of a result file of any kind."""
+def table_of(path: Path, *, short: bool = False) -> str:
+    """Return the table of a result file of any kind, or the short one of trained networks."""
+    if short:
+        return short_table(read_result(path))
     if table := KINDS.get(kind_of(path) or ""):
         return table(path)
     return result_table(read_result(path))
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names of the tables that a document has markers for."""
-    return [start["name"] for line in text.split("\n") if (start := START.match(line.strip()))]
+    """Return the names of the tables that a document has markers for, with `short` after those of short tables."""
+    return [start["name"] + (start["short"] or "") for line in text.split("\n") if (start := START.match(line.strip()))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.results.record import Result, Row, write_result
-from tables import END, fill, main
+from scenedistill.experiments.results.record import Result, Row, read_result, write_result
+from tables import END, fill, main, names_in
 
 DOCUMENT = f"# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->\nold\n{END}\n\nEnd"
 
@@ -79,3 +80,29 @@ def test_the_command_reports_missing_files_and_unmatched_markers(
     (tmp_path / "a.md").write_text(f"{END}\n", encoding="utf-8")
     assert main([str(tmp_path / "a.md"), "--results", str(results), "--check"]) == 1
     assert "without a" in capsys.readouterr().err
+
+
+def test_the_short_table_equals_values_computed_by_hand(results: Path) -> None:
+    more = {"bytes": 2_500_000, "train_seconds": 90.0}
+    rows = []
+    for seed, (teacher, plain, dkd) in enumerate([(0.80, 0.70, 0.78), (0.82, 0.70, 0.80)]):
+        rows += [
+            Row("teacher", None, "large", seed, oa=teacher, milliseconds=30.0),
+            Row("plain", "light", None, seed, oa=plain, parameters=5, milliseconds=4.0 + seed, more=more),
+            Row("dkd", "light", "large", seed, oa=dkd, parameters=5, milliseconds=6.0 + seed, more=more),
+            Row("other", "light", "large", seed, oa=plain, parameters=9, milliseconds=9.0),  # with DA modules, say
+        ]
+    write_result(dataclasses.replace(read_result(results / "aid20.json"), rows=tuple(rows)), results / "aid20.json")
+    text = f"<!-- table:aid20 short -->\n{END}"
+    lines = fill(text, results, "README.md").splitlines()[2:8]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert table[0][2:] == [
+        "OA (%)", "ahead of plain (points)", "ahead of its teacher (points)", "size (MB)", "ms per image",
+        "training (min)",
+    ]  # fmt: skip
+    assert table[2] == ["large", "teacher", "81.00 ± 1.41", "-", "-", "-", "30.00", "-"]
+    # a difference of 10 and 12 points: half the interval is 12.706, the quantile of one degree of freedom, times 1
+    assert table[3] == ["light", "plain", "70.00 ± 0.00", "-", "-11.00 [-23.71, +1.71]", "2.50", "5.50", "1.50"]
+    assert table[4][2:] == ["79.00 ± 1.41", "+9.00 [-3.71, +21.71]", "-2.00 [-2.00, -2.00]", "2.50", "5.50", "1.50"]
+    assert table[5][6] == "9.00"
+    assert names_in(text) == ["aid20 short"]
