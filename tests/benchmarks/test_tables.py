@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scenedistill.core.errors import UserError
-from scenedistill.experiments.results.record import Result, Row, read_result, write_result
+from scenedistill.experiments.results.record import Result, Row, Scalar, read_result, write_result
 from tables import END, fill, main, names_in
 
 DOCUMENT = f"# Title\n\nInline `<!-- table:aid20 -->` stays.\n\n<!-- table:aid20 -->\nold\n{END}\n\nEnd"
@@ -83,7 +83,7 @@ def test_the_command_reports_missing_files_and_unmatched_markers(
 
 
 def test_the_short_table_equals_values_computed_by_hand(results: Path) -> None:
-    more = {"bytes": 2_500_000, "train_seconds": 90.0}
+    more: dict[str, Scalar] = {"bytes": 2_500_000, "train_seconds": 90.0}
     rows = []
     for seed, (teacher, plain, dkd) in enumerate([(0.80, 0.70, 0.78), (0.82, 0.70, 0.80)]):
         rows += [

@@ -43,6 +43,6 @@ def triplet_loss(embedding: Tensor, labels: Tensor, *, margin: float = 0.3, mini
         if len(anchor) == 0:
             return unit.sum() * 0
         # embedding() picks rows as [] does, but the gradient of [] is summed in no fixed order on several CPU threads
-        triplets = [F.embedding(rows, unit) for rows in (anchor, positive, negative)]
+        anchors, positives, negatives = (F.embedding(rows, unit) for rows in (anchor, positive, negative))
         # torch's distance adds a small constant to each difference, which keeps the gradient of duplicates finite
-        return F.triplet_margin_loss(*triplets, margin=margin)
+        return F.triplet_margin_loss(anchors, positives, negatives, margin=margin)
