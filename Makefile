@@ -55,10 +55,11 @@ lint: setup ## ruff and mypy
 	@$(BIN)/python -m mypy
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+SLOW_UNTIL = 12
 
-test: lint ## ruff, mypy, then every test, in random order
-	@echo "==> pytest"
-	@$(PYTEST) $(PYTEST_ARGS)
+test: lint ## ruff, mypy, then every test, in random order; after 12 minutes (SLOW_UNTIL) no slow one begins
+	@echo "==> pytest (on a slow machine no slow test begins after $(SLOW_UNTIL) minutes: make test SLOW_UNTIL=120 has time for all)"
+	@$(PYTEST) --slow-until $(SLOW_UNTIL) $(PYTEST_ARGS)
 
 coverage: setup ## every test with branch coverage, which takes half as long again
 	@echo "==> pytest"

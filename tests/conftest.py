@@ -30,8 +30,19 @@ import torch
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
-def pytest_runtest_setup() -> None:
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-until", type=float, metavar="MINUTES", help="skip the slow tests that would begin later")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start every test, its fixtures included, from the same random state, whichever tests ran before it."""
+    minutes = item.config.getoption("--slow-until")
+    if minutes is not None and item.get_closest_marker("slow") and time.monotonic() - BEGAN > 60 * minutes:
+        pytest.skip(f"slow, and {minutes:g} minutes are over: SLOW_UNTIL=120 gives make test more of them")
     torch.manual_seed(0)
 
 
@@ -40,16 +51,17 @@ NO_GPU = "no CUDA device"  # why tests of a GPU are skipped without one
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Mark the tests that are skipped without a GPU as `cuda`, for `-m cuda`; put the files with most slow tests first.
+    """Mark the tests that are skipped without a GPU as `cuda`, for `-m cuda`; put the files with slow tests last.
 
-    The order is otherwise random. A slow file that began last would keep one process busy after all others.
+    So every fast test runs before the time for slow ones is over. Of those files, the ones with most slow tests come
+    first: one that began last would keep a process busy after all others. The order is otherwise random.
     """
     for item in items:
         if any(mark.kwargs.get("reason") == NO_GPU for mark in item.iter_markers("skipif")):
             item.add_marker("cuda")
     yield
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (slow[item.path] > 0, -slow[item.path]))
 
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

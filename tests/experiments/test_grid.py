@@ -351,6 +351,7 @@ def test_scores_are_kept_where_every_factor_diverges(make: Make, tmp_path: Path)
     assert "| scenes-50 | table1_printed | da | diverged | diverged | none |" in text
 
 
+@pytest.mark.slow
 def test_two_grids_share_a_folder_and_their_common_cells(copy: Path, make: Make) -> None:
     """A tuned method has a place of its own beside the untuned one, and a grid its own files."""
     before = {file: (copy / file).read_bytes() for file in ("grid.yaml", "results.json", "summary.md")}
@@ -416,6 +417,7 @@ def pid_in(holder: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 def test_a_killed_cell_is_named_and_resumes_with_the_next_call(make: Make, tmp_path: Path) -> None:
     config = make(seeds=[0], methods={"plain": MethodConfig(), "plain_no_da": METHODS["plain_no_da"]})
     config.base.student.fit.epochs = 40

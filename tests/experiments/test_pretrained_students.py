@@ -206,6 +206,7 @@ def test_impossible_weights_are_refused_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_grid_gives_each_student_and_method_its_start(start: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     base = settings(tmp_path)
     config = GridConfig(

@@ -479,6 +479,7 @@ def test_evaluating_takes_a_subset_of_the_classes_and_refuses_others(
         evaluate(weights, tmp_path / "two", tmp_path / "figures", console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_reported_beside_the_last(tiny_scenes: Path, config: Config, tmp_path: Path) -> None:
     """Two students side by side, and one of them alone: the same best epoch, by the validation images alone."""
     wanted, out = config(seeds=[0], best_epoch=True), tmp_path / "out"

@@ -528,6 +528,7 @@ class Here:
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_and_trains_with_what_was_chosen(make: Make, tiny_scenes: Path, tmp_path: Path) -> None:
     """A real search: two folds, two rounds, an extension, and its report."""
     tuning = TuningConfig(

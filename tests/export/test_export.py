@@ -275,6 +275,7 @@ def test_wrong_settings_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_api_takes_a_weights_file(student: Path, cached: None, tmp_path: Path) -> None:
     weights = student / "weights.safetensors"
     found = export(str(weights), str(tmp_path), ExportConfig(formats=["onnx"], images=8, repeats=0), console=None)

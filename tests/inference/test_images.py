@@ -306,6 +306,7 @@ def test_a_killed_prediction_resumes_without_gaps_or_duplicates(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.slow
 def test_a_kill_at_any_rename_or_delete_leaves_nothing_permanent(network: Path, tmp_path: Path) -> None:
     own = {"predictions.csv", "predictions.jsonl", "predict.files.json", "embeddings.npz"}
     script = Path(__file__).with_name("killed_at.py")

@@ -170,6 +170,7 @@ def test_names_are_printed_literally(network: Path, tmp_path: Path) -> None:
         assert str(name) in said
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_predicted_and_written(network: Path, tmp_path: Path) -> None:
     """In a process of its own: what cannot be printed fails where it is printed."""
     odd = tmp_path / os.fsdecode(b"M\xfcller")

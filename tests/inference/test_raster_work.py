@@ -50,6 +50,7 @@ def test_worker_processes_open_the_network_with_the_same_settings(exported_nets:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_a_process_that_dies_is_reported_and_other_rasters_continue(
     exported_nets: dict[str, Path], tmp_path: Path
 ) -> None:

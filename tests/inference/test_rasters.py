@@ -414,6 +414,7 @@ def test_a_killed_mapping_resumes_without_gaps_or_duplicates(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.slow
 def test_a_kill_at_any_rename_or_delete_leaves_nothing_permanent(tmp_path: Path) -> None:
     raster, own = write(tmp_path / "a.tif", mosaic(3, 3, 20)[1]), {"a_scenes.gpkg", "a_scenes.tif.aux.xml"}
     own |= {"a_scenes.tif", "a_scenes.json"}

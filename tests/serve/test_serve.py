@@ -313,6 +313,7 @@ def test_many_requests_at_once_are_answered_or_refused_as_busy(page: Any, wait_u
     wait_until(lambda: page.call("POST", "/classify?name=a.png", body)[0] == 200)
 
 
+@pytest.mark.slow
 def test_work_is_ended_when_its_client_has_gone(page: Any, wait_until: Callable[..., None]) -> None:
     before, worker, body = page.folders(), page.workers.all[0], encoded(noise())
     pid = worker.process.pid
@@ -338,6 +339,7 @@ def worker(page_networks: tuple[Path, Path]) -> Iterator[Worker]:
     one.stop()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_replaced(worker: Worker, tmp_path: Path) -> None:
     upload = tmp_path / "upload.png"
     upload.write_bytes(encoded(noise()))
@@ -427,6 +429,7 @@ def test_a_taken_port_is_reported_before_networks_are_opened(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_the_server_ends_on_a_signal_and_leaves_no_files(
     page_networks: tuple[Path, Path], tmp_path: Path, ending: signal.Signals, wait_until: Callable[..., None]
 ) -> None:

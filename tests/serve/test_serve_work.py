@@ -78,6 +78,7 @@ def answerer(page_networks: tuple[Path, Path]) -> Answerer:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise elsewhere")
+@pytest.mark.slow
 def test_memory_is_flat_over_two_hundred_requests(page: Any, tmp_path: Path, wait_until: Callable[..., None]) -> None:
     """Scenes of all sizes that the page takes, what it refuses, and now and then a map, which takes longer."""
     scenes = [b"no image"]
@@ -116,6 +117,7 @@ def test_memory_of_a_large_file_is_released(worker: Worker, tmp_path: Path) -> N
     assert max(sizes[1:]) - sizes[0] < (peak - sizes[0]) / 2, (sizes, peak)  # nearly all of it stayed otherwise
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_too_much_is_replaced(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_network_whose_name_is_no_utf_8_is_refused_in_a_line(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_after_a_kill_no_process_continues_and_the_next_server_cleans_up(
     page_networks: tuple[Path, Path], tmp_path: Path, wait_until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

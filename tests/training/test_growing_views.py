@@ -135,6 +135,7 @@ def test_the_network_sees_the_same_view_at_its_size(all_images: ScenePart, mild:
                 torch.testing.assert_close(ours, slow(theirs, side), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_trains_on_small_views_and_the_teacher_sees_full_ones(
     knowledge: Knowledge, teachers: WatchedTeachers, half: Split, mild: ViewConfig, train: Any
 ) -> None:

@@ -258,6 +258,7 @@ def test_test_results_on_different_images_leave_the_pictures_out(copied: Path, m
     assert "Grad-CAM or the map of embeddings: &#39;plain&#39; was tested on other images" in text
 
 
+@pytest.mark.slow
 def test_the_figures_for_a_paper_are_those_of_the_page(made: Any, tmp_path: Path) -> None:
     pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install -e '.[report]'")
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -e '.[report]'")
