@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
-quickstart: setup ## teacher, plain and distilled student on generated scenes, in two to nine minutes
+quickstart: setup ## teacher, plain and distilled student on generated scenes, in two to ten minutes
 	@echo "==> scenedistill quickstart"
 	@$(BIN)/scenedistill quickstart
 
