@@ -39,7 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Start every test, its fixtures included, from the same random state, whichever tests ran before it."""
+    """Start every test, its fixtures included, from the same random state, whichever tests ran before it; skip a slow
+    one for which no time is left."""
     minutes = item.config.getoption("--slow-until")
     if minutes is not None and item.get_closest_marker("slow") and time.monotonic() - BEGAN > 60 * minutes:
         pytest.skip(f"slow, and {minutes:g} minutes are over: SLOW_UNTIL=120 gives make test more of them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scenedistill.core.text import NONE, markdown_table, spread
 from scenedistill.experiments.results.pairs import by_seed, paired_gain
 from scenedistill.experiments.results.record import Result, Row
-from scenedistill.experiments.results.table import conditions, middle, training
+from scenedistill.experiments.results.table import conditions, grouped, middle, training
 
 
 def short_table(result: Result) -> str:
@@ -13,19 +13,19 @@ def short_table(result: Result) -> str:
     in points of OA with the 95 % interval. The time for an image is the median over all trainings of the same network.
     `result_table` has more columns.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in sorted(result.rows, key=lambda row: row.key):
-        groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
-    teachers = {rows[0].teacher: by_seed(rows, None, "teacher") for rows in groups.values() if not rows[0].student}
+    groups = grouped(result)
+    teachers = {
+        teacher: by_seed(rows, None, "teacher") for (student, _, teacher), rows in groups.items() if not student
+    }
+    if len(teachers) == 1:  # a plain student has no teacher, but is compared with the only one
+        teachers[""] = next(iter(teachers.values()))
     lines = []
     for (student, variant, teacher), rows in groups.items():
-        own = by_seed(rows, rows[0].student, variant)
         leads = [NONE, NONE]
         if student:
-            plain = by_seed(result.rows, student, "plain") if variant != "plain" else {}
-            # a plain student has no teacher, but is compared with the only one
-            theirs = teachers.get(teacher or None) or (next(iter(teachers.values())) if len(teachers) == 1 else {})
-            gains = [paired_gain(own, plain), paired_gain(own, theirs)]
+            own = by_seed(rows, student, variant)
+            plain = {} if variant == "plain" else by_seed(result.rows, student, "plain")
+            gains = [paired_gain(own, theirs) for theirs in (plain, teachers.get(teacher, {}))]
             leads = [gain.text if gain else NONE for gain in gains]
         sizes = [float(row.more["bytes"] or 0) / 1e6 for row in rows if "bytes" in row.more]
         times = [row.milliseconds for row in result.rows if _network(row) == _network(rows[0]) and row.milliseconds]

@@ -879,6 +879,9 @@ def test_a_method_may_be_taught_and_trained_in_its_own_way(make: Make) -> None:
     config.methods["kd_own"].fit["epoch"] = 3
     with pytest.raises(UserError, match=r"methods.kd_own.fit: epoch is none of lr, "):
         check_grid(config)
+    config.methods["kd_own"].fit = {"epochs": 3}
+    with pytest.raises(UserError, match=r"fit: epochs is none of .* Write it as methods\.kd_own\.epochs\.$"):
+        check_grid(config)
 
 
 def test_the_remaining_time_counts_only_the_remaining_cells() -> None:

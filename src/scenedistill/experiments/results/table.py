@@ -29,15 +29,22 @@ def result_table(result: Result) -> str:
 
 def cells(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return the headings and lines of a result's table, as text; the first two columns are words, the rest figures."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in sorted(result.rows, key=lambda row: row.key):
-        groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
+    groups = grouped(result)
     found = [columns(rows, result.rows) for rows in groups.values()]
     kept = [heading for heading in found[0] if any(line[heading] != NONE for line in found)]
     lines = []
     for (student, variant, teacher), rows, line in zip(groups, groups.values(), found, strict=True):
         lines.append([student or teacher, training(variant, teacher), str(len(rows)), *(line[name] for name in kept)])
     return ["network", "training", "seeds", *kept], lines
+
+
+def grouped(result: Result) -> dict[tuple[str, str, str], list[Row]]:
+    """Return the rows by student, variant and teacher ("" for none), in the order of the table; rows of a group differ
+    only by seed."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(result.rows, key=lambda row: row.key):
+        groups.setdefault((row.student or "", row.variant, row.teacher or ""), []).append(row)
+    return groups
 
 
 def columns(rows: Sequence[Row], everything: Sequence[Row]) -> dict[str, str]:
