@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scenedistill.config import StudentConfig, StudentFitConfig, TeacherConfig, TeacherFitConfig
 from scenedistill.fit_config import FROM_NOTHING_BUDGET, Budget, steps_of_epoch
+from scenedistill.losses.registry import METHODS
 
 SMALL = Budget(epochs=10, least_steps=100, most_epochs=40, most_steps=1000)
 
@@ -56,6 +59,19 @@ def test_a_stored_view_serves_at_most_four_epochs_unless_their_number_is_given()
     assert views == {500: 50, 2000: 25, 5000: 16}, "200, 97 and 60 epochs"
     assert StudentConfig(weights="lite").closed(500).knowledge_views == 16, "32 epochs"
     assert [StudentConfig(knowledge_views=given).closed(500).knowledge_views for given in (0, 3)] == [0, 3]
+
+
+@pytest.mark.parametrize("method", ["dkd", "dkd_plus"])
+def test_the_da_weight_depends_on_the_initial_weights_unless_it_is_given(method: str) -> None:
+    fresh, tuned = StudentConfig(method=method), StudentConfig(method=method, weights="lite")
+    assert fresh.loss_weights() == METHODS[method] and fresh.loss_weights()["da"] == 30
+    assert tuned.loss_weights() == METHODS[method] | {"da": 1}
+    assert tuned.closed(500).losses == {"da": 1}, "recorded with the training, and part of its fingerprint"
+    assert tuned.closed(500).loss_weights() == tuned.loss_weights()
+    given = replace(tuned, losses={"da": 30.0, "ss": 2.0})
+    assert given.loss_weights() == METHODS[method] | {"ss": 2} and given.closed(500).losses == {"da": 30, "ss": 2}
+    assert "da" not in replace(tuned, losses={"da": 0.0}).loss_weights()
+    assert fresh.closed(500).losses == {} == StudentConfig(method="kd", weights="lite").closed(500).losses
 
 
 def test_steps_take_the_place_of_epochs() -> None:

@@ -20,6 +20,7 @@ from scenedistill.fit_config import (
     TeacherFitConfig,
     close,
 )
+from scenedistill.losses.registry import FINE_TUNING_METHODS, resolve_weights
 
 __all__ = [
     "FINE_TUNING",
@@ -186,12 +187,25 @@ class StudentConfig:
             return close(self.fit, FROM_NOTHING, FROM_NOTHING_BUDGET, images)
         return close(self.fit, FINE_TUNING, FINE_TUNING_BUDGET, images)
 
+    def loss_weights(self) -> dict[str, float]:
+        """Return the weights of all losses: those of the method, which depend on the initial weights, with `losses`.
+
+        Raises:
+            UserError: the method or a loss is unknown, or a weight is negative or not finite.
+        """
+        return resolve_weights(self.method, self._changes())
+
+    def _changes(self) -> dict[str, float]:
+        """Return what differs from the method's entry in `METHODS`."""
+        return self.losses if self.weights == "none" else {**FINE_TUNING_METHODS.get(self.method, {}), **self.losses}
+
     def closed(self, images: int) -> StudentConfig:
-        """Return the same settings with a complete schedule and the number of views for this many training images."""
+        """Return the same settings with the losses' weights, the schedule and the number of views for this many
+        training images."""
         fit, views = self.schedule(images), self.knowledge_views
         if views is None:
             views = max(LEAST_VIEWS, math.ceil(fit.epochs / EPOCHS_OF_A_VIEW))
-        return replace(self, knowledge_views=views, fit=StudentFitConfig(**vars(fit)))
+        return replace(self, losses=self._changes(), knowledge_views=views, fit=StudentFitConfig(**vars(fit)))
 
 
 @dataclass

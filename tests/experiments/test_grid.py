@@ -59,7 +59,6 @@ from scenedistill.experiments.grid.work import can_share_teacher_pass, do_cells
 from scenedistill.experiments.results.record import read_result
 from scenedistill.experiments.run import run
 from scenedistill.experiments.stages.teaching import distillation_inputs
-from scenedistill.losses.registry import resolve_weights
 from scenedistill.runs.curves import read_curves
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -857,7 +856,7 @@ def test_the_grids_of_the_repository_are_valid(name: str) -> None:
     }
     label, attention, weights = measured[name]
     student = student_of(config, "table1_resnet", label)
-    assert student.dual_attention == attention and resolve_weights(student.method, student.losses) == weights
+    assert student.dual_attention == attention and student.loss_weights() == weights
     assert (config.base.image_size, config.base.data.stored_size, config.base.teacher.name) == (64, 80, "densenet169")
 
 

@@ -136,8 +136,9 @@ def test_plain_and_distilled_start_from_the_file_and_say_so(start: Path, tiny_sc
         "0.05, 1 epoch of warm"
     )
     assert text.count(line) == 2
+    assert text.count("; losses: ce 1\n") == 1 and text.count("; losses: ce 1, da 1, ss 1\n") == 1
     used = yaml.safe_load((out / "settings.yaml").read_text(encoding="utf-8"))["student"]
-    assert used["weights"] == str(start)
+    assert used["weights"] == str(start) and used["losses"] == {"da": 1}
     assert used["fit"] == vars(dataclasses.replace(FINE_TUNING, epochs=1, batch_size=16, lr=1e-9))
 
     theirs = dict(load_net(start)[0].backbone.named_parameters())

@@ -13,7 +13,7 @@ from scenedistill.commands.parsing import build_config
 from scenedistill.config import RunConfig
 from scenedistill.experiments.checks import check_settings
 from scenedistill.experiments.grid.config import student_of
-from scenedistill.losses.registry import METHODS, resolve_weights
+from scenedistill.losses.registry import METHODS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -34,9 +34,7 @@ def test_a_recipe_equals_the_student_of_its_grid(recipe: str, grid: str, label: 
     check_settings(config)
     measured = grid_config(grid_parser().parse_args([str(CONFIGS / f"{grid}.yaml")]))
     student = student_of(measured, config.student.name, label)
-    assert resolve_weights(config.student.method, config.student.losses) == resolve_weights(
-        student.method, student.losses
-    )
+    assert config.student.loss_weights() == student.loss_weights()
     assert config.student.weights == student.weights and not config.student.dual_attention
     assert config.student.schedule(2000).ema_decay == student.schedule(2000).ema_decay
 
@@ -48,12 +46,12 @@ def test_a_recipe_equals_the_student_of_its_grid(recipe: str, grid: str, label: 
 def test_the_weights_of_our_methods_are_those_of_the_search(search: str, label: str, method: str) -> None:
     config = grid_config(grid_parser().parse_args([str(CONFIGS / f"{search}.yaml")]))
     found = student_of(config, "table1_resnet", label)
-    assert resolve_weights(found.method, found.losses) == METHODS[method]
+    assert found.loss_weights() == METHODS[method]
 
 
 def test_the_search_file_contains_the_chosen_settings() -> None:
     search = grid_config(grid_parser().parse_args([str(CONFIGS / "lite_search.yaml")]))
     chosen = student_of(search, "tf_efficientnet_lite0", "kd_da_ss_ema")
     recipe = read_run("pretrained").student
-    assert resolve_weights(chosen.method, chosen.losses) == resolve_weights(recipe.method, recipe.losses)
+    assert chosen.loss_weights() == recipe.loss_weights()
     assert chosen.fit.ema_decay == recipe.fit.ema_decay

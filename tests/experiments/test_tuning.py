@@ -54,7 +54,6 @@ from scenedistill.experiments.grid.tuning.search import (
 )
 from scenedistill.experiments.grid.work import DIVERGED
 from scenedistill.experiments.stages.students import student_stage
-from scenedistill.losses.registry import resolve_weights
 from scenedistill.runs.run import Run
 
 STUDENT = "table1_printed"
@@ -62,7 +61,7 @@ Make = Callable[[TuningConfig], GridConfig]
 
 
 def weights(student: StudentConfig) -> dict[str, float]:
-    return resolve_weights(student.method, student.losses)
+    return student.loss_weights()
 
 
 def test_a_factor_scales_all_losses_that_ask_the_teacher_and_no_other() -> None:

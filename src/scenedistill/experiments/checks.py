@@ -8,7 +8,7 @@ from scenedistill.config import FitConfig, RunConfig, StudentConfig, TeacherConf
 from scenedistill.core.errors import UserError
 from scenedistill.data.unlabelled.sources import check_sources
 from scenedistill.experiments.stages.given_teacher import read_classes
-from scenedistill.losses.registry import build_losses, resolve_weights
+from scenedistill.losses.registry import build_losses
 from scenedistill.models.backbones import check_name
 from scenedistill.models.create import build_network
 from scenedistill.models.files import LONGEST_SIDE
@@ -170,7 +170,7 @@ def _check_unlabelled(config: RunConfig) -> None:
 def _check_networks(config: RunConfig) -> None:
     """Build the students and their losses once, so that a wrong name is reported before the teacher is trained."""
     student = config.student
-    weights = resolve_weights(student.method, student.losses)
+    weights = student.loss_weights()
     if student.method == "plain":
         raise UserError("The plain student is always trained for comparison. Give a method that distils, such as dkd.")
     _check_teacher(config.teacher, config.data.bands)

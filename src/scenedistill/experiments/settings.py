@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from scenedistill.config import RunConfig, StudentFitConfig
+from scenedistill.config import RunConfig
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
 def settings_text(config: RunConfig) -> str:
     """Return the settings as YAML for --config; open settings are replaced by the chosen values, except those that
     depend on the number of images."""
-    open_fit = config.student.fit
-    chosen = vars(config.student.schedule(1)) | {"epochs": open_fit.epochs, "batch_size": open_fit.batch_size}
-    config = replace(config, student=replace(config.student, fit=StudentFitConfig(**chosen)))
+    given, chosen = config.student, config.student.closed(1)
+    fit = replace(chosen.fit, epochs=given.fit.epochs, batch_size=given.fit.batch_size)
+    config = replace(config, student=replace(given, losses=chosen.losses, fit=fit))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 

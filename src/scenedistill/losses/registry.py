@@ -91,6 +91,10 @@ METHODS: dict[str, dict[str, float]] = {
     "vkd": {"ce": 1.0, "vkd": 1.0},
 }
 
+#: Weights that differ for a student that starts from pretrained weights, chosen on validation images of AID
+#: (configs/lite_weights.yaml).
+FINE_TUNING_METHODS: dict[str, dict[str, float]] = {"dkd": {"da": 1.0}, "dkd_plus": {"da": 1.0}}
+
 #: Revision of methods and losses whose definition has changed under the same name. Students trained with an older
 #: revision are trained again.
 REVISIONS: dict[str, int] = {

@@ -13,7 +13,6 @@ from scenedistill.core.errors import UserError
 from scenedistill.core.precision import Precision, autocast
 from scenedistill.data.batches import SceneBatch
 from scenedistill.losses.base import TeacherStatistics
-from scenedistill.losses.registry import resolve_weights
 from scenedistill.losses.triplet import triplet_loss
 from scenedistill.models.create import build_student, build_teacher
 from scenedistill.models.network import SceneNet
@@ -81,7 +80,7 @@ def try_student(config: RunConfig, student: StudentConfig, device: torch.device,
             dual_attention=student.dual_attention,
         )
         batch, view = _batch(net, images, config, device)
-        weights = resolve_weights(student.method, student.losses)
+        weights = student.loss_weights()
         with torch.no_grad():
             statistics = TeacherStatistics.measure(net, [view[:1]])
         net.train()

@@ -18,7 +18,7 @@ from scenedistill.core.yaml_files import read_yaml
 from scenedistill.experiments.checks import check_first_size, check_settings, check_student
 from scenedistill.experiments.grid.tuning.config import TuningConfig, check_tuning
 from scenedistill.experiments.stages.students import plain_student
-from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+from scenedistill.losses.registry import LOSSES, METHODS, build_losses
 from scenedistill.models.create import build_network
 from scenedistill.models.network import SceneNet
 
@@ -123,7 +123,7 @@ def student_of(config: GridConfig, student: str, label: str) -> StudentConfig:
 
 def needs_teacher(student: StudentConfig) -> bool:
     """Return whether one of the student's losses uses the teacher."""
-    return any(LOSSES[name].needs_teacher for name in resolve_weights(student.method, student.losses))
+    return any(LOSSES[name].needs_teacher for name in student.loss_weights())
 
 
 def grid_home(config: GridConfig, out: Path) -> Path:
@@ -250,7 +250,7 @@ def _check_methods(config: GridConfig) -> None:
                         partial=made.partial,
                     )
                 net = built[student, made.weights]
-                build_losses(resolve_weights(made.method, made.losses), net.dims, net.dims, made.loss_options)
+                build_losses(made.loss_weights(), net.dims, net.dims, made.loss_options)
                 check_first_size("student", net, config.base, made.schedule(1))
             except UserError as problem:
                 raise UserError(f"methods.{label}: {problem}") from problem

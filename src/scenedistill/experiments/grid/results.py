@@ -22,7 +22,7 @@ from scenedistill.experiments.results.pairs import pairs_lines
 from scenedistill.experiments.results.published import published_table
 from scenedistill.experiments.results.record import Result, to_json
 from scenedistill.experiments.summary import summarise
-from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.losses.registry import LOSSES
 
 RESULTS, SUMMARY, FAILURES = "results.json", "summary.md", "failures.json"
 #: How a loss differs from that of its paper, for the record; details are in its class.
@@ -89,7 +89,7 @@ def _differences(config: GridConfig, cells: Sequence[Cell]) -> str:
     """Return the note on losses of these cells that differ from their papers, or train on other views than the rest; ""
     where there are none."""
     students = [student_of(config, cell.student, cell.label) for cell in cells if cell.student]
-    used = {name for student in students for name in resolve_weights(student.method, student.losses)}
+    used = {name for student in students for name in student.loss_weights()}
     told = [f"{name} ({difference})" for name, difference in DIFFERENCES.items() if name in used]
     notes = [f"Not as in their papers: {'; '.join(told)}."] if told else []
     online = sorted(name for name in used if LOSSES[name].needs_features)

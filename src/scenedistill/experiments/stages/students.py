@@ -20,7 +20,7 @@ from scenedistill.experiments.settings import plain
 from scenedistill.experiments.stages.starts import check_start, start_hash, start_record
 from scenedistill.experiments.stages.teaching import further_teachers, open_knowledge
 from scenedistill.fit_config import schedule_text
-from scenedistill.losses.registry import REVISIONS, resolve_weights
+from scenedistill.losses.registry import REVISIONS
 from scenedistill.models.create import build_network
 from scenedistill.models.files import NetCard, weights_hash
 from scenedistill.models.weights.take import WeightAccount
@@ -87,7 +87,7 @@ def student_stage(context: SeedContext, folder: Path, config: StudentConfig, tea
 def student_settings(config: StudentConfig, images: int) -> dict[str, Any]:
     """Return the settings that determine a student's training on so many images, except files and images."""
     settings = plain(replace(config.closed(images), also=[], unlabelled=True))
-    used = {config.method, *resolve_weights(config.method, config.losses)}
+    used = {config.method, *config.loss_weights()}
     revisions = {name: number for name, number in REVISIONS.items() if name in used}
     return settings | ({"revisions": revisions} if revisions else {})
 
@@ -188,13 +188,14 @@ def _module(
     if config.weights != "none":
         context.say(f"{config.name} starts from {account or config.weights}")
     how = "fine-tuned" if config.weights != "none" else "trained from nothing"
-    context.say(f"{config.name} is {how} by {schedule_text(config.schedule())}")
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss_weights().items())
+    context.say(f"{config.name} is {how} by {schedule_text(config.schedule())}; losses: {losses}")
     if knowledge:
         knowledge.statistics(experiment.device)  # for the losses
     module = StudentTraining(
         net,
         config,
-        resolve_weights(config.method, config.losses),
+        config.loss_weights(),
         context.config.views,
         image_size=context.config.image_size,
         seed=context.seed,

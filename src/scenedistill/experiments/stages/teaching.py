@@ -12,7 +12,7 @@ from scenedistill.data.batches import ScenePart
 from scenedistill.data.training_part import TrainingPart
 from scenedistill.experiments.context import Experiment, SeedContext
 from scenedistill.experiments.stages.files import open_net
-from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.losses.registry import LOSSES
 from scenedistill.metrics.predict import predict
 from scenedistill.models.files import load_net
 from scenedistill.models.network import SceneNet
@@ -136,7 +136,7 @@ def check_teacher(context: SeedContext, knowledge: Knowledge) -> None:
 def stores_outputs(config: StudentConfig) -> bool:
     """Return whether teacher outputs are stored. They are not for a loss on whole feature maps, which are too large:
     the teacher runs in every step."""
-    weights = resolve_weights(config.method, config.losses)
+    weights = config.loss_weights()
     return config.knowledge_views != 0 and not any(LOSSES[name].needs_features for name in weights)
 
 

@@ -11,7 +11,7 @@ from scenedistill.core.disk import write_json
 from scenedistill.experiments.grid.tuning.config import TuningConfig
 from scenedistill.experiments.grid.tuning.search import Candidate, Score
 from scenedistill.experiments.results.record import tidy
-from scenedistill.losses.registry import LOSSES, resolve_weights
+from scenedistill.losses.registry import LOSSES
 
 FILE = "tuning.json"
 
@@ -72,7 +72,7 @@ def tuned(student: StudentConfig, candidate: Candidate) -> StudentConfig:
     factor = candidate.factor
     if factor is None or factor == 1:
         return student
-    weights = resolve_weights(student.method, student.losses)
+    weights = student.loss_weights()
     # twelve digits: 0.9 x 0.1 is 0.09, and the fingerprint of a training should not depend on the last bit
     scaled = {name: float(f"{weight * factor:.12g}") for name, weight in weights.items() if LOSSES[name].needs_teacher}
     return replace(student, losses={**student.losses, **scaled})
