@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scenedistill.losses.libraries import LightlyQueue, TimmFeatures, TimmLogits
     from scenedistill.losses.logits import Decoupled, SoftLogits, StandardisedLogits, StrongerTeacher
     from scenedistill.losses.projected import OrthogonalProjection, ProjectorEnsemble, SelfSupervised
-    from scenedistill.losses.registry import LOSSES, METHODS, build_losses, resolve_weights
+    from scenedistill.losses.registry import FINE_TUNING_METHODS, LOSSES, METHODS, build_losses, resolve_weights
     from scenedistill.losses.relations import (
         ContrastiveRepresentation,
         CorrelationCongruence,
@@ -37,7 +37,7 @@ __getattr__, __dir__ = attach(
         "libraries": ("LightlyQueue", "TimmFeatures", "TimmLogits"),
         "logits": ("Decoupled", "SoftLogits", "StandardisedLogits", "StrongerTeacher"),
         "projected": ("OrthogonalProjection", "ProjectorEnsemble", "SelfSupervised"),
-        "registry": ("LOSSES", "METHODS", "build_losses", "resolve_weights"),
+        "registry": ("FINE_TUNING_METHODS", "LOSSES", "METHODS", "build_losses", "resolve_weights"),
         "relations": (
             "ContrastiveRepresentation",
             "CorrelationCongruence",
@@ -53,10 +53,11 @@ __getattr__, __dir__ = attach(
     },
 )
 __all__ = [
-    "LOSSES", "METHODS", "AttentionTransfer", "ContrastiveRepresentation", "CorrelationCongruence", "CrossEntropy",
-    "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint", "KnowledgeReview", "LightlyQueue",
-    "OrthogonalProjection", "PooledHint", "PooledSimilarity", "ProbabilisticTransfer", "ProjectorEnsemble",
-    "RelationalKnowledge", "ReusedClassifier", "SelfSupervised", "SimilarityPreserving", "SimpleRecipe", "SoftLogits",
-    "SpatialStructureLoss", "StandardisedLogits", "StrongerTeacher", "TeacherStatistics", "TimmFeatures", "TimmLogits",
-    "build_losses", "resolve_weights", "triplet_loss",
+    "FINE_TUNING_METHODS", "LOSSES", "METHODS", "AttentionTransfer", "ContrastiveRepresentation",
+    "CorrelationCongruence", "CrossEntropy", "Decoupled", "DistillationLoss", "DualAttentionLoss", "Hint",
+    "KnowledgeReview", "LightlyQueue", "OrthogonalProjection", "PooledHint", "PooledSimilarity",
+    "ProbabilisticTransfer", "ProjectorEnsemble", "RelationalKnowledge", "ReusedClassifier", "SelfSupervised",
+    "SimilarityPreserving", "SimpleRecipe", "SoftLogits", "SpatialStructureLoss", "StandardisedLogits",
+    "StrongerTeacher", "TeacherStatistics", "TimmFeatures", "TimmLogits", "build_losses", "resolve_weights",
+    "triplet_loss",
 ]  # fmt: skip
