@@ -33,9 +33,9 @@ def _without_later(config: Any, values: dict[str, Any]) -> dict[str, Any]:
 def settings_text(config: RunConfig) -> str:
     """Return the settings as YAML for --config; open settings are replaced by the chosen values, except those that
     depend on the number of images."""
-    given, chosen = config.student, config.student.closed(1)
-    fit = replace(chosen.fit, epochs=given.fit.epochs, batch_size=given.fit.batch_size)
-    config = replace(config, student=replace(given, losses=chosen.losses, fit=fit))
+    given = config.student  # its losses stay as given: those of its method would be added to another one given later
+    fit = replace(given.closed(1).fit, epochs=given.fit.epochs, batch_size=given.fit.batch_size)
+    config = replace(config, student=replace(given, fit=fit))
     return yaml.safe_dump(_values(asdict(config), str), sort_keys=False, allow_unicode=True)
 
 
