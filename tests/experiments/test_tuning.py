@@ -60,15 +60,13 @@ STUDENT = "table1_printed"
 Make = Callable[[TuningConfig], GridConfig]
 
 
-def weights(student: StudentConfig) -> dict[str, float]:
-    return student.loss_weights()
-
-
 def test_a_factor_scales_all_losses_that_ask_the_teacher_and_no_other() -> None:
-    assert weights(tuned(StudentConfig(method="dkd"), Candidate(10))) == {"ce": 1, "da": 300, "ss": 10}
-    assert weights(tuned(StudentConfig(method="kd"), Candidate(0.1))) == {"ce": 0.1, "kd": 0.09}, "to the digit"
-    assert weights(tuned(StudentConfig(method="dkd", losses={"ss": 0.0}), Candidate(10))) == {"ce": 1, "da": 300}
-    assert weights(tuned(StudentConfig(method="dkd", losses={"da": 0.3}), Candidate(0.1))) == {
+    assert tuned(StudentConfig(method="dkd"), Candidate(10)).loss_weights() == {"ce": 1, "da": 300, "ss": 10}
+    pretrained = StudentConfig(method="dkd", weights="lite")
+    assert tuned(pretrained, Candidate(10)).loss_weights() == {"ce": 1, "da": 10, "ss": 10}
+    assert tuned(StudentConfig(method="kd"), Candidate(0.1)).loss_weights() == {"ce": 0.1, "kd": 0.09}, "to the digit"
+    assert tuned(StudentConfig(method="dkd", losses={"ss": 0.0}), Candidate(10)).loss_weights() == {"ce": 1, "da": 300}
+    assert tuned(StudentConfig(method="dkd", losses={"da": 0.3}), Candidate(0.1)).loss_weights() == {
         "ce": 1,
         "da": 0.03,
         "ss": 0.1,
@@ -85,7 +83,7 @@ def test_a_learning_rate_replaces_that_of_the_method_alone() -> None:
     student = StudentConfig(method="dkd", fit=StudentFitConfig(epochs=3, batch_size=8))
     made = tuned(student, Candidate(10, 0.02))
     assert (made.schedule().lr, student.schedule().lr, made.fit.epochs) == (0.02, 0.1, 3)
-    assert weights(made) == {"ce": 1, "da": 300, "ss": 10}
+    assert made.loss_weights() == {"ce": 1, "da": 300, "ss": 10}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_tuning_runs_leave_a_validation_part_out_and_change_nothing_else() -> No
     student = StudentConfig(method="dkd", fit=StudentFitConfig(**vars(FitConfig(epochs=30))))
     assert tuning_student(student, Candidate(1), None).fit.epochs == 30
     short = tuning_student(student, Candidate(10), 4)
-    assert short.fit.epochs == 4 and weights(short)["da"] == 300 and student.fit.epochs == 30
+    assert short.fit.epochs == 4 and short.loss_weights()["da"] == 300 and student.fit.epochs == 30
 
 
 @pytest.mark.parametrize(("fraction", "folds"), [(0.2, 5), (0.25, 3), (0.5, 2), (0.1, 10)])
