@@ -308,12 +308,14 @@ def test_netcdf_of_before_hdf5_is_read(tmp_path: Path) -> None:
         assert raster.driver == "netCDF" and raster.read(1).shape == GREY.shape
 
 
-def test_overviews_are_not_taken_from_another_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["OVERVIEW_FILE", "overview_file"])  # GDAL ignores case
+@pytest.mark.parametrize("drivers", [(), ("GTiff",)])
+def test_overviews_are_not_taken_from_another_file(tmp_path: Path, key: str, drivers: tuple[str, ...]) -> None:
     file, other = write(tmp_path / "a.tif"), write(tmp_path / "other.tif", GREY[::2, ::2])
-    named = f'<MDI key="OVERVIEW_FILE">{other}</MDI>'
+    named = f'<MDI key="{key}">{other}</MDI>'
     (tmp_path / "a.tif.aux.xml").write_text(f'<PAMDataset><Metadata domain="OVERVIEWS">{named}</Metadata></PAMDataset>')
     with pytest.raises(UserError, match=r"a\.tif names .*other\.tif' for its overviews"):
-        open_raster(file)
+        open_raster(file, drivers)
 
 
 def test_an_image_in_one_huge_tile_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from scenedistill.config import (
     TeacherConfig,
     TeacherFitConfig,
 )
-from scenedistill.core.disk import disk_full
+from scenedistill.core.disk import disk_full, read_json, write_json
 from scenedistill.core.errors import UserError
 from scenedistill.data.scenes import scan
 from scenedistill.data.splits.draw import assemble
@@ -282,6 +282,62 @@ def test_a_data_set_that_cannot_be_used_leaves_the_others_alone(
     assert dry_run(config, tmp_path / "out", console=Console(quiet=True)) == 0
     with pytest.raises(UserError, match=re.escape(reason)):
         do(dataclasses.replace(config, datasets={"bad": str(bad)}), tmp_path / "only")
+
+
+def in_parts(scenes: Path, out: Path) -> Path:
+    """The images in a folder for training and one for the test."""
+    for number, file in enumerate(sorted(scenes.glob("*/*"))):
+        copied = out / ("test", "train")[number % 2] / file.parent.name / file.name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copied)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ratios": [0.2, 0.5]}, "its folder has a training part of its own. Give one ratio."),
+        (
+            {"tuning": TuningConfig(factors=[1.0, 2.0])},
+            "tuning needs validation images, and its folder has no part val.",
+        ),
+    ],
+)
+def test_parts_that_do_not_suit_the_grid_are_refused_before_anything_is_trained(
+    changes: dict[str, Any], reason: str, make: Make, tiny_scenes: Path, tmp_path: Path
+) -> None:
+    folder = in_parts(tiny_scenes, tmp_path / "parts")
+    config = make(
+        datasets={"parts": str(folder)}, seeds=[0], methods={"dkd": MethodConfig()}, baseline="dkd", **changes
+    )
+    config.base.data.cache_dir = tmp_path / "cache"
+    with pytest.raises(UserError, match=re.escape(reason)):
+        do(config, tmp_path / "out")
+    assert trained(tmp_path / "out") == 0
+
+
+def test_a_cell_that_began_from_other_weights_under_the_same_name_is_not_reused(
+    finished: tuple[Path, Done], make: Make, tmp_path: Path
+) -> None:
+    start = tmp_path / "weights.safetensors"
+    for seed in (0, 1):
+        shutil.copy(finished[0] / "scenes-50" / f"seed{seed}" / STUDENT / "plain" / "weights.safetensors", start)
+        config = make(seeds=[0], methods={"plain": MethodConfig(weights=str(start))})
+        if not seed:
+            assert do(config, tmp_path / "out").outcome.results
+            continue
+        with pytest.raises(UserError, match=r"was started from another file than .*weights\.safetensors"):
+            do(config, tmp_path / "out")
+
+
+def test_a_student_of_another_teacher_is_trained_again(copy: Path, make: Make) -> None:
+    """As after a damaged teacher that was trained again on another machine, and differs."""
+    before, path = trained(copy), copy / "scenes-50" / "seed0" / STUDENT / "dkd" / "stage.json"
+    stage = read_json(path)
+    real, stage["record"]["teacher_hash"] = stage["record"]["teacher_hash"], "of another"
+    write_json(path, stage, checksum=True)
+    assert not do(make(), copy).outcome.failures
+    assert trained(copy) == before + 1 and read_json(path)["record"]["teacher_hash"] == real
 
 
 def test_a_damaged_teacher_is_trained_again_and_its_students_stay(copy: Path, make: Make) -> None:

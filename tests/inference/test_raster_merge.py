@@ -74,6 +74,18 @@ def test_each_map_lies_at_its_place_in_the_merged_one(tmp_path: Path) -> None:
     assert sum(record["cells"].values()) == everywhere
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_cells_beyond_the_edge_of_a_raster_hide_no_neighbour(tmp_path: Path, order: tuple[int, int]) -> None:
+    """The last row of the northern one holds 2 of its 10 pixels; the cells of the southern one begin right below."""
+    north, south = raster(tmp_path / "n.tif", 0, 5062, size=62), raster(tmp_path / "s.tif", 0, 5000, size=60)
+    results = map_rasters(Colours(), [[north, south][k] for k in order], tmp_path / "maps", CONFIG, merge=True)
+    maps = [rasterio.open(results[k].classes).read(1) for k in order]
+    with rasterio.open(tmp_path / "maps" / "merged.vrt") as merged:
+        found = merged.read(1)
+    assert (found[:6, :6] == maps[0][:6, :6]).all() and (found[6:, :6] == maps[1]).all()
+    assert (found[:6, 6] == maps[0][:6, 6]).all(), "its own last column is seen, for nothing lies there"
+
+
 def test_merged_maps_are_replaced_but_not_files_of_others(tmp_path: Path) -> None:
     rasters, out = [raster(tmp_path / f"{name}.tif", 60 * k, 60) for k, name in enumerate("ab")], tmp_path / "maps"
     map_rasters(Colours(), rasters[:1], out, CONFIG, merge=True)

@@ -49,6 +49,13 @@ def tiff(path: Path, bands: np.ndarray | None, **more: Any) -> Path:
     return path
 
 
+def with_overviews(path: Path, name: str) -> Path:
+    """A GeoTIFF that says that its overviews are in another file."""
+    with rasterio.open(tiff(path, noise(96)), "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=name)
+    return path
+
+
 def noise(side: int, bands: int = 3, kind: str = "uint8") -> np.ndarray:
     return RNG.integers(0, 256, (bands, side, side)).astype(kind)
 
@@ -180,6 +187,7 @@ def test_messages_of_the_page_name_no_command_line_option(page: Any, tmp_path: P
         "lie nowhere on a map: inf": tiff(path, noise(96), transform=PLACE @ _scale(1e400, 1)).read_bytes(),
         "lie nowhere on a map: 1e+308": tiff(path, noise(96), transform=_scale(1e308, -1e308)).read_bytes(),
         "complex64": tiff(path, noise(96, 3, "complex64")).read_bytes(),
+        "for its overviews: it could read any file": with_overviews(path, "/etc/passwd").read_bytes(),
     }
     for expected, body in files.items():
         status, answer, _ = page.call("POST", "/classify?name=a.tif&kind=map&window=32", body)

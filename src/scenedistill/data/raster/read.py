@@ -75,7 +75,7 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
     Args:
         path: a file, or any name that GDAL accepts.
         drivers: GDAL drivers that may open it, such as `GTiff`; those of `safe_drivers` when empty.
-        vrt_sources: further folders that the files of a VRT may be in; see `safe_drivers`.
+        vrt_sources: further folders that the files of a VRT may be in, see `safe_drivers`; `ANY` allows everything.
 
     Raises:
         UserError: GDAL cannot open the raster, it names files that are not allowed, it has no bands, or blocks of more
@@ -96,8 +96,7 @@ def open_raster(path: str | Path, drivers: Sequence[str] = (), vrt_sources: Sequ
     if opened is None:
         raise UserError(f"{shown_path(path)} cannot be opened as a raster: {reason}")
     try:
-        if not drivers:
-            check_opened(opened, path, vrt_sources)
+        check_opened(opened, path, vrt_sources)
         _check_bands(opened, path)
     except UserError:
         opened.close()

@@ -113,8 +113,9 @@ def check_opened(raster: DatasetReader, path: str | Path, folders: Sequence[str]
     file = Path(path)
     if ANY in folders or raster.driver == "VRT" or not os.path.isfile(file):  # noqa: PTH113  (see `safe_drivers`)
         return
-    if other := raster.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):  # before `raster.files`, for which GDAL opens it
-        raise _refused(str(path), f"names {other[:100]!r} for its overviews")
+    for key, other in raster.tags(ns="OVERVIEWS").items():  # before `raster.files`, for which GDAL opens it
+        if key.upper() == "OVERVIEW_FILE":
+            raise _refused(str(path), f"names {other[:100]!r} for its overviews")
     for name in raster.files if raster.driver == "HFA" else ():
         beside = Path(name)
         if beside.resolve().parent != file.resolve().parent or not beside.name.startswith(file.stem):
@@ -193,6 +194,5 @@ def _plain(name: str) -> str:
 
 
 def _refused(path: str, reason: str) -> UserError:
-    return UserError(
-        f"{path} {reason}: it could read any file or ask any address. If you trust it, give --vrt_sources '[{ANY}]'."
-    )
+    found = f"{path} {reason}: it could read any file or ask any address."
+    return UserError(found, advice=f"If you trust it, give --vrt_sources '[{ANY}]'.")

@@ -151,8 +151,8 @@ def draw_speed(result: SpeedResult, path: Path) -> Path:
             colours = [("tab:gray", "tab:green", "lightgray")[_rank(row.loop)[0] // 3] for row in chosen]
             names = [row.loop for row in chosen]
             axis.barh(names, speeds, xerr=list(zip(*spread, strict=True)), color=colours)
-            for number, row in enumerate(chosen):
-                axis.text(row.max, number, f" {row.images_per_second:.3g}", va="center", fontsize=7)
+            for row in chosen:
+                axis.text(row.max, row.loop, f" {row.images_per_second:.3g}", va="center", fontsize=7)
             axis.set_xlim(0, 1.15 * max(row.max for row in chosen))
             axis.set_title(f"{student}, {size} pixels", fontsize=9)
             axis.tick_params(labelsize=7)

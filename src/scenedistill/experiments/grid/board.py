@@ -16,6 +16,7 @@ from scenedistill.experiments.grid.tuning.search import Candidate, Course, Score
 from scenedistill.experiments.grid.work import DIVERGED, open_experiment, stage_of
 from scenedistill.experiments.results.record import Row
 from scenedistill.experiments.stages.files import stage_damage
+from scenedistill.experiments.stages.starts import check_start, start_hash
 from scenedistill.experiments.stages.teacher import train_teacher
 from scenedistill.experiments.stages.testing import test
 from scenedistill.training.runs import Stage
@@ -37,6 +38,7 @@ class Board:
         self._experiments: dict[Path, Experiment] = {}  # by their path below the grid's folder
         self._contexts: dict[tuple[Path, int], SeedContext] = {}
         self._broken: dict[tuple[Path, int], str] = {}
+        self._starts: dict[tuple[str, str], str | None] = {}  # hash of initial weights, by their name and the network's
         self._tried: dict[Cell, tuple[bool, float | None]] = {}  # of tuning runs: whether done, and the validation OA
         self._courses: dict[tuple[str, str, str], Course | None] = {}  # by block, student and label
 
@@ -62,10 +64,20 @@ class Board:
         return self._experiments[cell.home]
 
     def context(self, cell: Cell) -> SeedContext:
-        """Return the cell's experiment and split."""
+        """Return the cell's experiment and split.
+
+        Raises:
+            UserError: the images cannot be used, or the parts in their folder do not suit the grid.
+        """
         key = (cell.home, cell.seed)
         if key not in self._contexts:
-            self._contexts[key] = self.experiment(cell).of_seed(cell.seed, cell.fold)
+            context = self.experiment(cell).of_seed(cell.seed, cell.fold)
+            if context.config.data.split_file:
+                if len(self.config.ratios) > 1:
+                    raise UserError("its folder has a training part of its own. Give one ratio.")
+                if self.config.tuning and not len(context.split.val):
+                    raise UserError("tuning needs validation images, and its folder has no part val.")
+            self._contexts[key] = context
         return self._contexts[key]
 
     def stage(self, cell: Cell) -> Stage | None:
@@ -76,13 +88,21 @@ class Board:
     def done(self, cell: Cell) -> bool:
         """Return whether the cell is trained and, except for a tuning run, tested."""
         stage = self.stage(cell)
-        if stage is None or not stage.done or stage_damage(stage):
+        if stage is None or not stage.done or stage_damage(stage) or not self._same_teacher(cell, stage):
             return False
         return cell.tuning or ((test := self._test(cell, stage)).done and not test.damage())
 
-    def check_teacher(self, cell: Cell) -> None:
-        """Raise a UserError when a finished teacher was made from another file than the settings name."""
-        train_teacher(self.context(cell), self.out / cell.folder)
+    def check_start(self, cell: Cell) -> None:
+        """Raise a UserError when a finished cell started from weights of other content than the settings name."""
+        if cell.student is None:
+            train_teacher(self.context(cell), self.out / cell.folder)
+            return
+        student, stage = cell_student(self.config, cell), self.stage(cell)
+        assert stage
+        key = (student.weights, student.name)
+        if key not in self._starts:
+            self._starts[key] = start_hash(*key)
+        check_start(stage, student.weights, self._starts[key])
 
     def candidate(self, cell: Cell) -> Candidate | None:
         """Return the settings that tuning tries in a cell or has chosen for it; None while the earlier tuning runs are
@@ -196,6 +216,12 @@ class Board:
         epochs = (*self.config.tuning.rounds, None)[number]
         run = Cell(cell.block, self.config.tuning.seed, cell.student, cell.label, candidate, tuning=True, epochs=epochs)
         return replace(run, fold=fold)
+
+    def _same_teacher(self, cell: Cell, stage: Stage) -> bool:
+        """Return whether a finished student was distilled from the present weights of its teacher."""
+        taught_by = stage.record.get("teacher_hash")
+        teacher = self.stage(cell.teacher) if taught_by else None
+        return teacher is None or (teacher.done and teacher.record.get("weights_hash", taught_by) == taught_by)
 
     def _test(self, cell: Cell, stage: Stage) -> Stage:
         return Stage(stage.folder / "evaluation", {"of": stage.fingerprint, "test": self.context(cell).split.hash})

@@ -75,8 +75,7 @@ class Scheduler:
                 continue
             self._outputs[cell] = stored_outputs(self.board, cell)
             if self.board.done(cell):
-                if cell.student is None:
-                    self.board.check_teacher(cell)
+                self.board.check_start(cell)
                 self._done(cell)
             elif self.board.needed(cell) is False:
                 self.progress.oa[cell] = None

@@ -12,6 +12,7 @@ import numpy as np
 
 from scenedistill.data.images.read import squash
 from scenedistill.data.raster.read import RasterInfo, open_raster, read_pixels
+from scenedistill.data.raster.sources import ANY
 from scenedistill.inference.raster.progress import RasterProgress
 from scenedistill.inference.raster.windows import Grid
 
@@ -156,7 +157,7 @@ class Rasters:
     def own(self) -> DatasetReader:
         """Return the handle of the current thread, and open it at the first call."""
         if not hasattr(self._local, "raster"):
-            self._local.raster = open_raster(self.info.path, [self.info.driver])
+            self._local.raster = open_raster(self.info.path, [self.info.driver], [ANY])  # checked when mapping began
             self._all.append(self._local.raster)
         raster: DatasetReader = self._local.raster
         return raster

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from scenedistill.core.disk import read_json, write_json
 from scenedistill.core.errors import UserError
 from scenedistill.inference.raster.config import RasterConfig, RasterResult
 from scenedistill.inference.raster.write import CHUNK, add_style, write_layer
+
+if TYPE_CHECKING:
+    from rasterio import Affine
 
 VRT, POLYGONS, RECORD = "merged.vrt", "merged.gpkg", "merged.json"
 KIND = "merged raster maps"
@@ -49,7 +52,7 @@ def merge_maps(results: Sequence[RasterResult], out: Path) -> list[Path]:
     """
     _check_places(results)
     classes = list(results[0].cells)
-    rasters = [result.classes for result in results if result.classes]
+    rasters = {result.classes: result for result in results if result.classes}
     polygons = [result.polygons for result in results if result.polygons and result.polygons.suffix == ".gpkg"]
     made = dict[Path, Path]()  # unfinished file: its name once finished
     if rasters:
@@ -64,8 +67,11 @@ def merge_maps(results: Sequence[RasterResult], out: Path) -> list[Path]:
     return list(made.values())
 
 
-def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
-    """Write a VRT of two bands over class rasters, with their colours, at the finest of their resolutions."""
+def _vrt(rasters: Mapping[Path, RasterResult], out: Path, classes: Sequence[str]) -> Path:
+    """Write a VRT of two bands over class rasters, with their colours, at the finest of their resolutions.
+
+    The last cells of a raster may reach over its edge. There they are seen only where no other raster is.
+    """
     import rasterio
 
     about: dict[Path, Any] = {}
@@ -73,7 +79,7 @@ def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
         with rasterio.open(path) as file:
             about[path] = {**file.profile, "bounds": file.bounds}
             bands, colours, scales = file.descriptions, file.colormap(1), file.scales
-    first = about[rasters[0]]
+    first = about[next(iter(rasters))]
     bounds = np.array([one["bounds"] for one in about.values()])
     (left, bottom), (right, top) = bounds[:, :2].min(0), bounds[:, 2:].max(0)
     width, height = (min(abs(one["transform"][i]) for one in about.values()) for i in (0, 4))
@@ -95,19 +101,31 @@ def _vrt(rasters: Sequence[Path], out: Path, classes: Sequence[str]) -> Path:
                 _element(names, "Category", name)
         else:
             _element(band, "Scale", scales[1])
-        for path, one in about.items():
-            x, y = (one["bounds"].left - left) / width, (top - one["bounds"].top) / height
-            across, down = one["width"] * one["transform"].a / width, one["height"] * -one["transform"].e / height
+        whole = [(path, one["width"], one["height"]) for path, one in about.items()]
+        inside = [(path, *_cells_inside(rasters[path], one["transform"])) for path, one in about.items()]
+        for path, columns, rows in [*(source for source in whole if source not in inside), *inside]:
+            bounds, cell = about[path]["bounds"], about[path]["transform"]
+            x, y = (bounds.left - left) / width, (top - bounds.top) / height
+            across, down = columns * cell.a / width, rows * -cell.e / height
+            if (path, columns, rows) not in whole:  # ends where a neighbour, whose cells may lie otherwise, begins
+                across, down = max(1, round(x + across) - round(x)), max(1, round(y + down) - round(y))
             source = _element(band, "ComplexSource")
             _element(source, "SourceFilename", Path(os.path.relpath(path, out)).as_posix(), relativeToVRT=1)
             _element(source, "SourceBand", number)
-            _element(source, "SrcRect", xOff=0, yOff=0, xSize=one["width"], ySize=one["height"])
+            _element(source, "SrcRect", xOff=0, yOff=0, xSize=columns, ySize=rows)
             _element(source, "DstRect", xOff=x, yOff=y, xSize=across, ySize=down)
             _element(source, "NODATA", first["nodata"])
     ET.indent(root)
     unfinished = out / f".{VRT}"
     ET.ElementTree(root).write(unfinished, encoding="utf-8")
     return unfinished
+
+
+def _cells_inside(result: RasterResult, cell: Affine) -> tuple[float, float]:
+    """Return how many columns and rows of cells a raster fills; the last one of each may be filled in part."""
+    plan = read_json(result.record)["plan"]
+    (rows, columns), transform = plan["size"], plan["transform"]
+    return round(columns * transform[0] / cell.a, 6), round(rows * transform[4] / cell.e, 6)
 
 
 def _element(parent: ET.Element | None, tag: str, text: object = None, **attributes: object) -> ET.Element:
