@@ -83,7 +83,7 @@ def _latency(section: Mapping[str, Any]) -> str:
 
 def _predict(section: Mapping[str, Any]) -> str:
     speeds = ["images/s from files", "of the runtime alone", "of reading alone"]
-    head = ["network", "form", *speeds, "share of the runtime's", "target", "met", "of reading, then runtime"]
+    head = ["network", "form", *speeds, "share of the runtime's", "target", "met", "share of both in turn"]
     table = []
     for row in section["rows"]:
         found = [_speed(row[f"{name}_images_per_second"]) for name in ("predict", "runtime", "reading")]
