@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from scenedistill.losses.base import DistillationLoss, TeacherStatistics
 from scenedistill.losses.registry import LOSSES
 from scenedistill.models.output import FeatureDims, SceneOutput
+from scenedistill.training.student import on_labelled
 
 MakeOutput = Callable[..., SceneOutput]
 
@@ -73,6 +75,29 @@ def test_the_parameters_of_a_loss_receive_gradients(
     loss(student, output(teacher_dims, seed=1), torch.tensor([0, 1, 2, 1, 0])).backward()
     for name, parameter in loss.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_pickled_loss_is_the_same(
+    loss: DistillationLoss, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    """As the processes of a training receive it. What is drawn next does not change."""
+    before = torch.get_rng_state()
+    loss.double()
+    copied: DistillationLoss = pickle.loads(pickle.dumps(loss))
+    assert torch.equal(torch.get_rng_state(), before)
+    seen = output(student_dims), output(teacher_dims, seed=1), torch.tensor([0, 1, 2, 1, 0])
+    assert torch.equal(copied(*seen), loss(*seen))
+
+
+def test_without_a_labelled_image_every_parameter_has_a_gradient_of_zero(
+    loss: DistillationLoss, output: MakeOutput, student_dims: FeatureDims, teacher_dims: FeatureDims
+) -> None:
+    """DDP stops at a parameter without one."""
+    student = with_gradients(output(student_dims))
+    value = on_labelled(loss, student, output(teacher_dims, seed=1), torch.full((5,), -1))
+    torch.autograd.backward(value)
+    assert value == 0 and student.logits.grad is not None and not student.logits.grad.any()
+    assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
 
 
 def test_no_gradient_reaches_the_teacher(

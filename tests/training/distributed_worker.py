@@ -31,6 +31,7 @@ from scenedistill.models.create import build_student
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import FeatureDims, SceneOutput, StageAttention
 from scenedistill.training.distributed import gather, gather_output, share_batch_norm
+from scenedistill.training.student import on_labelled
 
 BATCH, SIZE, CLASSES = 8, 32, 4
 TEACHER = FeatureDims(CLASSES, 12, (6, 8, 10, 12))
@@ -41,6 +42,8 @@ STATISTICS = TeacherStatistics(
 )
 #: the images of a class lie in different processes: without the others a process has no positives
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+FEW = torch.tensor([-1, 1, -1, -1, 0, 1, 2, 3])
+ONE = torch.tensor([-1, -1, -1, -1, 0, 1, 2, 3])
 CASES: dict[str, dict[str, Any]] = {
     "ce": {},
     "da": {"options": {"gates": 1.0}},
@@ -49,6 +52,11 @@ CASES: dict[str, dict[str, Any]] = {
     "reviewkd": {},
     "hard": {},
     "semihard": {},
+    # a loss that needs labels, of which one process has one and the other four
+    "ce of few labels": {"labels": FEW},
+    "ce of one process": {"labels": ONE},
+    "decoupled of few labels": {"labels": FEW},
+    "crd of few labels": {"labels": FEW},
     # batch norms that hold their activation; 64 pixels leave more than one position in the last stage
     "ce of mobilenetv3_small_100": {"student": "mobilenetv3_small_100"},
     # what happens to a process that looks at its own images only
@@ -60,14 +68,16 @@ CASES: dict[str, dict[str, Any]] = {
 class Step(nn.Module):
     """What a training step computes of one process's share: cross-entropy, which trains the head, and a loss."""
 
-    def __init__(self, net: SceneNet, loss: DistillationLoss | Mining | None, gathered: bool) -> None:
+    def __init__(
+        self, net: SceneNet, loss: DistillationLoss | Mining | None, gathered: bool, unlabelled: bool = False
+    ) -> None:
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net, self.loss, self.unlabelled = net, loss, unlabelled
         self.gather: Callable[[Tensor], Tensor] = gather if gathered else lambda tensor: tensor
 
     def forward(self, images: Tensor, teacher: SceneOutput, labels: Tensor) -> Tensor:
         output = self.net(images, features=getattr(self.loss, "needs_features", False))
-        entropy = nn.functional.cross_entropy(output.logits, labels)
+        entropy = nn.functional.cross_entropy(output.logits, labels, ignore_index=-1, reduction="sum") / len(labels)
         if self.loss is None:
             return entropy
         if isinstance(self.loss, str):
@@ -75,6 +85,8 @@ class Step(nn.Module):
             return entropy + triplet_loss(embedding, labels, margin=1.0, mining=self.loss)
         if self.loss.relational and self.gather is gather:
             output, teacher, labels = gather_output(output), gather_output(teacher), gather(labels)
+        if self.unlabelled:
+            return entropy + on_labelled(self.loss, output, teacher, labels)
         distance: Tensor = self.loss(output, teacher, labels)
         return entropy + distance
 
@@ -103,13 +115,13 @@ def compute(rank: int, world: int) -> dict[str, Any]:
                 nn.init.normal_(parameter, std=0.3)
         name = case.split(",")[0].split()[0]
         loss: DistillationLoss | Mining | None = None
-        if name in LOSSES and name != "ce":
+        if name in LOSSES and (name != "ce" or "labels" in how):
             built = build_losses({name: 1.0}, net.dims, TEACHER, {name: how.get("options", {})})
             loss = cast(DistillationLoss, built[name])
             loss.prepare(STATISTICS)
         elif name != "ce":
             loss = cast(Mining, name)
-        step = Step(net, loss, how.get("gathered", True)).double()
+        step = Step(net, loss, how.get("gathered", True), "labels" in how).double()
         images = torch.rand(BATCH, 3, SIZE, SIZE, dtype=torch.float64)
         teacher = teacher_output(BATCH).map(itemgetter(mine))
         module: nn.Module = step
@@ -117,7 +129,7 @@ def compute(rank: int, world: int) -> dict[str, Any]:
             if how.get("shared", True):
                 share_batch_norm(step)
             module = DistributedDataParallel(step)
-        value = module(images[mine], teacher, LABELS[mine])
+        value = module(images[mine], teacher, how.get("labels", LABELS)[mine])
         value.backward()
         value = value.detach()
         if world > 1:

@@ -64,6 +64,14 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
     assert [settings(name)[0] for name in attention] == pytest.approx([0.3] * 40)
 
 
+def test_attention_of_the_backbone_itself_is_pretrained() -> None:
+    """As in timm's cspnext, which has an `attention` in each of its stages."""
+    module = training(FitConfig(lr=0.1, fresh_lr_factor=3.0))
+    cast(Any, module.net.backbone).stem.attention = torch.nn.Linear(2, 2)
+    rates = {id(each): group["lr"] for group in parameter_groups(module, module.fit) for each in group["params"]}
+    assert {rates[id(each)] for each in cast(Any, module.net.backbone).stem.attention.parameters()} == {0.1}
+
+
 def test_frozen_parameters_are_left_out() -> None:
     module = training(FitConfig())
     module.net.backbone.requires_grad_(False)

@@ -17,7 +17,10 @@ from scenedistill.training.distributed import gather, share_batch_norm, world_si
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 WORLD = 2
-EQUAL = ("ce", "da", "ss", "sp", "reviewkd", "hard", "semihard", "ce of mobilenetv3_small_100")
+EQUAL = (
+    *("ce", "da", "ss", "sp", "reviewkd", "hard", "semihard", "ce of mobilenetv3_small_100"),
+    *("ce of few labels", "ce of one process", "decoupled of few labels", "crd of few labels"),
+)
 ALONE = ("ce, nothing shared", "ss, nothing gathered")
 
 Found = dict[str, dict[str, Any]]

@@ -80,6 +80,20 @@ class Steps(Callback):
         self.after[len(self.states) - 1] = state(pl_module.net)
 
 
+def test_what_a_loss_does_to_the_student_after_a_step_is_seen_by_the_average(
+    tiny_cache: SceneCache, split: Split, mild: ViewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SimKD, which folds its layers into the student's head."""
+    module, steps = student(mild, decay=0.0, epochs=1), Steps()
+
+    def set_bias(net: SceneNet) -> None:
+        net.head.bias.detach().fill_(7.0)
+
+    monkeypatch.setattr(module.losses["ce"], "after_step", set_bias)
+    train(module, tiny_cache, split, tmp_path, [steps])
+    assert len(steps.states) == 3 and all((seen["head.bias"] == 7).all() for seen in steps.states)
+
+
 class Killed(Callback):
     """Ends the training in an epoch: in its validation, or once its checkpoint is written."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scenedistill.core.disk import content_checksum, read_json, write_json
 from scenedistill.data.batches import ScenePart
@@ -144,6 +145,21 @@ def test_damaged_statistics_are_made_again(teacher: SceneNet, all_images: SceneP
     assert knowing(teacher, all_images, 1, tmp_path).statistics(CPU)[1] == oa
 
 
+def relayered(teacher: SceneNet) -> SceneNet:
+    """The same weights in other layers, as of timm's `efficientnet_lite0` and `tf_efficientnet_lite0`."""
+    other = copy.deepcopy(teacher)
+    first = next(module for module in other.modules() if isinstance(module, nn.Conv2d))
+    first.padding_mode = "circular"
+    return other
+
+
+def renormalised(teacher: SceneNet) -> SceneNet:
+    """The same weights, for images normalised otherwise."""
+    other = copy.deepcopy(teacher)
+    other.mean += 0.1  # not among its saved tensors
+    return other
+
+
 def test_every_setting_that_changes_the_outputs_has_its_own_folder(
     teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
@@ -153,6 +169,8 @@ def test_every_setting_that_changes_the_outputs_has_its_own_folder(
     stores = [
         knowing(teacher, all_images, 2, tmp_path),
         knowing(other, all_images, 2, tmp_path),
+        knowing(relayered(teacher), all_images, 2, tmp_path),
+        knowing(renormalised(teacher), all_images, 2, tmp_path),
         knowing(teacher, fewer, 2, tmp_path),
         knowing(teacher, turned, 2, tmp_path),
         knowing(teacher, all_images, 2, tmp_path, seed=6),
@@ -265,15 +283,18 @@ def test_how_the_teacher_runs_is_part_of_the_stored_settings(
     assert plain.store and stores[0].store and plain.store.folder == stores[0].store.folder
 
 
+@pytest.mark.parametrize("images", [True, False], ids=["by their pixels", "by their checksums"])
 def test_outputs_that_an_earlier_version_stored_are_read(
-    teacher: SceneNet, all_images: ScenePart, tmp_path: Path
+    images: bool, teacher: SceneNet, all_images: ScenePart, tmp_path: Path
 ) -> None:
     kept = knowing(teacher, all_images, 2, tmp_path)
     answers = said(kept, all_images, 1)
     assert kept.store is not None
     about = read_json(kept.store.folder / "about.json")
-    settings = {name: value for name, value in about["settings"].items() if name != "content"}
-    settings["images"] = all_images.pixel_hash()  # as earlier versions named the images
+    settings = {name: value for name, value in about["settings"].items() if name != "layers"}
+    if images:  # as the earliest versions named them
+        del settings["content"]
+        settings["images"] = all_images.pixel_hash()
     earlier = kept.store.folder.rename(tmp_path / content_checksum(settings))
     write_json(earlier / "about.json", {**about, "settings": settings}, checksum=True)
     again = knowing(teacher, all_images, 2, tmp_path)

@@ -13,6 +13,7 @@ from scenedistill.data.views import ViewConfig, training_view, uniform
 
 #: Used in place of an epoch, and larger than any, so that mixing and choosing draw independent random numbers.
 _MIXING, _CHOOSING = 1 << 40, 1 << 41
+_REPEATS = 40  # bit of an image's id above which repetitions in a view are counted
 
 
 class TrainingPart:
@@ -98,7 +99,9 @@ class ViewPart:
         self.labels = whole.labels
         ids = [whole.labelled.ids]
         if whole.unlabelled is not None:
-            ids.append(whole.unlabelled.ids[chosen])
+            # an image that comes several times in a view has another crop each time: the first one its usual
+            repeat = np.arange(len(chosen)) - np.searchsorted(chosen, chosen)
+            ids.append(whole.unlabelled.ids[chosen] ^ (repeat << _REPEATS))
         self.ids = np.concatenate(ids)
         #: for every row, the row it is mixed with (itself if it is not) and its own share, `[M]` each
         self.partners, self.amounts = np.arange(len(self)), np.ones(len(self), np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,10 +85,23 @@ class OrthogonalProjection(DistillationLoss):
         layer = nn.Linear(student.embedding, teacher.embedding, bias=False)
         self.projection = nn.utils.parametrizations.orthogonal(layer)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the weights, as torch pickles no parametrised layer and several processes receive the loss so."""
+        return _orthogonal_projection, (self.student_dims, self.teacher_dims, self.state_dict())
+
     def compute(self, student: SceneOutput, teacher: SceneOutput, labels: Tensor) -> Tensor:
         """See `DistillationLoss.compute`."""
         target = F.layer_norm(teacher.embedding, (teacher.embedding.shape[1],))
         return F.mse_loss(self.projection(student.embedding), target)
+
+
+def _orthogonal_projection(
+    student: FeatureDims, teacher: FeatureDims, state: dict[str, Tensor]
+) -> OrthogonalProjection:
+    with torch.random.fork_rng(devices=[]):
+        loss = OrthogonalProjection(student, teacher).to(next(iter(state.values())).dtype)
+    loss.load_state_dict(state)
+    return loss
 
 
 class TeacherQueue(DistillationLoss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from scenedistill.core.disk import CHECKSUM, content_checksum, whole_file
+from scenedistill.core.disk import CHECKSUM, content_checksum, short_hash, whole_file
 from scenedistill.core.errors import Damaged, UserError
 from scenedistill.models.attention import SigmoidAttention
 from scenedistill.models.create import build_network, move_stride
@@ -153,6 +154,15 @@ def load_net(path: Path) -> tuple[SceneNet, NetCard]:
 def weights_hash(module: nn.Module) -> str:
     """Return a hash of the names, shapes and values of all tensors of a module, 16 hex digits."""
     return tensors_hash(module.state_dict())
+
+
+def layers_hash(module: nn.Module) -> str:
+    """Return a hash of what a network's output depends on beside its weights: its layers with their settings, and the
+    tensors that are not in its `state_dict`, such as the mean and deviation of its input; 16 hex digits."""
+    saved = module.state_dict()
+    others = {name: tensor for name, tensor in module.named_buffers() if name not in saved}
+    layers = re.sub(r" at 0x[0-9a-f]+", "", str(module))  # addresses of functions
+    return short_hash(f"{layers} {tensors_hash(others)}")
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -21,6 +21,7 @@ from scenedistill.core.precision import allow_compiling, flush_denormals
 from scenedistill.data.batches import SceneBatch
 from scenedistill.data.training_part import mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, resized
+from scenedistill.models.attention import AttendedStage
 from scenedistill.models.depthwise import use_quick_depthwise
 from scenedistill.models.network import SceneNet
 from scenedistill.training.distributed import share_batch_norm
@@ -262,9 +263,11 @@ def parameter_groups(module: nn.Module, fit: FitConfig) -> list[dict[str, Any]]:
     """Return the optimiser's parameter groups: newly initialised parts have a learning rate of their own
     (`fit.fresh_lr_factor`), and vectors have no weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    attention = [stage.attention for stage in module.modules() if isinstance(stage, AttendedStage)]
+    fresh = {parameter for each in attention for parameter in each.parameters()}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            pretrained = "net.backbone." in name and ".attention." not in name
+            pretrained = "net.backbone." in name and parameter not in fresh
             groups.setdefault((pretrained, parameter.ndim > 1), []).append(parameter)
     return [
         {

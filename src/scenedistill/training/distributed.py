@@ -41,6 +41,16 @@ def gather_output(output: SceneOutput) -> SceneOutput:
     return SceneOutput(gather(output.logits), gather(output.embedding), (), features, rows)
 
 
+def mean_over_processes(mean: Tensor, count: int) -> Tensor:
+    """Return a mean over `count` images of this process, scaled so that the average over the processes is the mean over
+    all their images; every process must call this."""
+    if world_size() == 1:
+        return mean
+    every = torch.tensor(count, device=mean.device)
+    dist.all_reduce(every)
+    return mean * count * world_size() / every.clamp(min=1)
+
+
 def share_of_rows(count: int) -> list[int]:
     """Return this process's share of the rows 0..`count` - 1; shares are equally long, padded with the last row."""
     each = -(-count // world_size())

@@ -16,7 +16,7 @@ from scenedistill.losses.registry import build_losses
 from scenedistill.models.network import SceneNet
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.base import SceneTraining
-from scenedistill.training.distributed import gather, gather_output
+from scenedistill.training.distributed import gather, gather_output, mean_over_processes
 from scenedistill.training.gradients import COLLAPSED, GRADIENT_PREFIX, due, gradient_norms, student_diagnostics
 from scenedistill.training.teacher_outputs.knowledge import Knowledge
 
@@ -43,12 +43,13 @@ class Distillation(SceneTraining):
             with self.waiting("teacher"):
                 self.knowledge.open(self.current_epoch, self.device)
 
-    def on_train_batch_end(self, *outputs: Any) -> None:
-        """Let the losses change their students, see `DistillationLoss.after_step`."""
+    def optimizer_step(self, *step: Any, **more: Any) -> None:
+        """Let the losses change their students after each step, see `DistillationLoss.after_step`. Callbacks, such as
+        the average of the weights, come after it."""
+        super().optimizer_step(*step, **more)
         for module in self.modules():
             if isinstance(module, StudentTraining):
                 module.after_step()
-        super().on_train_batch_end(*outputs)
 
     def view_and_target(self, batch: SceneBatch) -> tuple[Tensor, SceneOutput | None]:
         """Return the batch's views at the size of this epoch, `[B, bands, H, W]`, and the teacher's output for the
@@ -175,7 +176,7 @@ class StudentTraining(Distillation):
             if loss.relational:
                 seen = whole = whole or (gather_output(output), gather_output(target), gather(labels))
             if loss.needs_labels and some_without:
-                parts[name] = _on_labelled(loss, *seen)
+                parts[name] = on_labelled(loss, *seen)
             else:
                 parts[name] = loss(*seen)
         return parts
@@ -198,9 +199,13 @@ class StudentTraining(Distillation):
         return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]
 
 
-def _on_labelled(loss: DistillationLoss, output: SceneOutput, target: SceneOutput, labels: Tensor) -> Tensor:
-    """Return a loss on the labelled images of a batch; zero if there are none."""
+def on_labelled(loss: DistillationLoss, output: SceneOutput, target: SceneOutput, labels: Tensor) -> Tensor:
+    """Return a loss on the labelled images of a batch; zero if there are none. Each of them counts the same, however
+    many of them each process has."""
     known = (labels >= 0).nonzero().squeeze(1)
-    if not len(known):
-        return 0 * output.logits.float().sum()
-    return loss(output.map(lambda tensor: tensor[known]), target.map(lambda tensor: tensor[known]), labels[known])  # type: ignore[no-any-return]
+    if len(known):
+        value = loss(output.map(lambda tensor: tensor[known]), target.map(lambda tensor: tensor[known]), labels[known])
+    else:
+        unused = (output.logits, *loss.parameters())  # DDP needs a gradient for each
+        value = 0 * torch.stack([each.float().sum() for each in unused]).sum()
+    return value if loss.relational else mean_over_processes(value, len(known))

@@ -16,9 +16,10 @@ from scenedistill.data.cache.build import cache_home
 from scenedistill.data.training_part import TrainingPart, mixed_view
 from scenedistill.data.views import ViewConfig, evaluation_view, view_number
 from scenedistill.losses.base import TeacherStatistics, head_tensors
+from scenedistill.models.files import layers_hash
 from scenedistill.models.output import SceneOutput
 from scenedistill.training.distributed import gather_rows, on_every_process, share_of_rows
-from scenedistill.training.teacher_outputs.store import KnowledgeStore, Packing
+from scenedistill.training.teacher_outputs.store import LAYERS, KnowledgeStore, Packing
 from scenedistill.training.teacher_outputs.teachers import Teachers
 
 #: Images of one teacher pass outside a training step.
@@ -61,6 +62,7 @@ class Knowledge:
         if views:
             settings = {
                 "teacher": "-".join(teachers.hashes),
+                LAYERS: "-".join(map(layers_hash, teachers.nets)),
                 "content": part.content_hash,
                 "views": asdict(config),
                 "image_size": teachers.image_size,
@@ -69,6 +71,7 @@ class Knowledge:
             }
             # left out at their defaults, so that stores of versions without these settings remain valid
             extra = {"symmetries": teachers.symmetries, "mixup": part.mixup, "share": part.share}
+            extra["distinct"] = bool(part.share)  # an image that comes twice in a view is no longer seen alike
             settings |= {name: value for name, value in extra.items() if value}
             self.store = KnowledgeStore(root or knowledge_home(), settings, len(part), about, part.pixel_hash)
         self._statistics: tuple[TeacherStatistics, float] | None = None

@@ -30,6 +30,7 @@ from scenedistill.models.output import SceneOutput, StageAttention
 FORMAT = 1
 LARGEST = torch.finfo(torch.float16).max
 SPARE_BYTES = 256 << 20  # disk space left free
+LAYERS = "layers"  # setting that earlier versions lack
 ABOUT, _STATISTICS = "about.json", "statistics.safetensors"
 VIEW = re.compile(r"view-(\d{5})-([0-9a-f]{16})\.npy")
 
@@ -241,17 +242,19 @@ class KnowledgeStore:
 def _earlier(folder: Path, settings: Mapping[str, Any], pixel_hash: Callable[[], str]) -> Path | None:
     """Return the folder that an earlier version made for these settings; None if there is none.
 
-    Its settings have, in place of `content`, `images`: a hash over all pixels, which is computed only where the others
-    are equal. It is then noted in the folder that it was found, so that the pixels are read once.
+    Its settings lack the hash of the teacher's layers. Those of the earliest ones have, in place of `content`,
+    `images`: a hash over all pixels, which is computed only where the others are equal. It is then noted in the folder
+    that it was found, so that the pixels are read once.
     """
-    others = content_checksum({name: value for name, value in settings.items() if name != "content"})
+    without = {name: value for name, value in settings.items() if name != LAYERS}
     for file in sorted(folder.parent.glob(f"*/{ABOUT}")):
         about = read_json(file)
         kept = dict(about["settings"]) if isinstance(about.get("settings"), dict) else {}
         images = kept.pop("images", None)
-        if images is None or content_checksum(kept) != others:
+        others = {name: value for name, value in without.items() if name != "content" or images is None}
+        if content_checksum(kept) != content_checksum(others):
             continue
-        if about.get("found_as") == folder.name:
+        if images is None or about.get("found_as") == folder.name:
             return file.parent
         if images == pixel_hash():
             with contextlib.suppress(OSError):
