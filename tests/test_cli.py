@@ -386,6 +386,47 @@ def test_a_run_takes_16_bit_images_of_four_bands(say: Say, tiny_options: tuple[s
     assert "24 of 24 images" in words and "has 4 bands" in words
 
 
+def test_a_split_may_name_images_that_are_left_out(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
+    assert say("split", scenes, "split.csv", "--train_ratio", "0.5")[0] == 0
+    image = sorted((scenes / "river").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:200])
+    given = ("--data.split_file", "split.csv", "--data.on_bad", "skip")
+    code, out, err = say("teacher", scenes, *tiny_options, *given)
+    assert code == 0, err
+    assert f"left out river/{image.name}" in out
+
+
+def test_a_run_inside_the_folder_of_its_images_is_refused(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command would take it for a class."""
+    monkeypatch.chdir(scenes)
+    words = complaint(say("run", ".", *tiny_options))
+    assert "runs/scenes lies inside the folder of the images" in words and "--out" in words
+    assert not (scenes / "runs").exists()
+
+
+def test_unlabelled_images_are_looked_at_before_a_teacher_is_trained(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...]
+) -> None:
+    words = complaint(say("run", scenes, *tiny_options, "--data.unlabelled", f"[{scenes}]", "--out", "copies"))
+    assert "Nothing is left to train with" in words
+    assert not list(Path("copies").rglob("weights.safetensors"))
+
+
+def test_images_of_another_folder_in_the_cache_are_not_taken_for_those_of_a_run(
+    say: Say, scenes: Path, tiny_options: tuple[str, ...]
+) -> None:
+    other = shutil.copytree(scenes, scenes.with_name("other"))
+    for folder, out in ((scenes, "first"), (other, "second")):
+        assert say("teacher", folder, *tiny_options, "--data.cache_dir", "kept", "--out", out)[0] == 0
+    first, second = (next(Path(out).glob("seed*/teacher")) for out in ("first", "second"))
+    code, _, err = say("export", second, "--out", "fine", "--formats", "[safetensors]")
+    assert code == 0, err
+    words = complaint(say("export", first, "--out", "wrong", "--formats", "[safetensors]"))
+    assert "are no longer among the decoded ones" in words and "--data" in words
+
+
 def test_a_class_with_one_image_is_refused(say: Say, scenes: Path, tiny_options: tuple[str, ...]) -> None:
     for image in sorted((scenes / "river").iterdir())[1:]:
         image.unlink()

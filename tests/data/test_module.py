@@ -136,14 +136,25 @@ def test_batches_of_classes_by_images(batch_size: int, images_per_class: int) ->
     for epoch in range(3):
         epochs.set_epoch(epoch)
         rows = np.concatenate(list(epochs))
-        assert len(rows) == len(epochs) * batch_size and len(set(rows.tolist())) == len(rows)
+        assert len(rows) == len(epochs) * batch_size
+        large = rows[np.bincount(LABELS)[LABELS[rows]] >= images_per_class]
+        assert len(set(large.tolist())) == len(large), "none twice but in a class that has too few"
         groups = LABELS[rows].reshape(-1, images_per_class)
         assert (groups == groups[:, :1]).all()
-        usable = sum(count // images_per_class * images_per_class for count in np.bincount(LABELS))
+        counts = np.unique(LABELS, return_counts=True)[1]
+        usable = sum(max(count // images_per_class, 1) * images_per_class for count in counts)
         assert len(epochs) == usable // batch_size
-    # over the epochs every image of a class that has K of them is seen
     seen = {row for epoch in range(30) for row in epochs.order(epoch).tolist()}
-    assert seen == {row for row, label in enumerate(LABELS) if np.bincount(LABELS)[label] >= images_per_class}
+    assert seen == set(range(len(LABELS)))
+
+
+def test_a_class_of_few_images_is_in_every_epoch() -> None:
+    labels = np.array([0] * 20 + [1] * 3)
+    epochs = EpochBatches(labels, 24, seed=0, images_per_class=4)
+    (batch,) = epochs
+    assert sorted(labels[batch]) == [0] * 20 + [1] * 4 and set(batch) == set(range(23))
+    with pytest.raises(UserError, match=r"lower --teacher\.images_per_class"):
+        EpochBatches(labels[17:20], 24, seed=0, images_per_class=4)
 
 
 @pytest.mark.parametrize("images_per_class", [0, 2])

@@ -29,7 +29,8 @@ class EpochBatches:
         labels: int64 `[N]`, labels of the training part.
         batch_size: images of one step over all processes.
         seed: seed of the run.
-        images_per_class: 0 shuffles all images; K puts K images of one class beside each other (P x K batches).
+        images_per_class: 0 shuffles all images; K puts K images of one class beside each other (P x K batches). A class
+            of fewer than K images shows some of them several times.
         rank: rank of this process.
         world: number of processes; must divide the batch size.
     """
@@ -53,7 +54,10 @@ class EpochBatches:
             )
         self.labels, self.seed, self.rank, self.world = labels, seed, rank, world
         self.images_per_class = images_per_class
-        usable = len(labels) if group == 1 else int(sum(count // group * group for count in np.bincount(labels)))
+        counts = np.unique(labels, return_counts=True)[1]
+        usable = len(labels) if group == 1 else int(sum(max(count // group, 1) * group for count in counts))
+        if group > max(counts, default=0):
+            usable = 0  # no class has a group of different images
         whole = group * world // math.gcd(group, world)  # a batch of whole groups in equal shares
         self.batch_size = min(batch_size, usable // whole * whole)
         if self.batch_size == 0:
@@ -92,6 +96,8 @@ class EpochBatches:
         groups = []
         for label in np.unique(self.labels):
             rows = draw.permutation(np.flatnonzero(self.labels == label))
+            if len(rows) < self.images_per_class:
+                rows = np.resize(rows, self.images_per_class)
             whole = len(rows) // self.images_per_class * self.images_per_class
             groups.append(rows[:whole].reshape(-1, self.images_per_class))
         return draw.permutation(np.concatenate(groups)).reshape(-1)

@@ -34,8 +34,11 @@ from scenedistill.training.teacher_outputs.knowledge import Knowledge
 METHOD_VERSION = 3
 
 
-def split_of(config: RunConfig, index: SceneIndex, seed: int, val_fold: int = 0) -> Split:
-    """Draw or read the split of a seed, with one of the disjoint validation parts that can be drawn.
+def split_of(
+    config: RunConfig, index: SceneIndex, seed: int, val_fold: int = 0, scanned: SceneIndex | None = None
+) -> Split:
+    """Draw or read the split of a seed, with one of the disjoint validation parts that can be drawn; a file may name
+    images of `scanned` that `index` lacks.
 
     Raises:
         UserError: it cannot be drawn or read, or has no validation images and the best epoch is wanted.
@@ -45,7 +48,7 @@ def split_of(config: RunConfig, index: SceneIndex, seed: int, val_fold: int = 0)
     if file and val_fold:
         raise UserError(f"{file} has one validation part, so that further folds cannot be drawn. Take one fold.")
     if file:
-        split = read_split(file, index)
+        split = read_split(file, index, scanned)
     else:
         split = make_split(
             index, settings.train_ratio, seed, settings.val_fraction, val_fold, test_ratio=settings.test_ratio
@@ -68,6 +71,7 @@ class Experiment:
         lead: whether this is the first process of the run.
         device: device of the computation.
         precision: `bf16`, `fp16` or `fp32`.
+        scanned: all images, with those that were left out because they cannot be read.
     """
 
     config: RunConfig
@@ -77,6 +81,7 @@ class Experiment:
     lead: bool
     device: torch.device
     precision: Precision
+    scanned: SceneIndex
 
     @classmethod
     def open(
@@ -100,7 +105,8 @@ class Experiment:
             opening: console for the messages while the images are opened; `console` when not given.
 
         Raises:
-            UserError: images or folder cannot be used, or images are stored smaller than the networks' input.
+            UserError: images or folder cannot be used, the folder lies inside that of the images, or images are stored
+                smaller than the networks' input.
         """
         lead = not _get_rank()
         console, opening = (one if lead else Console(quiet=True) for one in (console, opening or console))
@@ -115,6 +121,8 @@ class Experiment:
                 f"Images are stored at {config.data.stored_size} pixels and wanted at {config.image_size}. "
                 f"Give --data.stored_size {config.image_size} or more."
             )
+        if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+            raise UserError(f"{out} lies inside the folder of the images, {data}. Give another one with --out.")
         index = scan(data) if index is None else index
         if index.parts is not None and config.data.split_file is None:
             config = replace(config, data=replace(config.data, split_file=index.root))
@@ -122,7 +130,7 @@ class Experiment:
         folder.make()
         images = decode(index, data, config.data, opening, lead)
         images.console = console
-        return cls(config, images, folder, console, lead, device, precision)
+        return cls(config, images, folder, console, lead, device, precision, index)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,7 +156,7 @@ class Experiment:
             seed: the seed.
             val_fold: number of the validation part, >= 0, where the split is drawn (`make_split`).
         """
-        split = split_of(self.config, self.images.cache.index, seed, val_fold)
+        split = split_of(self.config, self.images.cache.index, seed, val_fold, self.scanned)
         sizes = (
             f"{len(split.train):,} training, {len(split.val):,} validation, {counted(len(split.test), 'test image')}"
         )

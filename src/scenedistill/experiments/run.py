@@ -74,6 +74,8 @@ def run(
         context = experiment.of_seed(seed)
         context.keep()
         contexts.append(context)
+        if "distilled" in parts and config.student.unlabelled:
+            experiment.images.unlabelled(context.split)  # what is wrong with them is told before a teacher is trained
         folder = context.folder
         with context.hold():
             teacher = None

@@ -133,6 +133,9 @@ def _from_cache(network: Network, card: NetCard, size: int) -> _Decoded | None:
     assert network.split_file is not None
     folder = Path(network.record.get("images", {}).get("cache", ""))
     root = (read_manifest(folder) or {}).get("settings", {}).get("root", "") if folder.is_absolute() else ""
+    own = network.record.get("images", {}).get("root")
+    if own and root and Path(own).resolve() != Path(root).resolve():
+        return None  # the folder holds the images of another one now
     stored = open_stored(folder, CacheSettings(root, size, card.bands)) if root else None
     if stored is None:
         return None

@@ -84,7 +84,7 @@ def write_split(
     return [path / file_name for file_name in lists]
 
 
-def read_split(path: Path, index: SceneIndex) -> Split:
+def read_split(path: Path, index: SceneIndex, whole: SceneIndex | None = None) -> Split:
     """Read a split for `index` from our CSV, or from torchgeo's or RSP's lists.
 
     The layout is recognised by content: a CSV by its header path,label,split; RSP lists by lines that end in a label
@@ -93,6 +93,11 @@ def read_split(path: Path, index: SceneIndex) -> Split:
     is the test part, unless there is a test list too. Label indices may differ from those of `index`, as the class
     comes from the folder, but each must stand for one class. The root of an index whose folders are parts
     (`SceneIndex.parts`) is such a split itself.
+
+    Args:
+        path: the CSV, one of the lists, or their folder.
+        index: images of the split.
+        whole: images that may be named; those that `index` lacks are left out. `index` when not given.
 
     Raises:
         UserError: with file and line: unknown or ambiguous image, label that disagrees with the folder, image listed
@@ -103,16 +108,19 @@ def read_split(path: Path, index: SceneIndex) -> Split:
     if index.parts is not None and Path(path).resolve() == index.root:
         _check_coverage(Path(path), index, index.parts)
         return assemble(index, index.parts, None, None)
-    part = np.full(len(index), -1, dtype=np.int8)
+    whole = whole or index
+    part = np.full(len(whole), -1, dtype=np.int8)
     where: dict[int, str] = {}
-    for position, name, place in _entries(Path(path), index):
+    for position, name, place in _entries(Path(path), whole):
         if position in where:
             raise UserError(
-                f"{place}: image {index.paths[position]!r} is already listed at {where[position]}; "
+                f"{place}: image {whole.paths[position]!r} is already listed at {where[position]}; "
                 "each image belongs to one part, once. Remove one of the lines."
             )
         where[position] = place
         part[position] = PARTS.index(name)
+    row = {name: number for number, name in enumerate(whole.paths)}
+    part = part[[row[name] for name in index.paths]]
     _check_coverage(Path(path), index, part)
     return assemble(index, part, None, None)
 
